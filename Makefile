@@ -1,0 +1,57 @@
+# Everything a newcomer types. Needs Python 3.11 or newer, make and a POSIX shell; the rest goes into .venv.
+
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+ARGS ?=
+
+# Two cores are shared by several Ray workers: one thread each, no lowered priority, no outside calls.
+export RAY_USAGE_STATS_ENABLED = 0
+TEST_ENV := OMP_NUM_THREADS=1 RAY_worker_niceness=0 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test nightly lint format clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s  %s\n", $$1, $$2 }' Makefile
+
+install: $(INSTALLED)  ## make .venv and install everything into it, once
+
+demo: $(INSTALLED)  ## the whole main job on the embedded corpus: data, training, a talking-head video
+	$(BIN)/fedtalk demo --out runs/demo
+
+test: $(INSTALLED)  ## unit tests, then the tests on real Ray (narrow it: make test ARGS="-k tdc")
+	$(TEST_ENV) $(BIN)/python -m pytest tests/unit tests/ray $(ARGS)
+
+nightly: $(INSTALLED)  ## the long tests
+	$(TEST_ENV) $(BIN)/python -m pytest tests/nightly $(ARGS)
+
+lint: $(INSTALLED)  ## ruff, format and types, then the commit hooks; changes no file
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+	@if git rev-parse --git-dir >/dev/null 2>&1; then $(BIN)/python -m pre_commit run --all-files; \
+	else echo "no git checkout here: the commit hooks were not run"; fi
+
+format: $(INSTALLED)  ## let ruff rewrite the code
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
+
+clean:  ## remove caches and build leftovers; .venv and runs stay
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find fedtalk_ray jobs tests cluster -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@[ -n "$(PYTHON)" ] || { echo "make: no Python 3.11 or newer on PATH; name one: make install PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "make: $(PYTHON) is not Python 3.11 or newer" >&2; exit 1; }
+	@$(BIN)/python -c '' 2>/dev/null || { $(PYTHON) -c 'import ensurepip' 2>/dev/null || \
+		{ echo "make: $(PYTHON) cannot make a virtual environment (no ensurepip); on Debian: apt-get install python3-venv" >&2; exit 1; }; }
+	@$(BIN)/python -c '' 2>/dev/null || { echo "making $(VENV) with $(PYTHON)"; $(PYTHON) -m venv --clear $(VENV); }
+	@echo "installing into $(VENV); torch and Ray are large, so the first time takes some minutes"
+	@# Quiet the second time: pip would list every package that is there already.
+	@$(BIN)/python -m pip install $(if $(wildcard $(BIN)/fedtalk),-q) --disable-pip-version-check --root-user-action=ignore \
+		-c constraints.txt -e '.[dev]'
+	@touch $@

@@ -1,0 +1,143 @@
+"""A client slot: one resident model that stands for one client after another.
+
+A plain class; `actors.pool` makes Ray actors of it. Everything private happens between reading a client's shards and
+returning from these methods: what they return is listed in `fedtalk_ray.messages`, all else stays in the
+client's folder.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fedtalk_ray.config import TrainConfig
+from fedtalk_ray.data.shards import load_manifest, read_pieces, shard_files
+from fedtalk_ray.data.stream import stream_windows
+from fedtalk_ray.data.windows import WindowBatch, held_out_windows
+from fedtalk_ray.evaluation.samples import write_sample
+from fedtalk_ray.federation.aggregation import WeightedSum
+from fedtalk_ray.federation.seeding import derive_seed
+from fedtalk_ray.federation.strategies import load_strategy
+from fedtalk_ray.messages import ClientReport, HeldOutLoss, PlainUpdate, StatisticsUpdate
+from fedtalk_ray.model import adapters
+from fedtalk_ray.training.backbone import build_pipeline, set_statistics, statistics_of
+from fedtalk_ray.training.client_state import load_identity, save_identity
+from fedtalk_ray.training.export import export_model
+from fedtalk_ray.training.local import LocalTrainer, batches_needed
+
+
+class ClientSlot:
+    """Holds the model and works through chunks of clients."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        torch.set_num_threads(config.slots.threads)
+        device = "cuda" if config.slots.num_gpus and torch.cuda.is_available() else "cpu"
+        if device == "cuda" and config.slots.num_gpus < 1:
+            # A fraction of a GPU is only admission control to Ray: hold this slot to its share of the memory.
+            torch.cuda.set_per_process_memory_fraction(config.slots.num_gpus)
+        self._config = config
+        self._manifest = load_manifest(config.shards)
+        self._strategy = load_strategy(config.strategy)
+        self._pipeline = build_pipeline(config, self._manifest)
+        self._trainer = LocalTrainer(self._pipeline, config, device)
+        self._pipeline.register_modules(denoiser=self._trainer.model)
+
+    def initial(self) -> np.ndarray:
+        """The shared parameters before round 1, float32 [D]; the same in every slot."""
+        return adapters.to_vector(self._trainer.shared())
+
+    def statistics(self, clients: list[str]) -> StatisticsUpdate:
+        """Sums over these clients' training latents, for a backbone that nobody pretrained."""
+        parts = [
+            statistics_of(read_pieces(self._config.shards, self._manifest, client, "train", ("latents",)))
+            for client in clients
+        ]
+        return StatisticsUpdate(np.sum(parts, axis=0))
+
+    def use_statistics(self, total: StatisticsUpdate) -> None:
+        """Fixes the units of latents and residuals from everybody's sums."""
+        set_statistics(self._trainer.model.get_base_model(), total.sums)
+
+    def fit(self, clients: list[str], round_number: int, shared: np.ndarray) -> PlainUpdate:
+        """Trains these clients one after another from the same shared parameters; returns their weighted sum."""
+        total, reports = WeightedSum(), []
+        for client in clients:
+            report, update = self._fit_one(round_number, client, shared)
+            total.add(update, report.weight)
+            reports.append(report)
+        return PlainUpdate(round_number, total.vector(), total.total_weight, tuple(reports))
+
+    def held_out_loss(self, clients: list[str], round_number: int, shared: np.ndarray) -> HeldOutLoss:
+        """Loss on these clients' held-out windows, each with its own adapter as it is after `round_number`."""
+        losses = []
+        for client in clients:
+            self._load(client, shared, round_number + 1)
+            losses.append(self._trainer.held_out_loss(self._windows(client, self._config.evaluation.windows), seed=0))
+        return HeldOutLoss(float(np.sum(losses)), len(losses))
+
+    def sample(self, identity: str, round_number: int, shared: np.ndarray, folder: str) -> None:
+        """Writes a video and a contact sheet of one held-out clip to `folder`, with the adapters as after the round."""
+        split = "val" if identity in self._manifest.clients() else "test"
+        self._load(identity, shared, round_number + 1)
+        piece = next(read_pieces(self._config.shards, self._manifest, identity, split))
+        write_sample(self._pipeline, piece, Path(folder), f"round-{round_number:05d}")
+
+    def export(self, shared: np.ndarray, run: str) -> None:
+        """Writes what others load: RUN/pipeline (diffusers) and RUN/adapters/shared (PEFT)."""
+        self._trainer.load(shared, None)
+        export_model(self._pipeline, self._trainer.model, self._config.shared, Path(run))
+
+    def _fit_one(self, round_number: int, client: str, shared: np.ndarray) -> tuple[ClientReport, np.ndarray]:
+        config = self._config
+        seed = derive_seed(config.seed, "fit", round_number, client)
+        identity = self._identity(client, round_number)
+        result = self._trainer.fit(
+            shared,
+            identity,
+            self._batches(client, seed),
+            self._windows(client, config.local.score_windows),
+            seed=seed,
+            proximal=self._strategy.proximal,
+            score_alpha=self._strategy.score_alpha,
+        )
+        save_identity(self._trainer.model, config.run, client, round_number)
+        samples = self._manifest.frames(client, "train")
+        scores = result.reliability
+        score = scores.score if scores else None
+        report = ClientReport(
+            client,
+            samples,
+            self._strategy.weight(samples, score),
+            score,
+            scores.id_sim if scores else None,
+            scores.temp_stab if scores else None,
+            result.losses,
+        )
+        return report, result.update
+
+    def _batches(self, client: str, seed: int) -> Iterator[WindowBatch]:
+        config = self._config
+        needed = batches_needed(config) * config.local.batch_size
+        pieces = self._manifest.pieces(client, "train")
+        return stream_windows(
+            shard_files(config.shards, client, "train"),
+            self._manifest.shapes,
+            window=self._trainer.window,
+            windows_per_piece=-(-needed // pieces),
+            batch_size=config.local.batch_size,
+            seed=seed % 2**32,
+            memory_mb=config.stream.memory_mb,
+            shuffle_windows=config.stream.shuffle_windows,
+        )
+
+    def _windows(self, client: str, count: int) -> WindowBatch:
+        pieces = read_pieces(self._config.shards, self._manifest, client, "val", ("latents", "speech"))
+        return held_out_windows(pieces, self._trainer.window, count)
+
+    def _identity(self, client: str, round_number: int) -> np.ndarray | None:
+        return load_identity(self._trainer.model, self._config.run, client, round_number)
+
+    def _load(self, client: str, shared: np.ndarray, round_number: int) -> None:
+        seed = derive_seed(self._config.seed, "identity", client)
+        self._trainer.load(shared, self._identity(client, round_number), seed)

@@ -1,0 +1,187 @@
+"""The `fedtalk` command: one sub-command per job. Heavy imports happen inside, so that `--help` is quick."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedtalk_ray.errors import UserError
+
+app = typer.Typer(
+    name="fedtalk",
+    help="Federated talking-head diffusion on Ray.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
+Address = Annotated[str, typer.Option(help='Ray cluster: "default", "local", "auto", or host:port.')]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("runs/demo"),
+    overwrite: Overwrite = False,
+) -> None:
+    """The whole main job on drawn faces: data, pretraining, federated rounds, a talking-head video.
+
+    Example: `fedtalk demo --out runs/demo`
+    """
+    from fedtalk_ray.demo import run_demo
+
+    run_demo(out, overwrite)
+
+
+@app.command()
+def prepare(
+    corpus: Annotated[str, typer.Option(help="grid, folder or synthetic.")],
+    out: Annotated[Path, typer.Option(help="Shards folder to write.")],
+    root: Annotated[Path | None, typer.Option(help="The corpus: <root>/<identity>/<clip>. Not for synthetic.")] = None,
+    size: Annotated[int, typer.Option(min=32, help="Side of the face crops in pixels, a multiple of 8.")] = 64,
+    autoencoder: Annotated[str, typer.Option(help='"patch", a folder, or a hub id of diffusers.')] = "patch",
+    identities: Annotated[int, typer.Option(help="synthetic: how many people.")] = 8,
+    clips: Annotated[int, typer.Option(help="synthetic: clips per person.")] = 6,
+    seed: Annotated[int, typer.Option(help="synthetic: which people.")] = 0,
+    unseen: Annotated[int, typer.Option(min=0, help="Keep the last N identities for testing only.")] = 0,
+    address: Address = "default",
+    overwrite: Overwrite = False,
+) -> None:
+    """Turn clips into shards: aligned face crops, sound features, latents.
+
+    Example: `fedtalk prepare --corpus grid --root data/grid --out shards/grid`
+    """
+    from fedtalk_ray.actors.cluster import connect
+    from fedtalk_ray.data.corpora import list_corpus
+    from fedtalk_ray.data.prepare import REJECTS
+    from fedtalk_ray.data.prepare import prepare as run_prepare
+
+    sources = list_corpus(corpus, root, identities=identities, clips=clips, seed=seed)
+    connect(address)
+    manifest = run_prepare(corpus, sources, out, size=size, autoencoder=autoencoder, unseen=unseen, overwrite=overwrite)
+    kept = sum(len(entries) for entries in manifest.identities.values())
+    print(
+        f"shards: {out} ({kept} clips, {len(manifest.clients())} clients, {len(manifest.unseen())} unseen identities)"
+    )
+    if manifest.rejected:
+        print(f"rejected: {manifest.rejected} clips, reasons in {out / REJECTS}")
+
+
+@app.command()
+def pretrain(
+    shards: Annotated[Path, typer.Option(help="Shards whose clips may be public.")],
+    out: Annotated[Path, typer.Option(help="Folder for the pretrained pipeline (diffusers layout).")],
+    minutes: Annotated[float, typer.Option(min=0, help="Time for the denoiser, the longest part.")] = 20.0,
+    steps: Annotated[int | None, typer.Option(min=1, help="Denoiser steps instead of minutes (repeatable).")] = None,
+    seed: Annotated[int, typer.Option()] = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train the decoder, the identity encoder and the shared backbone centrally, on the train split of SHARDS.
+
+    Example: `fedtalk pretrain --shards shards/grid --out models/grid --minutes 20`
+    """
+    from fedtalk_ray.training.pretrain import pretrain as run_pretrain
+
+    result = run_pretrain(shards, out, minutes=minutes, steps=steps, seed=seed, overwrite=overwrite)
+    print(f"autoencoder: {result.psnr_before:.1f} dB before, {result.psnr_after:.1f} dB after (held-out frames)")
+    print(f"denoiser: {result.steps} steps, diffusion loss {result.loss:.3f}")
+    print(f"pretrained pipeline: {out}")
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML file; jobs/configs holds examples.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, dots reach inside sections.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+) -> None:
+    """Federated rounds on Ray.
+
+    Example: `fedtalk train jobs/configs/grid.yaml rounds=10 strategy.name=fedavg run=runs/fedavg`
+    """
+    from fedtalk_ray.config import load_config
+    from fedtalk_ray.rounds import train as run_train
+
+    run = run_train(load_config(config, overrides), resume)
+    print(f"run: {run}")
+    print(f"model: {run / 'pipeline'} and {run / 'adapters'}; videos: {run / 'samples'}")
+    print(f"TensorBoard: tensorboard --logdir {run / 'tensorboard'}")
+
+
+@app.command()
+def personalize(
+    run: Annotated[Path, typer.Option(help="Run folder.")],
+    client: Annotated[str, typer.Option(help="Whose adapter.")],
+    steps: Annotated[int, typer.Option(min=1)] = 150,
+) -> None:
+    """Train one client's own identity adapter on its own clips; it stays in the client's folder.
+
+    Example: `fedtalk personalize --run runs/grid --client s1 --steps 150`
+    """
+    from fedtalk_ray.observability import ticker
+    from fedtalk_ray.training.personalize import personalize as run_personalize
+
+    with ticker(steps, "personalize") as tick:
+        result = run_personalize(run, client, steps, lambda _: tick())
+    print(f"held-out loss of {client}: {result.loss_before:.4f} before, {result.loss_after:.4f} after")
+    print(f"identity adapter: {result.folder}")
+
+
+@app.command()
+def generate(
+    run: Annotated[Path, typer.Option(help="Run folder.")],
+    reference: Annotated[str, typer.Option(help="The face: a picture, a clip, or CLIENT/CLIP of the shards.")],
+    audio: Annotated[str, typer.Option(help="The sound: a sound file, a clip, or CLIENT/CLIP of the shards.")],
+    out: Annotated[Path, typer.Option(help="Video to write (.mp4).")],
+    client: Annotated[str | None, typer.Option(help="Use this client's identity adapter.")] = None,
+    shards: Annotated[str | None, typer.Option(help="Where CLIENT/CLIP names are looked up.")] = None,
+) -> None:
+    """Let a face speak a sound.
+
+    Example: `fedtalk generate --run runs/grid --client s1 --reference me.png --audio speech.wav --out talk.mp4`
+    """
+    from fedtalk_ray.evaluation.generate import generate as run_generate
+
+    frames = run_generate(run, reference, audio, out, client, shards)
+    print(f"video: {out} ({frames} frames, {frames / 25:.1f} s)")
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Option(help="Run folder.")],
+    shards: Annotated[Path, typer.Option(help="Shards with held-out clips.")],
+    out: Annotated[Path, typer.Option(help="metrics.json to write.")],
+    split: Annotated[str, typer.Option(help="test or val.")] = "test",
+    judge: Annotated[Path | None, typer.Option(help="Folder of an ONNX identity judge; adds `identity`.")] = None,
+    shared_only: Annotated[bool, typer.Option("--shared-only", help="Leave the clients' own adapters out.")] = False,
+) -> None:
+    """Measure held-out clips, beside copying the reference frame and the autoencoder alone.
+
+    Example: `fedtalk evaluate --run runs/grid --shards shards/grid --out runs/grid/metrics.json`
+    """
+    from fedtalk_ray.evaluation.evaluate import evaluate_run, metrics_table, write_metrics
+    from fedtalk_ray.evaluation.judge import IdentityJudge
+
+    if split not in ("test", "val"):
+        raise UserError(f"--split is {split!r}; held-out clips are in test and in val")
+    result = evaluate_run(run, shards, split, IdentityJudge(judge) if judge else None, personal=not shared_only)
+    write_metrics(result, out)
+    print(metrics_table(result))
+    print(f"metrics: {out}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: what the user can mend is one line on stderr and exit status 1."""
+    try:
+        app(arguments)
+    except UserError as error:
+        print(f"fedtalk: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("fedtalk: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

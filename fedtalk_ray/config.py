@@ -1,0 +1,243 @@
+"""One typed tree of settings: read from YAML, overridden by key=value, checked at the door.
+
+`load_config(path, ["rounds=5", "local.steps=10"])` gives a `TrainConfig`. Unknown keys are refused with the nearest
+valid one named. Every field is documented where it is declared.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fedtalk_ray.errors import ConfigError
+
+
+class Section(BaseModel):
+    """A part of the tree: immutable, no unknown keys, field docstrings become descriptions."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class LossConfig(Section):
+    """Weights of the training loss; 0 switches a term off."""
+
+    tdc: float = Field(0.25, ge=0)
+    """Temporal-Denoising Consistency: error of frame differences (lambda_tdc in the paper)."""
+    motion: float = Field(1.0, ge=0)
+    """Squared error of the motion that the sound alone suggests, against the frame's true residual on the reference.
+    The reference is a random frame, so the best guess is the mean mouth for that sound."""
+    identity: float = Field(0.0, ge=0)
+    """1 - cosine similarity of identity embeddings, generated against true frame."""
+    perceptual: float = Field(0.0, ge=0)
+    """Distance of the identity encoder's inner features, generated against true frame."""
+    mouth_weight: float = Field(5.0, ge=1)
+    """How much more the mouth region counts in the diffusion and TDC terms than the rest of the face."""
+    speech_dropout: float = Field(0.1, ge=0, le=1)
+    """Share of windows trained without sound, so that generation can be guided by sound (classifier-free)."""
+
+
+class LocalConfig(Section):
+    """One client's work in one round."""
+
+    steps: int = Field(20, ge=1)
+    """Optimiser steps on the shared parameters."""
+    batch_size: int = Field(4, ge=1)
+    """Windows per step (per accumulation micro-step)."""
+    accumulate: int = Field(1, ge=1)
+    """Micro-batches whose gradients are summed before each step: more windows per step in the same memory."""
+    learning_rate: float = Field(1e-3, gt=0)
+    """AdamW's, constant within a round; the optimiser's state does not outlive the round."""
+    clip_norm: float = Field(1.0, gt=0)
+    """Gradients are scaled down to this global norm."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    autocast: bool = True
+    """bf16 where the device has it natively (recent GPUs); no effect on CPUs."""
+    identity_steps: int = Field(5, ge=0)
+    """Steps on the client's own identity adapter, after the shared ones and with those frozen; it never leaves the
+    client."""
+    score_windows: int = Field(4, ge=1)
+    """Held-out windows that a client generates to score itself (IDSim, TempStab)."""
+    loss: LossConfig = LossConfig()
+
+
+class AdapterConfig(Section):
+    """The LoRA adapters (PEFT): `shared` is federated, `identity` stays with its client."""
+
+    rank: int = Field(8, ge=1)
+    alpha: float = Field(16.0, gt=0)
+    """LoRA's scale is alpha / rank."""
+    identity_rank: int = Field(4, ge=1)
+
+
+class StrategyConfig(Section):
+    """How client updates are weighted and what each client minimises."""
+
+    name: str = "isfa"
+    """fedavg: w_k ~ n_k. fedprox: fedavg with a proximal term. isfa: w_k ~ n_k exp(gamma s_k).
+    A file in `fedtalk_ray/federation/strategies` adds one under its own name."""
+    gamma: float = Field(2.0, ge=0)
+    """ISFA: how strongly the reliability score bends the weights; 0 is fedavg."""
+    alpha: float = Field(0.5, ge=0, le=1)
+    """ISFA: s = alpha * IDSim + (1 - alpha) * TempStab."""
+    mu: float = Field(0.01, ge=0)
+    """FedProx: weight of mu / 2 * ||theta - theta_round||^2 in the client's loss."""
+
+
+class ServerConfig(Section):
+    """The server optimiser, which takes the averaged update as a gradient (Reddi et al. 2021)."""
+
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    learning_rate: float = Field(1.0, gt=0)
+    """1 with sgd and no momentum is plain averaging."""
+    momentum: float = Field(0.0, ge=0, lt=1)
+    """sgd: heavy-ball momentum. adam: beta 1."""
+    beta2: float = Field(0.99, ge=0, lt=1)
+    """adam only."""
+    epsilon: float = Field(1e-3, gt=0)
+    """adam only: the adaptivity tau of FedAdam."""
+
+
+class CohortConfig(Section):
+    """Who takes part in a round."""
+
+    size: int = Field(4, ge=1)
+    """Clients per round, drawn uniformly without replacement; all of them when there are not more."""
+    clients: list[str] | None = None
+    """The population by identity; null takes every identity of the shards that can be a client."""
+
+
+class SlotConfig(Section):
+    """Client slots: Ray actors that hold the model and work for one client after another."""
+
+    count: int = Field(2, ge=1)
+    """How many slots; results are bit-identical only for the same count (sums are added slot by slot)."""
+    num_gpus: float = Field(0.0, ge=0)
+    """GPUs per slot, whole or a fraction that divides one (0.25 puts four slots on a GPU)."""
+    num_cpus: float = Field(0.0, ge=0)
+    """CPUs that Ray reserves per slot. 0 leaves them to the readers of shards; a slot still computes on one thread."""
+    threads: int = Field(1, ge=1)
+    """Compute threads of one slot on a CPU; several slots beat several threads."""
+    placement_timeout_s: float = Field(120.0, gt=0)
+    """How long to wait until all slots are up, before saying what is missing."""
+
+
+class StreamConfig(Section):
+    """How slots read their clients' shards (Ray Data)."""
+
+    memory_mb: int = Field(256, ge=16)
+    """Budget of one slot's reader in the object store."""
+    shuffle_windows: int = Field(64, ge=1)
+    """Windows held to shuffle among."""
+
+
+class EvaluationConfig(Section):
+    """What is measured during training, on the clients' held-out (val) clips."""
+
+    every: int = Field(1, ge=1)
+    """Rounds between two evaluations of the held-out loss."""
+    clients: int = Field(8, ge=1)
+    """Clients that report a held-out loss: the first so many of the population, always the same."""
+    windows: int = Field(4, ge=1)
+    """Held-out windows per client, always the same ones with the same noise."""
+    sample_every: int = Field(5, ge=1)
+    """Rounds between two sample videos and contact sheets."""
+
+
+class TrainConfig(Section):
+    """Everything `fedtalk train` needs."""
+
+    run: str
+    """Output folder; its last part names the run."""
+    shards: str
+    """Folder written by `fedtalk prepare`."""
+    pretrained: str | None = None
+    """Folder written by `fedtalk pretrain`; null starts from random weights (only with `shared: backbone`)."""
+    seed: int = Field(0, ge=0)
+    rounds: int = Field(10, ge=1)
+    shared: Literal["adapter", "backbone"] = "adapter"
+    """What is federated. adapter: a LoRA adapter on the frozen backbone. backbone: all of the denoiser's weights."""
+    aggregation: Literal["plain"] = "plain"
+    """plain: the server sees each slot's weighted sum in the clear, and clients report scores and sample counts.
+    It is no privacy mechanism."""
+    cohort: CohortConfig = CohortConfig()
+    strategy: StrategyConfig = StrategyConfig()
+    server: ServerConfig = ServerConfig()
+    local: LocalConfig = LocalConfig()
+    adapter: AdapterConfig = AdapterConfig()
+    slots: SlotConfig = SlotConfig()
+    stream: StreamConfig = StreamConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    address: str = "default"
+    """Ray cluster. "local" starts one for this run; "auto" or host:port joins one; "default" joins the one that
+    RAY_ADDRESS names (a submitted job finds its cluster there) and starts one where nothing is named."""
+
+    @model_validator(mode="after")
+    def _needs_a_backbone(self) -> "TrainConfig":
+        if self.shared == "adapter" and self.pretrained is None:
+            raise ValueError("shared: adapter needs `pretrained` (the folder that `fedtalk pretrain` wrote)")
+        return self
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> TrainConfig:
+    """The configuration in a YAML file with `key=value` overrides (dots reach inside; values are YAML).
+
+    Raises `ConfigError`, one line, for an unreadable file, an unknown key, or a value out of range.
+    """
+    path = Path(path)
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"configuration {path} cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"configuration {path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"configuration {path} must hold `key: value` lines, not {type(tree).__name__}")
+    for override in overrides or []:
+        _override(tree, override)
+    return parse_config(tree, str(path))
+
+
+def parse_config(tree: dict[str, Any], source: str) -> TrainConfig:
+    """A checked `TrainConfig` from plain data; `source` names it in errors."""
+    try:
+        return TrainConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: " + "; ".join(_explain(problem) for problem in error.errors())) from error
+
+
+def save_config(config: TrainConfig, path: Path) -> None:
+    """The resolved configuration as YAML, readable by `load_config`."""
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"override {override!r} is not of the form key=value, for example rounds=5")
+    *sections, last = key.split(".")
+    for section in sections:
+        inner = tree.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"override {override!r}: {section} is a value, not a section")
+        tree = inner
+    try:
+        tree[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: {text!r} is not a YAML value") from error
+
+
+def _explain(problem: Any) -> str:
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        section: type[BaseModel] = TrainConfig
+        for part in problem["loc"][:-1]:
+            section = type(section.model_fields[part].default)
+        near = difflib.get_close_matches(str(problem["loc"][-1]), section.model_fields, n=1, cutoff=0.0)
+        return f"unknown key {where!r}; the nearest valid key is {near[0]!r}"
+    if problem["type"] == "missing":
+        return f"key {where!r} is missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{where} is {problem['input']!r}: {message}" if where else message

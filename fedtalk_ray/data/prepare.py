@@ -1,0 +1,137 @@
+"""Corpus to shards, as a Ray Data pipeline: decode -> align and crop the face -> hear -> encode -> Parquet.
+
+Clips stream through the cluster a few at a time, in order, and are written by the driver one client after the other,
+so memory does not grow with the corpus. A clip that cannot be used is set aside with its reason and the rest goes on.
+"""
+
+import csv
+import logging
+from pathlib import Path
+
+import numpy as np
+import ray
+import ray.data
+
+from fedtalk_ray.data.corpora import ClipSource, CorpusError, load_clip
+from fedtalk_ray.data.faces import NoFaceError
+from fedtalk_ray.data.shards import Manifest, ShardWriter
+from fedtalk_ray.data.speech import MEL_BINS, WINDOW_HOPS, speech_windows
+from fedtalk_ray.data.video import FPS, SAMPLE_RATE, VideoError
+from fedtalk_ray.model.autoencoder import encode_frames, encoder_fingerprint, load_autoencoder
+from fedtalk_ray.observability import progress
+from fedtalk_ray.outputs import new_folder
+
+REJECTS = "rejects.csv"
+MIN_FRAMES = 25
+"""Shorter clips are rejected: a second of speech is the least to learn or to score from."""
+
+
+def prepare(
+    corpus: str,
+    sources: list[ClipSource],
+    out: str | Path,
+    *,
+    size: int = 64,
+    autoencoder: str = "patch",
+    unseen: int = 0,
+    overwrite: bool = False,
+) -> Manifest:
+    """Writes the shards of `sources` (grouped by identity) to `out`; needs a connected Ray.
+
+    The last `unseen` identities are kept for testing only. Raises `CorpusError` when more than half of the clips had to
+    be rejected; then nothing is written.
+    """
+    names = sorted({source.identity for source in sources})
+    if unseen >= len(names):
+        raise CorpusError(f"--unseen {unseen} leaves no identity to train on: the corpus has {len(names)}")
+    encoder = load_autoencoder(autoencoder)
+    with new_folder(out, overwrite) as folder:
+        rows = _pipeline(sources, size, autoencoder)
+        writer: ShardWriter | None = None
+        rejects: list[dict[str, str]] = []
+        manifest = Manifest(corpus, size, FPS, SAMPLE_RATE, autoencoder, encoder_fingerprint(encoder), {})
+        for row in progress(rows, len(sources), "prepare"):
+            if row["reason"]:
+                rejects.append({key: row[key] for key in ("identity", "clip", "path", "reason")})
+                continue
+            arrays = _arrays(row)
+            if writer is None:
+                shapes = {name: list(array.shape[1:]) for name, array in arrays.items()}
+                manifest.shapes = shapes
+                writer = ShardWriter(folder, manifest, set(names[len(names) - unseen :]))
+            writer.add(row["identity"], row["clip"], arrays)
+        if writer is None or 2 * len(rejects) > len(sources):
+            reasons = "; ".join(f"{reject['clip']}: {reject['reason']}" for reject in rejects[:3])
+            raise CorpusError(
+                f"{len(rejects)} of {len(sources)} clips were rejected, more than half, so no shards were written "
+                f"(first: {reasons})"
+            )
+        manifest.rejected = len(rejects)
+        with open(folder / REJECTS, "w", newline="") as file:
+            table = csv.DictWriter(file, ("identity", "clip", "path", "reason"))
+            table.writeheader()
+            table.writerows(rejects)
+        writer.close()
+    return manifest
+
+
+def _pipeline(sources: list[ClipSource], size: int, autoencoder: str):  # type: ignore[no-untyped-def]
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    items = [vars(source) | {"path": source.path or ""} for source in sources]
+    # Two clips a block: small enough to stream, large enough to pay for a task.
+    dataset = ray.data.from_items(items, override_num_blocks=max(1, len(items) // 2))
+    dataset = dataset.map(_read, fn_kwargs={"size": size})
+    # The encoder is one resident actor: it holds the model once. It takes no CPU, so readers always find one.
+    dataset = dataset.map(
+        _Encode, fn_constructor_args=(autoencoder,), num_cpus=0, compute=ray.data.ActorPoolStrategy(size=1)
+    )
+    return dataset.iter_rows()
+
+
+def _read(item: dict, size: int) -> dict:
+    source = ClipSource(**item | {"path": item["path"] or None})
+    row = {"identity": source.identity, "clip": source.clip, "path": item["path"], "reason": "", "length": 0,
+           "size": size, "frames": b"", "speech": b"", "waveform": b""}  # fmt: skip
+    try:
+        video = load_clip(source, size)
+        if len(video.frames) < MIN_FRAMES:
+            raise VideoError(f"has {len(video.frames)} frames; at least {MIN_FRAMES} are needed")
+    except (VideoError, NoFaceError) as error:
+        return row | {"reason": str(error)}
+    frames = len(video.frames)
+    samples = frames * SAMPLE_RATE // FPS
+    wave = np.pad(video.audio[:samples], (0, max(0, samples - len(video.audio))))
+    return row | {
+        "length": frames,
+        "frames": video.frames.tobytes(),
+        "speech": speech_windows(wave, frames).astype(np.float16).tobytes(),
+        "waveform": np.round(wave.clip(-1, 1) * 32767).astype(np.int16).tobytes(),
+    }
+
+
+class _Encode:
+    """Adds latents to a row."""
+
+    def __init__(self, autoencoder: str) -> None:
+        self._autoencoder = load_autoencoder(autoencoder)
+
+    def __call__(self, row: dict) -> dict:
+        if row["reason"]:
+            return row | {"latents": b"", "latent_shape": [0, 0, 0]}
+        frames = np.frombuffer(row["frames"], np.uint8).reshape(row["length"], row["size"], row["size"], 3)
+        latents = encode_frames(self._autoencoder, frames).astype(np.float16)
+        return row | {"latents": latents.tobytes(), "latent_shape": list(latents.shape[1:])}
+
+
+def _arrays(row: dict) -> dict[str, np.ndarray]:
+    length, size = row["length"], row["size"]
+    speech = np.frombuffer(row["speech"], np.float16)
+    return {
+        "frames": np.frombuffer(row["frames"], np.uint8).reshape(length, size, size, 3),
+        "latents": np.frombuffer(row["latents"], np.float16).reshape(length, *row["latent_shape"]),
+        "speech": speech.reshape(length, WINDOW_HOPS, MEL_BINS),
+        "waveform": np.frombuffer(row["waveform"], np.int16),
+    }

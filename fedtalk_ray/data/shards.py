@@ -1,0 +1,236 @@
+"""Prepared clips on disk: Parquet files, one partition per client, and a manifest that says what they hold.
+
+    SHARDS/manifest.json
+    SHARDS/client=s1/train-000.parquet   val-000.parquet   test-000.parquet
+    SHARDS/rejects.csv
+
+A row is a piece of one clip, at most `PIECE_FRAMES` long. Arrays are raw bytes columns (`Piece` says shape and dtype of
+each; the shapes are in the manifest and in each file's metadata): pyarrow reads them ten times faster than tensor
+columns. A split is a property of a clip, so no window of a held-out clip was ever trained on.
+"""
+
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fedtalk_ray.errors import ShardError
+
+SCHEMA_VERSION = 1
+PIECE_FRAMES = 200
+"""Longer clips are cut into pieces of this length (8 s), so that memory does not grow with a clip."""
+ROW_GROUP_BYTES = 4 << 20
+SPLITS = ("train", "val", "test")
+MANIFEST = "manifest.json"
+
+ARRAYS = {"frames": np.uint8, "latents": np.float16, "speech": np.float16, "waveform": np.int16}
+"""Bytes columns and their dtypes."""
+
+
+@dataclass
+class Piece:
+    """One row. T frames of one clip.
+
+    frames: uint8 [T, S, S, 3]. latents: float16 [T, C, h, w], scaled. speech: float16 [T, hops, mel].
+    waveform: int16 [N] at `SAMPLE_RATE`. A column that was not read is an empty array.
+    """
+
+    client: str
+    clip: str
+    begin: int
+    frames: np.ndarray
+    latents: np.ndarray
+    speech: np.ndarray
+    waveform: np.ndarray
+
+
+@dataclass
+class ClipEntry:
+    name: str
+    split: str
+    frames: int
+    pieces: int
+
+
+@dataclass
+class Manifest:
+    """What a shard folder holds. `shapes` are per-frame shapes of the bytes columns (of one sample for waveform)."""
+
+    corpus: str
+    frame_size: int
+    fps: int
+    sample_rate: int
+    autoencoder: str
+    autoencoder_fingerprint: str
+    shapes: dict[str, list[int]]
+    identities: dict[str, list[ClipEntry]] = field(default_factory=dict)
+    rejected: int = 0
+    schema_version: int = SCHEMA_VERSION
+
+    def clients(self) -> list[str]:
+        """Identities that can be clients: they have clips to train on and others to score themselves with."""
+        return sorted(name for name in self.identities if self.frames(name, "train") and self.frames(name, "val"))
+
+    def unseen(self) -> list[str]:
+        """Identities of which nothing may be trained on: all their clips are in the test split."""
+        return sorted(name for name, clips in self.identities.items() if all(clip.split == "test" for clip in clips))
+
+    def frames(self, client: str, split: str) -> int:
+        return sum(clip.frames for clip in self.identities[client] if clip.split == split)
+
+    def pieces(self, client: str, split: str) -> int:
+        return sum(clip.pieces for clip in self.identities[client] if clip.split == split)
+
+    def check_autoencoder(self, fingerprint: str, where: str) -> None:
+        """Raises `ShardError` when these shards' latents come from another encoder than the one at `where`."""
+        if fingerprint != self.autoencoder_fingerprint:
+            raise ShardError(
+                f"shards were encoded by autoencoder {self.autoencoder!r} ({self.autoencoder_fingerprint}), but "
+                f"{where} holds another one ({fingerprint}): prepare the shards again with --autoencoder {where}"
+            )
+
+    def check_clients(self, names: list[str]) -> None:
+        """Raises `ShardError` for the first name that cannot be a client, with the reason."""
+        able = set(self.clients())
+        for name in names:
+            if name not in self.identities:
+                raise ShardError(
+                    f"client {name!r} is not in the shards; they hold {', '.join(sorted(self.identities))}"
+                )
+            if name not in able:
+                count = len(self.identities[name])
+                raise ShardError(
+                    f"client {name!r} has {count} clip(s) and none to {'train on' if count > 1 else 'spare'}: a client "
+                    "needs two, one to train on and one held out to score itself"
+                )
+
+
+def split_of(index: int) -> str:
+    """The split of a client's index-th usable clip: the second and third of every ten are held out."""
+    return {1: "val", 2: "test"}.get(index % 10, "train")
+
+
+def load_manifest(root: str | Path) -> Manifest:
+    """Reads and checks `SHARDS/manifest.json`. Raises `ShardError`."""
+    path = Path(root) / MANIFEST
+    if not Path(root).is_dir():
+        raise ShardError(f"shards folder {root} does not exist; make it with `fedtalk prepare --out {root}`")
+    if not path.is_file():
+        raise ShardError(f"folder {root} holds no {MANIFEST}: it was not written by `fedtalk prepare`")
+    try:
+        tree = json.loads(path.read_text())
+        if tree["schema_version"] != SCHEMA_VERSION:
+            raise ShardError(f"{path} has schema version {tree['schema_version']}, this program reads {SCHEMA_VERSION}")
+        tree["identities"] = {who: [ClipEntry(**clip) for clip in clips] for who, clips in tree["identities"].items()}
+        return Manifest(**tree)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ShardError(
+            f"{path} is damaged ({error.__class__.__name__}: {error}); prepare the shards again"
+        ) from error
+
+
+def shard_files(root: str | Path, client: str, split: str) -> list[str]:
+    """The Parquet files of one client's split, sorted; empty when there are none."""
+    return sorted(str(path) for path in (Path(root) / f"client={client}").glob(f"{split}-*.parquet"))
+
+
+def read_pieces(
+    root: str | Path, manifest: Manifest, client: str, split: str, columns: tuple[str, ...] = tuple(ARRAYS)
+) -> Iterator[Piece]:
+    """Pieces in stored order, one row group in memory at a time; only the named bytes columns are read."""
+    for file in shard_files(root, client, split):
+        try:
+            with pq.ParquetFile(file) as parquet:
+                for group in range(parquet.num_row_groups):
+                    table = parquet.read_row_group(group, columns=["client", "clip", "begin", *columns])
+                    for row in table.to_pylist():
+                        yield decode_row(row, manifest.shapes)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise ShardError(f"shard {file} cannot be read: {' '.join(str(error).split())}") from error
+
+
+def decode_row(row: dict, shapes: dict[str, list[int]]) -> Piece:
+    arrays = {
+        name: np.frombuffer(row.get(name, b""), dtype).reshape(-1, *shapes[name]) for name, dtype in ARRAYS.items()
+    }
+    return Piece(row["client"], row["clip"], row["begin"], **arrays)
+
+
+class ShardWriter:
+    """Writes clips, client after client, into a folder that the caller renames into place.
+
+    Clips of one client must arrive together. The caller names clients of which nothing may be trained on (`unseen`);
+    a client with a single usable clip becomes one of those, because it could not score itself on another.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, unseen: set[str]) -> None:
+        self._folder, self._manifest, self._unseen = folder, manifest, unseen
+        self._client: str | None = None
+        self._writers: dict[str, pq.ParquetWriter] = {}
+        self._rows: dict[str, list[dict]] = {}
+        metadata = {"fedtalk": json.dumps({"schema_version": SCHEMA_VERSION, "shapes": manifest.shapes})}
+        self._schema = pa.schema(
+            [("client", pa.string()), ("clip", pa.string()), ("begin", pa.int64())]
+            + [(name, pa.binary()) for name in ARRAYS],
+            metadata=metadata,
+        )
+
+    def add(self, client: str, clip: str, arrays: dict[str, np.ndarray]) -> None:
+        """One whole clip: arrays as in `Piece`, for all its frames."""
+        if client != self._client:
+            self._close_client()
+            self._client = client
+            self._manifest.identities[client] = []
+        clips = self._manifest.identities[client]
+        split = "test" if client in self._unseen else split_of(len(clips))
+        frames = len(arrays["frames"])
+        samples = self._manifest.sample_rate // self._manifest.fps
+        # Equal pieces: a short rest could not hold a window.
+        bounds = np.linspace(0, frames, -(-frames // PIECE_FRAMES) + 1).astype(int).tolist()
+        for begin, end in itertools.pairwise(bounds):
+            row = {name: arrays[name][begin:end].astype(kind).tobytes() for name, kind in ARRAYS.items()}
+            row["waveform"] = arrays["waveform"][begin * samples : end * samples].astype(np.int16).tobytes()
+            self._add_row(split, {"client": client, "clip": clip, "begin": begin, **row})
+        clips.append(ClipEntry(clip, split, frames, len(bounds) - 1))
+
+    def close(self) -> Manifest:
+        """Finishes the files and writes the manifest."""
+        self._close_client()
+        (self._folder / MANIFEST).write_text(json.dumps(asdict(self._manifest), indent=1))
+        return self._manifest
+
+    def _add_row(self, split: str, row: dict) -> None:
+        rows = self._rows.setdefault(split, [])
+        rows.append(row)
+        if sum(len(value) for kept in rows for value in kept.values() if isinstance(value, bytes)) >= ROW_GROUP_BYTES:
+            self._flush(split)
+
+    def _flush(self, split: str) -> None:
+        rows = self._rows.pop(split, [])
+        if not rows:
+            return
+        if split not in self._writers:
+            path = self._folder / f"client={self._client}" / f"{split}-000.parquet"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Latents and pictures are noise to a general compressor: it would cost time and save little.
+            self._writers[split] = pq.ParquetWriter(path, self._schema, compression="none", use_dictionary=False)
+        self._writers[split].write_table(pa.Table.from_pylist(rows, schema=self._schema))
+
+    def _close_client(self) -> None:
+        for split in list(self._rows):
+            self._flush(split)
+        for writer in self._writers.values():
+            writer.close()
+        self._writers.clear()
+        if self._client is None:
+            return
+        clips = self._manifest.identities[self._client]
+        if len(clips) == 1 and clips[0].split == "train":
+            folder = self._folder / f"client={self._client}"
+            (folder / "train-000.parquet").rename(folder / "test-000.parquet")
+            clips[0].split = "test"

@@ -1,0 +1,55 @@
+"""What the network hears: log-mel windows, one a video frame."""
+
+from functools import cache
+
+import numpy as np
+import torch
+
+from fedtalk_ray.data.video import FPS, SAMPLE_RATE
+
+HOP = 160
+"""Samples between two spectra: 10 ms, so four spectra a video frame."""
+
+MEL_BINS = 40
+WINDOW_HOPS = 20
+"""Spectra that one frame hears: 80 ms before its start to 120 ms after, 200 ms in all."""
+
+_FFT = 512
+_HOPS_PER_FRAME = SAMPLE_RATE // HOP // FPS
+_HOPS_BEFORE = 8
+
+
+def log_mel(audio: np.ndarray) -> np.ndarray:
+    """Level-normalised log-mel spectra, float32 [hops, MEL_BINS], of mono sound float32 [N] at `SAMPLE_RATE`.
+
+    The clip's 95th percentile is moved to 0, so a far microphone sounds like a near one; one unit is 20 dB
+    and everything 60 dB below that loud level counts as silence (-3).
+    """
+    wave = torch.from_numpy(np.ascontiguousarray(audio, np.float32))
+    spectrum = torch.stft(
+        wave, _FFT, HOP, win_length=400, window=torch.hann_window(400), center=True, pad_mode="constant",
+        return_complex=True,
+    )  # fmt: skip
+    decibel = 10 * torch.log10((_mel_filters() @ spectrum.abs().square()).T + 1e-10)
+    loud = torch.quantile(decibel, 0.95)
+    return ((decibel - loud) / 20).clamp(min=-3).numpy()
+
+
+@cache
+def _mel_filters() -> torch.Tensor:
+    """Triangular filters [MEL_BINS, bins], equally spaced on O'Shaughnessy's mel scale from 50 Hz to 7.6 kHz."""
+    mel = np.linspace(2595 * np.log10(1 + 50 / 700), 2595 * np.log10(1 + 7600 / 700), MEL_BINS + 2)
+    edges = 700 * (10 ** (mel / 2595) - 1)
+    bins = np.linspace(0, SAMPLE_RATE / 2, _FFT // 2 + 1)
+    rising = (bins - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
+    falling = (edges[2:, None] - bins) / (edges[2:] - edges[1:-1])[:, None]
+    return torch.from_numpy(np.maximum(0, np.minimum(rising, falling)).astype(np.float32))
+
+
+def speech_windows(audio: np.ndarray, frames: int) -> np.ndarray:
+    """What each of `frames` video frames hears, float32 [frames, WINDOW_HOPS, MEL_BINS]; silence beyond the ends."""
+    mel = log_mel(audio)
+    after = max(0, frames * _HOPS_PER_FRAME + WINDOW_HOPS - len(mel))
+    padded = np.pad(mel, ((_HOPS_BEFORE, after), (0, 0)), constant_values=-3.0)
+    starts = np.arange(frames) * _HOPS_PER_FRAME
+    return padded[starts[:, None] + np.arange(WINDOW_HOPS)]

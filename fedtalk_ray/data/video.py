@@ -1,0 +1,157 @@
+"""Video files in and out: frames at one rate, mono sound at one rate (PyAV, the FFmpeg libraries)."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+from fedtalk_ray.outputs import new_file
+
+FPS = 25
+"""Frames per second of everything inside fedtalk_ray; clips at other rates are resampled when read."""
+
+SAMPLE_RATE = 16_000
+"""Sound samples per second (mono) of everything inside fedtalk_ray."""
+
+
+class VideoError(ValueError):
+    """A video file cannot be used; the message is one line that names the file and the reason."""
+
+
+@dataclass
+class Video:
+    """One clip in memory.
+
+    frames: uint8 [T, H, W, 3], RGB, at `FPS`.
+    audio: float32 [N] in [-1, 1], mono, at `SAMPLE_RATE`; sample 0 sounds at the start of frame 0.
+    """
+
+    frames: np.ndarray
+    audio: np.ndarray
+
+
+def read_video(path: str | Path, max_seconds: float = 600.0) -> Video:
+    """Decode a file to 25 fps RGB frames and 16 kHz mono sound.
+
+    Output frame k is the newest source frame whose time is not after k / 25 s, so fast and slow sources keep their
+    sound in sync; sound that starts before or after the picture is cut or led by silence. Raises `VideoError` when the
+    file cannot be decoded, has no picture, or has no sound.
+    """
+    with _decoding(path) as container:
+        if not container.streams.video:
+            raise VideoError(f"{path}: holds no video stream")
+        if not container.streams.audio:
+            raise VideoError(f"{path}: holds no sound; a talking head needs speech")
+        frames, picture_start = _decode_frames(container, max_seconds)
+    with _decoding(path) as container:
+        audio, sound_start = _decode_audio(container, max_seconds)
+    if not len(frames):
+        raise VideoError(f"{path}: no frame could be decoded")
+    if not len(audio):
+        raise VideoError(f"{path}: no sound could be decoded")
+    late = round((sound_start - picture_start) * SAMPLE_RATE)
+    return Video(frames, np.pad(audio, (late, 0)) if late > 0 else audio[-late:])
+
+
+def read_audio(path: str | Path, max_seconds: float = 600.0) -> np.ndarray:
+    """The sound of any file FFmpeg reads, float32 [N] mono at `SAMPLE_RATE`. Raises `VideoError`."""
+    with _decoding(path) as container:
+        if not container.streams.audio:
+            raise VideoError(f"{path}: holds no sound")
+        audio, _ = _decode_audio(container, max_seconds)
+    if not len(audio):
+        raise VideoError(f"{path}: no sound could be decoded")
+    return audio
+
+
+def read_pictures(path: str | Path, max_seconds: float = 1.0) -> np.ndarray:
+    """The first frames of a clip, or a picture file as one frame, uint8 [T, H, W, 3]. Raises `VideoError`."""
+    with _decoding(path) as container:
+        if not container.streams.video:
+            raise VideoError(f"{path}: holds no picture")
+        frames, _ = _decode_frames(container, max_seconds)
+    if not len(frames):
+        raise VideoError(f"{path}: no picture could be decoded")
+    return frames
+
+
+@contextlib.contextmanager
+def _decoding(path: str | Path) -> Iterator[Any]:
+    try:
+        with av.open(str(path)) as container:
+            yield container
+    except FileNotFoundError as error:
+        raise VideoError(f"{path}: does not exist") from error
+    except (av.FFmpegError, OSError, UnicodeDecodeError) as error:
+        raise VideoError(f"{path}: cannot be decoded ({error.__class__.__name__}: {error})") from error
+
+
+def _decode_frames(container: Any, max_seconds: float) -> tuple[np.ndarray, float]:
+    """Frames on the 25 fps grid, and the time in seconds at which the first is shown."""
+    stream = container.streams.video[0]
+    kept: list[np.ndarray] = []
+    start: float | None = None
+    previous: np.ndarray | None = None
+    for number, frame in enumerate(container.decode(stream)):
+        rate = float(stream.average_rate or FPS)
+        time = frame.time if frame.time is not None else number / rate
+        start = time if start is None else start
+        # A frame is shown from `time` on: every output instant before it still shows the previous one.
+        while previous is not None and len(kept) / FPS < time - start - 1e-6:
+            kept.append(previous)
+        if len(kept) >= max_seconds * FPS:
+            return np.stack(kept), start
+        previous = frame.to_ndarray(format="rgb24")
+    if previous is not None:
+        kept.append(previous)
+    return (np.stack(kept) if kept else np.empty((0, 0, 0, 3), np.uint8)), start or 0.0
+
+
+def _decode_audio(container: Any, max_seconds: float) -> tuple[np.ndarray, float]:
+    """Mono samples, and the time in seconds of the first."""
+    resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
+    parts: list[np.ndarray] = []
+    start: float | None = None
+    seconds = 0.0
+    for frame in container.decode(container.streams.audio[0]):
+        start = (frame.time or 0.0) if start is None else start
+        parts += [piece.to_ndarray()[0] for piece in resampler.resample(frame)]
+        seconds += frame.samples / frame.sample_rate
+        if seconds >= max_seconds:
+            break
+    parts += [piece.to_ndarray()[0] for piece in resampler.resample(None)]
+    return (np.concatenate(parts).astype(np.float32) if parts else np.empty(0, np.float32)), start or 0.0
+
+
+def write_video(path: str | Path, frames: np.ndarray, audio: np.ndarray | None, fps: int = FPS) -> None:
+    """Write H.264 video with AAC sound, beside the target first and then renamed.
+
+    frames: uint8 [T, H, W, 3] with even H and W. audio: float32 [N] at `SAMPLE_RATE`, cut or padded with silence to
+    the length of the picture; None writes no sound.
+    """
+    with new_file(path) as partial, av.open(str(partial), "w") as container:
+        picture = container.add_stream("h264", rate=fps, options={"crf": "18", "preset": "veryfast"})
+        picture.width, picture.height, picture.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
+        sound = container.add_stream("aac", rate=SAMPLE_RATE, layout="mono") if audio is not None else None
+        for image in frames:
+            container.mux(picture.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")))
+        container.mux(picture.encode())
+        if sound is not None and audio is not None:
+            _encode_audio(container, sound, _fit_length(audio, round(len(frames) / fps * SAMPLE_RATE)))
+
+
+def _fit_length(audio: np.ndarray, samples: int) -> np.ndarray:
+    return np.pad(audio[:samples], (0, max(0, samples - len(audio)))).astype(np.float32)
+
+
+def _encode_audio(container: Any, stream: Any, audio: np.ndarray) -> None:
+    for begin in range(0, len(audio), 1024):
+        piece = av.AudioFrame.from_ndarray(audio[None, begin : begin + 1024], format="fltp", layout="mono")
+        piece.sample_rate = SAMPLE_RATE
+        piece.pts = begin
+        container.mux(stream.encode(piece))
+    container.mux(stream.encode())

@@ -1,0 +1,60 @@
+"""Windows: a few consecutive frames of one clip with their sound and one reference frame, the unit of training."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from fedtalk_ray.data.shards import Piece
+
+
+@dataclass
+class WindowBatch:
+    """B windows of T consecutive frames of one clip each.
+
+    latents: float32 [B, T, C, h, w]. speech: float32 [B, T, hops, mel]. reference: float32 [B, C, h, w], the latent of
+    a frame of the same clip.
+    """
+
+    latents: torch.Tensor
+    speech: torch.Tensor
+    reference: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def to(self, device: torch.device | str) -> "WindowBatch":
+        return WindowBatch(self.latents.to(device), self.speech.to(device), self.reference.to(device))
+
+
+def cut_windows(
+    latents: np.ndarray, speech: np.ndarray, window: int, count: int, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """`count` windows at random places of a piece, each with a random frame of the piece as its reference.
+
+    latents [T, C, h, w] and speech [T, hops, mel] with T >= window. Returns latents [count, window, C, h, w],
+    speech [count, window, hops, mel], reference [count, C, h, w].
+    """
+    begins = rng.integers(0, len(latents) - window + 1, count)
+    index = begins[:, None] + np.arange(window)
+    return {
+        "latents": latents[index],
+        "speech": speech[index],
+        "reference": latents[rng.integers(0, len(latents), count)],
+    }
+
+
+def held_out_windows(pieces: Iterable[Piece], window: int, count: int) -> WindowBatch:
+    """`count` windows spread evenly over held-out pieces, always the same; the reference is each piece's first frame.
+
+    Pieces are taken in turn until there are enough; needs at least one.
+    """
+    kept = list(pieces)
+    chosen = [kept[index * len(kept) // count] for index in range(count)]
+    parts = []
+    for index, piece in enumerate(chosen):
+        room = len(piece.latents) - window
+        begin = room * (2 * index + 1) // (2 * count)
+        parts.append((piece.latents[begin : begin + window], piece.speech[begin : begin + window], piece.latents[0]))
+    return WindowBatch(*(torch.from_numpy(np.stack(column)).float() for column in zip(*parts, strict=True)))

@@ -1,0 +1,75 @@
+"""The whole main job on drawn faces, in a few minutes on two cores: what `make demo` runs.
+
+Two groups of people are drawn: public ones, whose clips pretrain the backbone centrally, and private ones, each of whom
+is a client. Nobody's clips are in both.
+"""
+
+from pathlib import Path
+from time import monotonic
+
+from fedtalk_ray.actors.cluster import connect
+from fedtalk_ray.config import TrainConfig, parse_config
+from fedtalk_ray.data.corpora import list_synthetic
+from fedtalk_ray.data.prepare import prepare
+from fedtalk_ray.evaluation.evaluate import evaluate_run, metrics_table, write_metrics
+from fedtalk_ray.evaluation.generate import generate
+from fedtalk_ray.observability import ticker
+from fedtalk_ray.outputs import new_folder
+from fedtalk_ray.rounds import train
+from fedtalk_ray.training.personalize import personalize
+from fedtalk_ray.training.pretrain import pretrain
+
+PUBLIC_PEOPLE, PUBLIC_CLIPS, PUBLIC_SEED = 30, 2, 1
+CLIENTS, UNSEEN, CLIPS, SEED = 6, 2, 5, 0
+PRETRAIN_MINUTES = 1.5
+PERSONALIZE_STEPS = 40
+
+
+def run_demo(out: Path, overwrite: bool = False) -> None:
+    """Everything lands in `out`: shards, pretrained model, run, video. Prints where."""
+    started = monotonic()
+    with new_folder(out, overwrite):
+        pass  # refuse a folder in use before minutes are spent
+    connect()
+    print("1/6 drawing and preparing the public corpus and the clients' clips")
+    public, private = out / "shards-public", out / "shards"
+    prepare("synthetic", list_synthetic(PUBLIC_PEOPLE, PUBLIC_CLIPS, PUBLIC_SEED), public)
+    prepare("synthetic", list_synthetic(CLIENTS + UNSEEN, CLIPS, SEED), private, unseen=UNSEEN)
+    print("2/6 pretraining on the public corpus")
+    pretrain(public, out / "pretrained", minutes=PRETRAIN_MINUTES)
+    print("3/6 federated rounds: clients are Ray actors, ISFA weights, TDC loss")
+    run = train(demo_config(out))
+    client, unseen = "id0000", f"id{CLIENTS:04d}"
+    print(f"4/6 personalising {client}, on its own side")
+    with ticker(PERSONALIZE_STEPS, "personalize") as tick:
+        personalize(run, client, PERSONALIZE_STEPS, lambda _: tick())
+    print("5/6 generating")
+    videos = {who: out / f"{who}.mp4" for who in (client, unseen)}
+    for who, video in videos.items():
+        generate(run, f"{who}/clip0002", f"{who}/clip0002", video, client if who == client else None, str(private))
+    print("6/6 evaluating on held-out clips")
+    result = evaluate_run(run, private, "test")
+    write_metrics(result, run / "metrics.json")
+    print(metrics_table(result))
+    print(f"done in {(monotonic() - started) / 60:.1f} minutes")
+    print(f"video of a client:             {videos[client]}")
+    print(f"video of somebody never seen:  {videos[unseen]}")
+    print(f"contact sheets:                {run / 'samples'}")
+    print(f"adapters:                      {run / 'adapters' / 'shared'} (clients' own: {run / 'clients'})")
+    print(f"TensorBoard:                   tensorboard --logdir {run / 'tensorboard'}")
+
+
+def demo_config(out: Path) -> TrainConfig:
+    """A small run: every part at work, none for long."""
+    return parse_config(
+        {
+            "run": str(out / "run"),
+            "shards": str(out / "shards"),
+            "pretrained": str(out / "pretrained"),
+            "rounds": 3,
+            "cohort": {"size": 4},
+            "local": {"steps": 6, "identity_steps": 3, "score_windows": 2},
+            "evaluation": {"sample_every": 3, "windows": 2, "clients": 4},
+        },
+        "demo",
+    )

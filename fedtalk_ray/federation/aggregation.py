@@ -1,0 +1,56 @@
+"""Plain aggregation: slots send weighted sums, the server divides. No privacy is claimed for it."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from fedtalk_ray.messages import PlainUpdate
+
+
+class WeightedSum:
+    """A running sum of w_k * Delta_k in float64 and of w_k, in the order in which clients are added."""
+
+    def __init__(self) -> None:
+        self._sum: np.ndarray | None = None
+        self.total_weight = 0.0
+
+    def add(self, update: np.ndarray, weight: float) -> None:
+        """update: float32 [D]; weight: positive and finite, else `ValueError`."""
+        if not (np.isfinite(weight) and weight > 0):
+            raise ValueError(f"aggregation weight is {weight}; it must be positive and finite")
+        scaled = weight * update.astype(np.float64)
+        self._sum = scaled if self._sum is None else self._sum + scaled
+        self.total_weight += weight
+
+    def vector(self) -> np.ndarray:
+        """float32 [D]; `ValueError` when nothing was added."""
+        if self._sum is None:
+            raise ValueError("a weighted sum over no clients has no value")
+        return self._sum.astype(np.float32)
+
+
+def average(updates: Sequence[PlainUpdate], dimension: int) -> np.ndarray:
+    """sum_k w_k Delta_k / sum_k w_k over all slots' partial sums, float32 [dimension], added in the given order.
+
+    Raises `ValueError` for a vector of another length or with values that are not finite.
+    """
+    if not updates:
+        raise ValueError("a round without updates cannot be aggregated")
+    total, weight = np.zeros(dimension), 0.0
+    for update in updates:
+        if update.weighted_sum.shape != (dimension,) or update.weighted_sum.dtype != np.float32:
+            raise ValueError(
+                f"an update has shape {update.weighted_sum.shape} and dtype {update.weighted_sum.dtype}; "
+                f"expected float32 [{dimension}]"
+            )
+        if not np.isfinite(update.weighted_sum).all():
+            raise ValueError("an update holds values that are not finite")
+        total += update.weighted_sum
+        weight += update.total_weight
+    return (total / weight).astype(np.float32)
+
+
+def normalised(weights: Iterable[float]) -> list[float]:
+    """Weights as shares of their sum."""
+    weights = list(weights)
+    return [weight / sum(weights) for weight in weights]

@@ -1,0 +1,83 @@
+"""Checkpoints of the parameter server: one folder a round, complete or absent.
+
+RUN/checkpoints/round-00003/state.json      round, configuration hash
+RUN/checkpoints/round-00003/arrays.safetensors   shared parameters and the server optimiser's state
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from fedtalk_ray.config import TrainConfig
+from fedtalk_ray.errors import RunError
+from fedtalk_ray.outputs import new_folder
+
+KEPT = 2
+"""Checkpoints that stay on disk: the newest and the one before, in case the newest is lost with its disk block."""
+
+_FREE_TO_CHANGE = {"run", "rounds", "address", "evaluation"}
+"""Settings that a resumed run may change: they do not alter what a round computes."""
+
+
+@dataclass
+class Checkpoint:
+    """round: rounds applied so far. parameters: float32 [D]. optimizer: its named arrays."""
+
+    round: int
+    parameters: np.ndarray
+    optimizer: dict[str, np.ndarray]
+
+
+def config_fingerprint(config: TrainConfig) -> str:
+    """Names every setting that changes what a round computes."""
+    tree = config.model_dump(mode="json", exclude=_FREE_TO_CHANGE)
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, fingerprint: str) -> None:
+    """Writes one round's folder whole, then removes all but the newest `KEPT`."""
+    arrays = {f"optimizer.{name}": array for name, array in checkpoint.optimizer.items()}
+    with new_folder(folder / f"round-{checkpoint.round:05d}", overwrite=True) as place:
+        save_file({"parameters": checkpoint.parameters, **arrays}, place / "arrays.safetensors")
+        (place / "state.json").write_text(json.dumps({"round": checkpoint.round, "config": fingerprint}))
+    for old in _folders(folder)[:-KEPT]:
+        for file in old.iterdir():
+            file.unlink()
+        old.rmdir()
+
+
+def load_checkpoint(folder: Path, fingerprint: str | None = None) -> Checkpoint | None:
+    """The newest checkpoint, or None when there is none.
+
+    Raises `RunError` for a damaged one, and for one of another configuration when a fingerprint is given.
+    """
+    folders = _folders(folder)
+    if not folders:
+        return None
+    newest = folders[-1]
+    try:
+        state = json.loads((newest / "state.json").read_text())
+        arrays = load_file(newest / "arrays.safetensors")
+        checkpoint = Checkpoint(
+            state["round"],
+            arrays.pop("parameters"),
+            {name.removeprefix("optimizer."): array for name, array in arrays.items()},
+        )
+        written_by = state["config"]
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise RunError(f"checkpoint {newest} is damaged ({error}); remove it to go on from the one before") from error
+    if fingerprint is not None and written_by != fingerprint:
+        raise RunError(
+            f"checkpoint {newest} belongs to another configuration ({written_by}, not {fingerprint}); resume with the "
+            "run's own config.yaml, or give this one another `run` folder"
+        )
+    return checkpoint
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("round-*") if path.is_dir())

@@ -1,0 +1,8 @@
+"""FedProx (Li et al. 2020): FedAvg whose clients are held near the round's model by mu / 2 * ||theta - theta_t||^2."""
+
+from fedtalk_ray.config import StrategyConfig
+from fedtalk_ray.federation.strategies.fedavg import FedAvg
+
+
+def make(config: StrategyConfig) -> FedAvg:
+    return FedAvg(proximal=config.mu)

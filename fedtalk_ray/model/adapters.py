@@ -1,0 +1,123 @@
+"""LoRA adapters on the denoiser (PEFT): `shared` is federated, `identity` is a client's own and stays with it.
+
+Adapters go on every convolution and linear layer of the blocks and the speech encoder. Adapting FiLM and convolutions
+is what lets an adapter learn a new mouth; attention-only adapters learned nothing here.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+
+from fedtalk_ray.errors import RunError
+from fedtalk_ray.model.denoiser import TalkingHeadDenoiser
+
+SHARED, IDENTITY = "shared", "identity"
+
+TARGETS = ["conv1", "conv2", "conv3", "conv_shortcut", "time_emb_proj", "temporal", "linear1", "linear2", "conv"]
+"""Layer names that carry adapters: residual blocks, their FiLM projections, resampling, time, speech encoder."""
+
+
+def with_adapters(denoiser: TalkingHeadDenoiser, rank: int | None, alpha: float, identity_rank: int) -> PeftModel:
+    """The denoiser with a fresh `shared` adapter (none where `rank` is None) and a fresh `identity` adapter.
+
+    Both are zero in effect and act together; all weights are frozen. Fresh weights are drawn from torch's global
+    generator: seed it to repeat them.
+    """
+    identity = LoraConfig(r=identity_rank, lora_alpha=2 * identity_rank, target_modules=TARGETS)
+    if rank is None:
+        model = get_peft_model(denoiser, identity, adapter_name=IDENTITY)
+    else:
+        model = get_peft_model(
+            denoiser, LoraConfig(r=rank, lora_alpha=alpha, target_modules=TARGETS), adapter_name=SHARED
+        )
+        model.add_adapter(IDENTITY, identity)
+    use_adapters(model, [name for name in (SHARED, IDENTITY) if name in model.peft_config])
+    return model
+
+
+def use_adapters(model: PeftModel, names: list[str]) -> None:
+    """Lets the named adapters act (their effects add up); freezes all weights, `train_only` thaws some."""
+    model.base_model.set_adapter(names)
+    model.requires_grad_(False)
+
+
+def shared_parameters(model: PeftModel, shared: str) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """What is federated, in a fixed order: the `shared` adapter, or with "backbone" every weight of the denoiser."""
+    for name, parameter in sorted(model.named_parameters()):
+        if (shared == "adapter" and f".{SHARED}." in name) or (shared == "backbone" and ".lora_" not in name):
+            yield name, parameter
+
+
+def identity_parameters(model: PeftModel) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """The client's own adapter, in a fixed order."""
+    return ((name, parameter) for name, parameter in sorted(model.named_parameters()) if f".{IDENTITY}." in name)
+
+
+def train_only(model: PeftModel, parameters: Iterable[tuple[str, torch.nn.Parameter]]) -> list[torch.nn.Parameter]:
+    """Freezes everything else and returns the list for an optimiser."""
+    chosen = [parameter for _, parameter in parameters]
+    model.requires_grad_(False)
+    for parameter in chosen:
+        parameter.requires_grad_(True)
+    return chosen
+
+
+def to_vector(parameters: Iterable[tuple[str, torch.nn.Parameter]]) -> np.ndarray:
+    """All values in one float32 vector, in the given order: what crosses between client and server."""
+    return np.concatenate([parameter.detach().float().cpu().numpy().ravel() for _, parameter in parameters])
+
+
+@torch.no_grad()
+def from_vector(parameters: Iterable[tuple[str, torch.nn.Parameter]], vector: np.ndarray) -> None:
+    """The inverse of `to_vector`, in place. Raises `ValueError` when the length does not fit."""
+    parameters = list(parameters)
+    expected = sum(parameter.numel() for _, parameter in parameters)
+    if vector.shape != (expected,):
+        raise ValueError(f"a vector of shape {vector.shape} does not fit {expected} parameters")
+    begin = 0
+    for _, parameter in parameters:
+        end = begin + parameter.numel()
+        # Arrays out of Ray's object store are read-only, so they are copied on the way in.
+        parameter.copy_(torch.from_numpy(np.array(vector[begin:end], np.float32)).view_as(parameter))
+        begin = end
+
+
+def backbone_state(model: PeftModel) -> dict[str, torch.Tensor]:
+    """The denoiser's own weights under their own names, without PEFT's wrapping: what `save_pretrained` expects."""
+    state = model.get_base_model().state_dict()
+    return {name.replace(".base_layer", ""): value for name, value in state.items() if ".lora_" not in name}
+
+
+def reset_identity(model: PeftModel, generator: torch.Generator) -> None:
+    """A fresh identity adapter, zero in effect: A drawn as PEFT draws it (Kaiming uniform, a = sqrt 5), B zero."""
+    with torch.no_grad():
+        for name, parameter in identity_parameters(model):
+            if ".lora_B." in name:
+                parameter.zero_()
+            else:
+                bound = 1 / parameter[0].numel() ** 0.5
+                parameter.copy_((torch.rand(parameter.shape, generator=generator) * 2 - 1) * bound)
+
+
+def save_adapter(model: PeftModel, name: str, folder: Path) -> None:
+    """Writes one adapter as a PEFT folder (adapter_config.json and adapter_model.safetensors)."""
+    parent = folder.parent / f".{folder.name}.{name}"
+    model.save_pretrained(str(parent), selected_adapters=[name])
+    (parent / name).rename(folder)
+    for rest in parent.iterdir():
+        rest.unlink()
+    parent.rmdir()
+
+
+def load_adapter(model: PeftModel, name: str, folder: Path) -> None:
+    """Fills an existing adapter from a PEFT folder. Raises `RunError` when it does not fit."""
+    from peft import load_peft_weights, set_peft_model_state_dict
+
+    if not (folder / "adapter_config.json").is_file():
+        raise RunError(f"{folder} holds no PEFT adapter")
+    result = set_peft_model_state_dict(model, load_peft_weights(str(folder)), adapter_name=name)
+    if result.unexpected_keys:
+        raise RunError(f"adapter {folder} does not fit this backbone: unexpected {result.unexpected_keys[0]}")

@@ -1,0 +1,171 @@
+"""Pictures to latents and back: a patch autoencoder of our own, or any autoencoder of diffusers.
+
+`PatchAutoencoder` needs no training to be useful: its encoder is a fixed orthonormal transform (4x4 cosine basis times
+an opponent-colour basis, the 16 of 48 coefficients that carry most of a face), so shards can be prepared before
+anything was trained, and stay valid while `fedtalk pretrain` improves the decoder. `encoder_fingerprint` names exactly
+the part that shards depend on.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTinyOutput
+from diffusers.models.autoencoders.vae import DecoderOutput
+from torch import nn
+
+from fedtalk_ray.errors import UserError
+
+DEFAULT_AUTOENCODER = "patch"
+"""The name under which commands and configurations ask for a fresh `PatchAutoencoder`."""
+
+
+class AutoencoderError(UserError):
+    """No usable autoencoder at the given path or hub id; the message is one line."""
+
+
+class PatchAutoencoder(ModelMixin, ConfigMixin):
+    """Cosine patch encoder, and a decoder that inverts it and then adds detail with a small residual network.
+
+    Interface of diffusers' `AutoencoderTiny`: pictures are float [B, 3, H, W] in [-1, 1], latents
+    [B, latent_channels, H/4, W/4]. Latents are orthonormal coefficients: their squared error is the pixels'.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        patch: int = 4,
+        luma_coefficients: int = 10,
+        chroma_coefficients: int = 3,
+        decoder_width: int = 32,
+        scaling_factor: float = 1.0,
+    ) -> None:
+        super().__init__()
+        basis = torch.from_numpy(_patch_basis(patch, luma_coefficients, chroma_coefficients))
+        self.latent_channels = len(basis)
+        self.encoder = nn.Conv2d(3, self.latent_channels, patch, stride=patch, bias=False)
+        self.encoder.weight.data.copy_(basis)
+        self.encoder.requires_grad_(False)
+        self.decoder = nn.Sequential(
+            nn.Conv2d(self.latent_channels, 2 * decoder_width, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(2 * decoder_width, 2 * decoder_width, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(2 * decoder_width, 3 * patch * patch, 3, padding=1),
+            nn.PixelShuffle(patch),
+        )
+        # Untrained, the decoder is the transform's exact inverse on what the encoder kept.
+        for parameter in self.decoder[-2].parameters():
+            nn.init.zeros_(parameter)
+
+    def encode(self, x: torch.Tensor, return_dict: bool = True) -> Any:
+        latents = self.encoder(x)
+        return AutoencoderTinyOutput(latents=latents) if return_dict else (latents,)
+
+    def decode(self, z: torch.Tensor, return_dict: bool = True) -> Any:
+        linear = nn.functional.conv_transpose2d(z, self.encoder.weight, stride=self.config.patch)
+        sample = linear + self.decoder(z)
+        return DecoderOutput(sample=sample) if return_dict else (sample,)
+
+    def forward(self, sample: torch.Tensor) -> DecoderOutput:
+        return DecoderOutput(sample=self.decode(self.encode(sample).latents).sample)
+
+
+def _patch_basis(patch: int, luma: int, chroma: int) -> np.ndarray:
+    """Orthonormal rows [luma + 2 * chroma, 3, patch, patch]: low frequencies first, more of them for brightness."""
+    ticks = np.arange(patch)
+    cosine = np.cos(np.pi * (2 * ticks + 1) * ticks[:, None] / (2 * patch))
+    cosine /= np.linalg.norm(cosine, axis=1, keepdims=True)
+    # Brightness, blue against yellow, red against green: near the principal colours of faces.
+    colours = np.array([[1, 1, 1], [-1, -1, 2], [1, -1, 0]]) / np.sqrt([[3], [6], [2]])
+    frequencies = sorted(((u, v) for u in ticks for v in ticks), key=lambda uv: (uv[0] ** 2 + uv[1] ** 2, uv))
+    rows = [
+        colour[:, None, None] * np.outer(cosine[u], cosine[v])
+        for colour, count in zip(colours, (luma, chroma, chroma), strict=True)
+        for u, v in frequencies[:count]
+    ]
+    return np.stack(rows).astype(np.float32)
+
+
+def load_autoencoder(source: str) -> ModelMixin:
+    """A fresh `PatchAutoencoder` for "patch", else the autoencoder at a local folder or hub id, in evaluation mode.
+
+    The folder may be an autoencoder's own or a pipeline's (its `autoencoder/` or `vae/` is taken). Any diffusers class
+    with `encode` and `decode` works (`AutoencoderKL`, `AutoencoderTiny`, ...). Raises `AutoencoderError`.
+    """
+    if source == DEFAULT_AUTOENCODER:
+        # The residual network starts from a seed, so that two fresh autoencoders are the same one.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return PatchAutoencoder().eval()
+    folder = Path(source)
+    for name in ("autoencoder", "vae"):
+        if (folder / name / "config.json").is_file():
+            folder = folder / name
+    try:
+        config = ConfigMixin.load_config(str(folder) if folder.is_dir() else source)
+        name = config.get("_class_name", "")
+        model_class = PatchAutoencoder if name == "PatchAutoencoder" else getattr(diffusers, name, None)
+        if model_class is None or not hasattr(model_class, "decode"):
+            raise AutoencoderError(f"{source}: holds {name or 'no class name'}, which is no autoencoder of diffusers")
+        return model_class.from_pretrained(str(folder) if folder.is_dir() else source).eval()
+    except OSError as error:
+        reason = str(error).splitlines()[0]
+        raise AutoencoderError(
+            f'autoencoder {source!r} cannot be loaded: {reason} Give "patch", a folder written by save_pretrained, '
+            "or a hub id."
+        ) from error
+
+
+def encode_frames(autoencoder: ModelMixin, frames: np.ndarray, batch: int = 32) -> np.ndarray:
+    """Scaled latents, float32 [T, C, h, w], of frames uint8 [T, S, S, 3]; the mode where the encoder is stochastic."""
+    latents = []
+    with torch.inference_mode():
+        for begin in range(0, len(frames), batch):
+            pixels = frames_to_pixels(frames[begin : begin + batch]).to(autoencoder.device, autoencoder.dtype)
+            encoded = autoencoder.encode(pixels)
+            code = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
+            latents.append((code * scaling_factor(autoencoder)).float().cpu().numpy())
+    return np.concatenate(latents)
+
+
+def decode_latents(autoencoder: ModelMixin, latents: torch.Tensor, batch: int = 32) -> np.ndarray:
+    """Frames uint8 [T, S, S, 3] of scaled latents float [T, C, h, w]."""
+    pieces = []
+    with torch.inference_mode():
+        for begin in range(0, len(latents), batch):
+            code = latents[begin : begin + batch].to(autoencoder.device, autoencoder.dtype)
+            pieces.append(pixels_to_frames(autoencoder.decode(code / scaling_factor(autoencoder)).sample))
+    return np.concatenate(pieces)
+
+
+def scaling_factor(autoencoder: ModelMixin) -> float:
+    """What diffusers multiplies this autoencoder's latents by, 1 where its configuration names nothing."""
+    return float(getattr(autoencoder.config, "scaling_factor", None) or 1.0)
+
+
+def frames_to_pixels(frames: np.ndarray) -> torch.Tensor:
+    """uint8 [T, H, W, 3] to float32 [T, 3, H, W] in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def pixels_to_frames(pixels: torch.Tensor) -> np.ndarray:
+    """float [T, 3, H, W] in [-1, 1] to uint8 [T, H, W, 3], clipped and rounded."""
+    frames = ((pixels.float() + 1) * 127.5).round().clamp(0, 255).byte()
+    return frames.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def encoder_fingerprint(autoencoder: ModelMixin) -> str:
+    """SHA-256 (first 16 hex digits) of everything latents depend on: encoder weights and scaling factor."""
+    digest = hashlib.sha256(f"{autoencoder.__class__.__name__}:{scaling_factor(autoencoder)}".encode())
+    state = autoencoder.state_dict()
+    for name in sorted(state):
+        if not name.startswith(("decoder", "post_quant_conv")):
+            digest.update(name.encode())
+            digest.update(state[name].detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

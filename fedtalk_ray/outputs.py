@@ -1,0 +1,64 @@
+"""Outputs appear whole or not at all: written beside their place, then renamed into it."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from fedtalk_ray.errors import UserError
+
+
+class OutputError(UserError):
+    """An output cannot be written: its place is taken, read-only or full."""
+
+
+@contextlib.contextmanager
+def new_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
+    """A folder to fill, renamed to `path` when the block ends well and removed when it does not.
+
+    Raises `OutputError` when `path` exists and holds anything (unless `overwrite`), or cannot be written.
+    """
+    path = Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())) and not overwrite:
+        raise OutputError(f"output {path} already exists; choose another place or give --overwrite")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with writing(path):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+            replaced = path.with_name(f".{path.name}.{os.getpid()}.old")
+            if path.exists():
+                os.replace(path, replaced)
+            os.replace(partial, path)
+            shutil.rmtree(replaced, ignore_errors=True)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def new_file(path: str | Path) -> Iterator[Path]:
+    """A file name to write to (same suffix), renamed to `path` when the block ends well."""
+    path = Path(path)
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Turns the operating system's refusals about `path` into one clear line."""
+    try:
+        yield
+    except (PermissionError, FileExistsError, NotADirectoryError) as error:
+        raise OutputError(f"cannot write {path}: {error.strerror} ({error.filename})") from error
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OutputError(f"cannot write {path}: {error.strerror}; nothing was left half written") from error

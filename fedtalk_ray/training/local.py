@@ -1,0 +1,169 @@
+"""One client's work, in plain torch: fit the shared parameters, then its own adapter, then score itself.
+
+A `LocalTrainer` is the resident model of one slot. It works for one client after another: everything that belongs to a
+client comes in as arguments and goes out as results, nothing stays behind.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+
+from fedtalk_ray.config import TrainConfig
+from fedtalk_ray.data.windows import WindowBatch
+from fedtalk_ray.model import adapters
+from fedtalk_ray.model.pipeline import TalkingHeadPipeline, make_critic
+from fedtalk_ray.training.losses import LossTerms, window_loss
+from fedtalk_ray.training.reliability import Reliability, score_client
+
+
+@dataclass
+class LocalResult:
+    """What one fit leaves. `update` may leave the client; `identity` must not.
+
+    update: float32 [D], trained minus received shared parameters. identity: float32 [E], the client's own adapter.
+    losses: mean terms over the shared steps. reliability: None where the strategy needs no score.
+    """
+
+    update: np.ndarray
+    identity: np.ndarray
+    losses: dict[str, float]
+    reliability: Reliability | None
+
+
+class LocalTrainer:
+    """The denoiser with its two adapters on one device, and what it takes to train and score them."""
+
+    def __init__(self, pipeline: TalkingHeadPipeline, config: TrainConfig, device: str = "cpu") -> None:
+        self._config, self._device = config, device
+        # Adapters start from the run's seed, so every slot holds the same ones before the server's arrive.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            # Where the backbone itself is shared there is no shared adapter.
+            rank = config.adapter.rank if config.shared == "adapter" else None
+            model = adapters.with_adapters(pipeline.denoiser, rank, config.adapter.alpha, config.adapter.identity_rank)
+        self.model = model.to(device)
+        self.scheduler = pipeline.scheduler
+        self.critic = make_critic(pipeline.to(device))
+        base = self.model.get_base_model()
+        base.gradient_checkpointing = config.local.gradient_checkpointing
+        self.window: int = base.config.window
+
+    def shared(self) -> list[tuple[str, torch.nn.Parameter]]:
+        """The federated parameters; all actors list them in the same order."""
+        return list(adapters.shared_parameters(self.model, self._config.shared))
+
+    def identity(self) -> list[tuple[str, torch.nn.Parameter]]:
+        return list(adapters.identity_parameters(self.model))
+
+    def load(self, shared: np.ndarray, identity: np.ndarray | None, seed: int = 0) -> None:
+        """Takes on the server's shared parameters and a client's own adapter (None: a fresh one from `seed`)."""
+        adapters.from_vector(self.shared(), shared)
+        if identity is None:
+            adapters.reset_identity(self.model, torch.Generator().manual_seed(seed))
+        else:
+            adapters.from_vector(self.identity(), identity)
+
+    def fit(
+        self,
+        shared: np.ndarray,
+        identity: np.ndarray | None,
+        batches: Iterable[WindowBatch],
+        held_out: WindowBatch,
+        *,
+        seed: int,
+        proximal: float = 0.0,
+        score_alpha: float | None = None,
+    ) -> LocalResult:
+        """Local training of one client in one round.
+
+        shared: float32 [D] from the server. identity: float32 [E] or None for a first time. batches: at least
+        `batches_needed(config)` of them. proximal: FedProx's mu. score_alpha: ISFA's alpha; None skips the score.
+        """
+        local = self._config.local
+        generator = torch.Generator().manual_seed(seed)
+        source = iter(batches)
+        self.load(shared, identity, seed)
+        losses = self._optimise(self.shared(), source, local.steps, generator, proximal)
+        update = adapters.to_vector(self.shared()) - shared
+        if not np.isfinite(update).all():
+            raise ValueError("the local update holds values that are not finite; lower local.learning_rate")
+        if local.identity_steps:
+            self._optimise(self.identity(), source, local.identity_steps, generator, 0.0)
+        self.model.eval()
+        reliability = None
+        if score_alpha is not None:
+            moved = held_out.to(self._device)
+            reliability = score_client(self.model, self.scheduler, moved, self.critic, score_alpha, seed)
+        return LocalResult(update, adapters.to_vector(self.identity()), losses, reliability)
+
+    def personalize(
+        self,
+        batches: Iterator[WindowBatch],
+        steps: int,
+        seed: int,
+        tick: Callable[[dict[str, float]], None] = lambda _: None,
+    ) -> None:
+        """Trains the loaded client's own adapter alone, `tick`ing with the loss terms of every step."""
+        self._optimise(self.identity(), batches, steps, torch.Generator().manual_seed(seed), 0.0, tick)
+        self.model.eval()
+
+    @torch.no_grad()
+    def held_out_loss(self, held_out: WindowBatch, seed: int, draws: int = 4) -> float:
+        """Diffusion loss on held-out windows: the same timesteps and noise every time, so that rounds compare."""
+        generator = torch.Generator().manual_seed(seed)
+        self.model.eval()
+        off = dict.fromkeys(("tdc", "motion", "identity", "perceptual", "speech_dropout"), 0.0)
+        config = self._config.local.loss.model_copy(update=off)
+        moved = held_out.to(self._device)
+        losses = [window_loss(self.model, self.scheduler, moved, config, generator).diffusion for _ in range(draws)]
+        return float(torch.stack(losses).mean())
+
+    def _optimise(
+        self,
+        parameters: list[tuple[str, torch.nn.Parameter]],
+        source: Iterator[WindowBatch],
+        steps: int,
+        generator: torch.Generator,
+        proximal: float,
+        tick: Callable[[dict[str, float]], None] = lambda _: None,
+    ) -> dict[str, float]:
+        """AdamW on the given parameters only; returns the mean loss terms."""
+        local = self._config.local
+        trained = adapters.train_only(self.model, parameters)
+        anchors = [parameter.detach().clone() for parameter in trained] if proximal else []
+        optimiser = torch.optim.AdamW(trained, lr=local.learning_rate, weight_decay=0.0)
+        self.model.train()
+        history: list[dict[str, float]] = []
+        for _ in range(steps):
+            optimiser.zero_grad(set_to_none=True)
+            terms: LossTerms | None = None
+            for batch in islice(source, local.accumulate):
+                with self._autocast():
+                    terms = window_loss(
+                        self.model, self.scheduler, batch.to(self._device), local.loss, generator, self.critic
+                    )
+                (terms.total / local.accumulate).backward()
+            if terms is None:
+                raise ValueError(f"the stream ended after {len(history)} of {steps} steps")
+            # FedProx (Li et al. 2020): the gradient of mu / 2 * ||theta - theta_round||^2.
+            for parameter, anchor in zip(trained, anchors, strict=False):
+                if parameter.grad is not None:
+                    parameter.grad.add_(parameter.detach() - anchor, alpha=proximal)
+            torch.nn.utils.clip_grad_norm_(trained, local.clip_norm)
+            optimiser.step()
+            history.append(terms.floats())
+            tick(history[-1])
+        return {name: float(np.mean([terms[name] for terms in history])) for name in history[0]}
+
+    def _autocast(self) -> torch.autocast:
+        device = torch.device(self._device).type
+        wanted = self._config.local.autocast and device == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.autocast(device, torch.bfloat16, enabled=wanted)
+
+
+def batches_needed(config: TrainConfig) -> int:
+    """Batches that one fit consumes."""
+    return (config.local.steps + config.local.identity_steps) * config.local.accumulate

@@ -1,0 +1,123 @@
+"""What a denoiser is trained on: diffusion, Temporal-Denoising Consistency, speech motion, identity, perception.
+
+All terms are means, so their weights do not depend on batch or window size. The noisy quantity is the residual r of the
+latents on the reference's (`TalkingHeadDenoiser.to_residual`): x_t = alpha * r + sigma * eps.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from diffusers import DDIMScheduler
+
+from fedtalk_ray.config import LossConfig
+from fedtalk_ray.data.face_template import mouth_mask
+from fedtalk_ray.data.windows import WindowBatch
+from fedtalk_ray.model.denoiser import bare_denoiser
+from fedtalk_ray.model.schedule import noise_levels
+
+SNR_RANGE = (0.3, 5.0)
+"""The x0 loss is weighted by the signal-to-noise ratio clamped to this range: clean steps must not drown the noisy
+ones, where all motion is decided (Hang et al. 2023 clamp from above; the floor keeps pure noise in)."""
+
+
+class FaceCritic(Protocol):
+    """Compares generated with true frames in pixels; `model.identity.FaceCritic` is the one that ships."""
+
+    def __call__(self, generated: torch.Tensor, truth: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(identity, perceptual) distances, scalars, of latents [N, C, h, w]; differentiable in `generated`."""
+
+
+@dataclass
+class LossTerms:
+    """Scalars, unweighted but for `total`; terms whose weight is 0 are not computed and stay 0."""
+
+    total: torch.Tensor
+    diffusion: torch.Tensor
+    tdc: torch.Tensor
+    motion: torch.Tensor
+    identity: torch.Tensor
+    perceptual: torch.Tensor
+
+    def floats(self) -> dict[str, float]:
+        return {name: float(value.detach()) for name, value in vars(self).items()}
+
+
+def window_loss(
+    denoiser: torch.nn.Module,
+    scheduler: DDIMScheduler,
+    batch: WindowBatch,
+    config: LossConfig,
+    generator: torch.Generator,
+    critic: FaceCritic | None = None,
+) -> LossTerms:
+    """One noise draw and its loss. `denoiser` is a `TalkingHeadDenoiser`, bare or inside a PEFT model.
+
+    All randomness (timestep, noise, which windows lose their sound) comes from `generator`, on the CPU, so that a seed
+    means the same run on every device.
+    """
+    base = bare_denoiser(denoiser)
+    device = batch.latents.device
+    clean = base.to_residual(batch.latents, batch.reference)
+    count = len(clean)
+    timestep = torch.randint(scheduler.config.num_train_timesteps, (count,), generator=generator).to(device)
+    noise = torch.randn(clean.shape, generator=generator).to(device)
+    heard = (torch.rand(count, generator=generator) >= config.speech_dropout).to(device)
+    noisy = scheduler.add_noise(clean, noise, timestep)
+    predicted = denoiser(noisy, timestep, batch.speech, batch.reference, heard).float()
+
+    kind = base.config.prediction_type
+    alpha, sigma = (level.to(device)[:, None, None, None, None] for level in noise_levels(scheduler, timestep.cpu()))
+    target = {"sample": clean, "epsilon": noise, "v_prediction": alpha * noise - sigma * clean}[kind]
+    mask = cell_weights(clean.shape[-1], config.mouth_weight).to(device)
+    time_weight = ((alpha / sigma) ** 2).clamp(*SNR_RANGE) if kind == "sample" else torch.ones_like(alpha)
+    diffusion = (time_weight * mask * (predicted - target).square()).mean()
+    tdc = motion = identity = perceptual = diffusion.new_zeros(())
+    if config.tdc:
+        tdc = temporal_denoising_consistency(predicted, target, time_weight * mask)
+    if config.motion:
+        motion = (mask * (base.speech_motion(batch.speech) - clean).square()).mean()
+    if (config.identity or config.perceptual) and critic is not None:
+        residual = to_clean(predicted, noisy, alpha, sigma, kind)
+        frame = int(torch.randint(clean.shape[1], (), generator=generator))
+        generated = base.from_residual(residual, batch.reference)[:, frame]
+        identity, perceptual = critic(generated, batch.latents[:, frame])
+    total = (
+        diffusion
+        + config.tdc * tdc
+        + config.motion * motion
+        + config.identity * identity
+        + config.perceptual * perceptual
+    )
+    return LossTerms(total, diffusion, tdc, motion, identity, perceptual)
+
+
+def temporal_denoising_consistency(
+    predicted: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | float = 1.0
+) -> torch.Tensor:
+    """TDC = mean |(p[t+1] - p[t]) - (y[t+1] - y[t])| over consecutive frames (PrivFedTalk's L_TDC; there p, y = eps).
+
+    predicted, target: [B, T, C, h, w], T >= 2. All frames of a window share one timestep, so for a network that
+    predicts x0 or v the same errors are only rescaled: eps_hat - eps = -(alpha / sigma)(x0_hat - x0) and
+    v_hat - v = -(1 / sigma)(x0_hat - x0), hence TDC_eps = (alpha / sigma) TDC_x0 and TDC_v = (1 / sigma) TDC_x0. We
+    take it on whatever the network predicts; `weight` (broadcast over [B, T, C, h, w]) carries the loss's own weights.
+    """
+    error = predicted - target
+    return (weight * (error[:, 1:] - error[:, :-1]).abs()).mean()
+
+
+def to_clean(
+    predicted: torch.Tensor, noisy: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor, kind: str
+) -> torch.Tensor:
+    """x0 from a prediction of the given kind. For epsilon it is unbounded where alpha is near 0: clamped to 6 std."""
+    if kind == "sample":
+        return predicted
+    if kind == "v_prediction":
+        return alpha * noisy - sigma * predicted
+    return ((noisy - sigma * predicted) / alpha.clamp(min=1e-3)).clamp(-6, 6)
+
+
+def cell_weights(side: int, mouth_weight: float) -> torch.Tensor:
+    """[side, side] weights with mean 1: `mouth_weight` times as much in the mouth region as elsewhere."""
+    weights = 1 + (mouth_weight - 1) * torch.from_numpy(mouth_mask(side))
+    return weights / weights.mean()

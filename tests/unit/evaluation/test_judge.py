@@ -1,0 +1,120 @@
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedtalk_ray.data.dlib_models import MissingModelError
+from fedtalk_ray.data.face_template import LEFT_EYE, RIGHT_EYE
+from fedtalk_ray.data.faces import crop_faces
+from fedtalk_ray.data.video import read_video
+from fedtalk_ray.evaluation.judge import FEATURE_FILE, IdentityJudge, arcface_view, similarity
+
+WEIGHT = np.random.default_rng(0).normal(size=(3, 512)).astype(np.float32)
+
+
+def field(number: int, content: bytes | str | int) -> bytes:
+    """One field of a protocol buffer message: a number as varint, anything else with its length before it."""
+    if isinstance(content, int):
+        return varint(number << 3) + varint(content)
+    content = content.encode() if isinstance(content, str) else content
+    return varint(number << 3 | 2) + varint(len(content)) + content
+
+
+def varint(value: int) -> bytes:
+    low, rest = value & 127, value >> 7
+    return bytes([low | 128]) + varint(rest) if rest else bytes([low])
+
+
+def mean_colour_network() -> bytes:
+    """An ONNX file: a picture [1, 3, 112, 112] to its mean colour times `WEIGHT`, [1, 512]."""
+
+    def node(kind: str, *inputs: str, output: str) -> bytes:
+        return field(1, b"".join(field(1, name) for name in inputs) + field(2, output) + field(4, kind))
+
+    def value(name: str, *shape: int) -> bytes:
+        dims = b"".join(field(1, field(1, size)) for size in shape)
+        return field(1, name) + field(2, field(1, field(1, 1) + field(2, dims)))
+
+    weight = field(1, 3) + field(1, 512) + field(2, 1) + field(8, "weight") + field(9, WEIGHT.tobytes())
+    graph = (
+        node("GlobalAveragePool", "picture", output="pooled")
+        + node("Flatten", "pooled", output="colour")
+        + node("MatMul", "colour", "weight", output="features")
+        + field(2, "judge")
+        + field(5, weight)
+        + field(11, value("picture", 1, 3, 112, 112))
+        + field(12, value("features", 1, 512))
+    )
+    return field(1, 8) + field(7, graph) + field(8, field(1, "") + field(2, 13))
+
+
+@pytest.fixture
+def judge(tmp_path: Path) -> IdentityJudge:
+    pytest.importorskip("onnxruntime")
+    (tmp_path / FEATURE_FILE).write_bytes(mean_colour_network())
+    return IdentityJudge(tmp_path)
+
+
+def test_embedding_is_the_networks_answer_to_rgb_scaled_and_of_length_one(judge: IdentityJudge) -> None:
+    frame = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    frame[..., 2] //= 4
+    colour = (arcface_view(frame).reshape(-1, 3).mean(axis=0) - 127) / 128
+    expected = colour @ WEIGHT
+    vector = judge.embed(frame)
+    assert vector.dtype == np.float32
+    assert vector == pytest.approx(expected / np.linalg.norm(expected), abs=1e-5)
+
+
+def test_similarity_is_the_cosine() -> None:
+    a, b = np.zeros((2, 512), np.float32)
+    a[0], b[:2] = 2.0, (3.0, 4.0)
+    assert similarity(a, b) == pytest.approx(0.6)
+    assert similarity(a, -a) == pytest.approx(-1.0)
+    assert similarity(a, a * 0) == 0.0
+
+
+@pytest.mark.parametrize("side", [64, 90, 256])
+def test_arcface_view_puts_the_eyes_on_arcfaces_points(side: int) -> None:
+    """insightface's template has the eyes at (38.29, 51.70) and (73.53, 51.50) of 112 x 112 pixels."""
+    ticks = (np.arange(side) + 0.5) / side
+    for (x, y), (to_x, to_y) in ((LEFT_EYE, (38.29, 51.70)), (RIGHT_EYE, (73.53, 51.50))):
+        spot = np.exp(-((ticks[None] - x) ** 2 + (ticks[:, None] - y) ** 2) / (2 * 0.04**2))
+        frame = np.repeat((spot * 255).round().astype(np.uint8)[..., None], 3, axis=2)
+        view = arcface_view(frame)[..., 0].astype(float)
+        assert view.shape == (112, 112)
+        centres = np.arange(112) + 0.5
+        assert (view.sum(axis=0) @ centres) / view.sum() == pytest.approx(to_x, abs=0.4)
+        assert (view.sum(axis=1) @ centres) / view.sum() == pytest.approx(to_y, abs=0.4)
+
+
+def test_missing_files_and_wrong_frames_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(MissingModelError, match=rf"{FEATURE_FILE} in {tmp_path}, which has no such file"):
+        IdentityJudge(tmp_path)
+    with pytest.raises(ValueError, match=r"square crop, got uint8 \[64, 48, 3\]"):
+        arcface_view(np.zeros((64, 48, 3), np.uint8))
+    (tmp_path / FEATURE_FILE).write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # as if it were not installed
+    with pytest.raises(MissingModelError, match="pip install onnxruntime"):
+        IdentityJudge(tmp_path)
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    (tmp_path / FEATURE_FILE).write_bytes(b"no network")
+    with pytest.raises(MissingModelError, match=rf"{FEATURE_FILE} in {tmp_path} cannot be read as a network"):
+        IdentityJudge(tmp_path)
+
+
+@pytest.mark.grid
+def test_real_people_are_told_apart(grid_root: Path) -> None:
+    """Needs the judge's files as well: in $FEDTALK_JUDGE, else models/faceplugin two folders above the clips."""
+    folder = Path(os.environ.get("FEDTALK_JUDGE") or grid_root.parents[1] / "models" / "faceplugin")
+    if not (folder / FEATURE_FILE).is_file():
+        pytest.skip(f"no {FEATURE_FILE} in {folder}; name its folder in FEDTALK_JUDGE")
+    real = IdentityJudge(folder)
+    clips = ("s1/bbaf2n.mpg", "s1/lrwz5a.mpg", "s4/bgim8s.mpg", "s23/priazn.mpg")
+    first, again, *others = [real.embed(crop_faces(read_video(grid_root / clip).frames[:1], 64)[0]) for clip in clips]
+    assert similarity(first, again) > 0.6
+    assert max(similarity(first, other) for other in others) < 0.45

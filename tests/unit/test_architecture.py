@@ -1,0 +1,273 @@
+"""Holds the house in order: who may import Ray, which way dependencies run, names, lengths, no pickle on the wire.
+
+Every rule is a function from the parsed files to a list of lines, one per violation, naming the file and the import.
+Each is run on the repository, and on a small planted tree to show that it can fail.
+"""
+
+import ast
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import pytest
+
+# From the ground up. A module may import from lower rows and from its own package, never sideways or upwards.
+LAYERS: tuple[tuple[str, ...], ...] = (
+    ("errors",),
+    ("outputs",),
+    ("config", "messages", "observability"),
+    ("data", "model", "privacy", "federation"),
+    ("training",),
+    ("evaluation",),
+    ("actors",),
+    ("rounds",),
+    ("demo",),
+    ("cli",),
+    ("jobs",),
+)
+
+# Sideways imports that are meant: (importer, imported).
+SIDEWAYS: tuple[tuple[str, str], ...] = (
+    ("fedtalk_ray.data.prepare", "fedtalk_ray.model.autoencoder"),
+    ("fedtalk_ray.model.*", "fedtalk_ray.data.face_template"),
+    ("fedtalk_ray.model.*", "fedtalk_ray.data.speech"),
+    ("fedtalk_ray.model.*", "fedtalk_ray.data.video"),
+)
+
+MAY_IMPORT_RAY: tuple[str, ...] = (
+    "fedtalk_ray/actors/*",
+    "fedtalk_ray/cli.py",
+    "fedtalk_ray/data/prepare.py",
+    "fedtalk_ray/data/stream.py",
+    "fedtalk_ray/demo.py",
+    "fedtalk_ray/observability.py",
+    "fedtalk_ray/rounds.py",
+    "jobs/*",
+)
+
+# What a peer sends is read here; unpickling it would run the peer's code.
+NO_PICKLE: tuple[str, ...] = ("fedtalk_ray/messages.py", "fedtalk_ray/federation/*", "fedtalk_ray/privacy/*")
+PICKLERS = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "torch.load"}
+
+SAYS_NOTHING = {"util", "utils", "helper", "helpers", "manager", "managers", "common", "misc"}
+
+MAX_LINES = 400
+
+
+@dataclass(frozen=True)
+class Source:
+    """One Python file. path: as `fedtalk_ray/data/video.py`; module: as `fedtalk_ray.data.video`."""
+
+    path: str
+    module: str
+    text: str
+    tree: ast.Module
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported name, made absolute: `from ..data import video` in model/ is `fedtalk_ray.data.video`."""
+
+    line: int
+    name: str
+
+
+def read_sources(root: Path) -> list[Source]:
+    """Every Python file of the package and of the recipes under `root`."""
+    sources = []
+    for file in sorted([*root.glob("fedtalk_ray/**/*.py"), *root.glob("jobs/**/*.py")]):
+        path = file.relative_to(root)
+        parts = path.parent.parts if path.name == "__init__.py" else path.with_suffix("").parts
+        text = file.read_text(encoding="utf-8")
+        sources.append(Source(path.as_posix(), ".".join(parts), text, ast.parse(text, filename=str(path))))
+    return sources
+
+
+def imports_of(source: Source) -> Iterator[Import]:
+    """Every import of the file, also those inside functions and under TYPE_CHECKING.
+
+    `from a import b` gives `a.b`: b may be a module, and a prefix test treats a name inside `a` the same.
+    """
+    is_package = source.path.endswith("/__init__.py")
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(node.lineno, alias.name)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = source.module.split(".")
+                parents = parents[: len(parents) - node.level + is_package]
+                base = ".".join([*parents, base] if base else parents)
+            for alias in node.names:
+                yield Import(node.lineno, f"{base}.{alias.name}")
+
+
+def lies_in(name: str, module: str) -> bool:
+    return name == module or name.startswith(module + ".")
+
+
+def matches(path: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(path, pattern) for pattern in patterns)
+
+
+def unit_of(name: str) -> str | None:
+    """The row entry that a dotted name belongs to: `data` for `fedtalk_ray.data.video`; None for the outside world."""
+    parts = name.split(".")
+    if parts[0] == "jobs":
+        return "jobs"
+    if parts[0] == "fedtalk_ray":
+        return parts[1] if len(parts) > 1 else "fedtalk_ray"
+    return None
+
+
+def ray_stays_in_its_place(sources: list[Source]) -> list[str]:
+    return [
+        f"{source.path}:{found.line}: imports {found.name}; only {', '.join(MAY_IMPORT_RAY)} may import ray"
+        for source in sources
+        if not matches(source.path, MAY_IMPORT_RAY)
+        for found in imports_of(source)
+        if lies_in(found.name, "ray")
+    ]
+
+
+def layers_run_one_way(sources: list[Source]) -> list[str]:
+    rank = {name: row for row, names in enumerate(LAYERS) for name in names}
+    modules = {source.module for source in sources}
+    rank["fedtalk_ray"] = -1  # the package's own __init__: anyone may import it, it imports none of the rest
+    lines = []
+    for source in sources:
+        unit = unit_of(source.module)
+        assert unit is not None
+        if unit not in rank:
+            lines.append(f"{source.path}:1: {source.module} has no row in LAYERS")
+            continue
+        for found in imports_of(source):
+            target = unit_of(found.name)
+            if target not in rank and lies_in(found.name, "fedtalk_ray") and f"fedtalk_ray.{target}" not in modules:
+                target = "fedtalk_ray"  # `from fedtalk_ray import __version__`: a name, not a module
+            if target is None or target == unit:
+                continue
+            if target in rank and rank[target] < rank[unit]:
+                continue
+            if any(fnmatchcase(source.module, a) and lies_in(found.name, b) for a, b in SIDEWAYS):
+                continue
+            lines.append(f"{source.path}:{found.line}: imports {found.name}; {unit} may not import {target}")
+    return lines
+
+
+def names_say_something(sources: list[Source]) -> list[str]:
+    return [
+        f"{source.path}: the name {part!r} says nothing; name what the module does"
+        for source in sources
+        for part in source.module.split(".")
+        if part in SAYS_NOTHING
+    ]
+
+
+def files_hold_one_idea(sources: list[Source]) -> list[str]:
+    return [
+        f"{source.path}: {count} lines, at most {MAX_LINES}; a longer file holds two ideas"
+        for source in sources
+        if (count := len(source.text.splitlines())) > MAX_LINES
+    ]
+
+
+def nothing_received_is_unpickled(sources: list[Source]) -> list[str]:
+    lines = []
+    for source in sources:
+        if not matches(source.path, NO_PICKLE):
+            continue
+        for found in imports_of(source):
+            if any(lies_in(found.name, pickler) for pickler in PICKLERS):
+                lines.append(f"{source.path}:{found.line}: imports {found.name}; a peer's bytes are never unpickled")
+        for node in ast.walk(source.tree):
+            if isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.load":
+                lines.append(f"{source.path}:{node.lineno}: uses torch.load; a peer's bytes are never unpickled")
+            if isinstance(node, ast.keyword) and node.arg == "allow_pickle" and ast.unparse(node.value) != "False":
+                lines.append(f"{source.path}:{node.value.lineno}: allow_pickle; a peer's bytes are never unpickled")
+    return lines
+
+
+Rule = Callable[[list[Source]], list[str]]
+RULES: tuple[Rule, ...] = (
+    ray_stays_in_its_place,
+    layers_run_one_way,
+    names_say_something,
+    files_hold_one_idea,
+    nothing_received_is_unpickled,
+)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_the_repository_keeps(rule: Rule, repository: Path) -> None:
+    sources = read_sources(repository)
+    assert "fedtalk_ray" in {source.module for source in sources}, f"no package found under {repository}"
+    violations = rule(sources)
+    assert not violations, "\n" + "\n".join(violations)
+
+
+@pytest.mark.parametrize("pattern", [*MAY_IMPORT_RAY, "fedtalk_ray/messages.py", "fedtalk_ray/federation/*"])
+def test_tables_name_what_exists(pattern: str, repository: Path) -> None:
+    """A renamed file must not leave a rule that holds nothing, or a permission that nobody sees."""
+    assert list(repository.glob(pattern)), f"{pattern} names no file; correct the table in {Path(__file__).name}"
+
+
+def plant(root: Path, files: dict[str, str]) -> list[Source]:
+    for path, text in files.items():
+        file = root / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    return read_sources(root)
+
+
+PLANTED: tuple[tuple[Rule, str, str, str], ...] = (
+    # rule, file, its text, what the one violation must say
+    (ray_stays_in_its_place, "training/fit.py", "import ray.data", "training/fit.py:1: imports ray.data"),
+    (ray_stays_in_its_place, "data/video.py", "def f():\n    from ray import get", "data/video.py:2: imports ray.get"),
+    (layers_run_one_way, "model/unet.py", "from fedtalk_ray.training import fit", "model may not import training"),
+    (layers_run_one_way, "model/unet.py", "from ..rounds import run", "imports fedtalk_ray.rounds.run"),
+    (layers_run_one_way, "model/__init__.py", "from ..rounds import run", "imports fedtalk_ray.rounds.run"),
+    (layers_run_one_way, "model/unet.py", "from .. import rounds", "model may not import rounds"),
+    (layers_run_one_way, "model/unet.py", "import fedtalk_ray.data.stream", "imports fedtalk_ray.data.stream"),
+    (layers_run_one_way, "privacy/sum.py", "import fedtalk_ray.data.video", "privacy may not import data"),
+    (layers_run_one_way, "evaluation/report.py", "from fedtalk_ray.actors import x", "evaluation may not import actors"),
+    (layers_run_one_way, "cli.py", "from jobs.train import main", "cli may not import jobs"),
+    (layers_run_one_way, "__init__.py", "from .config import Config", "__init__.py:1: imports fedtalk_ray.config"),
+    (layers_run_one_way, "extra.py", "", "fedtalk_ray.extra has no row in LAYERS"),
+    (names_say_something, "data/utils.py", "", "data/utils.py: the name 'utils' says nothing"),
+    (names_say_something, "common/clip.py", "", "common/clip.py: the name 'common' says nothing"),
+    (files_hold_one_idea, "rounds.py", "x = 1\n" * (MAX_LINES + 1), "rounds.py: 401 lines, at most 400"),
+    (nothing_received_is_unpickled, "messages.py", "from pickle import loads", "messages.py:1: imports pickle.loads"),
+    (nothing_received_is_unpickled, "privacy/sum.py", "import torch\ntorch.load(0)", "sum.py:2: uses torch.load"),
+    (nothing_received_is_unpickled, "federation/s.py", "from torch import load", "imports torch.load"),
+    (nothing_received_is_unpickled, "messages.py", "f(allow_pickle=True)", "messages.py:1: allow_pickle"),
+)
+
+
+@pytest.mark.parametrize(("rule", "path", "text", "says"), PLANTED, ids=[f"{r.__name__}-{p}" for r, p, *_ in PLANTED])
+def test_a_planted_violation_is_caught(rule: Rule, path: str, text: str, says: str, tmp_path: Path) -> None:
+    sources = plant(tmp_path, {"fedtalk_ray/__init__.py": "", "fedtalk_ray/rounds.py": "", f"fedtalk_ray/{path}": text})
+    violations = rule(sources)
+    assert len(violations) == 1, violations
+    assert says in violations[0]
+
+
+def test_what_is_allowed_passes(tmp_path: Path) -> None:
+    sources = plant(
+        tmp_path,
+        {
+            "fedtalk_ray/__init__.py": "__version__ = '0'",
+            "fedtalk_ray/config.py": "from fedtalk_ray import __version__\nfrom fedtalk_ray.errors import E",
+            "fedtalk_ray/messages.py": "import numpy as np\nnp.load(0, allow_pickle=False)",
+            "fedtalk_ray/data/stream.py": "import ray\nfrom . import video\nfrom ..config import Config\nimport rayon",
+            "fedtalk_ray/data/prepare.py": "from fedtalk_ray.model.autoencoder import encode",
+            "fedtalk_ray/model/pipeline.py": "from fedtalk_ray.data import face_template, video",
+            "fedtalk_ray/training/fit.py": "import pickle\nimport torch\ntorch.load(0)\nimport fedtalk_ray.model.unet",
+            "fedtalk_ray/cli.py": "import ray\nfrom fedtalk_ray.demo import run_demo",
+            "fedtalk_ray/data/commonplace.py": "x = 1\n" * MAX_LINES,
+            "jobs/train.py": "import ray\nfrom fedtalk_ray.rounds import run\nfrom jobs import evaluate",
+        },
+    )
+    assert [line for rule in RULES for line in rule(sources)] == []
