@@ -232,7 +232,12 @@ PLANTED: tuple[tuple[Rule, str, str, str], ...] = (
     (layers_run_one_way, "model/unet.py", "from .. import rounds", "model may not import rounds"),
     (layers_run_one_way, "model/unet.py", "import fedtalk_ray.data.stream", "imports fedtalk_ray.data.stream"),
     (layers_run_one_way, "privacy/sum.py", "import fedtalk_ray.data.video", "privacy may not import data"),
-    (layers_run_one_way, "evaluation/report.py", "from fedtalk_ray.actors import x", "evaluation may not import actors"),
+    (
+        layers_run_one_way,
+        "evaluation/report.py",
+        "from fedtalk_ray.actors import x",
+        "evaluation may not import actors",
+    ),
     (layers_run_one_way, "cli.py", "from jobs.train import main", "cli may not import jobs"),
     (layers_run_one_way, "__init__.py", "from .config import Config", "__init__.py:1: imports fedtalk_ray.config"),
     (layers_run_one_way, "extra.py", "", "fedtalk_ray.extra has no row in LAYERS"),
