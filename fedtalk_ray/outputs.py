@@ -19,7 +19,7 @@ def new_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
 
     Raises `OutputError` when `path` exists and holds anything (unless `overwrite`), or cannot be written.
     """
-    path = Path(path)
+    path = _named(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())) and not overwrite:
         raise OutputError(f"output {path} already exists; choose another place or give --overwrite")
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -31,8 +31,16 @@ def new_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
             replaced = path.with_name(f".{path.name}.{os.getpid()}.old")
             if path.exists():
                 os.replace(path, replaced)
-            os.replace(partial, path)
-            shutil.rmtree(replaced, ignore_errors=True)
+            try:
+                os.replace(partial, path)
+            except OSError:
+                if replaced.exists():
+                    os.replace(replaced, path)
+                raise
+            if replaced.is_dir():
+                shutil.rmtree(replaced, ignore_errors=True)
+            else:
+                replaced.unlink(missing_ok=True)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
@@ -40,7 +48,7 @@ def new_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
 @contextlib.contextmanager
 def new_file(path: str | Path) -> Iterator[Path]:
     """A file name to write to (same suffix), renamed to `path` when the block ends well."""
-    path = Path(path)
+    path = _named(path)
     partial = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,6 +57,12 @@ def new_file(path: str | Path) -> Iterator[Path]:
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def _named(path: str | Path) -> Path:
+    if not Path(path).name:
+        raise OutputError(f"output {path} has no name of its own that could be renamed into place; name a new one")
+    return Path(path)
 
 
 @contextlib.contextmanager

@@ -31,20 +31,25 @@ class ClientSlot:
     """Holds the model and works through chunks of clients."""
 
     def __init__(self, config: TrainConfig) -> None:
+        self._config = config
+
+    def start(self) -> np.ndarray:
+        """Loads the model; returns the shared parameters before round 1, float32 [D], the same in every slot.
+
+        Apart from the constructor, because Ray tells the caller of a method what went wrong, and of a constructor only
+        that the actor died.
+        """
+        config = self._config
         torch.set_num_threads(config.slots.threads)
         device = "cuda" if config.slots.num_gpus and torch.cuda.is_available() else "cpu"
         if device == "cuda" and config.slots.num_gpus < 1:
             # A fraction of a GPU is only admission control to Ray: hold this slot to its share of the memory.
             torch.cuda.set_per_process_memory_fraction(config.slots.num_gpus)
-        self._config = config
         self._manifest = load_manifest(config.shards)
         self._strategy = load_strategy(config.strategy)
         self._pipeline = build_pipeline(config, self._manifest)
         self._trainer = LocalTrainer(self._pipeline, config, device)
         self._pipeline.register_modules(denoiser=self._trainer.model)
-
-    def initial(self) -> np.ndarray:
-        """The shared parameters before round 1, float32 [D]; the same in every slot."""
         return adapters.to_vector(self._trainer.shared())
 
     def statistics(self, clients: list[str]) -> StatisticsUpdate:

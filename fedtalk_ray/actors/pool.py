@@ -30,9 +30,7 @@ class SlotPool:
         actor = SlotActor.options(num_gpus=slots.num_gpus, num_cpus=slots.num_cpus, max_restarts=0, max_task_retries=0)
         self._slots = [actor.remote(config) for _ in range(slots.count)]
         try:
-            self.vector = fetch(
-                [slot.initial.options(name="slot.start").remote() for slot in self._slots], slots.placement_timeout_s
-            )[0]
+            self.vector = fetch([slot.start.remote() for slot in self._slots], slots.placement_timeout_s)[0]
         except GetTimeoutError as error:
             free = ray.available_resources()
             raise ClusterError(

@@ -49,7 +49,7 @@ def list_files(corpus: str, root: str | Path) -> list[ClipSource]:
     root, suffixes = Path(root), _SUFFIXES[corpus]
     if not root.is_dir():
         raise CorpusError(f"corpus folder {root} does not exist")
-    files = sorted(path for path in root.glob("*/*") if path.suffix.lower() in suffixes and path.is_file())
+    files = sorted(path for path in root.glob("[!.]*/[!.]*") if path.suffix.lower() in suffixes and path.is_file())
     if not files:
         raise CorpusError(f"corpus folder {root} holds no <identity>/<clip>{'|'.join(sorted(suffixes))}")
     return [ClipSource(path.parent.name, path.stem, str(path)) for path in files]

@@ -143,14 +143,20 @@ def read_pieces(
     root: str | Path, manifest: Manifest, client: str, split: str, columns: tuple[str, ...] = tuple(ARRAYS)
 ) -> Iterator[Piece]:
     """Pieces in stored order, one row group in memory at a time; only the named bytes columns are read."""
-    for file in shard_files(root, client, split):
+    files = shard_files(root, client, split)
+    if not files and manifest.pieces(client, split):
+        raise ShardError(
+            f"{Path(root) / f'client={client}'} holds no {split}-*.parquet though the manifest lists "
+            f"{manifest.pieces(client, split)} piece(s); prepare the shards again"
+        )
+    for file in files:
         try:
             with pq.ParquetFile(file) as parquet:
                 for group in range(parquet.num_row_groups):
                     table = parquet.read_row_group(group, columns=["client", "clip", "begin", *columns])
                     for row in table.to_pylist():
                         yield decode_row(row, manifest.shapes)
-        except (pa.ArrowInvalid, OSError) as error:
+        except (pa.ArrowInvalid, OSError, KeyError, ValueError) as error:
             raise ShardError(f"shard {file} cannot be read: {' '.join(str(error).split())}") from error
 
 
@@ -184,6 +190,8 @@ class ShardWriter:
         """One whole clip: arrays as in `Piece`, for all its frames."""
         if client != self._client:
             self._close_client()
+            if client in self._manifest.identities:
+                raise ValueError(f"clips of client {client!r} arrived apart; its first ones would be lost")
             self._client = client
             self._manifest.identities[client] = []
         clips = self._manifest.identities[client]

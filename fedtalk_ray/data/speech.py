@@ -31,7 +31,8 @@ def log_mel(audio: np.ndarray) -> np.ndarray:
         return_complex=True,
     )  # fmt: skip
     decibel = 10 * torch.log10((_mel_filters() @ spectrum.abs().square()).T + 1e-10)
-    loud = torch.quantile(decibel, 0.95)
+    # A short word in a long silence must not make the silence the loud level, nor silence itself.
+    loud = torch.maximum(torch.quantile(decibel, 0.95), decibel.max() - 40).clamp(min=-40)
     return ((decibel - loud) / 20).clamp(min=-3).numpy()
 
 

@@ -45,9 +45,14 @@ def average(updates: Sequence[PlainUpdate], dimension: int) -> np.ndarray:
             )
         if not np.isfinite(update.weighted_sum).all():
             raise ValueError("an update holds values that are not finite")
+        if not (np.isfinite(update.total_weight) and update.total_weight > 0):
+            raise ValueError(f"an update has total weight {update.total_weight}; it must be positive and finite")
         total += update.weighted_sum
         weight += update.total_weight
-    return (total / weight).astype(np.float32)
+    mean = (total / weight).astype(np.float32)
+    if not np.isfinite(mean).all():
+        raise ValueError("the averaged update holds values that are not finite")
+    return mean
 
 
 def normalised(weights: Iterable[float]) -> list[float]:

@@ -69,7 +69,7 @@ def load_checkpoint(folder: Path, fingerprint: str | None = None) -> Checkpoint 
             {name.removeprefix("optimizer."): array for name, array in arrays.items()},
         )
         written_by = state["config"]
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise RunError(f"checkpoint {newest} is damaged ({error}); remove it to go on from the one before") from error
     if fingerprint is not None and written_by != fingerprint:
         raise RunError(

@@ -48,9 +48,15 @@ class ParameterServer:
             rounds = sorted({round_number, *(update.round for update in updates)})
             raise ValueError(f"updates of rounds {rounds} cannot follow round {self._round}")
         update = average(updates, len(self._parameters))
-        self._parameters = self._optimizer.step(self._parameters, update)
-        self._round = round_number
-        save_checkpoint(
-            self._folder, Checkpoint(self._round, self._parameters, self._optimizer.state), self._fingerprint
-        )
+        # Optimisers replace their arrays and never write into them, so the old state is still whole.
+        before = dict(self._optimizer.state)
+        parameters = self._optimizer.step(self._parameters, update)
+        try:
+            save_checkpoint(
+                self._folder, Checkpoint(round_number, parameters, self._optimizer.state), self._fingerprint
+            )
+        except BaseException:
+            self._optimizer.state.update(before)
+            raise
+        self._round, self._parameters = round_number, parameters
         return float(np.linalg.norm(update))

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.model.denoiser import TalkingHeadDenoiser
@@ -118,6 +119,16 @@ def load_adapter(model: PeftModel, name: str, folder: Path) -> None:
 
     if not (folder / "adapter_config.json").is_file():
         raise RunError(f"{folder} holds no PEFT adapter")
-    result = set_peft_model_state_dict(model, load_peft_weights(str(folder)), adapter_name=name)
-    if result.unexpected_keys:
-        raise RunError(f"adapter {folder} does not fit this backbone: unexpected {result.unexpected_keys[0]}")
+    try:
+        weights = load_peft_weights(str(folder))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise RunError(f"adapter {folder} is damaged: {' '.join(str(error).split())}") from error
+    try:
+        result = set_peft_model_state_dict(model, weights, adapter_name=name)
+    except RuntimeError as error:
+        # torch lists every tensor on a line of its own; the first is enough.
+        raise RunError(f"adapter {folder} does not fit this backbone: {str(error).splitlines()[1].strip()}") from error
+    missing = [key for key in result.missing_keys if f".{name}." in key]
+    for word, keys in (("unexpected", result.unexpected_keys), ("missing", missing)):
+        if keys:
+            raise RunError(f"adapter {folder} does not fit this backbone: {word} {keys[0]}")

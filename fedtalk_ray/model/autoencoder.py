@@ -108,8 +108,8 @@ def load_autoencoder(source: str) -> ModelMixin:
         if (folder / name / "config.json").is_file():
             folder = folder / name
     try:
-        config = ConfigMixin.load_config(str(folder) if folder.is_dir() else source)
-        name = config.get("_class_name", "")
+        config = PatchAutoencoder.load_config(str(folder) if folder.is_dir() else source)
+        name = config.get("_class_name", "") if isinstance(config, dict) else ""
         model_class = PatchAutoencoder if name == "PatchAutoencoder" else getattr(diffusers, name, None)
         if model_class is None or not hasattr(model_class, "decode"):
             raise AutoencoderError(f"{source}: holds {name or 'no class name'}, which is no autoencoder of diffusers")
@@ -151,7 +151,7 @@ def scaling_factor(autoencoder: ModelMixin) -> float:
 
 def frames_to_pixels(frames: np.ndarray) -> torch.Tensor:
     """uint8 [T, H, W, 3] to float32 [T, 3, H, W] in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.from_numpy(np.array(frames)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def pixels_to_frames(pixels: torch.Tensor) -> np.ndarray:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, ModelMixin
 from diffusers.utils import BaseOutput
+from diffusers.utils import logging as diffusers_logging
 
 from fedtalk_ray.data.speech import speech_windows
 from fedtalk_ray.data.video import FPS, SAMPLE_RATE
@@ -27,10 +28,12 @@ from fedtalk_ray.model.denoiser import TalkingHeadDenoiser, bare_denoiser
 from fedtalk_ray.model.identity import FaceCritic, IdentityEncoder
 from fedtalk_ray.model.schedule import make_scheduler
 
-DEFAULT_STEPS = 4
-"""DDIM steps; a network that predicts x0 gains nothing from more."""
-DEFAULT_GUIDANCE = 2.0
-"""How far the sound's effect is exaggerated (1 is not at all)."""
+DEFAULT_STEPS = 2
+"""DDIM steps. On unseen GRID speakers (25 minutes of pretraining) 1 / 2 / 3 / 8 steps gave a lip correlation of
+0.63 / 0.63 / 0.62 / 0.59 and a jitter of 0.82 / 1.17 / 1.28 / 1.51 times the truth's: more steps only add noise."""
+DEFAULT_GUIDANCE = 1.0
+"""How far the sound's effect is exaggerated; 1 is not at all. On unseen GRID speakers 2 opened the lips 1.6 times too
+far and cost 1.2 dB in the mouth for 0.02 of lip correlation."""
 
 
 @dataclass
@@ -146,7 +149,12 @@ def load_pipeline(folder: str) -> TalkingHeadPipeline:
         raise RunError(
             f"{folder} holds no pipeline (no model_index.json); `fedtalk pretrain --out {folder}` writes one"
         )
-    return TalkingHeadPipeline.from_pretrained(folder)
+    # A small local folder loads in a moment: a progress bar for each slot would only be noise.
+    diffusers_logging.disable_progress_bar()
+    try:
+        return TalkingHeadPipeline.from_pretrained(folder, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise RunError(f"pipeline {folder} is damaged: {' '.join(str(error).split())}") from error
 
 
 def new_pipeline(autoencoder: str, latent_channels: int, latent_size: int) -> TalkingHeadPipeline:

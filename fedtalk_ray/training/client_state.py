@@ -17,7 +17,7 @@ import peft
 from fedtalk_ray.model import adapters
 from fedtalk_ray.outputs import new_folder
 
-CURRENT, PREVIOUS = "identity", "identity.previous"
+CURRENT, PREVIOUS, OLDEST = "identity", "identity.previous", "identity.oldest"
 
 
 def client_folder(run: str | Path, client: str) -> Path:
@@ -34,7 +34,9 @@ def save_identity(model: peft.PeftModel, run: str | Path, client: str, round_num
         (place / CURRENT).rmdir()
         (place / "state.json").write_text(json.dumps({"round": round_number}))
     if written_after(folder / CURRENT) not in (None, round_number):
-        shutil.rmtree(folder / PREVIOUS, ignore_errors=True)
+        shutil.rmtree(folder / OLDEST, ignore_errors=True)
+        if (folder / PREVIOUS).exists():
+            (folder / PREVIOUS).rename(folder / OLDEST)
         (folder / CURRENT).rename(folder / PREVIOUS)
     else:
         shutil.rmtree(folder / CURRENT, ignore_errors=True)
@@ -43,7 +45,7 @@ def save_identity(model: peft.PeftModel, run: str | Path, client: str, round_num
 
 def identity_before(run: str | Path, client: str, round_number: int) -> Path | None:
     """The client's newest adapter folder written before `round_number`; None for a client that is new by then."""
-    for name in (CURRENT, PREVIOUS):
+    for name in (CURRENT, PREVIOUS, OLDEST):
         folder = client_folder(run, client) / name
         written = written_after(folder)
         if written is not None and written < round_number:

@@ -15,7 +15,7 @@ from fedtalk_ray.config import TrainConfig
 from fedtalk_ray.data.windows import WindowBatch
 from fedtalk_ray.model import adapters
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline, make_critic
-from fedtalk_ray.training.losses import LossTerms, window_loss
+from fedtalk_ray.training.losses import window_loss
 from fedtalk_ray.training.reliability import Reliability, score_client
 
 
@@ -92,12 +92,15 @@ class LocalTrainer:
             raise ValueError("the local update holds values that are not finite; lower local.learning_rate")
         if local.identity_steps:
             self._optimise(self.identity(), source, local.identity_steps, generator, 0.0)
+        identity = adapters.to_vector(self.identity())
+        if not np.isfinite(identity).all():
+            raise ValueError("the identity adapter holds values that are not finite; lower local.learning_rate")
         self.model.eval()
         reliability = None
         if score_alpha is not None:
             moved = held_out.to(self._device)
             reliability = score_client(self.model, self.scheduler, moved, self.critic, score_alpha, seed)
-        return LocalResult(update, adapters.to_vector(self.identity()), losses, reliability)
+        return LocalResult(update, identity, losses, reliability)
 
     def personalize(
         self,
@@ -139,14 +142,15 @@ class LocalTrainer:
         history: list[dict[str, float]] = []
         for _ in range(steps):
             optimiser.zero_grad(set_to_none=True)
-            terms: LossTerms | None = None
+            parts: list[dict[str, float]] = []
             for batch in islice(source, local.accumulate):
                 with self._autocast():
                     terms = window_loss(
                         self.model, self.scheduler, batch.to(self._device), local.loss, generator, self.critic
                     )
                 (terms.total / local.accumulate).backward()
-            if terms is None:
+                parts.append(terms.floats())
+            if len(parts) < local.accumulate:
                 raise ValueError(f"the stream ended after {len(history)} of {steps} steps")
             # FedProx (Li et al. 2020): the gradient of mu / 2 * ||theta - theta_round||^2.
             for parameter, anchor in zip(trained, anchors, strict=False):
@@ -154,7 +158,7 @@ class LocalTrainer:
                     parameter.grad.add_(parameter.detach() - anchor, alpha=proximal)
             torch.nn.utils.clip_grad_norm_(trained, local.clip_norm)
             optimiser.step()
-            history.append(terms.floats())
+            history.append({name: float(np.mean([part[name] for part in parts])) for name in parts[0]})
             tick(history[-1])
         return {name: float(np.mean([terms[name] for terms in history])) for name in history[0]}
 

@@ -60,7 +60,7 @@ def window_loss(
     device = batch.latents.device
     clean = base.to_residual(batch.latents, batch.reference)
     count = len(clean)
-    timestep = torch.randint(scheduler.config.num_train_timesteps, (count,), generator=generator).to(device)
+    timestep = draw_timesteps(scheduler, count, config.noise_bias, generator).to(device)
     noise = torch.randn(clean.shape, generator=generator).to(device)
     heard = (torch.rand(count, generator=generator) >= config.speech_dropout).to(device)
     noisy = scheduler.add_noise(clean, noise, timestep)
@@ -90,6 +90,13 @@ def window_loss(
         + config.perceptual * perceptual
     )
     return LossTerms(total, diffusion, tdc, motion, identity, perceptual)
+
+
+def draw_timesteps(scheduler: DDIMScheduler, count: int, bias: float, generator: torch.Generator) -> torch.Tensor:
+    """Timesteps int64 [count] with density leaning to the noisy end (`LossConfig.noise_bias`)."""
+    total = scheduler.config.num_train_timesteps
+    share = 1 - torch.rand(count, generator=generator) ** bias
+    return (share * total).long().clamp(max=total - 1)
 
 
 def temporal_denoising_consistency(

@@ -1,10 +1,14 @@
 """One real Ray cluster for all tests in this folder; starting one takes seconds, so it is shared."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
+
+from fedtalk_ray.config import TrainConfig, parse_config
 
 
 @pytest.fixture(scope="session")
@@ -27,3 +31,55 @@ def ray_cluster() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def shards(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three drawn clients with four clips each and one unseen identity, 32 x 32 pixels, prepared by the pipeline."""
+    from fedtalk_ray.data.corpora import list_synthetic
+    from fedtalk_ray.data.prepare import prepare
+
+    out = tmp_path_factory.mktemp("data") / "shards"
+    prepare("synthetic", list_synthetic(4, 4, seed=3), out, size=32, unseen=1)
+    return out
+
+
+@pytest.fixture(scope="session")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small untrained pipeline for those shards, with an identity encoder, saved as diffusers saves it."""
+    import torch
+
+    from fedtalk_ray.model.autoencoder import load_autoencoder
+    from fedtalk_ray.model.denoiser import TalkingHeadDenoiser
+    from fedtalk_ray.model.identity import IdentityEncoder
+    from fedtalk_ray.model.pipeline import TalkingHeadPipeline
+    from fedtalk_ray.model.schedule import make_scheduler
+
+    folder = tmp_path_factory.mktemp("model") / "pretrained"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        denoiser = TalkingHeadDenoiser(latent_size=8, widths=(16, 32), window=4)
+        encoder = IdentityEncoder(dimensions=8, widths=(8, 16))
+    pipeline = TalkingHeadPipeline(load_autoencoder("patch"), denoiser, make_scheduler("sample"), encoder)
+    pipeline.save_pretrained(str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_config(shards: Path, pretrained: Path) -> Callable[..., TrainConfig]:
+    """A run's configuration on the small shards: quick, everything at work."""
+
+    def make(run: Path, **changes: Any) -> TrainConfig:
+        tree: dict[str, Any] = {
+            "run": str(run),
+            "shards": str(shards),
+            "pretrained": str(pretrained),
+            "rounds": 3,
+            "cohort": {"size": 2},
+            "local": {"steps": 2, "identity_steps": 1, "batch_size": 2, "score_windows": 1},
+            "evaluation": {"sample_every": 100, "windows": 1, "clients": 2},
+            "server": {"momentum": 0.5},
+        }
+        return parse_config(tree | changes, "test")
+
+    return make

@@ -1,0 +1,94 @@
+"""Preparation and streaming on real Ray Data."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedtalk_ray.data.corpora import CorpusError, list_files
+from fedtalk_ray.data.prepare import prepare
+from fedtalk_ray.data.shards import load_manifest, read_pieces, shard_files
+from fedtalk_ray.data.stream import stream_windows
+from fedtalk_ray.data.synthetic import render_clip
+from fedtalk_ray.data.video import write_video
+from fedtalk_ray.model.autoencoder import encode_frames, load_autoencoder
+
+
+def test_the_drawn_corpus_becomes_shards_that_hold_it(shards: Path) -> None:
+    manifest = load_manifest(shards)
+    assert manifest.clients() == ["id0000", "id0001", "id0002"] and manifest.unseen() == ["id0003"]
+    splits = {clip.name: clip.split for clip in manifest.identities["id0001"]}
+    assert splits == {"clip0000": "train", "clip0001": "val", "clip0002": "test", "clip0003": "train"}
+    piece = next(piece for piece in read_pieces(shards, manifest, "id0001", "train") if piece.clip == "clip0003")
+    truth = render_clip(1, 3, seed=3, size=32).video
+    np.testing.assert_array_equal(piece.frames, truth.frames)
+    np.testing.assert_allclose(piece.waveform / 32767, truth.audio, atol=1e-4)
+    latents = encode_frames(load_autoencoder("patch"), truth.frames)
+    np.testing.assert_allclose(piece.latents, latents, atol=2e-3)
+
+
+def test_bad_clips_among_good_ones_are_set_aside_with_their_reason(
+    ray_cluster: None, grid_root: Path, tmp_path: Path
+) -> None:
+    corpus = tmp_path / "corpus"
+    (corpus / "s4").mkdir(parents=True)
+    for clip in sorted((grid_root / "s4").glob("*.mpg"))[:3]:
+        # A folder corpus takes the suffixes of everyday files; the container inside is recognised anyway.
+        shutil.copy(clip, corpus / "s4" / f"{clip.stem}.mp4")
+    (corpus / "s4" / "broken.mp4").write_bytes(b"not a video" * 100)
+    noise = np.random.default_rng(0).integers(0, 255, (30, 96, 96, 3), dtype=np.uint8)
+    write_video(corpus / "s4" / "noface.mp4", noise, np.zeros(19_200, np.float32))
+    manifest = prepare("folder", list_files("folder", corpus), tmp_path / "shards", size=32)
+    assert len(manifest.identities["s4"]) == 3 and manifest.rejected == 2
+    with open(tmp_path / "shards" / "rejects.csv") as file:
+        reasons = {row["clip"]: row["reason"] for row in csv.DictReader(file)}
+    assert set(reasons) == {"broken", "noface"}
+    assert "cannot be decoded" in reasons["broken"] and "face was found in 0" in reasons["noface"]
+
+
+def test_more_than_half_rejected_is_an_error_and_leaves_nothing(ray_cluster: None, tmp_path: Path) -> None:
+    (tmp_path / "corpus" / "a").mkdir(parents=True)
+    for name in ("one", "two"):
+        (tmp_path / "corpus" / "a" / f"{name}.mp4").write_bytes(b"noise")
+    with pytest.raises(CorpusError, match="2 of 2 clips were rejected"):
+        prepare("folder", list_files("folder", tmp_path / "corpus"), tmp_path / "shards", size=32)
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
+
+
+def stream(shards: Path, seed: int, windows: int = 12) -> list[np.ndarray]:
+    manifest = load_manifest(shards)
+    batches = stream_windows(
+        shard_files(shards, "id0000", "train"),
+        manifest.shapes,
+        window=4,
+        windows_per_piece=windows,
+        batch_size=3,
+        seed=seed,
+        memory_mb=64,
+        shuffle_windows=8,
+    )
+    return [batch.latents.numpy() for batch in batches]
+
+
+def test_streamed_windows_are_stretches_of_the_clients_training_clips(shards: Path) -> None:
+    manifest = load_manifest(shards)
+    pieces = [piece.latents.astype(np.float32) for piece in read_pieces(shards, manifest, "id0000", "train")]
+    stretches = {piece[begin : begin + 4].tobytes() for piece in pieces for begin in range(len(piece) - 3)}
+    windows = [window for batch in stream(shards, seed=5) for window in batch]
+    assert len(windows) == 12 * len(pieces)
+    assert all(window.tobytes() in stretches for window in windows)
+
+
+def test_a_seed_fixes_the_stream_and_another_changes_it(shards: Path) -> None:
+    first, again, other = (np.concatenate(stream(shards, seed)) for seed in (5, 5, 6))
+    assert first.tobytes() == again.tobytes()
+    assert first.tobytes() != other.tobytes()
+    order = [window.tobytes() for window in first]
+    halves = [{window.tobytes() for window in first[:12]}, {window.tobytes() for window in first[12:]}]
+    # Shuffled across the two clips: neither half of the stream is one clip's.
+    manifest = load_manifest(shards)
+    piece = next(read_pieces(shards, manifest, "id0000", "train")).latents.astype(np.float32)
+    own = {piece[begin : begin + 4].tobytes() for begin in range(len(piece) - 3)}
+    assert all(half & own for half in halves) and len(order) == len(first)

@@ -1,0 +1,197 @@
+"""Federated rounds on real Ray actors: against a bare loop, across a stop, and what crosses between actors."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass
+from math import exp
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ray import cloudpickle
+
+from fedtalk_ray.actors.client import ClientSlot
+from fedtalk_ray.config import TrainConfig
+from fedtalk_ray.data.shards import load_manifest, read_pieces
+from fedtalk_ray.errors import RunError
+from fedtalk_ray.federation.checkpoint import load_checkpoint
+from fedtalk_ray.federation.cohort import sample_cohort
+from fedtalk_ray.federation.history import read_history
+from fedtalk_ray.messages import HeldOutLoss, PlainUpdate
+from fedtalk_ray.rounds import train
+from fedtalk_ray.training.client_state import load_identity
+
+Make = Callable[..., TrainConfig]
+
+
+@pytest.fixture(scope="module")
+def finished(make_config: Make, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    """Three rounds in one go, two slots."""
+    config = make_config(tmp_path_factory.mktemp("runs") / "whole")
+    train(config)
+    return config
+
+
+def parameters(config: TrainConfig) -> np.ndarray:
+    checkpoint = load_checkpoint(Path(config.run) / "checkpoints")
+    assert checkpoint is not None
+    return checkpoint.parameters
+
+
+def test_two_actors_and_a_server_do_what_a_bare_loop_does(
+    finished: TrainConfig, make_config: Make, tmp_path: Path
+) -> None:
+    """The paper's sums written out: one process, one client after the other, weights by hand, heavy-ball momentum."""
+    config = make_config(tmp_path / "bare")
+    slot = ClientSlot(config)
+    manifest = load_manifest(config.shards)
+    first = slot.start()
+    theta, momentum = first, np.float32(0)
+    for number in range(1, 4):
+        cohort = sample_cohort(manifest.clients(), 2, config.seed, number)
+        updates = [slot.fit([client], number, theta) for client in cohort]
+        scores = [update.reports[0].score for update in updates]
+        samples = [manifest.frames(client, "train") for client in cohort]
+        weights = [n * exp(2.0 * s) for n, s in zip(samples, scores, strict=True) if s is not None]
+        deltas = [update.weighted_sum / update.total_weight for update in updates]
+        mean = sum(w * delta for w, delta in zip(weights, deltas, strict=True)) / sum(weights)
+        momentum = 0.5 * momentum + mean
+        theta = (theta + momentum).astype(np.float32)
+    moved = np.abs(theta - first).max()
+    assert moved > 1e-3
+    np.testing.assert_allclose(parameters(finished), theta, atol=1e-5 * moved + 1e-7)
+
+
+def test_a_run_that_was_stopped_and_resumed_ends_bit_identical(
+    finished: TrainConfig, make_config: Make, tmp_path: Path
+) -> None:
+    run = tmp_path / "stopped"
+    train(make_config(run, rounds=2))
+    train(make_config(run, rounds=3), resume=True)
+    assert parameters(make_config(run)).tobytes() == parameters(finished).tobytes()
+    whole, resumed = (read_history(Path(folder) / "history.jsonl") for folder in (finished.run, run))
+    # The first run ended at round 2 and evaluated there as its last round; every other figure must agree exactly.
+    for record in (*whole, *resumed):
+        del record["seconds"]
+    assert resumed == whole
+    for adapter in (Path(finished.run) / "clients").glob("*/identity/adapter_model.safetensors"):
+        other = run / adapter.relative_to(finished.run)
+        assert other.read_bytes() == adapter.read_bytes()
+
+
+def test_a_round_that_was_half_done_when_the_run_died_is_repeated_exactly(
+    finished: TrainConfig, make_config: Make, tmp_path: Path
+) -> None:
+    """The clients of round 2 had saved their adapters; the server had not applied the round."""
+    run = tmp_path / "died"
+    train(make_config(run, rounds=1))
+    config = make_config(run)
+    slot = ClientSlot(config)
+    slot.start()
+    slot.fit(sample_cohort(load_manifest(config.shards).clients(), 2, config.seed, 2), 2, parameters(config))
+    train(config, resume=True)
+    assert parameters(config).tobytes() == parameters(finished).tobytes()
+
+
+def test_a_run_leaves_what_it_promises(finished: TrainConfig) -> None:
+    run = Path(finished.run)
+    records = read_history(run / "history.jsonl")
+    assert [record["round"] for record in records] == [1, 2, 3]
+    assert all(np.isfinite(record["held_out_loss"]) for record in records)
+    for record in records:
+        assert sum(client["share"] for client in record["clients"]) == pytest.approx(1)
+    for name in ("config.yaml", "pipeline/model_index.json", "adapters/shared/adapter_model.safetensors"):
+        assert (run / name).is_file()
+    assert list((run / "samples").glob("*.mp4")) and list((run / "samples").glob("*.png"))
+    assert list((run / "tensorboard").glob("events.*"))
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(finished: TrainConfig, make_config: Make) -> None:
+    changed = make_config(Path(finished.run), server={"momentum": 0.9})
+    with pytest.raises(RunError, match="belongs to another configuration"):
+        train(changed, resume=True)
+
+
+def test_a_new_run_does_not_overwrite_an_old_one(finished: TrainConfig) -> None:
+    with pytest.raises(RunError, match="already exists"):
+        train(finished)
+
+
+def arrays_in(value: Any) -> Iterator[np.ndarray]:
+    """Every array anywhere inside a message."""
+    if isinstance(value, np.ndarray):
+        yield value
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield from arrays_in(getattr(value, field.name))
+    elif isinstance(value, dict):
+        yield from (array for inner in value.values() for array in arrays_in(inner))
+    elif isinstance(value, (list, tuple)):
+        yield from (array for inner in value for array in arrays_in(inner))
+
+
+def test_nothing_private_crosses_in_any_message(make_config: Make, tmp_path: Path) -> None:
+    """Calls everything that a slot offers to other actors and searches the very bytes that Ray would send."""
+    config = make_config(tmp_path / "watched")
+    slot = ClientSlot(config)
+    manifest = load_manifest(config.shards)
+    clients = manifest.clients()
+    theta = slot.start()
+    answers: dict[str, Any] = {"start": theta, "statistics": slot.statistics(clients)}
+    answers["fit"] = slot.fit(clients, 1, theta)
+    answers["held_out_loss"] = slot.held_out_loss(clients, 1, theta)
+    answers["sample"] = slot.sample(clients[0], 1, theta, str(tmp_path / "sample"))
+    answers["export"] = slot.export(theta, str(tmp_path / "export"))
+    answers["use_statistics"] = slot.use_statistics(answers["statistics"])
+    offered = {name for name in dir(ClientSlot) if not name.startswith("_")}
+    assert offered == set(answers), "a new method must be added here and its answer looked at"
+
+    assert isinstance(answers["fit"], PlainUpdate) and isinstance(answers["held_out_loss"], HeldOutLoss)
+    for name in ("sample", "export", "use_statistics"):
+        assert answers[name] is None
+    channels = manifest.shapes["latents"][0]
+    allowed = {"start": {theta.shape}, "fit": {theta.shape}, "statistics": {(1 + 3 * channels,)}}
+    secrets = list(private_bytes(slot, config, clients))
+    assert len(secrets) > 10
+    for name, answer in answers.items():
+        assert {array.shape for array in arrays_in(answer)} <= allowed.get(name, set()), name
+        sent = cloudpickle.dumps(answer)
+        assert not [what for what, secret in secrets if secret in sent], name
+    # The search can find: an update that carried an adapter along would be caught.
+    leak = cloudpickle.dumps({"update": theta, "more": load_identity(slot._trainer.model, config.run, clients[0], 2)})
+    assert [what for what, secret in secrets if secret in leak] == [f"identity adapter of {clients[0]}"]
+
+
+def private_bytes(slot: ClientSlot, config: TrainConfig, clients: list[str]) -> Iterator[tuple[str, bytes]]:
+    """Stretches of what must not leave: pictures, sound, latents, features, identity adapters."""
+    manifest = load_manifest(config.shards)
+    for client in clients:
+        adapter = load_identity(slot._trainer.model, config.run, client, 2)
+        assert adapter is not None
+        trained = adapter[np.flatnonzero(adapter)[:16]]
+        yield f"identity adapter of {client}", adapter[: len(trained)].tobytes()
+        for piece in read_pieces(config.shards, manifest, client, "train"):
+            for column in ("frames", "latents", "speech", "waveform"):
+                yield f"{column} of {client}", getattr(piece, column).tobytes()[20_000:20_064]
+
+
+def test_a_backbone_is_federated_from_scratch(make_config: Make, tmp_path: Path) -> None:
+    """No pretrained folder: the clients agree on the latents' units, and the held-out loss falls."""
+    config = make_config(
+        tmp_path / "scratch",
+        pretrained=None,
+        shared="backbone",
+        cohort={"size": 3},
+        rounds=2,
+        local={"steps": 6, "identity_steps": 0, "batch_size": 2, "score_windows": 1},
+    )
+    run = train(config)
+    losses = [record["held_out_loss"] for record in read_history(run / "history.jsonl")]
+    assert losses[1] < losses[0]
+    from fedtalk_ray.model.pipeline import TalkingHeadPipeline
+
+    denoiser = TalkingHeadPipeline.from_pretrained(str(run / "pipeline")).denoiser
+    assert not (run / "adapters").exists()
+    assert denoiser.residual_std.max() < 1.0  # measured units, not the initial ones
+    assert json.loads((run / "pipeline" / "model_index.json").read_text())["identity_encoder"] == [None, None]

@@ -1,0 +1,159 @@
+"""Checkpoints: whole, few, bound to what computed them, and one clear line where they cannot be used."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedtalk_ray.config import TrainConfig, parse_config
+from fedtalk_ray.errors import RunError
+from fedtalk_ray.federation.checkpoint import (
+    KEPT,
+    Checkpoint,
+    config_fingerprint,
+    load_checkpoint,
+    save_checkpoint,
+)
+
+MINIMAL = {"run": "runs/a", "shards": "shards/a", "pretrained": "models/a"}
+
+
+def checkpoint(number: int) -> Checkpoint:
+    rng = np.random.default_rng(number)
+    parameters, mean, square = rng.standard_normal((3, 7)).astype(np.float32)
+    return Checkpoint(number, parameters, {"mean": mean, "square": square})
+
+
+def config(**more: object) -> TrainConfig:
+    return parse_config(MINIMAL | more, "tree")
+
+
+def test_what_is_loaded_is_what_was_saved_to_the_bit(tmp_path: Path) -> None:
+    saved = checkpoint(3)
+    saved.parameters[:3] = np.nan, -0.0, np.float32(1e-45)
+    save_checkpoint(tmp_path, saved, "f")
+    loaded = load_checkpoint(tmp_path, "f")
+    assert loaded is not None and loaded.round == 3
+    assert loaded.parameters.tobytes() == saved.parameters.tobytes() and loaded.parameters.dtype == np.float32
+    assert {name: array.tobytes() for name, array in loaded.optimizer.items()} == {
+        name: array.tobytes() for name, array in saved.optimizer.items()
+    }
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    for number in range(12):
+        save_checkpoint(tmp_path, checkpoint(number), "f")
+        assert sorted(path.name for path in tmp_path.iterdir()) == [
+            f"round-{kept:05d}" for kept in range(max(0, number - KEPT + 1), number + 1)
+        ]
+    loaded = load_checkpoint(tmp_path, "f")
+    assert loaded is not None and loaded.round == 11
+
+
+def test_saving_a_round_again_replaces_it(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, checkpoint(1), "f")
+    again = Checkpoint(1, np.arange(7, dtype=np.float32), {})
+    save_checkpoint(tmp_path, again, "f")
+    loaded = load_checkpoint(tmp_path, "f")
+    assert loaded is not None and loaded.parameters.tolist() == list(range(7)) and loaded.optimizer == {}
+
+
+def test_no_folder_is_no_checkpoint(tmp_path: Path) -> None:
+    assert load_checkpoint(tmp_path / "none", "f") is None
+
+
+def test_a_half_written_checkpoint_of_a_killed_run_is_not_taken(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, checkpoint(1), "f")
+    (tmp_path / ".round-00002.123.part").mkdir()
+    loaded = load_checkpoint(tmp_path, "f")
+    assert loaded is not None and loaded.round == 1
+
+
+def test_a_checkpoint_of_another_configuration_is_one_clear_line(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, checkpoint(1), config_fingerprint(config()))
+    other = config_fingerprint(config(local={"learning_rate": 0.5}))
+    with pytest.raises(RunError, match="belongs to another configuration") as caught:
+        load_checkpoint(tmp_path, other)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in (str(tmp_path / "round-00001"), config_fingerprint(config()), other, "config.yaml"):
+        assert part in message
+    assert load_checkpoint(tmp_path) is not None
+
+
+def break_state(text: str):
+    return lambda folder: (folder / "state.json").write_text(text)
+
+
+def cut_arrays(folder: Path) -> None:
+    file = folder / "arrays.safetensors"
+    file.write_bytes(file.read_bytes()[:-5])
+
+
+def lose_parameters(folder: Path) -> None:
+    from safetensors.numpy import save_file
+
+    save_file({"optimizer.mean": np.zeros(7, np.float32)}, folder / "arrays.safetensors")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(cut_arrays, id="cut"),
+        pytest.param(lambda folder: (folder / "arrays.safetensors").write_bytes(b""), id="empty"),
+        pytest.param(lambda folder: (folder / "arrays.safetensors").unlink(), id="no-arrays"),
+        pytest.param(lambda folder: (folder / "state.json").unlink(), id="no-state"),
+        pytest.param(lose_parameters, id="no-parameters"),
+        pytest.param(break_state('{"round": 2, "con'), id="half-a-state"),
+        pytest.param(break_state('{"round": 2}'), id="no-config"),
+        pytest.param(break_state("null"), id="null"),
+        pytest.param(break_state("[1, 2]"), id="list"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_there(tmp_path: Path, damage) -> None:
+    save_checkpoint(tmp_path, checkpoint(1), "f")
+    save_checkpoint(tmp_path, checkpoint(2), "f")
+    newest = tmp_path / "round-00002"
+    damage(newest)
+    with pytest.raises(RunError, match=f"checkpoint {newest} is damaged .*; remove it to go on") as caught:
+        load_checkpoint(tmp_path, "f")
+    assert "\n" not in str(caught.value)
+    shutil.rmtree(newest)
+    before = load_checkpoint(tmp_path, "f")
+    assert before is not None and before.parameters.tobytes() == checkpoint(1).parameters.tobytes()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"run": "runs/b"}, {"rounds": 99}, {"address": "auto"}, {"evaluation": {"every": 3, "sample_every": 7}}],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_resumed_run_may_change_what_alters_no_round(change: dict) -> None:
+    assert config_fingerprint(config(**change)) == config_fingerprint(config())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"shards": "shards/b"},
+        {"pretrained": "models/b"},
+        {"shared": "backbone"},
+        {"local": {"learning_rate": 0.5}},
+        {"local": {"loss": {"tdc": 0.5}}},
+        {"server": {"momentum": 0.5}},
+        {"strategy": {"gamma": 1.0}},
+        {"cohort": {"size": 3}},
+        {"adapter": {"rank": 4}},
+        {"slots": {"count": 3}},
+    ],
+    ids=lambda change: json.dumps(change),
+)
+def test_it_may_not_change_what_does(change: dict) -> None:
+    assert config_fingerprint(config(**change)) != config_fingerprint(config())
+
+
+def test_the_fingerprint_is_that_of_values_and_not_of_how_they_were_written() -> None:
+    assert config_fingerprint(config(local={"learning_rate": 1e-3})) == config_fingerprint(config())

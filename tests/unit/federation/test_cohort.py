@@ -1,0 +1,58 @@
+"""Cohorts: repeatable, without replacement, uniform; chunks that lose nobody."""
+
+from itertools import combinations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedtalk_ray.federation.cohort import into_chunks, sample_cohort
+
+TEN = [f"s{index}" for index in range(10)]
+
+
+def test_seed_and_round_decide_and_nothing_else() -> None:
+    first = [sample_cohort(TEN, 3, 5, number) for number in range(1, 31)]
+    backwards = [sample_cohort(TEN, 3, 5, number) for number in range(30, 0, -1)]
+    assert first == backwards[::-1]
+    assert len({tuple(cohort) for cohort in first}) > 15
+    assert first != [sample_cohort(TEN, 3, 6, number) for number in range(1, 31)]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 12), st.integers(1, 15), st.integers(0, 2**40), st.integers(1, 10**6))
+def test_nobody_twice_nobody_from_outside_in_order(people: int, size: int, seed: int, number: int) -> None:
+    population = [f"s{index}" for index in range(people)]
+    cohort = sample_cohort(population, size, seed, number)
+    assert len(cohort) == min(size, people)
+    assert cohort == sorted(set(cohort)) and set(cohort) <= set(population)
+
+
+def test_everybody_takes_part_when_there_are_not_more() -> None:
+    assert sample_cohort(["c", "a", "b"], 3, 0, 1) == sample_cohort(["c", "a", "b"], 9, 0, 1) == ["a", "b", "c"]
+
+
+def test_everybody_is_drawn_equally_often_and_so_is_every_pair() -> None:
+    """Chi-square against equal shares; the 0.1% points for 9 and 44 degrees of freedom are 27.9 and 78.7."""
+    rounds = 2000
+    cohorts = [sample_cohort(TEN, 3, 11, number) for number in range(1, rounds + 1)]
+    share = 3 / 10
+    alone = [sum(client in cohort for cohort in cohorts) for client in TEN]
+    # Without replacement the counts of one round are tied: their variance is share * (1 - share), times 10 / 9.
+    assert sum((n - rounds * share) ** 2 for n in alone) / (rounds * share * (1 - share) * 10 / 9) < 27.9
+    expected = rounds * 3 / 45
+    pairs = [sum({a, b} <= set(cohort) for cohort in cohorts) for a, b in combinations(TEN, 2)]
+    assert sum((n - expected) ** 2 for n in pairs) / expected < 78.7
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 20), st.integers(1, 8))
+def test_chunks_hold_everybody_once_and_are_even(count: int, slots: int) -> None:
+    cohort = [f"s{index:02d}" for index in range(count)]
+    chunks = into_chunks(cohort, slots)
+    assert sorted(client for chunk in chunks for client in chunk) == cohort
+    assert len(chunks) == min(slots, count) and all(chunks)
+    assert not chunks or max(map(len, chunks)) - min(map(len, chunks)) <= 1
+
+
+def test_clients_are_dealt_round_robin() -> None:
+    assert into_chunks(["a", "b", "c", "d", "e"], 2) == [["a", "c", "e"], ["b", "d"]]

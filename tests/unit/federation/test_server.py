@@ -1,0 +1,122 @@
+"""The parameter server: one step a round, none twice, none wrong, and as good as new after a restart."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedtalk_ray.config import ServerConfig
+from fedtalk_ray.errors import RunError
+from fedtalk_ray.federation.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from fedtalk_ray.federation.server import ParameterServer
+from fedtalk_ray.messages import PlainUpdate
+
+CONFIGS = [ServerConfig(), ServerConfig(learning_rate=0.5, momentum=0.9), ServerConfig(optimizer="adam", momentum=0.9)]
+DIMENSION = 6
+
+
+def start(folder: Path, config: ServerConfig = CONFIGS[0], fingerprint: str = "f") -> ParameterServer:
+    """A server at round 0, or wherever the folder's newest checkpoint is."""
+    if load_checkpoint(folder) is None:
+        save_checkpoint(folder, Checkpoint(0, np.arange(DIMENSION, dtype=np.float32), {}), fingerprint)
+    return ParameterServer(str(folder), config, fingerprint)
+
+
+def updates(number: int, slots: int = 2) -> list[PlainUpdate]:
+    rng = np.random.default_rng(number)
+    return [PlainUpdate(number, rng.standard_normal(DIMENSION).astype(np.float32), 2.0 + slot) for slot in range(slots)]
+
+
+def test_a_round_adds_the_weighted_mean_and_returns_its_norm(tmp_path: Path) -> None:
+    server = start(tmp_path)
+    first = PlainUpdate(1, np.array([3, 0, 0, 0, 0, 0], np.float32), 1.0)
+    second = PlainUpdate(1, np.array([3, 12, 0, 0, 0, 0], np.float32), 2.0)
+    assert server.apply(1, first, second) == pytest.approx(np.hypot(2, 4))
+    assert server.shared().tolist() == [2, 5, 2, 3, 4, 5]
+    assert server.round() == 1
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_applying_a_round_again_changes_nothing(tmp_path: Path, config: ServerConfig) -> None:
+    once, twice = start(tmp_path / "once", config), start(tmp_path / "twice", config)
+    for number in (1, 2, 3):
+        assert once.apply(number, *updates(number)) > 0
+        twice.apply(number, *updates(number))
+        assert twice.apply(number, *updates(number)) == 0.0
+        assert twice.apply(1, *updates(99)) == 0.0
+        assert twice.round() == number
+    assert once.shared().tobytes() == twice.shared().tobytes()
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_server_that_dies_after_every_round_ends_like_one_that_never_did(
+    tmp_path: Path, config: ServerConfig
+) -> None:
+    steady = start(tmp_path / "steady", config)
+    for number in range(1, 6):
+        steady.apply(number, *updates(number))
+        mortal = start(tmp_path / "mortal", config)
+        assert mortal.round() == number - 1
+        mortal.apply(number, *updates(number))
+    again = start(tmp_path / "mortal", config)
+    assert again.round() == 5
+    assert again.shared().tobytes() == steady.shared().tobytes()
+
+
+@pytest.mark.parametrize(
+    ("number", "messages", "says"),
+    [
+        (3, updates(3), r"updates of rounds \[3\] cannot follow round 1"),
+        (2, updates(3), r"updates of rounds \[2, 3\] cannot follow round 1"),
+        (2, [*updates(2), *updates(1)], r"updates of rounds \[1, 2\] cannot follow round 1"),
+        (2, [PlainUpdate(2, np.zeros(DIMENSION + 1, np.float32), 1.0)], r"shape \(7,\)"),
+        (2, [PlainUpdate(2, np.zeros(DIMENSION), 1.0)], "dtype float64"),
+        (2, [*updates(2), PlainUpdate(2, np.full(DIMENSION, np.nan, np.float32), 1.0)], "not finite"),
+        (2, [], "without updates"),
+    ],
+)
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_refused_update_leaves_no_trace(
+    tmp_path: Path, config: ServerConfig, number: int, messages: list[PlainUpdate], says: str
+) -> None:
+    refusing, undisturbed = start(tmp_path / "a", config), start(tmp_path / "b", config)
+    for server in (refusing, undisturbed):
+        server.apply(1, *updates(1))
+    before = refusing.shared().tobytes()
+    with pytest.raises(ValueError, match=says):
+        refusing.apply(number, *messages)
+    assert refusing.round() == 1 and refusing.shared().tobytes() == before
+    # The optimiser's memory is untouched too: the next round ends where it would have.
+    for server in (refusing, undisturbed):
+        server.apply(2, *updates(2))
+    assert refusing.shared().tobytes() == undisturbed.shared().tobytes()
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_round_whose_checkpoint_cannot_be_written_did_not_happen(tmp_path: Path, monkeypatch, config) -> None:
+    """A full disk: once there is room, the caller applies the round again and nothing is lost or done twice."""
+    from fedtalk_ray.federation import server as module
+
+    def full(*arguments: object) -> None:
+        raise OSError("No space left on device")
+
+    failing, undisturbed = start(tmp_path / "a", config), start(tmp_path / "b", config)
+    failing.apply(1, *updates(1))
+    undisturbed.apply(1, *updates(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "save_checkpoint", full)
+        with pytest.raises(OSError, match="No space"):
+            failing.apply(2, *updates(2))
+    assert failing.round() == 1
+    failing.apply(2, *updates(2))
+    undisturbed.apply(2, *updates(2))
+    assert failing.shared().tobytes() == undisturbed.shared().tobytes()
+    assert start(tmp_path / "a", config).round() == 2
+
+
+def test_a_server_needs_a_checkpoint_of_its_own_configuration(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="holds no checkpoint to start from"):
+        ParameterServer(str(tmp_path), ServerConfig(), "f")
+    start(tmp_path, fingerprint="one")
+    with pytest.raises(RunError, match=r"another configuration \(one, not two\)"):
+        ParameterServer(str(tmp_path), ServerConfig(), "two")

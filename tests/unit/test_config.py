@@ -1,0 +1,227 @@
+"""Settings: read, overridden, refused with one clear line, written and read again without change."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from fedtalk_ray.config import Section, TrainConfig, load_config, parse_config, save_config
+from fedtalk_ray.errors import ConfigError
+
+MINIMAL = {"run": "runs/a", "shards": "shards/a", "pretrained": "models/a"}
+
+
+def written(folder: Path, text: str | bytes) -> Path:
+    path = folder / "train.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def minimal_file(folder: Path, **more: object) -> Path:
+    return written(folder, yaml.safe_dump(MINIMAL | more))
+
+
+def sections(root: type[Section] = TrainConfig, name: str = "") -> Iterator[tuple[str, type[Section]]]:
+    """Every part of the tree with the prefix of its keys, as in `local.loss.`."""
+    yield name, root
+    for key, field in root.model_fields.items():
+        if isinstance(field.default, Section):
+            yield from sections(type(field.default), f"{name}{key}.")
+
+
+def refusal(call) -> str:
+    with pytest.raises(ConfigError) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_what_is_not_said_keeps_its_default(tmp_path: Path) -> None:
+    config = load_config(minimal_file(tmp_path, local={"steps": 7}))
+    assert (config.run, config.shards, config.pretrained) == ("runs/a", "shards/a", "models/a")
+    assert config.local.steps == 7
+    assert config.model_copy(update={"local": TrainConfig(**MINIMAL).local}) == TrainConfig(**MINIMAL)
+
+
+@pytest.mark.parametrize(
+    ("tree", "key", "nearest"),
+    [
+        ({"round": 3}, "round", "rounds"),
+        ({"localx": {}}, "localx", "local"),
+        ({"local": {"step": 3}}, "local.step", "steps"),
+        ({"local": {"loss": {"tdcc": 1}}}, "local.loss.tdcc", "tdc"),
+        ({"strategy": {"gama": 1}}, "strategy.gama", "gamma"),
+        ({"slots": {"gpus": 1}}, "slots.gpus", "num_gpus"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest_valid_one(tree: dict, key: str, nearest: str) -> None:
+    message = refusal(lambda: parse_config(MINIMAL | tree, "train.yaml"))
+    assert message == f"train.yaml: unknown key {key!r}; the nearest valid key is {nearest!r}"
+
+
+def test_every_mistake_is_named_at_once() -> None:
+    message = refusal(lambda: parse_config(MINIMAL | {"round": 3, "seed": -1}, "train.yaml"))
+    assert "'round'" in message and "seed is -1" in message
+
+
+@pytest.mark.parametrize(
+    ("override", "read"),
+    [
+        ("rounds=5", lambda config: config.rounds == 5),
+        ("local.loss.tdc=0.5", lambda config: config.local.loss.tdc == 0.5),
+        ("local.learning_rate=1.0e-4", lambda config: config.local.learning_rate == 1e-4),
+        ("cohort.clients=[s1, s20]", lambda config: config.cohort.clients == ["s1", "s20"]),
+        ("cohort.clients=null", lambda config: config.cohort.clients is None),
+        ("run=runs/a=b", lambda config: config.run == "runs/a=b"),
+        ("local.gradient_checkpointing=true", lambda config: config.local.gradient_checkpointing is True),
+    ],
+)
+def test_an_override_reaches_its_key_and_no_other(override: str, read, tmp_path: Path) -> None:
+    path = minimal_file(tmp_path)
+    plain, changed = load_config(path), load_config(path, [override])
+    assert read(changed)
+    section = override.split("=")[0].split(".")[0]
+    assert plain.model_dump(exclude={section}) == changed.model_dump(exclude={section})
+
+
+def test_the_last_override_wins(tmp_path: Path) -> None:
+    path = minimal_file(tmp_path, rounds=2)
+    assert load_config(path, ["rounds=3", "rounds=4"]).rounds == 4
+
+
+def test_an_override_keeps_what_the_file_says_beside_it(tmp_path: Path) -> None:
+    config = load_config(minimal_file(tmp_path, local={"steps": 7, "batch_size": 2}), ["local.batch_size=3"])
+    assert (config.local.steps, config.local.batch_size) == (7, 3)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("rounds", "'rounds' is not of the form key=value, for example rounds=5"),
+        ("=5", "'=5' is not of the form key=value"),
+        ("run.name=x", "run is a value, not a section"),
+        ("rounds=[1", r"'\[1' is not a YAML value"),
+        ("local.stepps=3", "unknown key 'local.stepps'; the nearest valid key is 'steps'"),
+        ("rounds=many", "rounds is 'many': .*valid integer"),
+    ],
+)
+def test_a_bad_override_is_one_clear_line(override: str, says: str, tmp_path: Path) -> None:
+    path = minimal_file(tmp_path)
+    with pytest.raises(ConfigError, match=says):
+        load_config(path, [override])
+
+
+@pytest.mark.parametrize(
+    ("tree", "says"),
+    [
+        ({"rounds": 0}, "rounds is 0: Input should be greater than or equal to 1"),
+        ({"rounds": "many"}, "rounds is 'many': Input should be a valid integer"),
+        ({"rounds": 2.5}, "rounds is 2.5: Input should be a valid integer"),
+        ({"local": {"learning_rate": -0.1}}, "local.learning_rate is -0.1: Input should be greater than 0"),
+        ({"local": {"learning_rate": float("nan")}}, "local.learning_rate is nan: "),
+        ({"local": {"learning_rate": float("inf")}}, "local.learning_rate is inf: "),
+        ({"local": 5}, "local is 5: "),
+        ({"strategy": {"alpha": 1.5}}, "strategy.alpha is 1.5: Input should be less than or equal to 1"),
+        ({"server": {"optimizer": "lamb"}}, "server.optimizer is 'lamb': Input should be 'sgd' or 'adam'"),
+        ({"server": {"momentum": 1.0}}, "server.momentum is 1.0: Input should be less than 1"),
+        ({"shared": "all"}, "shared is 'all': Input should be 'adapter' or 'backbone'"),
+        ({"cohort": {"clients": ["s1", 5]}}, "cohort.clients.1 is 5: Input should be a valid string"),
+        ({"run": None}, "run is None: Input should be a valid string"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_would_be_right(tree: dict, says: str) -> None:
+    message = refusal(lambda: parse_config(MINIMAL | tree, "train.yaml"))
+    assert message.startswith(f"train.yaml: {says}")
+
+
+@pytest.mark.parametrize("key", ["run", "shards"])
+def test_a_missing_key_is_named(key: str) -> None:
+    tree = {name: value for name, value in MINIMAL.items() if name != key}
+    assert refusal(lambda: parse_config(tree, "train.yaml")) == f"train.yaml: key {key!r} is missing"
+
+
+def test_a_shared_adapter_needs_a_pretrained_backbone_and_a_shared_backbone_does_not() -> None:
+    tree = MINIMAL | {"pretrained": None}
+    message = refusal(lambda: parse_config(tree, "train.yaml"))
+    assert message == "train.yaml: shared: adapter needs `pretrained` (the folder that `fedtalk pretrain` wrote)"
+    assert parse_config(tree | {"shared": "backbone"}, "train.yaml").pretrained is None
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("- 1\n- 2\n", "must hold `key: value` lines, not list"),
+        ("", "must hold `key: value` lines, not NoneType"),
+        ("run: [a\nb: c\n", "is not YAML: "),
+        ("run: a\n\tb: c\n", "is not YAML: "),
+        (b"\xff\xfe\x00r\x00u\x00n", "train.yaml (is not|cannot be)"),
+        (b"run: a\x00\n", "is not YAML: "),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_refused(content: str | bytes, says: str, tmp_path: Path) -> None:
+    path = written(tmp_path, content)
+    with pytest.raises(ConfigError, match=says) as caught:
+        load_config(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    assert refusal(lambda: load_config(tmp_path / "none.yaml")) == (
+        f"configuration {tmp_path / 'none.yaml'} cannot be read: No such file or directory"
+    )
+    assert "cannot be read: Is a directory" in refusal(lambda: load_config(tmp_path))
+
+
+positive = st.floats(1e-300, 1e300)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    name=st.text(max_size=12),
+    clients=st.none() | st.lists(st.text(max_size=8), max_size=3),
+    rate=positive,
+    epsilon=positive,
+    share=st.floats(0, 1),
+    seed=st.integers(0, 2**70),
+)
+def test_what_is_saved_loads_as_it_was(tmp_path_factory, name, clients, rate, epsilon, share, seed) -> None:
+    tree = MINIMAL | {
+        "run": name,
+        "seed": seed,
+        "cohort": {"clients": clients},
+        "server": {"learning_rate": rate, "epsilon": epsilon},
+        "strategy": {"alpha": share},
+    }
+    config = parse_config(tree, "tree")
+    path = tmp_path_factory.getbasetemp() / "saved.yaml"
+    save_config(config, path)
+    assert load_config(path) == config
+
+
+def test_a_configuration_cannot_be_changed_in_place() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        TrainConfig(**MINIMAL).rounds = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(("name", "section"), [pytest.param(*item, id=item[0] or "top") for item in sections()])
+def test_every_field_says_what_it_means(name: str, section: type[Section]) -> None:
+    silent = [
+        f"{name}{key}"
+        for key, field in section.model_fields.items()
+        # A section explains itself in its class docstring.
+        if not (field.description or isinstance(field.default, Section))
+    ]
+    assert not silent, f"without a docstring: {', '.join(silent)}"
+    assert section.__doc__
+
+
+def test_every_shipped_configuration_loads(repository: Path) -> None:
+    files = sorted((repository / "jobs" / "configs").glob("*.yaml"))
+    assert files
+    for file in files:
+        config = load_config(file)
+        assert config.run and config.shards

@@ -1,0 +1,76 @@
+"""What crosses between actors: every field is listed here, so a new one has to be argued for in a review."""
+
+import dataclasses
+import inspect
+import typing
+
+import numpy as np
+import pytest
+
+from fedtalk_ray import messages
+from fedtalk_ray.messages import ClientReport, PlainUpdate
+
+ALLOWED: dict[str, dict[str, object]] = {
+    # In the clear under `aggregation: plain` only: names, counts, scores and mean losses, one number each.
+    "ClientReport": {
+        "client": str,
+        "samples": int,
+        "weight": float,
+        "score": float | None,
+        "id_sim": float | None,
+        "temp_stab": float | None,
+        "losses": dict[str, float],
+    },
+    # weighted_sum has the length of the shared parameters, whatever the data.
+    "PlainUpdate": {
+        "round": int,
+        "weighted_sum": np.ndarray,
+        "total_weight": float,
+        "reports": tuple[ClientReport, ...],
+    },
+    # sums: 1 + 3 * channels numbers, whatever the data.
+    "StatisticsUpdate": {"sums": np.ndarray},
+    "HeldOutLoss": {"total": float, "clients": int},
+}
+
+ARRAYS = {("PlainUpdate", "weighted_sum"), ("StatisticsUpdate", "sums")}
+"""The only fields that could hold more than a few numbers; their shapes are tested below and with their makers."""
+
+
+def message_types() -> dict[str, type]:
+    return {
+        name: kind
+        for name, kind in inspect.getmembers(messages, inspect.isclass)
+        if kind.__module__ == messages.__name__
+    }
+
+
+def test_every_message_and_every_field_is_on_the_list() -> None:
+    found = {name: typing.get_type_hints(kind) for name, kind in message_types().items()}
+    assert found == ALLOWED
+    for kind in message_types().values():
+        assert dataclasses.is_dataclass(kind)
+
+
+def test_nothing_but_the_two_vectors_can_hold_pictures_or_latents() -> None:
+    scalars = {str, int, float, float | None, dict[str, float], tuple[ClientReport, ...]}
+    roomy = {(name, field) for name, fields in ALLOWED.items() for field, kind in fields.items() if kind not in scalars}
+    assert roomy == ARRAYS
+
+
+@pytest.mark.parametrize("name", ALLOWED)
+def test_a_message_cannot_be_changed_or_extended_on_its_way(name: str) -> None:
+    message = message_types()[name](*range(len(ALLOWED[name])))
+    first = next(iter(ALLOWED[name]))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(message, first, 1)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        message.frames = np.zeros(3)
+
+
+def test_the_wire_size_of_an_update_is_four_bytes_a_parameter() -> None:
+    assert PlainUpdate(1, np.zeros(1000, np.float32), 1.0).nbytes() == 4000
+
+
+def test_an_update_needs_no_report() -> None:
+    assert PlainUpdate(1, np.zeros(3, np.float32), 1.0).reports == ()

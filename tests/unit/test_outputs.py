@@ -1,0 +1,192 @@
+"""Outputs appear whole or not at all, and what cannot be written is said in one line."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from fedtalk_ray.outputs import OutputError, new_file, new_folder
+
+
+def names(folder: Path) -> list[str]:
+    """Everything in the folder, hidden leftovers included."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+def fill(place: Path, text: str) -> None:
+    (place / "a.txt").write_text(text)
+
+
+def test_a_folder_appears_when_the_block_ends_and_not_before(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "out"
+    with new_folder(target) as place:
+        fill(place, "new")
+        assert not target.exists()
+    assert (target / "a.txt").read_text() == "new"
+    assert names(tmp_path / "deep") == ["out"]
+
+
+def test_a_file_appears_when_the_block_ends_and_not_before(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "out.json"
+    with new_file(target) as place:
+        place.write_text("new")
+        assert not target.exists() and place.suffix == ".json"
+    assert target.read_text() == "new"
+    assert names(tmp_path / "deep") == ["out.json"]
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("error", [Interrupted, KeyboardInterrupt])
+def test_a_block_that_fails_leaves_nothing_and_its_own_error_comes_out(tmp_path: Path, error: type) -> None:
+    with pytest.raises(error), new_folder(tmp_path / "out") as place:
+        fill(place, "half")
+        raise error
+    with pytest.raises(error), new_file(tmp_path / "out.txt") as place:
+        place.write_text("half")
+        raise error
+    assert names(tmp_path) == []
+
+
+def test_a_block_that_fails_leaves_the_old_output_as_it_was(tmp_path: Path) -> None:
+    folder, file = tmp_path / "out", tmp_path / "out.txt"
+    folder.mkdir()
+    fill(folder, "old")
+    file.write_text("old")
+    with pytest.raises(Interrupted), new_folder(folder, overwrite=True) as place:
+        fill(place, "half")
+        raise Interrupted
+    with pytest.raises(Interrupted), new_file(file) as place:
+        place.write_text("half")
+        raise Interrupted
+    assert (folder / "a.txt").read_text() == file.read_text() == "old"
+    assert names(tmp_path) == ["out", "out.txt"]
+
+
+def test_a_folder_in_use_is_refused_before_any_work(tmp_path: Path) -> None:
+    fill(tmp_path, "old")
+    says = f"output {tmp_path} already exists; .* or give --overwrite"
+    with pytest.raises(OutputError, match=says), new_folder(tmp_path):
+        pytest.fail("the block ran")
+    with pytest.raises(OutputError, match="already exists"), new_folder(tmp_path / "a.txt"):
+        pytest.fail("the block ran")
+    assert (tmp_path / "a.txt").read_text() == "old"
+
+
+def test_an_empty_folder_is_free_to_use(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with new_folder(tmp_path / "out") as place:
+        fill(place, "new")
+    assert names(tmp_path) == ["out"] and names(tmp_path / "out") == ["a.txt"]
+
+
+def test_overwrite_replaces_all_of_the_old_folder(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "b.txt").write_text("old")
+    with new_folder(target, overwrite=True) as place:
+        fill(place, "new")
+        assert names(target) == ["b.txt"]
+    assert names(target) == ["a.txt"] and names(tmp_path) == ["out"]
+
+
+def test_overwrite_replaces_a_file_by_a_folder_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    target.write_text("old")
+    with new_folder(target, overwrite=True) as place:
+        fill(place, "new")
+    assert names(target) == ["a.txt"]
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_file_replaces_the_old_one(tmp_path: Path) -> None:
+    target = tmp_path / "out.txt"
+    target.write_text("old")
+    with new_file(target) as place:
+        place.write_text("new")
+    assert target.read_text() == "new" and names(tmp_path) == ["out.txt"]
+
+
+def test_a_half_written_folder_of_a_killed_run_is_no_hindrance(tmp_path: Path) -> None:
+    leftover = tmp_path / f".out.{os.getpid()}.part"
+    leftover.mkdir()
+    (leftover / "rest").write_text("")
+    with new_folder(tmp_path / "out") as place:
+        assert names(place) == []
+        fill(place, "new")
+    assert names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("writer", [new_folder, new_file])
+def test_a_file_where_a_folder_is_needed_is_named(tmp_path: Path, writer) -> None:
+    (tmp_path / "taken").write_text("")
+    target = tmp_path / "taken" / "out"
+    says = f"cannot write {target}: (Not a directory|File exists) .*taken"
+    with pytest.raises(OutputError, match=says) as caught, writer(target):
+        pytest.fail("the block ran")
+    assert "\n" not in str(caught.value)
+
+
+def refusing_replace(monkeypatch: pytest.MonkeyPatch, code: int, allowed: int = 0) -> None:
+    """os.replace as a full or read-only disk answers it, after `allowed` calls that work."""
+    real, calls = os.replace, []
+
+    def replace(source, target) -> None:
+        calls.append(source)
+        if len(calls) == allowed + 1:
+            raise OSError(code, os.strerror(code), str(source))
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        (errno.ENOSPC, "No space left on device; nothing was left half written"),
+        (errno.EROFS, "Read-only file system"),
+        (errno.EACCES, "Permission denied"),
+    ],
+)
+def test_a_full_or_read_only_disk_is_one_clear_line(tmp_path: Path, monkeypatch, code: int, says: str) -> None:
+    for writer, write in ((new_folder, fill), (new_file, lambda place, text: place.write_text(text))):
+        target = tmp_path / "out"
+        with monkeypatch.context() as patch:
+            refusing_replace(patch, code)
+            with pytest.raises(OutputError, match=f"cannot write {target}: {says}") as caught, writer(target) as place:
+                write(place, "new")
+        assert "\n" not in str(caught.value)
+        assert names(tmp_path) == []
+
+
+def test_a_disk_that_fills_in_the_block_is_one_clear_line(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    with pytest.raises(OutputError, match=f"cannot write {target}: No space left"), new_folder(target) as place:
+        fill(place, "half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert names(tmp_path) == []
+
+
+def test_a_swap_that_fails_half_way_leaves_the_old_folder_in_place(tmp_path: Path, monkeypatch) -> None:
+    target = tmp_path / "out"
+    target.mkdir()
+    fill(target, "old")
+    with monkeypatch.context() as patch:
+        refusing_replace(patch, errno.EIO, allowed=1)
+        with pytest.raises(OutputError), new_folder(target, overwrite=True) as place:
+            fill(place, "new")
+    assert names(tmp_path) == ["out"]
+    assert (target / "a.txt").read_text() == "old"
+
+
+def test_a_place_without_a_name_of_its_own_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--out .`: nothing could be renamed into it."""
+    monkeypatch.chdir(tmp_path)
+    for writer in (new_folder, new_file):
+        with pytest.raises(OutputError) as caught, writer("."):
+            pytest.fail("the block ran")
+        assert "\n" not in str(caught.value)
+    assert names(tmp_path) == []

@@ -1,0 +1,284 @@
+"""One client's fit, against a plain training loop written out here: what it changes, what it leaves, what repeats."""
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fedtalk_ray.data.windows import WindowBatch
+from fedtalk_ray.model import adapters
+from fedtalk_ray.training.local import LocalResult, LocalTrainer, batches_needed
+from fedtalk_ray.training.losses import window_loss
+
+KINDS = {"adapter": {}, "backbone": {"shared": "backbone", "pretrained": None}}
+
+
+@pytest.fixture
+def make_trainer(make_pipeline, make_config):
+    def make(local: dict[str, Any] | None = None, prediction: str = "sample", **config: Any) -> LocalTrainer:
+        pipeline = make_pipeline(prediction_type=prediction)
+        return LocalTrainer(pipeline, make_config(local=local or {}, **config))
+
+    return make
+
+
+@pytest.fixture
+def fit(make_windows):
+    """Fits one client whose windows come from `client`, from the trainer's first parameters unless given others."""
+
+    def run(trainer: LocalTrainer, client: int = 0, shared: np.ndarray | None = None, **options: Any) -> LocalResult:
+        batches = [make_windows(2, 100 * client + number) for number in range(batches_needed(trainer._config))]
+        start = first_parameters(trainer) if shared is None else shared
+        options = {"seed": 7, "score_alpha": None} | options
+        return trainer.fit(start, options.pop("identity", None), batches, make_windows(2, 50 + client), **options)
+
+    return run
+
+
+def first_parameters(trainer: LocalTrainer) -> np.ndarray:
+    """Some shared parameters, always the same, with effect."""
+    vector = adapters.to_vector(trainer.shared())
+    return vector + np.random.default_rng(0).normal(0, 0.02, vector.shape).astype(np.float32)
+
+
+def same(one: LocalResult, other: LocalResult) -> bool:
+    return (
+        one.update.tobytes() == other.update.tobytes()
+        and one.identity.tobytes() == other.identity.tobytes()
+        and (one.losses, one.reliability) == (other.losses, other.reliability)
+    )
+
+
+def backbone_of(trainer: LocalTrainer) -> dict[str, bytes]:
+    return {name: value.numpy().tobytes() for name, value in adapters.backbone_state(trainer.model).items()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_update_is_the_trained_minus_the_received_parameters(make_trainer, fit, kind: str) -> None:
+    trainer = make_trainer(**KINDS[kind])
+    start = first_parameters(trainer)
+    start.flags.writeable = False  # as it comes out of Ray's object store
+    before = start.copy()
+    result = fit(trainer, shared=start)
+    assert result.update.dtype == np.float32 and result.update.shape == start.shape
+    assert (np.abs(result.update) > 0).mean() > 0.9
+    np.testing.assert_array_equal(adapters.to_vector(trainer.shared()) - start, result.update)
+    assert adapters.to_vector(trainer.identity()).tobytes() == result.identity.tobytes()
+    assert start.tobytes() == before.tobytes()
+
+
+def test_with_a_shared_adapter_the_backbone_stays_bit_identical(make_trainer, fit) -> None:
+    trainer = make_trainer()
+    before = backbone_of(trainer)
+    fit(trainer)
+    assert backbone_of(trainer) == before
+
+
+def test_with_a_shared_backbone_only_its_units_stay(make_trainer, fit) -> None:
+    trainer = make_trainer(**KINDS["backbone"])
+    before = backbone_of(trainer)
+    fit(trainer)
+    after = backbone_of(trainer)
+    stayed = {name for name in before if before[name] == after[name]}
+    assert stayed == {"reference_mean", "reference_std", "residual_std"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_identity_adapter_trains_after_the_shared_part_and_apart_from_it(make_trainer, fit, kind: str) -> None:
+    without, with_identity = (fit(make_trainer({"identity_steps": steps}, **KINDS[kind])) for steps in (0, 2))
+    assert without.update.tobytes() == with_identity.update.tobytes()
+    assert (without.identity != with_identity.identity).mean() > 0.4
+
+
+def test_a_new_client_starts_from_an_adapter_without_effect(make_trainer, fit) -> None:
+    result = fit(trainer := make_trainer({"identity_steps": 0}))
+    for name, parameter in trainer.identity():
+        assert bool(parameter.any()) == (".lora_A." in name)
+    assert fit(trainer, seed=8).identity.tobytes() != result.identity.tobytes()
+
+
+def test_a_known_client_goes_on_from_its_own_adapter(make_trainer, fit) -> None:
+    first = fit(make_trainer())
+    kept = fit(make_trainer({"identity_steps": 0}), identity=first.identity)
+    assert kept.identity.tobytes() == first.identity.tobytes()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_seed_means_the_same_fit(make_trainer, fit, kind: str) -> None:
+    results = []
+    for outside, seed in ((0, 7), (1, 7), (0, 8)):
+        torch.manual_seed(outside)
+        results.append(fit(make_trainer(**KINDS[kind]), seed=seed, score_alpha=0.5))
+    assert same(results[0], results[1])
+    assert results[0].update.tobytes() != results[2].update.tobytes()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_client_leaves_nothing_behind_for_the_next(make_trainer, fit, kind: str) -> None:
+    """Whoever a slot worked for before, the next client's update, adapter, losses and score are the same to the bit."""
+    alone = fit(make_trainer(**KINDS[kind]), client=2, seed=9, score_alpha=0.5)
+    used = make_trainer(**KINDS[kind])
+    start = first_parameters(used)
+    fit(used, client=1, shared=start, seed=3, proximal=0.5, score_alpha=0.5)
+    used.held_out_loss(
+        WindowBatch(*(torch.randn(shape) for shape in ((1, 4, 4, 8, 8), (1, 4, 20, 40), (1, 4, 8, 8)))), 0
+    )
+    assert same(alone, fit(used, client=2, shared=start, seed=9, score_alpha=0.5))
+
+
+def plain_loop(trainer: LocalTrainer, batches: list[WindowBatch], seed: int, mu: float) -> tuple[np.ndarray, dict]:
+    """The same work as a reader of the papers would write it: explicit losses, autograd, clipping by hand, AdamW."""
+    local, generator = trainer._config.local, torch.Generator().manual_seed(seed)
+    parameters = [parameter for _, parameter in trainer.shared()]
+    for parameter in trainer.model.parameters():
+        parameter.requires_grad_(False)
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    start = [parameter.detach().clone() for parameter in parameters]
+    optimiser = torch.optim.AdamW(parameters, lr=local.learning_rate, weight_decay=0.0)
+    source, history = iter(batches), []
+    trainer.model.train()
+    for _ in range(local.steps):
+        terms = [
+            window_loss(trainer.model, trainer.scheduler, batch, local.loss, generator, trainer.critic)
+            for batch in itertools.islice(source, local.accumulate)
+        ]
+        loss = torch.stack([each.total for each in terms]).mean()
+        drift = sum((p - anchor).square().sum() for p, anchor in zip(parameters, start, strict=True))
+        gradients = torch.autograd.grad(loss + mu / 2 * drift, parameters, allow_unused=True)
+        norm = torch.stack([g.norm() for g in gradients if g is not None]).norm()
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = None if gradient is None else gradient * min(1.0, local.clip_norm / (float(norm) + 1e-6))
+        optimiser.step()
+        history.append({name: np.mean([each.floats()[name] for each in terms]) for name in terms[0].floats()})
+    after = np.concatenate([parameter.detach().numpy().ravel() for parameter in parameters])
+    losses = {name: float(np.mean([step[name] for step in history])) for name in history[0]}
+    return after - np.concatenate([anchor.numpy().ravel() for anchor in start]), losses
+
+
+@pytest.mark.parametrize(
+    ("kind", "mu", "local"),
+    [
+        pytest.param("adapter", 0.0, {}, id="adapter"),
+        pytest.param("backbone", 0.0, {}, id="backbone"),
+        pytest.param("adapter", 20.0, {}, id="fedprox"),
+        pytest.param("backbone", 20.0, {}, id="fedprox-backbone"),
+        pytest.param("adapter", 0.0, {"accumulate": 2}, id="accumulate"),
+        pytest.param("adapter", 0.0, {"clip_norm": 1e-3}, id="clip"),
+        pytest.param("adapter", 0.0, {"loss": {"identity": 0.5, "perceptual": 0.5, "tdc": 0.0}}, id="critic"),
+    ],
+)
+def test_a_fit_is_the_plain_training_loop(make_trainer, make_windows, fit, kind: str, mu: float, local: dict) -> None:
+    trainer = make_trainer({"identity_steps": 0, "steps": 4} | local, **KINDS[kind])
+    result = fit(trainer, proximal=mu)
+    start = first_parameters(other := make_trainer({"identity_steps": 0, "steps": 4} | local, **KINDS[kind]))
+    other.load(start, None, 7)
+    batches = [make_windows(2, number) for number in range(batches_needed(other._config))]
+    update, losses = plain_loop(other, batches, 7, mu)
+    # AdamW divides by the gradient's own size: rounding grows where a gradient is almost 0.
+    assert np.abs(result.update - update).max() < 0.05 * np.abs(update).max()
+    assert np.abs(result.update - update).mean() < 2e-3 * np.abs(update).mean()
+    assert result.losses == pytest.approx(losses, rel=1e-3)
+
+
+def test_the_proximal_term_holds_a_client_near_the_rounds_model(make_trainer, fit) -> None:
+    free, held = (
+        np.linalg.norm(fit(make_trainer({"steps": 6, "clip_norm": 1e9}), proximal=mu).update) for mu in (0.0, 30.0)
+    )
+    assert held < free / 3
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory(make_trainer, fit) -> None:
+    plain, checkpointed = (
+        fit(make_trainer({"gradient_checkpointing": on, "identity_steps": 0})) for on in (False, True)
+    )
+    assert make_trainer({"gradient_checkpointing": True}).model.get_base_model().gradient_checkpointing
+    np.testing.assert_allclose(checkpointed.update, plain.update, atol=1e-5)
+    assert checkpointed.losses == pytest.approx(plain.losses, rel=1e-5)
+
+
+def test_a_score_is_computed_only_where_it_is_asked_for_and_changes_no_update(make_trainer, fit) -> None:
+    without, scored = fit(make_trainer()), fit(make_trainer(), score_alpha=0.5)
+    assert without.reliability is None
+    assert scored.reliability is not None and 0 < scored.reliability.score <= 1
+    assert without.update.tobytes() == scored.update.tobytes()
+
+
+def test_training_lowers_the_held_out_loss_on_what_was_trained(make_trainer, make_windows) -> None:
+    trainer = make_trainer({"steps": 25, "identity_steps": 0, "learning_rate": 0.005})
+    windows = make_windows(2, 3)
+    start = adapters.to_vector(trainer.shared())
+    trainer.load(start, None)
+    before = trainer.held_out_loss(windows, seed=0)
+    trainer.fit(start, None, itertools.repeat(windows), windows, seed=1)
+    assert trainer.held_out_loss(windows, seed=0) < 0.9 * before
+
+
+@pytest.mark.parametrize("prediction", ["sample", "epsilon"])
+def test_the_held_out_loss_is_the_mean_diffusion_loss_of_fixed_draws_with_sound(
+    make_trainer, make_windows, prediction: str
+) -> None:
+    trainer, windows = make_trainer({"loss": {"speech_dropout": 1.0}}, prediction), make_windows(2)
+    state = torch.get_rng_state()
+    values = [trainer.held_out_loss(windows, seed=0) for _ in range(2)]
+    assert values[0] == values[1] != trainer.held_out_loss(windows, seed=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    config = trainer._config.local.loss.model_copy(update={"speech_dropout": 0.0, "tdc": 0.0, "motion": 0.0})
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        draws = [
+            window_loss(trainer.model, trainer.scheduler, windows, config, generator).diffusion.item() for _ in range(4)
+        ]
+    assert values[0] == pytest.approx(np.mean(draws), rel=1e-5)
+
+
+def test_personalising_changes_the_identity_adapter_alone(make_trainer, make_windows) -> None:
+    trainer = make_trainer()
+    trainer.load(first_parameters(trainer), None)
+    backbone, shared = backbone_of(trainer), adapters.to_vector(trainer.shared())
+    identity, ticks = adapters.to_vector(trainer.identity()), []
+    trainer.personalize(iter([make_windows(2, n) for n in range(5)]), 5, seed=0, tick=ticks.append)
+    assert backbone_of(trainer) == backbone
+    assert adapters.to_vector(trainer.shared()).tobytes() == shared.tobytes()
+    assert (adapters.to_vector(trainer.identity()) != identity).mean() > 0.9
+    assert len(ticks) == 5 and all("total" in terms for terms in ticks)
+
+
+def test_every_slot_starts_from_the_same_adapters(make_trainer) -> None:
+    vectors = []
+    for outside, seed in ((0, 0), (1, 0), (0, 1)):
+        torch.manual_seed(outside)
+        state = torch.get_rng_state()
+        vectors.append(adapters.to_vector(make_trainer(seed=seed).shared()))
+        assert torch.equal(torch.get_rng_state(), state)
+    assert vectors[0].tobytes() == vectors[1].tobytes() != vectors[2].tobytes()
+
+
+@pytest.mark.parametrize(("steps", "identity", "accumulate", "needed"), [(3, 2, 1, 5), (3, 0, 1, 3), (3, 2, 4, 20)])
+def test_batches_needed(make_config, steps: int, identity: int, accumulate: int, needed: int) -> None:
+    config = make_config(local={"steps": steps, "identity_steps": identity, "accumulate": accumulate})
+    assert batches_needed(config) == needed
+
+
+def test_a_stream_that_ends_early_is_an_error_and_not_a_shorter_fit(make_trainer, make_windows) -> None:
+    trainer = make_trainer()
+    batches = [make_windows(2, number) for number in range(2)]
+    with pytest.raises(ValueError, match="the stream ended after 2 of 3 steps"):
+        trainer.fit(first_parameters(trainer), None, batches, make_windows(), seed=0)
+
+
+def test_an_update_that_is_not_finite_does_not_leave_the_client(make_trainer, fit) -> None:
+    with pytest.raises(ValueError, match=r"not finite; lower local\.learning_rate"):
+        fit(make_trainer({"learning_rate": 1e30}))
+
+
+def test_an_identity_adapter_that_is_not_finite_is_not_kept(make_trainer, make_windows) -> None:
+    """Written down, it would spoil this client's every later round."""
+    trainer = make_trainer()
+    batches = [make_windows(2, number) for number in range(3)]
+    broken = make_windows(2, 9)
+    broken.latents.fill_(torch.nan)
+    with pytest.raises(ValueError, match="not finite"):
+        trainer.fit(first_parameters(trainer), None, [*batches, broken, broken], make_windows(), seed=0)

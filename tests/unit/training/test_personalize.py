@@ -1,0 +1,106 @@
+"""Personalisation: a client's own adapter learns its own face, and nothing else changes anywhere."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fedtalk_ray.config import save_config
+from fedtalk_ray.errors import RunError, ShardError
+from fedtalk_ray.federation.checkpoint import Checkpoint, config_fingerprint, save_checkpoint
+from fedtalk_ray.model import adapters
+from fedtalk_ray.model.denoiser import TalkingHeadDenoiser
+from fedtalk_ray.model.pipeline import TalkingHeadPipeline
+from fedtalk_ray.model.schedule import make_scheduler
+from fedtalk_ray.training.client_state import save_identity, written_after
+from fedtalk_ray.training.export import export_model
+from fedtalk_ray.training.local import LocalTrainer
+from fedtalk_ray.training.personalize import personalize
+
+
+@pytest.fixture
+def run(make_shards, make_config, wake_zeros, tmp_path: Path) -> Path:
+    """A run after round 2, as `fedtalk train` leaves it, whose client s1 has an adapter and s2 has none."""
+    from fedtalk_ray.model.autoencoder import load_autoencoder
+
+    make_shards(tmp_path / "shards", {"s1": [40, 30, 30], "s2": [30, 30], "s3": [30]})
+    config = make_config(run=str(tmp_path / "run"), shards=str(tmp_path / "shards"))
+    torch.manual_seed(0)
+    denoiser = TalkingHeadDenoiser(latent_channels=16, latent_size=8, widths=(16, 32), window=4).eval()
+    wake_zeros(denoiser)
+    pipeline = TalkingHeadPipeline(load_autoencoder("patch"), denoiser, make_scheduler("sample"))
+    trainer = LocalTrainer(pipeline, config)
+    run = tmp_path / "run"
+    run.mkdir()
+    save_config(config, run / "config.yaml")
+    save_checkpoint(
+        run / "checkpoints", Checkpoint(2, adapters.to_vector(trainer.shared()), {}), config_fingerprint(config)
+    )
+    export_model(pipeline, trainer.model, "adapter", run)
+    save_identity(trainer.model, run, "s1", 2)
+    return run
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("client", ["s1", "s2"])
+def test_only_the_clients_own_folder_changes_and_its_loss_falls(run: Path, client: str) -> None:
+    before, ticks = contents(run.parent), []
+    result = personalize(run, client, 15, ticks.append)
+    after = contents(run.parent)
+    own = f"run/clients/{client}/"
+    changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+    assert changed and all(name.startswith(own) for name in changed)
+    assert result.folder == run / "clients" / client / "identity" and written_after(result.folder) == 2
+    assert result.loss_after < 0.97 * result.loss_before
+    assert len(ticks) == 15
+
+
+def test_it_goes_on_from_the_adapter_that_is_there(run: Path) -> None:
+    first = personalize(run, "s1", 4)
+    second = personalize(run, "s1", 1)
+    assert second.loss_before == pytest.approx(first.loss_after, rel=1e-5)
+
+
+def test_the_same_run_gives_the_same_adapter(run: Path) -> None:
+    weights = []
+    for _ in range(2):
+        personalize(run, "s2", 3)
+        weights.append((run / "clients/s2/identity/adapter_model.safetensors").read_bytes())
+        for path in sorted((run / "clients" / "s2").rglob("*"), reverse=True):
+            path.unlink() if path.is_file() else path.rmdir()
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize(
+    ("client", "says"),
+    [
+        ("s9", "client 's9' is not in the shards; they hold s1, s2, s3"),
+        ("s3", r"client 's3' has 1 clip\(s\) and none to spare: a client needs two"),
+    ],
+)
+def test_a_client_that_cannot_be_served_is_named(run: Path, client: str, says: str) -> None:
+    with pytest.raises(ShardError, match=says):
+        personalize(run, client, 1)
+    assert not (run / "clients" / client).exists()
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=rf"{tmp_path} is no run folder \(no config.yaml\)"):
+        personalize(tmp_path, "s1", 1)
+
+
+def test_a_run_without_a_finished_round_is_named(make_config, tmp_path: Path) -> None:
+    save_config(make_config(), tmp_path / "config.yaml")
+    with pytest.raises(RunError, match="has no trained model yet; finish a round first"):
+        personalize(tmp_path, "s1", 1)
+
+
+def test_the_adapter_of_another_client_plays_no_part(run: Path) -> None:
+    lone = personalize(run, "s2", 3)
+    theirs = np.frombuffer((lone.folder / "adapter_model.safetensors").read_bytes(), np.uint8)
+    personalize(run, "s1", 3)
+    assert (np.frombuffer((lone.folder / "adapter_model.safetensors").read_bytes(), np.uint8) == theirs).all()
