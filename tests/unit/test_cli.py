@@ -1,0 +1,83 @@
+"""The command: help with an example everywhere, and for bad input one clear line, status 1, and nothing left behind."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from fedtalk_ray.cli import app, main
+
+COMMANDS = ("demo", "prepare", "pretrain", "train", "personalize", "generate", "evaluate")
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs the command and returns its single line on stderr."""
+
+    def run(*arguments: object) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            main([str(argument) for argument in arguments])
+        assert stopped.value.code == 1
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        lines = printed.err.splitlines()
+        assert len(lines) == 1 and lines[0].startswith("fedtalk: "), printed.err
+        return lines[0]
+
+    return run
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command: str) -> None:
+    result = CliRunner().invoke(app, [command, "--help"])
+    assert result.exit_code == 0
+    assert f"fedtalk {command}" in " ".join(result.output.split())
+
+
+def test_a_missing_corpus_is_named(refused: Callable[..., str], tmp_path: Path) -> None:
+    line = refused("prepare", "--corpus", "grid", "--root", tmp_path / "none", "--out", tmp_path / "shards")
+    assert f"corpus folder {tmp_path / 'none'} does not exist" in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_empty_corpus_is_named(refused: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "corpus" / "a").mkdir(parents=True)
+    line = refused("prepare", "--corpus", "folder", "--root", tmp_path / "corpus", "--out", tmp_path / "shards")
+    assert "holds no <identity>/<clip>" in line
+
+
+def test_a_corpus_without_a_root_and_an_unknown_one_are_refused(refused: Callable[..., str], tmp_path: Path) -> None:
+    assert "needs --root" in refused("prepare", "--corpus", "grid", "--out", tmp_path / "shards")
+    assert "known: grid, folder, synthetic" in refused("prepare", "--corpus", "grit", "--out", tmp_path / "shards")
+
+
+def test_an_unknown_key_is_answered_with_the_nearest(refused: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("run: r\nshards: s\npretrained: p\nlocal: {stepz: 3}\n")
+    assert "unknown key 'local.stepz'; the nearest valid key is 'steps'" in refused("train", tmp_path / "c.yaml")
+
+
+def test_missing_shards_are_named_with_the_command_that_makes_them(refused: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(f"run: {tmp_path}/r\nshards: {tmp_path}/none\npretrained: p\n")
+    assert "fedtalk prepare" in refused("train", tmp_path / "c.yaml")
+    assert "fedtalk prepare" in refused("pretrain", "--shards", tmp_path / "none", "--out", tmp_path / "m")
+    assert [path.name for path in tmp_path.iterdir()] == ["c.yaml"]
+
+
+def test_a_run_that_does_not_exist_is_named(refused: Callable[..., str], tmp_path: Path) -> None:
+    none = tmp_path / "none"
+    assert "is no run folder" in refused("personalize", "--run", none, "--client", "s1")
+    clip = ("--reference", "a.png", "--audio", "a.wav", "--out", tmp_path / "o.mp4")
+    assert "no trained model" in refused("generate", "--run", none, *clip)
+    assert "does not exist" in refused("evaluate", "--run", none, "--shards", none, "--out", tmp_path / "m.json")
+
+
+def test_a_demo_folder_in_use_is_refused_before_any_work(refused: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("keep")
+    assert "already exists" in refused("demo", "--out", tmp_path)
+    assert (tmp_path / "mine.txt").read_text() == "keep"
+
+
+def test_one_bad_split_is_refused(refused: Callable[..., str], tmp_path: Path) -> None:
+    line = refused("evaluate", "--run", "r", "--shards", "s", "--out", tmp_path / "m.json", "--split", "train")
+    assert "held-out clips are in test and in val" in line

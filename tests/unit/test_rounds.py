@@ -1,0 +1,60 @@
+"""What a run checks before it starts anything."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fedtalk_ray.config import TrainConfig, load_config, parse_config
+from fedtalk_ray.data.shards import ClipEntry, Manifest
+from fedtalk_ray.errors import RunError, ShardError
+from fedtalk_ray.outputs import OutputError
+from fedtalk_ray.rounds import choose_population, open_run
+
+
+def manifest(**clips: int) -> Manifest:
+    """Identities with so many clips, split as the shard writer splits them."""
+    splits = ("train", "val", "test")
+    entries = {
+        name: [ClipEntry(f"c{k}", splits[k] if count > 1 else "test", 75, 1) for k in range(count)]
+        for name, count in clips.items()
+    }
+    return Manifest("grid", 64, 25, 16_000, "patch", "f", {}, entries)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Callable[..., TrainConfig]:
+    def make(**changes: object) -> TrainConfig:
+        return parse_config({"run": str(tmp_path / "run"), "shards": "s", "pretrained": "p"} | changes, "test")
+
+    return make
+
+
+def test_everybody_who_can_be_a_client_is_one(config: Callable[..., TrainConfig]) -> None:
+    assert choose_population(config(), manifest(b=3, a=2, lonely=1)) == ["a", "b"]
+
+
+def test_a_client_with_one_clip_is_refused_by_name(config: Callable[..., TrainConfig]) -> None:
+    with pytest.raises(ShardError, match="client 'lonely' has 1 clip"):
+        choose_population(config(cohort={"clients": ["a", "lonely"]}), manifest(a=2, lonely=1))
+
+
+def test_shards_without_any_client_are_refused(config: Callable[..., TrainConfig]) -> None:
+    with pytest.raises(RunError, match="hold no client"):
+        choose_population(config(), manifest(x=1, y=1))
+
+
+def test_a_new_run_writes_its_resolved_configuration(config: Callable[..., TrainConfig]) -> None:
+    run, first = open_run(config(rounds=7), resume=False)
+    assert first == 1 and load_config(run / "config.yaml") == config(rounds=7)
+
+
+def test_a_run_folder_that_cannot_be_made_is_named(config: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot write"):
+        open_run(config(run=str(tmp_path / "file" / "run")), resume=False)
+
+
+def test_resuming_what_never_started_is_refused(config: Callable[..., TrainConfig]) -> None:
+    with pytest.raises(RunError, match="does not exist, so it cannot be resumed"):
+        open_run(config(), resume=True)
