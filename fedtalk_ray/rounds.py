@@ -19,7 +19,7 @@ from fedtalk_ray.actors.cluster import connect
 from fedtalk_ray.actors.pool import SlotPool, fetch, start_server
 from fedtalk_ray.config import TrainConfig, save_config
 from fedtalk_ray.data.shards import Manifest, load_manifest
-from fedtalk_ray.errors import RunError
+from fedtalk_ray.errors import RunError, UserError
 from fedtalk_ray.federation.aggregation import normalised
 from fedtalk_ray.federation.checkpoint import config_fingerprint, load_checkpoint
 from fedtalk_ray.federation.cohort import sample_cohort
@@ -39,8 +39,15 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
     manifest = load_manifest(config.shards)
     population = choose_population(config, manifest)
     run, first = open_run(config, resume)
-    connect(config.address, dashboard=True)
-    pool = SlotPool(config)
+    try:
+        connect(config.address, dashboard=True)
+        pool = SlotPool(config)
+    except UserError:
+        # Nothing ran: a second try must not meet a folder that looks like a run.
+        if not (run / "checkpoints").exists():
+            (run / "config.yaml").unlink(missing_ok=True)
+            run.rmdir()
+        raise
     log = RunLog(run / "tensorboard", first)
     history = History(run / HISTORY, keep=first - 1)
     try:

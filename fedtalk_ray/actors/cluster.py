@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from math import floor
 
 import ray
@@ -19,6 +20,10 @@ def connect(address: str = "default", dashboard: bool = False) -> None:
         return
     if address == "default":
         address = os.environ.get("RAY_ADDRESS", "local")
+    if address.startswith("http"):
+        raise ClusterError(
+            f"{address} is a dashboard's address, for `ray job submit`; name the cluster as host:port, or local"
+        )
     # Workers would otherwise run at niceness 15 and lose every core to any other program.
     os.environ.setdefault("RAY_worker_niceness", "0")
     environment = {
@@ -30,7 +35,7 @@ def connect(address: str = "default", dashboard: bool = False) -> None:
     }
     try:
         if address == "local":
-            ray.init(
+            context = ray.init(
                 address="local",
                 include_dashboard=dashboard,
                 logging_level=logging.ERROR,
@@ -38,9 +43,11 @@ def connect(address: str = "default", dashboard: bool = False) -> None:
                 runtime_env={"env_vars": environment},
             )
         else:
-            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+            context = ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
     except ConnectionError as error:
         raise ClusterError(f"no Ray cluster answers at address {address!r}: {error}") from error
+    if context.dashboard_url:
+        print(f"Ray dashboard: http://{context.dashboard_url}", file=sys.stderr)
 
 
 def check_fits(slots: SlotConfig) -> None:

@@ -53,6 +53,12 @@ def test_slots_on_halves_of_a_gpu_start(make_config: Make, tmp_path: Path) -> No
         pool.close()
 
 
+def test_a_run_that_could_not_start_leaves_no_folder(make_config: Make, tmp_path: Path) -> None:
+    with pytest.raises(ClusterError):
+        train(make_config(tmp_path / "run", slots={"count": 3, "num_gpus": 0.6}))
+    assert not list(tmp_path.iterdir())
+
+
 def test_shards_of_another_autoencoder_are_refused(make_config: Make, pretrained: Path, tmp_path: Path) -> None:
     pipeline = TalkingHeadPipeline.from_pretrained(str(pretrained))
     pipeline.register_modules(autoencoder=PatchAutoencoder(luma_coefficients=8, chroma_coefficients=4))
