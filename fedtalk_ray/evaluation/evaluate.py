@@ -96,7 +96,7 @@ def held_out_clips(shards: str | Path, manifest: Manifest, split: str) -> Iterat
 def rows_of(model: TalkingHeadPipeline, clip: Clip) -> dict[str, np.ndarray]:
     """The clip as each row of the table shows it, uint8 [T, S, S, 3]."""
     truth = clip.piece.frames
-    latents = torch.from_numpy(clip.piece.latents).float()
+    latents = torch.from_numpy(clip.piece.latents.astype(np.float32))
     return {
         "generated": speak(model, truth[0], clip.piece.waveform, len(truth)),
         "other sound": speak(model, truth[0], clip.other_sound, len(truth)),
