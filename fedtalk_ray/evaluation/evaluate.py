@@ -64,8 +64,9 @@ def evaluate_run(
             model = load_model(run, folder if folder.is_dir() else None)
             adapted += folder.is_dir()
             loaded = client
+        true_lips = lip_aperture(clip.piece.frames)
         for row, frames in rows_of(model, clip).items():
-            measured = measure(frames, clip.piece, judge)
+            measured = measure(frames, clip.piece, true_lips, judge)
             figures.setdefault(clip.group, {}).setdefault(row, []).append(measured)
     return {
         "run": str(run),
@@ -111,11 +112,11 @@ def speak(model: TalkingHeadPipeline, face: np.ndarray, waveform: np.ndarray, fr
     return model(face, audio, generator=torch.Generator().manual_seed(0)).frames[:frames]
 
 
-def measure(frames: np.ndarray, piece: Piece, judge: IdentityJudge | None) -> dict[str, float]:
+def measure(frames: np.ndarray, piece: Piece, true_lips: np.ndarray, judge: IdentityJudge | None) -> dict[str, float]:
     """All figures of one clip against its truth. Lips are compared where somebody speaks, and over the whole clip."""
     truth = piece.frames
     speech = spoken(piece.waveform.astype(np.float32) / 32767, len(truth))
-    lips, true_lips = lip_aperture(frames), lip_aperture(truth)
+    lips = lip_aperture(frames)
     figures = {
         "psnr": metrics.psnr(frames, truth),
         "mouth_psnr": metrics.mouth_psnr(frames, truth),
