@@ -20,7 +20,7 @@ help:  ## list the targets
 install: $(INSTALLED)  ## make .venv and install everything into it, once
 
 demo: $(INSTALLED)  ## the whole main job on the embedded corpus: data, training, a talking-head video
-	$(BIN)/fedtalk demo --out runs/demo
+	$(BIN)/fedtalk demo --out runs/demo $(ARGS)
 
 test: $(INSTALLED)  ## unit tests, then the tests on real Ray (narrow it: make test ARGS="-k tdc")
 	$(TEST_ENV) $(BIN)/python -m pytest tests/unit tests/ray $(ARGS)

@@ -40,7 +40,7 @@ def prepare(
     corpus: Annotated[str, typer.Option(help="grid, folder or synthetic.")],
     out: Annotated[Path, typer.Option(help="Shards folder to write.")],
     root: Annotated[Path | None, typer.Option(help="The corpus: <root>/<identity>/<clip>. Not for synthetic.")] = None,
-    size: Annotated[int, typer.Option(min=32, help="Side of the face crops in pixels, a multiple of 8.")] = 64,
+    size: Annotated[int, typer.Option(help="Side of the face crops in pixels, a multiple of 16.")] = 64,
     autoencoder: Annotated[str, typer.Option(help='"patch", a folder, or a hub id of diffusers.')] = "patch",
     identities: Annotated[int, typer.Option(help="synthetic: how many people.")] = 8,
     clips: Annotated[int, typer.Option(help="synthetic: clips per person.")] = 6,
@@ -178,9 +178,6 @@ def main(arguments: list[str] | None = None) -> None:
     except UserError as error:
         print(f"fedtalk: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("fedtalk: interrupted", file=sys.stderr)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

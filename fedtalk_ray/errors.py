@@ -17,5 +17,9 @@ class RunError(UserError):
     """A run folder is missing, incomplete, or belongs to another configuration."""
 
 
+class TrainingError(UserError, ValueError):
+    """Training ran away: values are not finite any more."""
+
+
 class ClusterError(UserError):
     """The Ray cluster cannot hold what the configuration asks for."""

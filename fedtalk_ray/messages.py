@@ -1,8 +1,8 @@
 """Everything that crosses between actors, in one place.
 
 The shared parameters, a float32 vector, go from the parameter server to the slots; a `PlainUpdate` comes back. Raw
-frames, sound, latents and identity adapters have no message and never leave the client's side. Scores and sample counts
-travel only in a `ClientReport`, which belongs to `aggregation: plain` and to nothing else.
+frames, sound, latents and identity adapters have no message and never leave the client's side. Scores travel only
+in a `ClientReport`; sample counts also show in `total_weight`. All of it belongs to `aggregation: plain`.
 """
 
 from dataclasses import dataclass, field

@@ -19,11 +19,12 @@ from fedtalk_ray.actors.cluster import connect
 from fedtalk_ray.actors.pool import SlotPool, fetch, start_server
 from fedtalk_ray.config import TrainConfig, save_config
 from fedtalk_ray.data.shards import Manifest, load_manifest
+from fedtalk_ray.data.video import FPS, read_video
 from fedtalk_ray.errors import RunError, UserError
 from fedtalk_ray.federation.aggregation import normalised
-from fedtalk_ray.federation.checkpoint import config_fingerprint, load_checkpoint
+from fedtalk_ray.federation.checkpoint import config_fingerprint, drop_checkpoint, load_checkpoint
 from fedtalk_ray.federation.cohort import sample_cohort
-from fedtalk_ray.federation.history import History
+from fedtalk_ray.federation.history import History, read_history
 from fedtalk_ray.messages import HeldOutLoss, PlainUpdate, StatisticsUpdate
 from fedtalk_ray.observability import RunLog, progress
 from fedtalk_ray.outputs import new_file, writing
@@ -91,6 +92,11 @@ def open_run(config: TrainConfig, resume: bool) -> tuple[Path, int]:
     checkpoint = load_checkpoint(run / "checkpoints", config_fingerprint(config)) if resume else None
     if resume and not (run / "config.yaml").is_file():
         raise RunError(f"run {run} does not exist, so it cannot be resumed; leave out --resume to start it")
+    recorded = max((record["round"] for record in read_history(run / HISTORY)), default=0)
+    if checkpoint is not None and checkpoint.round > recorded:
+        # The round was applied, but the run died before it was evaluated and written down: repeat it.
+        drop_checkpoint(run / "checkpoints", checkpoint.round)
+        checkpoint = load_checkpoint(run / "checkpoints", config_fingerprint(config))
     if not resume and run.exists() and any(run.iterdir()):
         raise RunError(f"run {run} already exists; go on with it by --resume, or give another `run` folder")
     with writing(run):
@@ -132,6 +138,7 @@ def write_samples(
     fetch(calls)
     for sheet in (run / "samples").glob(f"round-{number:05d}.png"):
         log.image(number, "sample/unseen", np.asarray(Image.open(sheet)))
+        log.video(number, "sample/speaking", read_video(sheet.with_suffix(".mp4")).frames, FPS)
 
 
 def summary(number: int, cohort: list[str], updates: list[PlainUpdate], norm: float) -> dict[str, Any]:

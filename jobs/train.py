@@ -14,15 +14,16 @@ from fedtalk_ray.rounds import train
 def main(arguments: list[str]) -> None:
     """CONFIG.yaml [key=value ...] [--resume]"""
     resume = "--resume" in arguments
-    path, *overrides = [argument for argument in arguments if argument != "--resume"]
+    positional = [argument for argument in arguments if argument != "--resume"]
+    if not positional:
+        sys.exit(f"usage: python jobs/train.py {main.__doc__}")
+    path, *overrides = positional
     config = load_config(path, overrides)
     run = train(config, resume)
     print(f"run: {run}")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2:
-        sys.exit(f"usage: python jobs/train.py {main.__doc__}")
     try:
         main(sys.argv[1:])
     except UserError as error:

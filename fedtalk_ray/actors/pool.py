@@ -80,16 +80,15 @@ def fetch(refs: Any, timeout: float | None = None) -> Any:
     """`ray.get`, with a dead actor or a user's error inside one turned into one clear line."""
     try:
         return ray.get(refs, timeout=timeout)
-    except RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise error.cause from None
-        raise
-    except RayActorError as error:
+    except (RayTaskError, RayActorError) as error:
         cause = getattr(error, "cause", None)
-        reason = str(error).strip().splitlines()
         if isinstance(cause, UserError):
             raise cause from None
+        if isinstance(error, RayTaskError) and not isinstance(cause, RayActorError):
+            raise
+        # A slot that died while it worked reaches us through the server's call, which waited for its update.
+        died = str(cause if isinstance(cause, RayActorError) else error).strip().splitlines()
         raise ClusterError(
-            f"a client slot died ({reason[0] if reason else 'no reason given'}); the run's last checkpoint is intact: "
+            f"an actor of the run died ({died[0] if died else 'no reason given'}); the last checkpoint is intact: "
             "go on with --resume"
         ) from error

@@ -22,6 +22,9 @@ from fedtalk_ray.observability import progress
 from fedtalk_ray.outputs import new_folder
 
 REJECTS = "rejects.csv"
+SIZE_STEP = 16
+"""Crops are whole patches of 4 pixels, and the denoiser halves their number twice."""
+
 MIN_FRAMES = 25
 """Shorter clips are rejected: a second of speech is the least to learn or to score from."""
 
@@ -41,6 +44,8 @@ def prepare(
     The last `unseen` identities are kept for testing only. Raises `CorpusError` when more than half of the clips had to
     be rejected; then nothing is written.
     """
+    if size % SIZE_STEP or size < 2 * SIZE_STEP:
+        raise CorpusError(f"--size {size}: must be a multiple of {SIZE_STEP}, at least {2 * SIZE_STEP}")
     names = sorted({source.identity for source in sources})
     if unseen >= len(names):
         raise CorpusError(f"--unseen {unseen} leaves no identity to train on: the corpus has {len(names)}")

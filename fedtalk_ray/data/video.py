@@ -105,7 +105,10 @@ def _decode_frames(container: Any, max_seconds: float) -> tuple[np.ndarray, floa
             kept.append(previous)
         if len(kept) >= max_seconds * FPS:
             return np.stack(kept), start
-        previous = frame.to_ndarray(format="rgb24")
+        picture = frame.to_ndarray(format="rgb24")
+        if previous is not None and picture.shape != previous.shape:
+            raise VideoError(f"{container.name}: its pictures change size at {time - start:.2f} s")
+        previous = picture
     if previous is not None:
         kept.append(previous)
     return (np.stack(kept) if kept else np.empty((0, 0, 0, 3), np.uint8)), start or 0.0

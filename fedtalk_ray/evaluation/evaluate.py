@@ -91,6 +91,11 @@ def held_out_clips(shards: str | Path, manifest: Manifest, split: str) -> Iterat
         pieces = [piece for name in names for piece in read_pieces(shards, manifest, name, split) if piece.begin == 0]
         for index, piece in enumerate(pieces):
             other = pieces[(index + 1) % len(pieces)]
+            if other is piece:
+                raise ShardError(
+                    f"shards {shards} hold one held-out clip of {group} identities (split {split}): its lips cannot be "
+                    "compared with another sentence's sound; prepare more clips"
+                )
             yield Clip(piece, np.resize(other.waveform, len(piece.waveform)), group)
 
 

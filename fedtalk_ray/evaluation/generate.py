@@ -26,6 +26,8 @@ def generate(
     reference, audio: a file (picture or clip; sound or clip), or CLIENT/CLIP of `shards`. Raises `UserError`s.
     """
     run = Path(run)
+    if Path(out).suffix.lower() != ".mp4":
+        raise InputError(f"--out {out} must end in .mp4")
     if not (run / "pipeline").is_dir():
         raise RunError(f"{run} holds no trained model (no pipeline/); train first, or give the run's own folder")
     identity = None

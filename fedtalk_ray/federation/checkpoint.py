@@ -6,8 +6,10 @@ RUN/checkpoints/round-00003/arrays.safetensors   shared parameters and the serve
 
 import hashlib
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -20,7 +22,14 @@ from fedtalk_ray.outputs import new_folder
 KEPT = 2
 """Checkpoints that stay on disk: the newest and the one before, in case the newest is lost with its disk block."""
 
-_FREE_TO_CHANGE = {"run", "rounds", "address", "evaluation"}
+_FREE_TO_CHANGE: Any = {
+    "run": True,
+    "rounds": True,
+    "address": True,
+    "evaluation": True,
+    "slots": {"placement_timeout_s"},
+    "stream": {"memory_mb"},
+}
 """Settings that a resumed run may change: they do not alter what a round computes."""
 
 
@@ -42,13 +51,16 @@ def config_fingerprint(config: TrainConfig) -> str:
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, fingerprint: str) -> None:
     """Writes one round's folder whole, then removes all but the newest `KEPT`."""
     arrays = {f"optimizer.{name}": array for name, array in checkpoint.optimizer.items()}
-    with new_folder(folder / f"round-{checkpoint.round:05d}", overwrite=True) as place:
+    with new_folder(_folder(folder, checkpoint.round), overwrite=True) as place:
         save_file({"parameters": checkpoint.parameters, **arrays}, place / "arrays.safetensors")
         (place / "state.json").write_text(json.dumps({"round": checkpoint.round, "config": fingerprint}))
     for old in _folders(folder)[:-KEPT]:
-        for file in old.iterdir():
-            file.unlink()
-        old.rmdir()
+        shutil.rmtree(old)
+
+
+def drop_checkpoint(folder: Path, round_number: int) -> None:
+    """Removes one round's checkpoint, so that the one before is the newest."""
+    shutil.rmtree(_folder(folder, round_number))
 
 
 def load_checkpoint(folder: Path, fingerprint: str | None = None) -> Checkpoint | None:
@@ -77,6 +89,10 @@ def load_checkpoint(folder: Path, fingerprint: str | None = None) -> Checkpoint 
             "run's own config.yaml, or give this one another `run` folder"
         )
     return checkpoint
+
+
+def _folder(folder: Path, round_number: int) -> Path:
+    return folder / f"round-{round_number:05d}"
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -13,6 +13,7 @@ import torch
 
 from fedtalk_ray.config import TrainConfig
 from fedtalk_ray.data.windows import WindowBatch
+from fedtalk_ray.errors import TrainingError
 from fedtalk_ray.model import adapters
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline, make_critic
 from fedtalk_ray.training.losses import window_loss
@@ -89,12 +90,12 @@ class LocalTrainer:
         losses = self._optimise(self.shared(), source, local.steps, generator, proximal)
         update = adapters.to_vector(self.shared()) - shared
         if not np.isfinite(update).all():
-            raise ValueError("the local update holds values that are not finite; lower local.learning_rate")
+            raise TrainingError("the local update holds values that are not finite; lower local.learning_rate")
         if local.identity_steps:
             self._optimise(self.identity(), source, local.identity_steps, generator, 0.0)
         identity = adapters.to_vector(self.identity())
         if not np.isfinite(identity).all():
-            raise ValueError("the identity adapter holds values that are not finite; lower local.learning_rate")
+            raise TrainingError("the identity adapter holds values that are not finite; lower local.learning_rate")
         self.model.eval()
         reliability = None
         if score_alpha is not None:

@@ -177,7 +177,6 @@ def pretrain(
         pipeline = new_pipeline(manifest.autoencoder, channels, size)
         manifest.check_autoencoder(fingerprint(pipeline), manifest.autoencoder)
         encoder = IdentityEncoder()
-        pipeline.register_modules(identity_encoder=encoder)
         check = np.concatenate([piece.frames[::10] for piece in held_out or pieces])[:200]
         before = autoencoder_psnr(pipeline.autoencoder, check)
         share = None if steps is None else max(1, steps // 2)
@@ -192,6 +191,7 @@ def pretrain(
             )
         if len(manifest.clients()) > 1:
             train_identity(encoder, pieces, shown(share, minutes * 4, "identity"), rng)
+            pipeline.register_modules(identity_encoder=encoder)
         data = PretrainData.encode(pieces, pipeline.autoencoder)
         set_units(pipeline.denoiser, data, rng)
         settings = loss_config or LossConfig()

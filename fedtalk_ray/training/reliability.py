@@ -10,6 +10,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from fedtalk_ray.data.windows import WindowBatch
+from fedtalk_ray.errors import TrainingError
 from fedtalk_ray.model.identity import FaceCritic
 from fedtalk_ray.model.pipeline import sample_clip
 
@@ -34,7 +35,7 @@ def score_client(
     """Generates every held-out window once (guidance off, as trained) and scores the result.
 
     IDSim = mean over frames of (1 + cos(E(generated), E(reference))) / 2, with E the identity encoder.
-    TempStab = `temporal_stability`. A score that is not finite raises `ValueError`: such a client must abstain.
+    TempStab = `temporal_stability`. A score that is not finite raises `TrainingError`, which stops the run.
     """
     generator = torch.Generator().manual_seed(seed)
     generated = torch.stack(
@@ -57,7 +58,7 @@ def combine(id_sim: float | None, temp_stab: float, alpha: float) -> Reliability
     """s = alpha * IDSim + (1 - alpha) * TempStab, clamped to [0, 1] against rounding."""
     score = temp_stab if id_sim is None else alpha * id_sim + (1 - alpha) * temp_stab
     if not 0 <= score <= 1.0001:  # also catches NaN
-        raise ValueError(f"reliability score is {score}; it must lie in [0, 1]")
+        raise TrainingError(f"reliability score is {score}; it must lie in [0, 1]")
     return Reliability(id_sim, temp_stab, min(score, 1.0))
 
 

@@ -9,7 +9,7 @@ import pytest
 import ray
 
 from fedtalk_ray.actors.cluster import check_fits
-from fedtalk_ray.actors.pool import SlotPool, fetch, start_server
+from fedtalk_ray.actors.pool import SlotActor, SlotPool, fetch, start_server
 from fedtalk_ray.config import SlotConfig, TrainConfig
 from fedtalk_ray.errors import ClusterError, ShardError
 from fedtalk_ray.messages import PlainUpdate
@@ -65,6 +65,17 @@ def test_shards_of_another_autoencoder_are_refused(make_config: Make, pretrained
     pipeline.save_pretrained(str(tmp_path / "other"))
     with pytest.raises(ShardError, match="encoded by autoencoder 'patch'"):
         train(make_config(tmp_path / "run", pretrained=str(tmp_path / "other")))
+
+
+def test_a_slot_that_dies_at_work_is_one_clear_line(make_config: Make, tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    slot = SlotActor.remote(config)
+    theta = fetch(slot.start.remote())
+    server = start_server(config, tmp_path / "checkpoints", theta)
+    update = slot.fit.remote(["id0000"], 1, theta)
+    ray.kill(slot)
+    with pytest.raises(ClusterError, match=r"an actor of the run died .* go on with --resume"):
+        fetch(server.apply.remote(1, update))
 
 
 def test_a_killed_parameter_server_comes_back_at_its_round(make_config: Make, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Federated rounds on real Ray actors: against a bare loop, across a stop, and what crosses between actors."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from math import exp
@@ -92,6 +93,21 @@ def test_a_round_that_was_half_done_when_the_run_died_is_repeated_exactly(
     slot.fit(sample_cohort(load_manifest(config.shards).clients(), 2, config.seed, 2), 2, parameters(config))
     train(config, resume=True)
     assert parameters(config).tobytes() == parameters(finished).tobytes()
+
+
+def test_a_round_that_was_applied_but_not_written_down_is_repeated_exactly(
+    finished: TrainConfig, make_config: Make, tmp_path: Path
+) -> None:
+    """The run died while it evaluated its last round: no history line, no exported model."""
+    run = tmp_path / "cut"
+    shutil.copytree(finished.run, run)
+    history = run / "history.jsonl"
+    history.write_text("".join(f"{line}\n" for line in history.read_text().splitlines()[:2]))
+    shutil.rmtree(run / "pipeline")
+    train(make_config(run), resume=True)
+    assert parameters(make_config(run)).tobytes() == parameters(finished).tobytes()
+    assert [record["round"] for record in read_history(history)] == [1, 2, 3]
+    assert (run / "pipeline" / "model_index.json").is_file()
 
 
 def test_a_run_leaves_what_it_promises(finished: TrainConfig) -> None:

@@ -81,3 +81,11 @@ def test_a_demo_folder_in_use_is_refused_before_any_work(refused: Callable[..., 
 def test_one_bad_split_is_refused(refused: Callable[..., str], tmp_path: Path) -> None:
     line = refused("evaluate", "--run", "r", "--shards", "s", "--out", tmp_path / "m.json", "--split", "train")
     assert "held-out clips are in test and in val" in line
+
+
+def test_a_size_that_does_not_divide_is_refused(tmp_path: Path) -> None:
+    from fedtalk_ray.data.corpora import CorpusError, list_synthetic
+    from fedtalk_ray.data.prepare import prepare
+
+    with pytest.raises(CorpusError, match="--size 50: must be a multiple of 16"):
+        prepare("synthetic", list_synthetic(2, 2, 0), tmp_path / "shards", size=50)
