@@ -26,6 +26,8 @@ def connect(address: str = "default", dashboard: bool = False) -> None:
         )
     # Workers would otherwise run at niceness 15 and lose every core to any other program.
     os.environ.setdefault("RAY_worker_niceness", "0")
+    # Every result is fetched. When all slots fail alike, the first one's line is enough; Ray would print the others'.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     environment = {
         # Several slots share the cores: one compute thread each, at normal priority.
         "OMP_NUM_THREADS": "1",
