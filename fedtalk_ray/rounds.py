@@ -44,8 +44,8 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
         connect(config.address, dashboard=True)
         pool = SlotPool(config)
     except UserError:
-        # Nothing ran: a second try must not meet a folder that looks like a run.
-        if not (run / "checkpoints").exists():
+        # Nothing ran: a second try must not meet a folder that looks like a run. A resumed one is left as it was.
+        if not resume:
             (run / "config.yaml").unlink(missing_ok=True)
             run.rmdir()
         raise

@@ -4,8 +4,8 @@ What made faces speak in trials on two cores, and what is therefore here: the ne
 frame's latent on the reference frame's latent, in units of that residual's standard deviation, so background, hair and
 identity come for free. Sound enters by FiLM (it is added to the timestep embedding that scales and shifts each block)
 and as a picture: the rough motion that it alone suggests (`speech_motion`, which has a loss of its own and learns in
-seconds what the U-Net takes an hour to find). Blocks are two-dimensional per frame, each followed by a three-tap
-convolution over time that starts at zero. Built from diffusers' residual blocks.
+seconds what the U-Net alone had not found after five minutes). Blocks are two-dimensional per frame, each followed by a
+three-tap convolution over time that starts at zero. Built from diffusers' residual blocks.
 """
 
 from typing import Any
