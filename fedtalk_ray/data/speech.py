@@ -1,22 +1,67 @@
-"""What the network hears: log-mel windows, one a video frame."""
+"""What the network hears: a window of sound features for each video frame, log-mel spectra unless asked otherwise."""
 
 from functools import cache
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from fedtalk_ray.data.video import FPS, SAMPLE_RATE
 
+LOG_MEL = "log-mel"
+"""The name under which commands and manifests ask for this module's own features."""
+
 HOP = 160
 """Samples between two spectra: 10 ms, so four spectra a video frame."""
 
 MEL_BINS = 40
-WINDOW_HOPS = 20
-"""Spectra that one frame hears: 80 ms before its start to 120 ms after, 200 ms in all."""
+WINDOW_HOPS = 44
+"""Spectra that one frame hears: 200 ms before its start to 240 ms after. Lips prepare a sound and end it: regressing
+lip aperture on sound, three folds of unseen GRID speakers, 200 ms in all gave a correlation of 0.69 where somebody
+speaks, and 440 ms 0.73."""
+
+SILENCE = -3.0
+"""The log-mel value of silence, its smallest."""
 
 _FFT = 512
 _HOPS_PER_FRAME = SAMPLE_RATE // HOP // FPS
-_HOPS_BEFORE = 8
+_HOPS_BEFORE = 20
+
+
+class SpeechFeatures(Protocol):
+    """Sound to windows. source: as `load_speech_features` was given it. shape: (hops, bins) of one window."""
+
+    source: str
+    shape: tuple[int, int]
+
+    def windows(self, audio: np.ndarray, frames: int) -> np.ndarray:
+        """What each of `frames` video frames hears, float32 [frames, hops, bins]; silence beyond the ends.
+
+        audio: mono float32 [N] at `SAMPLE_RATE`, of any length, sample 0 at the start of frame 0.
+        """
+        ...
+
+
+def load_speech_features(source: str = LOG_MEL) -> SpeechFeatures:
+    """The features that `source` names: "log-mel", or a Whisper, wav2vec2, HuBERT or WavLM folder or hub id.
+
+    Raises `speech_encoder.SpeechError` when there is no such model, it cannot be used, or transformers is missing.
+    """
+    if source == LOG_MEL:
+        return LogMel()
+    from fedtalk_ray.data.speech_encoder import load_speech_encoder
+
+    return load_speech_encoder(source)
+
+
+class LogMel:
+    """`speech_windows` behind the interface `SpeechFeatures`."""
+
+    source = LOG_MEL
+    shape = (WINDOW_HOPS, MEL_BINS)
+
+    def windows(self, audio: np.ndarray, frames: int) -> np.ndarray:
+        return speech_windows(audio, frames)
 
 
 def log_mel(audio: np.ndarray) -> np.ndarray:
@@ -33,7 +78,7 @@ def log_mel(audio: np.ndarray) -> np.ndarray:
     decibel = 10 * torch.log10((_mel_filters() @ spectrum.abs().square()).T + 1e-10)
     # A short word in a long silence must not make the silence the loud level, nor silence itself.
     loud = torch.maximum(torch.quantile(decibel, 0.95), decibel.max() - 40).clamp(min=-40)
-    return ((decibel - loud) / 20).clamp(min=-3).numpy()
+    return ((decibel - loud) / 20).clamp(min=SILENCE).numpy()
 
 
 @cache
@@ -51,6 +96,6 @@ def speech_windows(audio: np.ndarray, frames: int) -> np.ndarray:
     """What each of `frames` video frames hears, float32 [frames, WINDOW_HOPS, MEL_BINS]; silence beyond the ends."""
     mel = log_mel(audio)
     after = max(0, frames * _HOPS_PER_FRAME + WINDOW_HOPS - len(mel))
-    padded = np.pad(mel, ((_HOPS_BEFORE, after), (0, 0)), constant_values=-3.0)
+    padded = np.pad(mel, ((_HOPS_BEFORE, after), (0, 0)), constant_values=SILENCE)
     starts = np.arange(frames) * _HOPS_PER_FRAME
     return padded[starts[:, None] + np.arange(WINDOW_HOPS)]

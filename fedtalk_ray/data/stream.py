@@ -4,9 +4,10 @@ import logging
 from collections.abc import Iterator
 
 import numpy as np
+import pyarrow.parquet as pq
 import ray.data
 
-from fedtalk_ray.data.shards import decode_row
+from fedtalk_ray.data.shards import decode_row, stored_identity
 from fedtalk_ray.data.windows import WindowBatch, cut_windows
 
 
@@ -36,7 +37,7 @@ def stream_windows(
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     dataset = ray.data.read_parquet(
         files,
-        columns=["client", "clip", "begin", "latents", "speech"],
+        columns=["client", "clip", "begin", "latents", "speech", *stored_identity(pq.read_schema(files[0]))],
         partitioning=None,
         override_num_blocks=len(files),
     )
@@ -59,4 +60,6 @@ def _cut_windows(rows: dict[str, np.ndarray], shapes: dict[str, list[int]], wind
     # The piece's own name seeds its windows: the order in which tasks run does not matter.
     name = np.frombuffer(f"{piece.clip}/{piece.begin}".encode(), np.uint8)
     rng = np.random.default_rng([seed, *name])
-    return cut_windows(piece.latents, piece.speech, window, count, rng)
+    cut = cut_windows(piece.latents, piece.speech, window, count, rng, piece.identity)
+    # Arrow has no tensors without elements: where there is no embedding, its column is left out.
+    return cut if len(piece.identity) else {name: values for name, values in cut.items() if name != "identity"}

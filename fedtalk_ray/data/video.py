@@ -1,7 +1,8 @@
 """Video files in and out: frames at one rate, mono sound at one rate (PyAV, the FFmpeg libraries)."""
 
 import contextlib
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,9 +47,9 @@ def read_video(path: str | Path, max_seconds: float = 600.0) -> Video:
             raise VideoError(f"{path}: holds no video stream")
         if not container.streams.audio:
             raise VideoError(f"{path}: holds no sound; a talking head needs speech")
-        frames, picture_start = _decode_frames(container, max_seconds)
+        frames, picture_start = _decode_frames(container, path, max_seconds)
     with _decoding(path) as container:
-        audio, sound_start = _decode_audio(container, max_seconds)
+        audio, sound_start = _decode_audio(container, path, max_seconds)
     if not len(frames):
         raise VideoError(f"{path}: no frame could be decoded")
     if not len(audio):
@@ -57,23 +58,27 @@ def read_video(path: str | Path, max_seconds: float = 600.0) -> Video:
     return Video(frames, np.pad(audio, (late, 0)) if late > 0 else audio[-late:])
 
 
-def read_audio(path: str | Path, max_seconds: float = 600.0) -> np.ndarray:
-    """The sound of any file FFmpeg reads, float32 [N] mono at `SAMPLE_RATE`. Raises `VideoError`."""
+def read_audio(path: str | Path, max_seconds: float = math.inf) -> np.ndarray:
+    """The sound of any file FFmpeg reads, all of it, float32 [N] in [-1, 1], mono at `SAMPLE_RATE`.
+
+    Sound louder than full scale (floating-point files) is turned down as a whole rather than clipped. Raises
+    `VideoError`.
+    """
     with _decoding(path) as container:
         if not container.streams.audio:
             raise VideoError(f"{path}: holds no sound")
-        audio, _ = _decode_audio(container, max_seconds)
+        audio, _ = _decode_audio(container, path, max_seconds)
     if not len(audio):
         raise VideoError(f"{path}: no sound could be decoded")
-    return audio
+    return audio / max(1.0, float(np.abs(audio).max()))
 
 
 def read_pictures(path: str | Path, max_seconds: float = 1.0) -> np.ndarray:
-    """The first frames of a clip, or a picture file as one frame, uint8 [T, H, W, 3]. Raises `VideoError`."""
+    """The first frames of a clip, uint8 [T, H, W, 3]; `data.pictures` reads still pictures. Raises `VideoError`."""
     with _decoding(path) as container:
         if not container.streams.video:
             raise VideoError(f"{path}: holds no picture")
-        frames, _ = _decode_frames(container, max_seconds)
+        frames, _ = _decode_frames(container, path, max_seconds)
     if not len(frames):
         raise VideoError(f"{path}: no picture could be decoded")
     return frames
@@ -81,16 +86,24 @@ def read_pictures(path: str | Path, max_seconds: float = 1.0) -> np.ndarray:
 
 @contextlib.contextmanager
 def _decoding(path: str | Path) -> Iterator[Any]:
+    if Path(path).is_dir():
+        raise VideoError(f"{path}: is a folder, not a file")
+    if Path(path).is_file() and not Path(path).stat().st_size:
+        raise VideoError(f"{path}: is empty (0 bytes)")
     try:
-        with av.open(str(path)) as container:
+        # Named as a file: FFmpeg would take what stands before a colon for a protocol.
+        with av.open(f"file:{path}") as container:
             yield container
     except FileNotFoundError as error:
         raise VideoError(f"{path}: does not exist") from error
+    except av.InvalidDataError as error:
+        raise VideoError(f"{path}: cannot be decoded (not sound or video that FFmpeg knows, or damaged)") from error
     except (av.FFmpegError, OSError, UnicodeDecodeError) as error:
-        raise VideoError(f"{path}: cannot be decoded ({error.__class__.__name__}: {error})") from error
+        reason = getattr(error, "strerror", None) or error
+        raise VideoError(f"{path}: cannot be decoded ({error.__class__.__name__}: {reason})") from error
 
 
-def _decode_frames(container: Any, max_seconds: float) -> tuple[np.ndarray, float]:
+def _decode_frames(container: Any, path: str | Path, max_seconds: float) -> tuple[np.ndarray, float]:
     """Frames on the 25 fps grid, and the time in seconds at which the first is shown."""
     stream = container.streams.video[0]
     kept: list[np.ndarray] = []
@@ -105,56 +118,81 @@ def _decode_frames(container: Any, max_seconds: float) -> tuple[np.ndarray, floa
             kept.append(previous)
         if len(kept) >= max_seconds * FPS:
             return np.stack(kept), start
-        picture = frame.to_ndarray(format="rgb24")
+        # Telephones store how they were held; FFmpeg's libraries leave it to the reader to turn the picture.
+        picture = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
         if previous is not None and picture.shape != previous.shape:
-            raise VideoError(f"{container.name}: its pictures change size at {time - start:.2f} s")
+            raise VideoError(f"{path}: its pictures change size at {time - start:.2f} s")
         previous = picture
     if previous is not None:
         kept.append(previous)
     return (np.stack(kept) if kept else np.empty((0, 0, 0, 3), np.uint8)), start or 0.0
 
 
-def _decode_audio(container: Any, max_seconds: float) -> tuple[np.ndarray, float]:
-    """Mono samples, and the time in seconds of the first."""
-    resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
+def _decode_audio(container: Any, path: str | Path, max_seconds: float) -> tuple[np.ndarray, float]:
+    """Mono samples, the mean of the channels, and the time in seconds of the first.
+
+    FFmpeg's own mixing to mono adds floating-point channels up without turning them down.
+    """
+    resampler = av.AudioResampler(format="fltp", rate=SAMPLE_RATE)
     parts: list[np.ndarray] = []
     start: float | None = None
     seconds = 0.0
     for frame in container.decode(container.streams.audio[0]):
         start = (frame.time or 0.0) if start is None else start
-        parts += [piece.to_ndarray()[0] for piece in resampler.resample(frame)]
+        parts += [piece.to_ndarray().mean(0) for piece in resampler.resample(frame)]
         seconds += frame.samples / frame.sample_rate
         if seconds >= max_seconds:
             break
-    parts += [piece.to_ndarray()[0] for piece in resampler.resample(None)]
-    return (np.concatenate(parts).astype(np.float32) if parts else np.empty(0, np.float32)), start or 0.0
+    parts += [piece.to_ndarray().mean(0) for piece in resampler.resample(None)]
+    audio = np.concatenate(parts).astype(np.float32) if parts else np.empty(0, np.float32)
+    wrong = np.flatnonzero(~np.isfinite(audio))
+    if len(wrong):
+        raise VideoError(
+            f"{path}: {len(wrong)} samples of its sound are no numbers (NaN or infinite), the first at "
+            f"{wrong[0] / SAMPLE_RATE:.2f} s; export it again as 16-bit PCM"
+        )
+    return audio, start or 0.0
 
 
-def write_video(path: str | Path, frames: np.ndarray, audio: np.ndarray | None, fps: int = FPS) -> None:
+def write_video(
+    path: str | Path, frames: np.ndarray | Iterable[np.ndarray], audio: np.ndarray | None, fps: int = FPS
+) -> None:
     """Write H.264 video with AAC sound, beside the target first and then renamed.
 
-    frames: uint8 [T, H, W, 3] with even H and W. audio: float32 [N] at `SAMPLE_RATE`, cut or padded with silence to
-    the length of the picture; None writes no sound.
+    frames: uint8 [T, H, W, 3] with even H and W, or an iterable of such blocks, of which one at a time is held; nothing
+    stays behind when it raises. audio: float32 [N] at `SAMPLE_RATE`, cut or padded with silence to the length of the
+    picture; None writes no sound. Raises `VideoError` where there is no frame at all.
     """
-    with new_file(path) as partial, av.open(str(partial), "w") as container:
-        picture = container.add_stream("h264", rate=fps, options={"crf": "18", "preset": "veryfast"})
-        picture.width, picture.height, picture.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
-        sound = container.add_stream("aac", rate=SAMPLE_RATE, layout="mono") if audio is not None else None
-        for image in frames:
-            container.mux(picture.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")))
+    blocks = np.split(frames, range(fps, len(frames), fps)) if isinstance(frames, np.ndarray) else frames
+    with new_file(path) as partial, av.open(f"file:{partial}", "w") as container:
+        picture = sound = None
+        shown = heard = 0
+        for block in blocks:
+            if not len(block):
+                continue
+            if picture is None:
+                picture = container.add_stream("h264", rate=fps, options={"crf": "18", "preset": "veryfast"})
+                picture.width, picture.height, picture.pix_fmt = block.shape[2], block.shape[1], "yuv420p"
+                sound = container.add_stream("aac", rate=SAMPLE_RATE, layout="mono") if audio is not None else None
+            for image in block:
+                container.mux(picture.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")))
+            shown += len(block)
+            if sound is not None and audio is not None:
+                # Sound goes in beside its picture, so that neither waits in memory for the other.
+                until = round(shown / fps * SAMPLE_RATE)
+                _encode_audio(container, sound, audio, heard, until)
+                heard = until
+        if picture is None:
+            raise VideoError(f"{path}: there is no frame to write")
         container.mux(picture.encode())
-        if sound is not None and audio is not None:
-            _encode_audio(container, sound, _fit_length(audio, round(len(frames) / fps * SAMPLE_RATE)))
+        if sound is not None:
+            container.mux(sound.encode())
 
 
-def _fit_length(audio: np.ndarray, samples: int) -> np.ndarray:
-    return np.pad(audio[:samples], (0, max(0, samples - len(audio)))).astype(np.float32)
-
-
-def _encode_audio(container: Any, stream: Any, audio: np.ndarray) -> None:
-    for begin in range(0, len(audio), 1024):
-        piece = av.AudioFrame.from_ndarray(audio[None, begin : begin + 1024], format="fltp", layout="mono")
-        piece.sample_rate = SAMPLE_RATE
-        piece.pts = begin
-        container.mux(stream.encode(piece))
-    container.mux(stream.encode())
+def _encode_audio(container: Any, stream: Any, audio: np.ndarray, begin: int, end: int) -> None:
+    """Encodes samples `begin` to `end`, silence where `audio` is shorter."""
+    piece = audio[begin:end].astype(np.float32)
+    piece = np.pad(piece, (0, end - begin - len(piece)))
+    frame = av.AudioFrame.from_ndarray(piece[None], format="fltp", layout="mono")
+    frame.sample_rate, frame.pts = SAMPLE_RATE, begin
+    container.mux(stream.encode(frame))

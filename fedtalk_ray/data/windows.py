@@ -1,7 +1,7 @@
 """Windows: a few consecutive frames of one clip with their sound and one reference frame, the unit of training."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -14,27 +14,39 @@ class WindowBatch:
     """B windows of T consecutive frames of one clip each.
 
     latents: float32 [B, T, C, h, w]. speech: float32 [B, T, hops, mel]. reference: float32 [B, C, h, w], the latent of
-    a frame of the same clip.
+    a frame of the same clip. identity: float32 [B, D], the clip's embedding; D is 0 where the shards hold none.
     """
 
     latents: torch.Tensor
     speech: torch.Tensor
     reference: torch.Tensor
+    identity: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0))
+
+    def __post_init__(self) -> None:
+        if not self.identity.numel():
+            self.identity = self.latents.new_zeros(len(self.latents), 0)
 
     def __len__(self) -> int:
         return len(self.latents)
 
     def to(self, device: torch.device | str) -> "WindowBatch":
-        return WindowBatch(self.latents.to(device), self.speech.to(device), self.reference.to(device))
+        return WindowBatch(
+            self.latents.to(device), self.speech.to(device), self.reference.to(device), self.identity.to(device)
+        )
 
 
 def cut_windows(
-    latents: np.ndarray, speech: np.ndarray, window: int, count: int, rng: np.random.Generator
+    latents: np.ndarray,
+    speech: np.ndarray,
+    window: int,
+    count: int,
+    rng: np.random.Generator,
+    identity: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """`count` windows at random places of a piece, each with a random frame of the piece as its reference.
 
-    latents [T, C, h, w] and speech [T, hops, mel] with T >= window. Returns latents [count, window, C, h, w],
-    speech [count, window, hops, mel], reference [count, C, h, w].
+    latents [T, C, h, w] and speech [T, hops, mel] with T >= window; identity [D]. Returns latents
+    [count, window, C, h, w], speech [count, window, hops, mel], reference [count, C, h, w] and identity [count, D].
     """
     begins = rng.integers(0, len(latents) - window + 1, count)
     index = begins[:, None] + np.arange(window)
@@ -42,6 +54,7 @@ def cut_windows(
         "latents": latents[index],
         "speech": speech[index],
         "reference": latents[rng.integers(0, len(latents), count)],
+        "identity": np.tile(np.zeros(0, np.float32) if identity is None else identity, (count, 1)),
     }
 
 
@@ -56,5 +69,6 @@ def held_out_windows(pieces: Iterable[Piece], window: int, count: int) -> Window
     for index, piece in enumerate(chosen):
         room = len(piece.latents) - window
         begin = room * (2 * index + 1) // (2 * count)
-        parts.append((piece.latents[begin : begin + window], piece.speech[begin : begin + window], piece.latents[0]))
+        end = begin + window
+        parts.append((piece.latents[begin:end], piece.speech[begin:end], piece.latents[0], piece.identity))
     return WindowBatch(*(torch.from_numpy(np.stack(column)).float() for column in zip(*parts, strict=True)))

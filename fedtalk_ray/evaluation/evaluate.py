@@ -1,155 +1,202 @@
 """How good a run's model is on held-out clips, always beside its floor and its ceiling.
 
-Rows of the table: *generated* (right sound), *other sound* (the same faces driven by another clip's sound: a model
-whose lips follow the sound must do worse here), *copy* (the first frame repeated: the floor) and *autoencoder* (every
-frame through the autoencoder and back: the ceiling). Groups: identities that took part, and those nobody trained on.
+Columns of the table: *generated* (right sound), *other sound* (the same faces driven by another clip's sound: a model
+whose lips follow the sound must do worse here), *copy* (the first frame repeated: the floor), *autoencoder* (every
+frame through the autoencoder and back: the ceiling) and *real/real* (real pictures against other real pictures: what
+identity and the Fréchet distance come to when nothing is generated). Groups: identities that took part, and those
+nobody trained on.
 """
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
 
-from fedtalk_ray.data.shards import Manifest, Piece, load_manifest, read_pieces
-from fedtalk_ray.errors import RunError, ShardError
-from fedtalk_ray.evaluation import metrics
-from fedtalk_ray.evaluation.judge import IdentityJudge, similarity
-from fedtalk_ray.evaluation.lips import lip_aperture, spoken
+from fedtalk_ray.data.dlib_models import MissingModelError
+from fedtalk_ray.data.shards import load_manifest
+from fedtalk_ray.errors import RunError
+from fedtalk_ray.evaluation.clip_figures import Figures, measure, measure_truth, real_figures
+from fedtalk_ray.evaluation.frechet import FeatureNetwork, frechet_distance, halves, load_features
+from fedtalk_ray.evaluation.held_out import GROUPS, Clip, HeldOut, another_real_clip, choose_clips, read_clips
+from fedtalk_ray.evaluation.judge import IdentityJudge
+from fedtalk_ray.evaluation.perceptual import PerceptualDistance, load_perceptual
+from fedtalk_ray.evaluation.summary import half_widths, merge
 from fedtalk_ray.model.autoencoder import decode_latents
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline, fingerprint
 from fedtalk_ray.observability import progress
 from fedtalk_ray.outputs import new_file
 from fedtalk_ray.training.client_state import CURRENT, client_folder
-from fedtalk_ray.training.export import load_model
+from fedtalk_ray.training.export import load_model, pipeline_folder
 
-ROWS = ("generated", "other sound", "copy", "autoencoder")
+GENERATED, OTHER_SOUND, COPY, AUTOENCODER, REAL = "generated", "other sound", "copy", "autoencoder", "real/real"
 
 
 @dataclass(frozen=True)
-class Clip:
-    """One held-out clip, the sound of another sentence, and the group it counts for ("seen" or "unseen")."""
+class Instruments:
+    """What measures beyond plain arithmetic; a figure whose instrument is missing is left out."""
 
-    piece: Piece
-    other_sound: np.ndarray
-    group: str
+    judge: IdentityJudge | None = None
+    perceptual: PerceptualDistance | None = None
+    frechet: FeatureNetwork | None = None
+
+
+@dataclass
+class Measured:
+    """One clip: its figures by row, and each row's features, one array [k, D] a noise seed (the truth's under REAL)."""
+
+    entry: HeldOut
+    rows: dict[str, Figures] = field(default_factory=dict)
+    features: dict[str, list[np.ndarray]] = field(default_factory=dict)
+
+
+def load_instruments(judge: str | Path | None) -> tuple[Instruments, list[str]]:
+    """All that can be had, and a line for each that cannot. judge: folder of an `IdentityJudge`; it must be right."""
+    found: dict[str, Any] = {"judge": None if judge is None else IdentityJudge(judge)}
+    missing = []
+    loaders: dict[str, Callable[[], Any]] = {"perceptual": load_perceptual, "frechet": load_features}
+    for name, load in loaders.items():
+        try:
+            found[name] = load()
+        except MissingModelError as error:
+            missing.append(str(error))
+    return Instruments(**found), missing
 
 
 def evaluate_run(
-    run: str | Path, shards: str | Path, split: str, judge: IdentityJudge | None = None, personal: bool = True
+    run: str | Path,
+    shards: str | Path,
+    split: str,
+    instruments: Instruments | None = None,
+    personal: bool = True,
+    samples: int = 1,
+    limit: int | None = None,
 ) -> dict:
-    """Metrics of every held-out clip averaged by group and row, as plain data for JSON.
+    """Figures of the held-out clips, each alone and averaged by group and row, as plain data for JSON.
 
-    personal: seen clients speak with their own identity adapter where the run has one. Raises `UserError`s.
+    run: a run's folder or a pretrained pipeline's. personal: seen clients speak with their own identity adapter where
+    the run has one. samples: noise seeds to average over. limit: at most so many clips a group. Raises `UserError`s.
     """
-    run = Path(run)
+    run, instruments = Path(run), instruments or Instruments()
     if not run.is_dir():
         raise RunError(f"run folder {run} does not exist")
     manifest = load_manifest(shards)
     model = load_model(run)
-    manifest.check_autoencoder(fingerprint(model), str(run / "pipeline"))
-    clips = list(held_out_clips(shards, manifest, split))
-    if not clips:
-        raise ShardError(f"shards {shards} hold no clip in split {split!r}")
-    figures: dict[str, dict[str, list[dict[str, float]]]] = {}
-    adapted = 0
+    manifest.check_autoencoder(fingerprint(model), str(pipeline_folder(run)))
+    entries = choose_clips(manifest, split, limit)
+    measured = []
+    adapted: set[str] = set()
     # Clips of one identity lie together: its adapter is loaded once.
-    loaded: str | None = None
-    for clip in progress(clips, len(clips), "evaluate"):
-        client = clip.piece.client
-        if personal and client != loaded:
-            folder = client_folder(run, client) / CURRENT
-            model = load_model(run, folder if folder.is_dir() else None)
-            adapted += folder.is_dir()
-            loaded = client
-        true_lips = lip_aperture(clip.piece.frames)
-        for row, frames in rows_of(model, clip).items():
-            measured = measure(frames, clip.piece, true_lips, judge)
-            figures.setdefault(clip.group, {}).setdefault(row, []).append(measured)
+    loaded: Path | None = None
+    for clip in progress(read_clips(shards, manifest, split, entries), len(entries), "evaluate"):
+        identity = clip.entry.identity
+        adapter = client_folder(run, identity) / CURRENT
+        wanted = adapter if personal and adapter.is_dir() else None
+        if wanted != loaded:
+            model, loaded = load_model(run, wanted), wanted
+        if wanted is not None:
+            adapted.add(identity)
+        other = another_real_clip(shards, manifest, identity, clip.entry.clip) if instruments.judge else None
+        measured.append(measure_clip(model, clip, instruments, other, samples))
+    groups = {group: [clip for clip in measured if clip.entry.group == group] for group in GROUPS}
+    groups = {group: clips for group, clips in groups.items() if clips}
     return {
         "run": str(run),
         "split": split,
-        "clips": {group: len(rows["copy"]) for group, rows in figures.items()},
-        "identity_adapters": adapted,
-        "groups": {
-            group: {
-                row: {name: float(np.mean([clip[name] for clip in measured])) for name in measured[0]}
-                for row, measured in rows.items()
-            }
-            for group, rows in figures.items()
+        "samples": samples,
+        "clips": {group: len(clips) for group, clips in groups.items()},
+        "identity_adapters": len(adapted),
+        "groups": {group: group_figures(clips, instruments.frechet) for group, clips in groups.items()},
+        "half_widths_95": {
+            group: {row: half_widths([clip.rows[row] for clip in clips]) for row in clips[0].rows}
+            for group, clips in groups.items()
         },
+        "per_clip": [
+            {"group": clip.entry.group, "identity": clip.entry.identity, "clip": clip.entry.clip, "rows": clip.rows}
+            for clip in measured
+        ],
     }
 
 
-def held_out_clips(shards: str | Path, manifest: Manifest, split: str) -> Iterator[Clip]:
-    """The first piece of every clip of the split, each with the sound of the split's next clip of its group."""
-    unseen = set(manifest.unseen())
-    for group in ("seen", "unseen"):
-        names = [name for name in sorted(manifest.identities) if (name in unseen) == (group == "unseen")]
-        pieces = [piece for name in names for piece in read_pieces(shards, manifest, name, split) if piece.begin == 0]
-        for index, piece in enumerate(pieces):
-            other = pieces[(index + 1) % len(pieces)]
-            if other is piece:
-                raise ShardError(
-                    f"shards {shards} hold one held-out clip of {group} identities (split {split}): its lips cannot be "
-                    "compared with another sentence's sound; prepare more clips"
-                )
-            yield Clip(piece, np.resize(other.waveform, len(piece.waveform)), group)
+def measure_clip(
+    model: TalkingHeadPipeline, clip: Clip, instruments: Instruments, other: np.ndarray | None, samples: int
+) -> Measured:
+    """One clip's rows; generated ones are the mean over the seeds 0 to samples - 1.
 
+    other: frames uint8 [T, S, S, 3] of another real clip of the person, or None.
+    """
+    piece = clip.piece
+    truth = measure_truth(piece, instruments.judge, other)
+    result = Measured(clip.entry)
 
-def rows_of(model: TalkingHeadPipeline, clip: Clip) -> dict[str, np.ndarray]:
-    """The clip as each row of the table shows it, uint8 [T, S, S, 3]."""
-    truth = clip.piece.frames
-    latents = torch.from_numpy(clip.piece.latents.astype(np.float32))
-    return {
-        "generated": speak(model, truth[0], clip.piece.waveform, len(truth)),
-        "other sound": speak(model, truth[0], clip.other_sound, len(truth)),
-        "copy": np.repeat(truth[:1], len(truth), axis=0),
-        "autoencoder": decode_latents(model.autoencoder, latents),
-    }
-
-
-def speak(model: TalkingHeadPipeline, face: np.ndarray, waveform: np.ndarray, frames: int) -> np.ndarray:
-    """Generated frames for int16 sound, cut to `frames`; the same seed for every clip."""
-    audio = waveform.astype(np.float32) / 32767
-    return model(face, audio, generator=torch.Generator().manual_seed(0)).frames[:frames]
-
-
-def measure(frames: np.ndarray, piece: Piece, true_lips: np.ndarray, judge: IdentityJudge | None) -> dict[str, float]:
-    """All figures of one clip against its truth. Lips are compared where somebody speaks, and over the whole clip."""
-    truth = piece.frames
-    speech = spoken(piece.waveform.astype(np.float32) / 32767, len(truth))
-    lips = lip_aperture(frames)
-    figures = {
-        "psnr": metrics.psnr(frames, truth),
-        "mouth_psnr": metrics.mouth_psnr(frames, truth),
-        "ssim": metrics.ssim(frames, truth),
-        "jitter_ratio": metrics.jitter_ratio(frames, truth),
-        "lip_correlation": metrics.correlation(lips, true_lips),
-        "lip_correlation_spoken": metrics.correlation(lips[speech], true_lips[speech]),
-    }
-    if judge is not None:
-        chosen = range(5, len(truth), 15)
-        figures["identity"] = float(
-            np.mean([similarity(judge.embed(frames[k]), judge.embed(truth[k])) for k in chosen])
+    def add(row: str, clips: list[np.ndarray]) -> None:
+        result.rows[row] = merge(
+            [measure(frames, truth, instruments.judge, instruments.perceptual) for frames in clips]
         )
-    return figures
+        if instruments.frechet is not None:
+            result.features[row] = [instruments.frechet.features(frames) for frames in clips]
+
+    count = len(piece.frames)
+    began = perf_counter()
+    generated = [speak(model, piece.frames[0], piece.waveform, count, seed) for seed in range(samples)]
+    seconds = perf_counter() - began
+    add(GENERATED, generated)
+    add(OTHER_SOUND, [speak(model, piece.frames[0], clip.other_sound, count, seed) for seed in range(samples)])
+    add(COPY, [np.repeat(piece.frames[:1], count, axis=0)])
+    add(AUTOENCODER, [decode_latents(model.autoencoder, torch.from_numpy(piece.latents.astype(np.float32)))])
+    result.rows[REAL] = real_figures(truth)
+    if instruments.frechet is not None:
+        result.features[REAL] = [instruments.frechet.features(piece.frames)]
+    right, wrong = (result.rows[row]["lip_correlation_spoken"] for row in (GENERATED, OTHER_SOUND))
+    assert right is not None and wrong is not None  # a correlation is always a number
+    result.rows[GENERATED] |= {"lip_gap": right - wrong, "frames_per_second": samples * count / seconds}
+    return result
+
+
+def speak(model: TalkingHeadPipeline, face: np.ndarray, waveform: np.ndarray, frames: int, seed: int) -> np.ndarray:
+    """Generated frames for int16 sound, cut to `frames`; the same noise for every clip."""
+    audio = waveform.astype(np.float32) / 32767
+    return model(face, audio, generator=torch.Generator().manual_seed(seed)).frames[:frames]
+
+
+def group_figures(clips: list[Measured], frechet: FeatureNetwork | None) -> dict[str, Figures]:
+    """Means over clips by row; Fréchet distances between the sets of all frames, the mean over noise seeds."""
+    rows = {row: merge([clip.rows[row] for clip in clips]) for row in clips[0].rows}
+    if frechet is not None:
+        true = [clip.features[REAL][0] for clip in clips]
+        for row in (GENERATED, OTHER_SOUND, COPY, AUTOENCODER):
+            seeds = zip(*(clip.features[row] for clip in clips), strict=True)
+            distances = [frechet_distance(np.concatenate(one), np.concatenate(true)) for one in seeds]
+            rows[row] |= merge([{frechet.name: distance} for distance in distances])
+        rows[REAL][frechet.name] = frechet_distance(*halves(true))
+    return rows
 
 
 def write_metrics(result: dict, path: str | Path) -> None:
     """The result as JSON, beside the target first and then renamed."""
     with new_file(path) as place:
-        place.write_text(json.dumps(result, indent=1))
+        place.write_text(json.dumps(result, indent=1, allow_nan=False))
 
 
 def metrics_table(result: dict) -> str:
-    """The result as the table that people read."""
+    """The result as the table that people read: a line a metric, a column a row of the result, mean and interval."""
     lines = []
     for group, rows in result["groups"].items():
-        names = list(rows["copy"])
-        lines.append(f"{group} identities, {result['clips'][group]} clips")
-        lines.append(f"  {'':<14}" + "".join(f"{name:>24}" for name in names))
-        lines += [f"  {row:<14}" + "".join(f"{rows[row][name]:>24.3f}" for name in names) for row in ROWS]
+        names = list(dict.fromkeys(name for figures in rows.values() for name in figures))
+        columns = [row for row, figures in rows.items() if any(value is not None for value in figures.values())]
+        lines.append(f"{group} identities, {result['clips'][group]} clips; ± is half of the mean's 95% interval")
+        lines.append(f"  {'':<26}" + "".join(f"{row:>18}" for row in columns))
+        for name in names:
+            cells = [cell(rows[row].get(name), result["half_widths_95"][group][row].get(name)) for row in columns]
+            lines.append(f"  {name:<26}" + "".join(f"{text:>18}" for text in cells))
     return "\n".join(lines)
+
+
+def cell(mean: float | None, half: float | None) -> str:
+    if mean is None:
+        return "-"
+    return f"{mean:.3f}" if half is None else f"{mean:.3f} ±{half:.3f}"

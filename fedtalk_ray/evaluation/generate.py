@@ -1,17 +1,26 @@
-"""A face and a sound into a video file."""
+"""A face and a sound into a video file, a second at a time: a long sound takes time, but no more memory."""
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from fedtalk_ray.data.faces import NoFaceError, crop_faces
+from fedtalk_ray.data.faces import DETECT_EVERY, NoFaceError
+from fedtalk_ray.data.pictures import read_still
+from fedtalk_ray.data.portrait import Portrait, crop_portrait
 from fedtalk_ray.data.shards import Piece, load_manifest, read_pieces
-from fedtalk_ray.data.video import VideoError, read_audio, read_pictures, write_video
+from fedtalk_ray.data.video import FPS, VideoError, read_audio, read_pictures, write_video
 from fedtalk_ray.errors import RunError, UserError
 from fedtalk_ray.evaluation.samples import enlarge
+from fedtalk_ray.model.pipeline import frame_count
+from fedtalk_ray.observability import progress
 from fedtalk_ray.training.client_state import CURRENT, client_folder
-from fedtalk_ray.training.export import load_model
+from fedtalk_ray.training.export import load_model, pipeline_folder
+
+LONG_SECONDS = 10
+"""Longer clips show a progress bar, one step a second of video."""
 
 
 class InputError(UserError):
@@ -23,61 +32,112 @@ def generate(
 ) -> int:
     """Lets the reference face speak the sound, with the client's own adapter if one is named. Returns the frame count.
 
-    reference, audio: a file (picture or clip; sound or clip), or CLIENT/CLIP of `shards`. Raises `UserError`s.
+    reference, audio: a file (picture or clip; sound or clip), or CLIENT/CLIP of `shards`. What a user should know of
+    the picture is printed on stderr. Raises `UserError`s; then there is no `out`, or the one that was there before.
     """
-    run = Path(run)
-    if Path(out).suffix.lower() != ".mp4":
-        raise InputError(f"--out {out} must end in .mp4")
-    if not (run / "pipeline").is_dir():
+    run, out = Path(run), Path(out)
+    _check_out(out, reference, audio)
+    if not (pipeline_folder(run) / "model_index.json").is_file():
         raise RunError(f"{run} holds no trained model (no pipeline/); train first, or give the run's own folder")
-    identity = None
-    if client is not None:
-        identity = client_folder(run, client) / CURRENT
-        if not identity.is_dir():
-            known = sorted(path.parent.name for path in (run / "clients").glob(f"*/{CURRENT}"))
-            raise RunError(
-                f"client {client!r} has no identity adapter in {run}; there are: {', '.join(known) or 'none'}"
-            )
-    model = load_model(run, identity)
-    face = find_face(reference, model.frame_size(), shards)
     sound = find_sound(audio, shards)
-    frames = model(face, sound, generator=torch.Generator().manual_seed(0)).frames
-    write_video(out, enlarge(frames), sound)
-    return len(frames)
+    model = load_model(run, None if client is None else _identity_folder(run, client))
+    portrait = find_face(reference, model.frame_size(), shards)
+    for note in portrait.notes:
+        print(f"reference {reference}: {note}", file=sys.stderr)
+    frames = frame_count(len(sound))
+    blocks = model.stream(portrait.crop, sound, generator=torch.Generator().manual_seed(0), block=FPS)
+    if frames > LONG_SECONDS * FPS:
+        blocks = progress(blocks, -(-frames // FPS), "seconds made")
+    write_video(out, _enlarged(blocks), sound)
+    return frames
 
 
-def find_face(reference: str, size: int, shards: str | None) -> np.ndarray:
-    """An aligned crop uint8 [size, size, 3] from a picture, a clip's first frame, or CLIENT/CLIP of the shards.
+def find_face(reference: str, size: int, shards: str | None) -> Portrait:
+    """An aligned crop uint8 [size, size, 3] from a picture, a clip's first second, or CLIENT/CLIP of the shards.
 
-    A picture of exactly size x size pixels is taken as aligned already.
+    A picture of exactly size x size pixels is taken as aligned already. Raises `InputError`.
     """
-    if not Path(reference).is_file():
-        return _held_out(reference, shards, "reference").frames[0]
+    if not _is_file(reference, "reference"):
+        frame = _held_out(reference, shards, "reference")[0].frames[0]
+        if frame.shape[0] != size:
+            raise InputError(
+                f"reference {reference}: shards {shards} hold faces of {frame.shape[0]} pixels, the model takes "
+                f"{size}; prepare them with --size {size}"
+            )
+        return Portrait(frame, ())
     try:
-        pictures = read_pictures(reference)
+        still = read_still(reference)
+        pictures = read_pictures(reference)[::DETECT_EVERY] if still is None else still[None]
         if pictures.shape[1:3] == (size, size):
-            return pictures[0]
-        return crop_faces(pictures, size)[0]
+            return Portrait(pictures[0], ())
+        return _first_portrait(pictures, size)
     except (VideoError, NoFaceError) as error:
         raise InputError(f"reference {reference}: {str(error).removeprefix(f'{reference}: ')}") from error
 
 
 def find_sound(audio: str, shards: str | None) -> np.ndarray:
-    """Sound float32 [N] from a file, or from CLIENT/CLIP of the shards."""
-    if not Path(audio).is_file():
-        return _held_out(audio, shards, "audio").waveform.astype(np.float32) / 32767
+    """Sound float32 [N] from a file, or from CLIENT/CLIP of the shards; all of it. Raises `InputError`."""
+    if not _is_file(audio, "audio"):
+        pieces = _held_out(audio, shards, "audio")
+        return np.concatenate([piece.waveform for piece in pieces]).astype(np.float32) / 32767
     try:
         return read_audio(audio)
     except VideoError as error:
         raise InputError(f"audio {error}") from error
 
 
-def _held_out(name: str, shards: str | None, role: str) -> Piece:
+def _first_portrait(pictures: np.ndarray, size: int) -> Portrait:
+    """Of the first of the pictures that shows a face: a clip may begin in the dark."""
+    for picture in pictures[:-1]:
+        try:
+            return crop_portrait(picture, size)
+        except NoFaceError:
+            continue
+    return crop_portrait(pictures[-1], size)
+
+
+def _enlarged(blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    for block in blocks:
+        yield enlarge(block)
+
+
+def _check_out(out: Path, reference: str, audio: str) -> None:
+    """Raises `InputError` for an output that could not be written, or would replace what it is made from."""
+    if out.suffix.lower() != ".mp4":
+        raise InputError(f"--out {out} must end in .mp4")
+    if out.is_dir():
+        raise InputError(f"--out {out} is a folder; give a file name in it")
+    for role, name in (("reference", reference), ("audio", audio)):
+        if out.exists() and Path(name).exists() and out.samefile(name):
+            raise InputError(f"--out {out} is the {role} itself; give another name")
+
+
+def _identity_folder(run: Path, client: str) -> Path:
+    identity = client_folder(run, client) / CURRENT
+    if not identity.is_dir():
+        known = sorted(path.parent.name for path in (run / "clients").glob(f"*/{CURRENT}"))
+        raise RunError(f"client {client!r} has no identity adapter in {run}; there are: {', '.join(known) or 'none'}")
+    return identity
+
+
+def _is_file(name: str, role: str) -> bool:
+    """Whether it is a file; False when nothing has that name. Raises `InputError` for anything else."""
+    path = Path(name)
+    if path.is_file():
+        return True
+    if path.exists():
+        raise InputError(f"{role} {name} is a {'folder' if path.is_dir() else 'device or pipe'}; give a file")
+    return False
+
+
+def _held_out(name: str, shards: str | None, role: str) -> list[Piece]:
+    """The pieces of a clip of the shards, in order."""
     client, _, clip = name.partition("/")
     if shards is None or not clip or Path(name).suffix:
         raise InputError(f"{role} {name} does not exist; give a file, or CLIENT/CLIP together with --shards")
     manifest = load_manifest(shards)
     for entry in manifest.identities.get(client, []):
         if entry.name == clip:
-            return next(piece for piece in read_pieces(shards, manifest, client, entry.split) if piece.clip == clip)
+            pieces = [piece for piece in read_pieces(shards, manifest, client, entry.split) if piece.clip == clip]
+            return sorted(pieces, key=lambda piece: piece.begin)
     raise InputError(f"{role} {name}: shards {shards} hold no such clip")

@@ -16,6 +16,9 @@ from fedtalk_ray.data.face_template import LEFT_EYE, RIGHT_EYE
 
 FEATURE_FILE = "fr_feature.onnx"
 
+FIRST_FRAME, FRAME_STEP = 5, 15
+"""Frames of a clip that are judged: 0.6 s apart, without the first, which is the one that the model was shown."""
+
 ARCFACE_SIDE = 112
 ARCFACE_LEFT_EYE = (38.2946, 51.6963)
 ARCFACE_RIGHT_EYE = (73.5318, 51.5014)
@@ -49,6 +52,15 @@ class IdentityJudge:
         (features,) = self._session.run(None, {self._input: planes.transpose(2, 0, 1)[None]})
         vector = np.asarray(features, np.float32).reshape(-1)
         return vector / max(float(np.linalg.norm(vector)), 1e-12)
+
+
+def embed_clip(judge: IdentityJudge, frames: np.ndarray) -> np.ndarray:
+    """Embeddings float32 [K, 512] of every 15th frame of a clip uint8 [T, S, S, 3], from the sixth on.
+
+    A clip shorter than that is judged by its last frame.
+    """
+    chosen = frames[FIRST_FRAME::FRAME_STEP] if len(frames) > FIRST_FRAME else frames[-1:]
+    return np.stack([judge.embed(frame) for frame in chosen])
 
 
 def similarity(a: np.ndarray, b: np.ndarray) -> float:

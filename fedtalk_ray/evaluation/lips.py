@@ -86,6 +86,9 @@ def face_landmarks(frames: np.ndarray) -> np.ndarray:
     model = shape_predictor_68()
     found = np.empty((len(frames), 68, 2), np.float32)
     for index, frame in enumerate(frames):
+        if index and np.array_equal(frame, frames[index - 1]):
+            found[index] = found[index - 1]  # a still costs one reading
+            continue
         padded = np.pad(frame, ((border, border), (border, border), (0, 0)), mode="edge")
         picture = np.array(Image.fromarray(padded).resize((working, working), Image.Resampling.BICUBIC))
         readings = [[(point.x, point.y) for point in model(picture, box).parts()] for box in boxes]

@@ -128,10 +128,16 @@ def encode_frames(autoencoder: ModelMixin, frames: np.ndarray, batch: int = 32) 
     with torch.inference_mode():
         for begin in range(0, len(frames), batch):
             pixels = frames_to_pixels(frames[begin : begin + batch]).to(autoencoder.device, autoencoder.dtype)
-            encoded = autoencoder.encode(pixels)
-            code = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
-            latents.append((code * scaling_factor(autoencoder)).float().cpu().numpy())
+            latents.append(encode_pixels(autoencoder, pixels).float().cpu().numpy())
     return np.concatenate(latents)
+
+
+@torch.no_grad()
+def encode_pixels(autoencoder: ModelMixin, pixels: torch.Tensor) -> torch.Tensor:
+    """Scaled latents [T, C, h, w] of pixels [T, 3, S, S] in [-1, 1]; the mode where the encoder is stochastic."""
+    encoded = autoencoder.encode(pixels)
+    code = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
+    return code * scaling_factor(autoencoder)
 
 
 def decode_latents(autoencoder: ModelMixin, latents: torch.Tensor, batch: int = 32) -> np.ndarray:

@@ -2,10 +2,11 @@
 
 What made faces speak in trials on two cores, and what is therefore here: the network works on the *residual* of each
 frame's latent on the reference frame's latent, in units of that residual's standard deviation, so background, hair and
-identity come for free. Sound enters by FiLM (it is added to the timestep embedding that scales and shifts each block)
-and as a picture: the rough motion that it alone suggests (`speech_motion`, which has a loss of its own and learns in
-seconds what the U-Net alone had not found after five minutes). Blocks are two-dimensional per frame, each followed by a
-three-tap convolution over time that starts at zero. Built from diffusers' residual blocks.
+identity come for free. Sound passes a bottleneck of a few numbers a frame, the *motion code*, which a regression of
+its own teaches (`training.speech_motion`): with more the U-Net knows training clips by their sound and its lips do not
+generalise. The code enters by FiLM (added to the timestep embedding that scales and shifts each block) and as a
+picture, the rough motion that it alone suggests. Blocks are two-dimensional per frame, each followed by a three-tap
+convolution over time that starts at zero. Built from diffusers' residual blocks.
 """
 
 from typing import Any
@@ -25,7 +26,8 @@ class TalkingHeadDenoiser(ModelMixin, ConfigMixin):
     """Predicts a window of frames from noise, sound and one reference frame.
 
     Shapes: B windows of T frames, C latent channels of h x w cells. `prediction_type` says what the output means
-    ("sample" is x0) and is stored so that a pipeline's scheduler agrees.
+    ("sample" is x0) and is stored so that a pipeline's scheduler agrees. `speech` names the features that `speech_hops`
+    and `mel_bins` are the shape of, `identity` the face embedding of `identity_dimensions` numbers (0: none).
     """
 
     _supports_gradient_checkpointing = True
@@ -37,10 +39,15 @@ class TalkingHeadDenoiser(ModelMixin, ConfigMixin):
         latent_size: int = 16,
         widths: tuple[int, ...] = (48, 80, 112),
         blocks_per_level: int = 1,
-        speech_hops: int = 20,
+        speech_hops: int = 44,
         mel_bins: int = 40,
+        motions: int = 16,
         window: int = 8,
+        dropout: float = 0.1,
         prediction_type: str = "sample",
+        speech: str = "log-mel",
+        identity: str = "none",
+        identity_dimensions: int = 0,
     ) -> None:
         super().__init__()
         if prediction_type not in PREDICTION_TYPES:
@@ -48,9 +55,13 @@ class TalkingHeadDenoiser(ModelMixin, ConfigMixin):
         embedding = 2 * widths[-1]
         self.time_proj = Timesteps(widths[0], flip_sin_to_cos=True, downscale_freq_shift=0)
         self.time_embedding = TimestepEmbedding(widths[0], embedding)
-        self.speech_encoder = SpeechEncoder(speech_hops, mel_bins, embedding)
-        self.silence = nn.Parameter(torch.zeros(embedding))
-        self.speech_map = SpeechMap(embedding, latent_channels, latent_size)
+        self.speech_encoder = SpeechEncoder(speech_hops, mel_bins, motions)
+        self.silence = nn.Parameter(torch.zeros(motions))
+        self.speech_map = SpeechMap(motions, latent_channels, latent_size)
+        self.speech_embedding = TimestepEmbedding(motions, embedding)
+        self.identity_embedding = nn.Linear(identity_dimensions, embedding) if identity_dimensions else None
+        if self.identity_embedding is not None:
+            _start_at_zero(self.identity_embedding)
         self.conv_in = nn.Conv2d(3 * latent_channels, widths[0], 3, padding=1)
         # Crops are aligned, so a cell's place says what part of the face it is.
         self.position = nn.Parameter(torch.zeros(1, widths[0], latent_size, latent_size))
@@ -59,17 +70,17 @@ class TalkingHeadDenoiser(ModelMixin, ConfigMixin):
         skips, width = [widths[0]], widths[0]
         for level, out in enumerate(widths):
             for _ in range(blocks_per_level):
-                self.down_blocks.append(FrameBlock(width, out, embedding))
+                self.down_blocks.append(FrameBlock(width, out, embedding, dropout))
                 width = out
                 skips.append(width)
             if level < len(widths) - 1:
                 self.down_blocks.append(Downsample2D(width, use_conv=True, name="op"))
                 skips.append(width)
-        self.mid_block = FrameBlock(width, width, embedding)
+        self.mid_block = FrameBlock(width, width, embedding, dropout)
         self.up_blocks = nn.ModuleList()
         for level, out in reversed(list(enumerate(widths))):
             for _ in range(blocks_per_level + 1):
-                self.up_blocks.append(FrameBlock(width + skips.pop(), out, embedding))
+                self.up_blocks.append(FrameBlock(width + skips.pop(), out, embedding, dropout))
                 width = out
             if level > 0:
                 self.up_blocks.append(Upsample2D(width, use_conv=True))
@@ -110,18 +121,22 @@ class TalkingHeadDenoiser(ModelMixin, ConfigMixin):
         speech: torch.Tensor,
         reference: torch.Tensor,
         heard: torch.Tensor | None = None,
+        identity: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Predict, for noisy residuals `sample` [B, T, C, h, w], what `prediction_type` says, in the same shape.
 
         timestep: int [B]. speech: [B, T, hops, mel] log-mel windows (`data.speech`). reference: latents [B, C, h, w].
         heard: bool [B]; where False the sound is replaced by a learned "no sound", for classifier-free guidance.
+        identity: [B, D] face embeddings, for a network that was made with `identity_dimensions` D; others ignore them.
         """
         batch, frames = sample.shape[:2]
         sound = self.speech_encoder(speech)
         if heard is not None:
             sound = torch.where(heard[:, None, None], sound, self.silence)
         time = self.time_embedding(self.time_proj(timestep).to(sample.dtype))
-        embedding = (time[:, None] + sound).flatten(0, 1)
+        if self.identity_embedding is not None and identity is not None:
+            time = time + self.identity_embedding(identity)
+        embedding = (time[:, None] + self.speech_embedding(sound)).flatten(0, 1)
 
         face = (reference - self.reference_mean[:, None, None]) / self.reference_std[:, None, None]
         face = face[:, None].expand(-1, frames, -1, -1, -1)
@@ -156,13 +171,14 @@ def bare_denoiser(model: Any) -> TalkingHeadDenoiser:
 class FrameBlock(nn.Module):
     """diffusers' residual block on each frame, then a three-tap convolution over time, zero at the start."""
 
-    def __init__(self, channels: int, out_channels: int, embedding: int) -> None:
+    def __init__(self, channels: int, out_channels: int, embedding: int, dropout: float) -> None:
         super().__init__()
         self.spatial = ResnetBlock2D(
             in_channels=channels,
             out_channels=out_channels,
             temb_channels=embedding,
             groups=8,
+            dropout=dropout,
             time_embedding_norm="scale_shift",
         )
         self.temporal = nn.Conv2d(out_channels, out_channels, (3, 1), padding=(1, 0))
@@ -177,39 +193,41 @@ class FrameBlock(nn.Module):
         return hidden + moved.transpose(1, 2).unflatten(3, (height, width)).flatten(0, 1)
 
 
-def _start_at_zero(layer: nn.Conv2d) -> None:
+def _start_at_zero(layer: nn.Module) -> None:
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
 
 
 class SpeechEncoder(nn.Module):
-    """One log-mel window a frame [B, T, hops, mel] to one embedding a frame [B, T, E]."""
+    """One window of features a frame [B, T, hops, bins] to its motion code [B, T, motions]."""
 
-    def __init__(self, hops: int, mel_bins: int, embedding: int) -> None:
+    def __init__(self, hops: int, bins: int, motions: int, width: int = 96, dropout: float = 0.2) -> None:
         super().__init__()
-        self.conv1 = nn.Conv1d(mel_bins, 96, 5, padding=2)
-        self.conv2 = nn.Conv1d(96, 96, 5, stride=2, padding=2)
-        self.conv3 = nn.Conv1d(96, 96, 3, stride=2, padding=1)
-        self.linear1 = nn.Linear(96 * -(-hops // 4), embedding)
-        self.linear2 = nn.Linear(embedding, embedding)
+        self.conv1 = nn.Conv1d(bins, width, 5, padding=2)
+        self.conv2 = nn.Conv1d(width, width, 5, stride=2, padding=2)
+        self.conv3 = nn.Conv1d(width, width, 3, stride=2, padding=1)
+        self.context = nn.ModuleList(nn.Conv1d(width, width, 3, padding=step, dilation=step) for step in (1, 2))
+        self.norms = nn.ModuleList(nn.GroupNorm(8, width) for _ in self.context)
+        self.linear1 = nn.Linear(width * -(-hops // 4), motions)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, speech: torch.Tensor) -> torch.Tensor:
         hidden = speech.flatten(0, 1).transpose(1, 2)
         for layer in (self.conv1, self.conv2, self.conv3):
-            hidden = nn.functional.silu(layer(hidden))
-        hidden = nn.functional.silu(self.linear1(hidden.flatten(1)))
-        return self.linear2(hidden).unflatten(0, speech.shape[:2])
+            hidden = self.dropout(nn.functional.silu(layer(hidden)))
+        for wider, norm in zip(self.context, self.norms, strict=True):
+            hidden = hidden + self.dropout(wider(nn.functional.silu(norm(hidden))))
+        return self.linear1(hidden.flatten(1)).unflatten(0, speech.shape[:2])
 
 
 class SpeechMap(nn.Module):
-    """Speech embeddings [B, T, E] to motion pictures [B, T, C, h, w], through a few shared motion patterns."""
+    """Motion codes [B, T, motions] to motion pictures [B, T, C, h, w]: a weighted sum of learned motion patterns."""
 
-    def __init__(self, embedding: int, channels: int, size: int, patterns: int = 32) -> None:
+    def __init__(self, motions: int, channels: int, size: int) -> None:
         super().__init__()
         self.shape = (channels, size, size)
-        self.linear1 = nn.Linear(embedding, patterns)
-        self.linear2 = nn.Linear(patterns, channels * size * size)
-        nn.init.zeros_(self.linear2.bias)
+        self.linear1 = nn.Linear(motions, channels * size * size)
+        nn.init.zeros_(self.linear1.bias)
 
-    def forward(self, sound: torch.Tensor) -> torch.Tensor:
-        return self.linear2(self.linear1(nn.functional.silu(sound))).unflatten(2, self.shape)
+    def forward(self, code: torch.Tensor) -> torch.Tensor:
+        return self.linear1(code).unflatten(2, self.shape)

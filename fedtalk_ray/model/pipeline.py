@@ -2,8 +2,10 @@
 
 pipe = TalkingHeadPipeline.from_pretrained("models/grid")
 frames = pipe(face, audio).frames            # uint8 [T, S, S, 3] at 25 fps
+for block in pipe.stream(face, audio): ...   # the same frames, a second at a time, however long the sound
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,14 +28,9 @@ from fedtalk_ray.model.autoencoder import (
 )
 from fedtalk_ray.model.denoiser import TalkingHeadDenoiser, bare_denoiser
 from fedtalk_ray.model.identity import FaceCritic, IdentityEncoder
+from fedtalk_ray.model.sampling import DEFAULT_GUIDANCE, DEFAULT_STEPS, sample_stream
+from fedtalk_ray.model.sampling import sample_clip as sample_clip
 from fedtalk_ray.model.schedule import make_scheduler
-
-DEFAULT_STEPS = 2
-"""DDIM steps. On four unseen GRID speakers (24 minutes of pretraining) 1 / 2 / 3 / 8 steps gave a lip correlation of
-0.63 / 0.63 / 0.62 / 0.59 and a jitter of 0.82 / 1.17 / 1.28 / 1.51 times the truth's: more steps only add noise."""
-DEFAULT_GUIDANCE = 1.0
-"""How far the sound's effect is exaggerated; 1 is not at all. On five unseen GRID speakers 2 opened the lips 1.6
-times too far and cost 1.2 dB in the mouth for 0.02 of lip correlation."""
 
 
 @dataclass
@@ -86,61 +83,62 @@ class TalkingHeadPipeline(DiffusionPipeline):
         generator: torch.Generator | None = None,
     ) -> TalkingHeadOutput:
         """face: aligned crop uint8 [S, S, 3]. audio: float32 [N] at 16 kHz. Makes a frame for every 40 ms begun."""
-        frames = max(2, -(-len(audio) * FPS // SAMPLE_RATE))
-        reference = torch.from_numpy(encode_frames(self.autoencoder, face[None]))
-        speech = torch.from_numpy(speech_windows(audio, frames))
-        latents = sample_clip(
-            self.denoiser, self.scheduler, reference[0], speech, num_inference_steps, guidance_scale, generator
-        )
-        return TalkingHeadOutput(frames=decode_latents(self.autoencoder, latents), latents=latents)
+        parts = list(self._pieces(face, audio, num_inference_steps, guidance_scale, generator))
+        frames, latents = zip(*parts, strict=True)
+        return TalkingHeadOutput(frames=np.concatenate(frames), latents=torch.cat(latents))
+
+    def stream(
+        self,
+        face: np.ndarray,
+        audio: np.ndarray,
+        num_inference_steps: int = DEFAULT_STEPS,
+        guidance_scale: float = DEFAULT_GUIDANCE,
+        generator: torch.Generator | None = None,
+        block: int = FPS,
+    ) -> Iterator[np.ndarray]:
+        """The frames of `__call__`, to the bit, in blocks uint8 [block, S, S, 3]; the last one may be shorter.
+
+        Only the sound, its features and a few windows lie in memory, however long the sound is.
+        """
+        if block < 1:
+            raise ValueError(f"block is {block}; it must be at least 1 frame")
+        pieces = self._pieces(face, audio, num_inference_steps, guidance_scale, generator)
+        return _cut_anew((frames for frames, _ in pieces), block)
+
+    def _pieces(
+        self, face: np.ndarray, audio: np.ndarray, steps: int, guidance: float, generator: torch.Generator | None
+    ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+        """Frames and their latents as they get ready, always cut at the same places."""
+        reference = torch.from_numpy(encode_frames(self.autoencoder, face[None]))[0]
+        speech = _hear(audio, frame_count(len(audio)))
+        latents = sample_stream(self.denoiser, self.scheduler, reference, speech, steps, guidance, generator)
+        return ((decode_latents(self.autoencoder, piece), piece) for piece in latents)
 
 
-@torch.no_grad()
-def sample_clip(
-    denoiser: torch.nn.Module,
-    scheduler: DDIMScheduler,
-    reference: torch.Tensor,
-    speech: torch.Tensor,
-    steps: int = DEFAULT_STEPS,
-    guidance: float = DEFAULT_GUIDANCE,
-    generator: torch.Generator | None = None,
-    batch: int = 8,
-) -> torch.Tensor:
-    """Latents float32 [T, C, h, w] of a clip of any length from its reference [C, h, w] and speech [T, hops, mel].
+def frame_count(samples: int) -> int:
+    """Frames made for so many samples of sound: one for every 40 ms begun, and at least two."""
+    return max(2, -(-samples * FPS // SAMPLE_RATE))
 
-    Each denoising step predicts windows that overlap by half and blends them (triangular weights), so that no seam
-    between windows can form. Noise is drawn on the CPU: a seeded `generator` means the same clip on every device.
-    """
-    base = bare_denoiser(denoiser)
-    device, window = base.device, base.config.window
-    total = len(speech)
-    if total < window:
-        speech = torch.cat([speech, speech[-1:].expand(window - total, -1, -1)])
-    length = len(speech)
-    noisy = torch.randn((length, *reference.shape), generator=generator).to(device)
-    speech, reference = speech.to(device), reference.to(device)
-    begins = [*range(0, length - window, max(1, window // 2)), length - window]
-    ramp = torch.arange(1, window + 1, device=device, dtype=torch.float32)
-    blend = torch.minimum(ramp, ramp.flip(0))[:, None, None, None]
-    scheduler.set_timesteps(steps, device=device)
-    for timestep in scheduler.timesteps:
-        total_prediction = torch.zeros_like(noisy)
-        total_weight = torch.zeros(length, 1, 1, 1, device=device)
-        for group in (begins[at : at + batch] for at in range(0, len(begins), batch)):
-            windows = torch.stack([noisy[begin : begin + window] for begin in group])
-            sounds = torch.stack([speech[begin : begin + window] for begin in group])
-            faces = reference.expand(len(group), *reference.shape)
-            times = timestep.expand(len(group))
-            predicted = denoiser(windows, times, sounds, faces)
-            if guidance != 1:
-                silent = torch.zeros(len(group), dtype=torch.bool, device=device)
-                without = denoiser(windows, times, sounds, faces, silent)
-                predicted = without + guidance * (predicted - without)
-            for begin, prediction in zip(group, predicted, strict=True):
-                total_prediction[begin : begin + window] += blend * prediction
-                total_weight[begin : begin + window] += blend
-        noisy = scheduler.step(total_prediction / total_weight, timestep, noisy).prev_sample
-    return base.from_residual(noisy[None, :total], reference[None])[0].float().cpu()
+
+def _hear(audio: np.ndarray, frames: int) -> torch.Tensor:
+    """What each frame hears, float32 [frames, hops, mel]: the one place where sound becomes features."""
+    return torch.from_numpy(speech_windows(audio, frames))
+
+
+def _cut_anew(pieces: Iterator[np.ndarray], block: int) -> Iterator[np.ndarray]:
+    """The same frames in blocks of `block`; the last one may be shorter."""
+    held: list[np.ndarray] = []
+    count = 0
+    for piece in pieces:
+        held.append(piece)
+        count += len(piece)
+        if count >= block:
+            frames = np.concatenate(held)
+            whole = count - count % block
+            yield from np.split(frames[:whole], range(block, whole, block))
+            held, count = [frames[whole:]], count - whole
+    if count:
+        yield np.concatenate(held)
 
 
 def load_pipeline(folder: str) -> TalkingHeadPipeline:

@@ -136,6 +136,8 @@ class LocalTrainer:
     ) -> dict[str, float]:
         """AdamW on the given parameters only; returns the mean loss terms."""
         local = self._config.local
+        # Dropout draws from torch's global generator, whatever it was left at by the client before.
+        torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
         trained = adapters.train_only(self.model, parameters)
         anchors = [parameter.detach().clone() for parameter in trained] if proximal else []
         optimiser = torch.optim.AdamW(trained, lr=local.learning_rate, weight_decay=0.0)

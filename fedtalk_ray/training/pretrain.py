@@ -1,8 +1,8 @@
 """Central pretraining on clips that may be public: the decoder, the identity encoder, and the shared backbone.
 
 Everything that federated training then builds on comes from here (with `shared: backbone` the denoiser may instead
-start untrained). Works on face crops, not on stored latents, so that pictures can be mirrored. The training clips of
-all identities are held in memory.
+start untrained). Works on face crops, not on stored latents, so that pictures can be varied. The training clips of all
+identities are held in memory.
 """
 
 import copy
@@ -12,46 +12,33 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import ModelMixin
 
 from fedtalk_ray.config import LossConfig
 from fedtalk_ray.data.shards import Piece, load_manifest, read_pieces
-from fedtalk_ray.data.windows import WindowBatch, cut_windows
+from fedtalk_ray.data.speech import LOG_MEL
+from fedtalk_ray.data.windows import WindowBatch
 from fedtalk_ray.errors import ShardError
-from fedtalk_ray.model.autoencoder import PatchAutoencoder, encode_frames
+from fedtalk_ray.model.autoencoder import PatchAutoencoder, encode_pixels
 from fedtalk_ray.model.denoiser import TalkingHeadDenoiser
 from fedtalk_ray.model.identity import IdentityEncoder
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline, fingerprint, make_critic, new_pipeline
 from fedtalk_ray.observability import ticker
 from fedtalk_ray.outputs import new_folder
+from fedtalk_ray.training.augment import vary_pictures, vary_speech
 from fedtalk_ray.training.decoder import autoencoder_psnr, train_decoder
 from fedtalk_ray.training.identity import train_identity
-from fedtalk_ray.training.losses import cell_weights, window_loss
+from fedtalk_ray.training.losses import window_loss
 from fedtalk_ray.training.schedule import budget, cosine, optimise
+from fedtalk_ray.training.speech_motion import train_speech_motion
 
 EMA_DECAY = 0.998
 MIN_PSNR = 28.0
 """dB that the autoencoder must reach on held-out frames before anything trains on its latents."""
 
 
-@dataclass
-class PretrainData:
-    """Training pieces in memory with their latents, plain and mirrored, float16 [T, C, h, w]."""
-
-    pieces: list[Piece]
-    latents: list[np.ndarray]
-    mirrored: list[np.ndarray]
-
-    @classmethod
-    def encode(cls, pieces: list[Piece], autoencoder: ModelMixin) -> "PretrainData":
-        plain = [encode_frames(autoencoder, piece.frames).astype(np.float16) for piece in pieces]
-        flipped = [encode_frames(autoencoder, piece.frames[:, :, ::-1]).astype(np.float16) for piece in pieces]
-        return cls(pieces, plain, flipped)
-
-
 def train_denoiser(
     pipeline: TalkingHeadPipeline,
-    data: PretrainData,
+    pieces: list[Piece],
     progress: Iterator[float],
     loss_config: LossConfig,
     seed: int,
@@ -61,16 +48,20 @@ def train_denoiser(
 ) -> Iterator[dict[str, float]]:
     """AdamW with warm-up and a cosine tail; an exponential average of the weights is what remains at the end.
 
-    Yields the loss terms of every step and the share of the work done ("done").
+    What `train_speech_motion` taught stays as it is. Yields the loss terms of every step and the share done ("done").
     """
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     denoiser = pipeline.denoiser
     critic = make_critic(pipeline)
-    optimiser = torch.optim.AdamW(denoiser.parameters(), lr=learning_rate, weight_decay=0.01)
+    loss_config = loss_config.model_copy(update={"motion": 0.0})
+    for part in (denoiser.speech_encoder, denoiser.speech_map):
+        part.requires_grad_(False)
+    trained = [parameter for parameter in denoiser.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.02)
     average = copy.deepcopy(denoiser).requires_grad_(False)
     denoiser.train()
     for step, done in enumerate(progress):
-        batch = random_batch(data, denoiser.config.window, batch_size, rng)
+        batch = random_batch(pipeline, pieces, batch_size, rng)
         terms = window_loss(denoiser, pipeline.scheduler, batch, loss_config, generator, critic)
         optimise(optimiser, denoiser, terms.total, learning_rate * min(1.0, (step + 1) / 100) * cosine(done))
         # The average forgets its beginning faster than its end: early weights are worth little.
@@ -80,58 +71,32 @@ def train_denoiser(
                 kept.lerp_(current, 1 - decay)
         yield terms.floats() | {"done": done}
     denoiser.load_state_dict(average.state_dict())
-    denoiser.eval()
+    denoiser.requires_grad_(True).eval()
 
 
-def random_batch(data: PretrainData, window: int, count: int, rng: np.random.Generator) -> WindowBatch:
-    """Windows of random clips, half of them mirrored, their sound varied as another voice and room would."""
-    parts = []
-    for _ in range(count):
-        index = int(rng.integers(len(data.pieces)))
-        latents = (data.mirrored if rng.random() < 0.5 else data.latents)[index]
-        part = cut_windows(latents, data.pieces[index].speech, window, 1, rng)
-        parts.append(part | {"speech": vary_speech(part["speech"].astype(np.float32), rng)})
-    joined = {name: torch.from_numpy(np.concatenate([part[name] for part in parts])).float() for name in parts[0]}
-    return WindowBatch(**joined)
+def random_batch(
+    pipeline: TalkingHeadPipeline, pieces: list[Piece], count: int, rng: np.random.Generator
+) -> WindowBatch:
+    """`count` windows of random clips with a random frame as reference, pictures and sound varied (`augment`)."""
+    config = pipeline.denoiser.config
+    pixels, sounds = [], []
+    for index in rng.integers(len(pieces), size=count):
+        piece = pieces[index]
+        begin = int(rng.integers(len(piece.frames) - config.window + 1))
+        chosen = [int(rng.integers(len(piece.frames))), *range(begin, begin + config.window)]
+        pixels.append(vary_pictures(piece.frames[chosen], rng))
+        speech = piece.speech[begin : begin + config.window].astype(np.float32)
+        sounds.append(vary_speech(speech, rng, config.speech == LOG_MEL))
+    latents = encode_pixels(pipeline.autoencoder, torch.cat(pixels)).unflatten(0, (count, -1))
+    return WindowBatch(latents[:, 1:], torch.from_numpy(np.stack(sounds)), latents[:, 0])
 
 
-def vary_speech(speech: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Log-mel windows float32 [B, T, hops, mel] with another vocal tract (bins shifted), tilt, level and noise.
-
-    A few dozen clips hold a few voices: without this the network learns whose voice it is, not what is said.
-    """
-    varied = np.roll(speech, rng.integers(-2, 3), axis=-1)
-    tilt = np.linspace(-1, 1, speech.shape[-1]) * rng.normal(0, 0.15)
-    varied = varied + tilt + rng.normal(0, 0.15) + rng.normal(0, 0.1, speech.shape)
-    return np.maximum(varied, -3).astype(np.float32)
-
-
-def train_speech_map(
-    pipeline: TalkingHeadPipeline, data: PretrainData, progress: Iterator[float], mouth_weight: float, seed: int
-) -> None:
-    """Regresses the residual on a random frame from the sound alone: the mouth that each sound means, in seconds.
-
-    Many more frames go through here than through the U-Net in the same time, and the U-Net then starts with an
-    embedding that already tells mouths apart; without this nothing followed the sound after five minutes (GRID).
-    """
-    rng = np.random.default_rng(seed)
-    denoiser = pipeline.denoiser
-    heard = torch.nn.ModuleList([denoiser.speech_encoder, denoiser.speech_map])
-    optimiser = torch.optim.AdamW(heard.parameters(), lr=1e-3, weight_decay=0.05)
-    mask = cell_weights(denoiser.config.latent_size, mouth_weight)
-    for done in progress:
-        batch = random_batch(data, 16, 16, rng)
-        target = denoiser.to_residual(batch.latents, batch.reference)
-        loss = (mask * (denoiser.speech_motion(batch.speech) - target).square()).mean()
-        optimise(optimiser, heard, loss, 1e-3 * cosine(done))
-
-
-def set_units(denoiser: TalkingHeadDenoiser, data: PretrainData, rng: np.random.Generator) -> None:
+def set_units(denoiser: TalkingHeadDenoiser, pieces: list[Piece], rng: np.random.Generator) -> None:
     """Fixes the units of latents and of residuals on random frames from the training clips."""
-    latents = [clip[::5] for clip in data.latents]
+    clips = [piece.latents.astype(np.float32) for piece in pieces]
+    latents = [clip[::5] for clip in clips]
     residuals = [
-        frames - clip[rng.integers(len(clip), size=len(frames))]
-        for frames, clip in zip(latents, data.latents, strict=True)
+        frames - clip[rng.integers(len(clip), size=len(frames))] for frames, clip in zip(latents, clips, strict=True)
     ]
     denoiser.set_statistics(*(torch.from_numpy(np.concatenate(part)).float() for part in (latents, residuals)))
 
@@ -192,13 +157,12 @@ def pretrain(
         if len(manifest.clients()) > 1:
             train_identity(encoder, pieces, shown(share, minutes * 4, "identity"), rng)
             pipeline.register_modules(identity_encoder=encoder)
-        data = PretrainData.encode(pieces, pipeline.autoencoder)
-        set_units(pipeline.denoiser, data, rng)
+        set_units(pipeline.denoiser, pieces, rng)
         settings = loss_config or LossConfig()
-        train_speech_map(pipeline, data, shown(share, minutes * 4, "speech"), settings.mouth_weight, seed)
+        train_speech_motion(pipeline.denoiser, pieces, shown(share, minutes * 8, "speech"), settings.mouth_weight, rng)
         losses = [
             terms["diffusion"]
-            for terms in train_denoiser(pipeline, data, shown(steps, minutes * 60, "denoiser"), settings, seed)
+            for terms in train_denoiser(pipeline, pieces, shown(steps, minutes * 60, "denoiser"), settings, seed)
         ]
         pipeline.save_pretrained(str(place))
     return Pretrained(before, after, len(losses), float(np.mean(losses[-max(1, len(losses) // 10) :])))

@@ -61,7 +61,8 @@ def test_two_actors_and_a_server_do_what_a_bare_loop_does(
         theta = (theta + momentum).astype(np.float32)
     moved = np.abs(theta - first).max()
     assert moved > 1e-3
-    np.testing.assert_allclose(parameters(finished), theta, atol=1e-5 * moved + 1e-7)
+    # Sums differ in order. AdamW divides by the gradient's own size, so rounding grows where that is almost 0.
+    np.testing.assert_allclose(parameters(finished), theta, atol=2e-4 * moved)
 
 
 def test_a_run_that_was_stopped_and_resumed_ends_bit_identical(

@@ -46,11 +46,12 @@ def tiny_windows(count: int = 2, seed: int = 0, frames: int = 4) -> WindowBatch:
     """Windows of random latents of 4 channels and 8 x 8 cells."""
     import torch
 
+    from fedtalk_ray.data.speech import LogMel
     from fedtalk_ray.data.windows import WindowBatch
 
     generator = torch.Generator().manual_seed(seed)
     latents = torch.randn(count, frames + 1, 4, 8, 8, generator=generator)
-    speech = torch.randn(count, frames, 20, 40, generator=generator)
+    speech = torch.randn(count, frames, *LogMel.shape, generator=generator)
     return WindowBatch(latents[:, 1:], speech, latents[:, 0])
 
 
@@ -107,7 +108,9 @@ def tiny_config(**more: Any) -> TrainConfig:
     return parse_config(tree, "test")
 
 
-def tiny_shards(folder: Path, clips: dict[str, list[int]], side: int = 32, unseen: tuple[str, ...] = ()) -> Manifest:
+def tiny_shards(
+    folder: Path, clips: dict[str, list[int]], side: int = 32, unseen: tuple[str, ...] | None = None
+) -> Manifest:
     """Shards of smooth pictures whose contrast follows the loudness: for every identity, clips of so many frames.
 
     Encoded by the default "patch" autoencoder.
@@ -115,14 +118,19 @@ def tiny_shards(folder: Path, clips: dict[str, list[int]], side: int = 32, unsee
     import numpy as np
 
     from fedtalk_ray.data.shards import Manifest, ShardWriter
-    from fedtalk_ray.data.speech import speech_windows
+    from fedtalk_ray.data.speech import LogMel, speech_windows
     from fedtalk_ray.model.autoencoder import encode_frames, encoder_fingerprint, load_autoencoder
 
     autoencoder = load_autoencoder("patch")
-    shapes = {"frames": [side, side, 3], "latents": [16, side // 4, side // 4], "speech": [20, 40], "waveform": []}
+    shapes = {
+        "frames": [side, side, 3],
+        "latents": [16, side // 4, side // 4],
+        "speech": list(LogMel.shape),
+        "waveform": [],
+    }
     manifest = Manifest("folder", side, 25, 16_000, "patch", encoder_fingerprint(autoencoder), shapes)
     folder.mkdir(parents=True)
-    writer = ShardWriter(folder, manifest, set(unseen))
+    writer = ShardWriter(folder, manifest, None if unseen is None else set(unseen))
     y, x = np.mgrid[:side, :side] / side
     for who, lengths in enumerate(clips.values()):
         for number, length in enumerate(lengths):

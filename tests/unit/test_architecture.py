@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("evaluation",),
     ("actors",),
     ("rounds",),
-    ("demo",),
+    ("demo", "compare"),
     ("cli",),
     ("jobs",),
 )

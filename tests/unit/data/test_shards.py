@@ -21,6 +21,7 @@ from fedtalk_ray.data.shards import (
     read_pieces,
     shard_files,
     split_of,
+    stored_identity,
 )
 from fedtalk_ray.errors import ShardError
 
@@ -39,7 +40,7 @@ def clip(length: int, seed: int = 0, shapes: dict[str, list[int]] = SHAPES) -> d
     return arrays | {"waveform": (np.arange(length * PER_FRAME) % 30_000).astype(np.int16)}
 
 
-def write(folder: Path, clients: dict[str, list[int]], unseen: set[str] = frozenset(), shapes=SHAPES) -> Manifest:
+def write(folder: Path, clients: dict[str, list[int]], unseen: set[str] | None = None, shapes=SHAPES) -> Manifest:
     folder.mkdir(parents=True, exist_ok=True)
     writer = ShardWriter(folder, new_manifest(shapes), unseen)
     for who, lengths in clients.items():
@@ -205,6 +206,14 @@ def test_shards_of_another_autoencoder_are_refused() -> None:
         assert part in message
 
 
+def test_a_single_clip_is_trained_on_only_when_the_unseen_were_named(tmp_path: Path) -> None:
+    clips = {"pair": [30, 30], "alone": [30], "guest": [30]}
+    assert write(tmp_path / "a", clips).unseen() == ["alone", "guest"]
+    named = write(tmp_path / "b", clips, unseen={"guest"})
+    assert named.unseen() == ["guest"] and named.clients() == ["pair"]
+    assert [piece.clip for piece in read_pieces(tmp_path / "b", named, "alone", "train")] == ["c0"]
+
+
 def test_clients_that_cannot_be_served_are_refused_with_the_reason(tmp_path: Path) -> None:
     manifest = write(tmp_path, {"pair": [30, 30], "alone": [30], "unseen": [30] * 4}, unseen={"unseen"})
     manifest.check_clients(["pair"])
@@ -262,3 +271,50 @@ def test_pieces_of_a_long_clip_join_without_gap_or_overlap(tmp_path: Path) -> No
     samples = np.concatenate([first.waveform, second.waveform]).astype(int)
     assert all((b - a) % 30_000 == 1 for a, b in pairwise(samples))
     assert manifest.identities["s1"][0].pieces == 2
+
+
+def test_every_piece_carries_its_clips_identity(tmp_path: Path) -> None:
+    manifest = new_manifest()
+    manifest.identity, manifest.identity_dimensions, manifest.speech = "dlib", 2, "models/whisper"
+    writer = ShardWriter(tmp_path, manifest, None)
+    who = {"c0": [0.6, 0.8], "c1": [1.0, 0.0], "c2": [0.0, -1.0]}
+    for name, vector in who.items():
+        writer.add("s1", name, clip(PIECE_FRAMES + 1) | {"identity": np.array(vector, np.float32)})
+    with pytest.raises(ValueError, match=r"identity of clip 'c3' is \(0,\), not 2"):
+        writer.add("s1", "c3", clip(30))
+    writer.close()
+    loaded = load_manifest(tmp_path)
+    assert (loaded.speech, loaded.identity, loaded.identity_dimensions) == ("models/whisper", "dlib", 2)
+    for split, name in (("train", "c0"), ("val", "c1"), ("test", "c2")):
+        pieces = list(read_pieces(tmp_path, loaded, "s1", split, ("latents",)))
+        assert len(pieces) == 2 and {piece.clip for piece in pieces} == {name}
+        for piece in pieces:
+            assert piece.identity.dtype == np.float32
+            assert piece.identity.tolist() == pytest.approx(who[name])
+
+
+def test_shards_of_before_there_were_identities_still_load(tmp_path: Path) -> None:
+    """As version 0.1 wrote them: no such column in the files, no such entries in the manifest."""
+    written = write(tmp_path, {"s1": [30, 30]})
+    path = tmp_path / "manifest.json"
+    tree = json.loads(path.read_text())
+    for name in ("speech", "identity", "identity_dimensions"):
+        del tree[name]
+    path.write_text(json.dumps(tree))
+    for file in tmp_path.rglob("*.parquet"):
+        pq.write_table(pq.read_table(file, partitioning=None).drop_columns("identity"), file)
+    manifest = load_manifest(tmp_path)
+    assert manifest == written and (manifest.speech, manifest.identity) == ("log-mel", "none")
+    (piece,) = read_pieces(tmp_path, manifest, "s1", "train")
+    assert piece.identity.shape == (0,) and (piece.frames == clip(30)["frames"]).all()
+    assert stored_identity(pq.read_schema(shard_files(tmp_path, "s1", "train")[0])) == []
+
+
+def test_shards_of_other_features_are_refused() -> None:
+    manifest = new_manifest()
+    manifest.check_conditions("log-mel", "none", "models/a")
+    assert refusal(lambda: manifest.check_conditions("models/whisper", "none", "models/a")) == (
+        "shards were prepared with --speech log-mel, but models/a was trained with models/whisper: prepare the shards "
+        "again with --speech models/whisper"
+    )
+    assert "prepared with --identity none, but" in refusal(lambda: manifest.check_conditions("log-mel", "dlib", "a"))

@@ -198,10 +198,12 @@ def refused(read, path: Path) -> str:
 @pytest.mark.parametrize("read", [read_video, read_audio, read_pictures])
 def test_files_that_are_no_video_are_named(tmp_path: Path, read) -> None:
     assert refused(read, tmp_path / "none.mp4") == f"{tmp_path / 'none.mp4'}: does not exist"
-    for name, content in (("text.mp4", b"no video at all\n" * 50), ("empty.mp4", b""), ("noise.mpg", bytes(5000))):
+    for name, content in (("text.mp4", b"no video at all\n" * 50), ("noise.mpg", bytes(5000))):
         (tmp_path / name).write_bytes(content)
         assert "cannot be decoded (" in refused(read, tmp_path / name)
-    assert "cannot be decoded (" in refused(read, tmp_path)
+    (tmp_path / "empty.mp4").touch()
+    assert refused(read, tmp_path / "empty.mp4").endswith("is empty (0 bytes)")
+    assert refused(read, tmp_path).endswith("is a folder, not a file")
 
 
 def test_a_video_without_sound_is_refused_for_training_and_good_as_a_picture(tmp_path: Path) -> None:

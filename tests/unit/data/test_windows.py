@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedtalk_ray.data.shards import Piece
-from fedtalk_ray.data.windows import cut_windows, held_out_windows
+from fedtalk_ray.data.windows import WindowBatch, cut_windows, held_out_windows
 
 
 def numbered(length: int, offset: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -16,9 +16,9 @@ def numbered(length: int, offset: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return np.tile(ticks[:, None, None, None], (1, 1, 2, 2)), np.tile(ticks[:, None, None], (1, 2, 3))
 
 
-def piece(length: int, offset: int = 0) -> Piece:
+def piece(length: int, offset: int = 0, identity: tuple[float, ...] = ()) -> Piece:
     latents, speech = numbered(length, offset)
-    return Piece("s1", "a", 0, np.zeros(0), latents, speech, np.zeros(0))
+    return Piece("s1", "a", 0, np.zeros(0), latents, speech, np.zeros(0), np.array(identity, np.float32))
 
 
 @settings(max_examples=40, deadline=None)
@@ -91,3 +91,27 @@ def test_a_batch_goes_to_a_device_whole() -> None:
     windows = held_out_windows([piece(20)], 4, 2)
     moved = windows.to("meta")
     assert all(part.device.type == "meta" for part in vars(moved).values()) and len(moved) == 2
+
+
+def test_every_window_carries_its_clips_identity() -> None:
+    cut = cut_windows(*numbered(10), 4, 3, np.random.default_rng(0), np.array([0.6, 0.8], np.float32))
+    assert cut["identity"].dtype == np.float32 and cut["identity"] == pytest.approx(np.array([[0.6, 0.8]] * 3))
+    batch = held_out_windows([piece(10, identity=(0.0, 1.0)), piece(10, identity=(1.0, 0.0))], 4, 4)
+    assert batch.identity.tolist() == [[0, 1], [0, 1], [1, 0], [1, 0]] and batch.identity.dtype == torch.float32
+    moved = batch.to("cpu")
+    assert moved.identity.tolist() == batch.identity.tolist()
+
+
+def test_without_an_embedding_the_identity_is_empty() -> None:
+    assert cut_windows(*numbered(10), 4, 3, np.random.default_rng(0))["identity"].shape == (3, 0)
+    assert held_out_windows([piece(10)], 4, 2).identity.shape == (2, 0)
+    batch = WindowBatch(torch.zeros(5, 4, 1, 2, 2), torch.zeros(5, 4, 2, 3), torch.zeros(5, 1, 2, 2))
+    assert batch.identity.shape == (5, 0)
+
+
+def test_an_identity_does_not_change_which_windows_are_drawn() -> None:
+    with_one, without = (
+        cut_windows(*numbered(30), 4, 8, np.random.default_rng(3), identity) for identity in (np.ones(2), None)
+    )
+    for name in ("latents", "speech", "reference"):
+        assert (with_one[name] == without[name]).all()

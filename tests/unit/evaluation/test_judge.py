@@ -9,7 +9,7 @@ from fedtalk_ray.data.dlib_models import MissingModelError
 from fedtalk_ray.data.face_template import LEFT_EYE, RIGHT_EYE
 from fedtalk_ray.data.faces import crop_faces
 from fedtalk_ray.data.video import read_video
-from fedtalk_ray.evaluation.judge import FEATURE_FILE, IdentityJudge, arcface_view, similarity
+from fedtalk_ray.evaluation.judge import FEATURE_FILE, IdentityJudge, arcface_view, embed_clip, similarity
 
 WEIGHT = np.random.default_rng(0).normal(size=(3, 512)).astype(np.float32)
 
@@ -73,6 +73,13 @@ def test_similarity_is_the_cosine() -> None:
     assert similarity(a, b) == pytest.approx(0.6)
     assert similarity(a, -a) == pytest.approx(-1.0)
     assert similarity(a, a * 0) == 0.0
+
+
+def test_a_clip_is_judged_every_fifteenth_frame_without_the_first(judge: IdentityJudge) -> None:
+    frames = np.random.default_rng(2).integers(0, 256, (36, 32, 32, 3), dtype=np.uint8)
+    expected = np.stack([judge.embed(frames[index]) for index in (5, 20, 35)])
+    assert embed_clip(judge, frames) == pytest.approx(expected)
+    assert embed_clip(judge, frames[:3]) == pytest.approx(judge.embed(frames[2])[None])
 
 
 @pytest.mark.parametrize("side", [64, 90, 256])

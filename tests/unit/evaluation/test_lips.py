@@ -58,6 +58,12 @@ def test_aperture_follows_a_drawn_mouth(side: int) -> None:
     assert 0.7 < slope < 1.1
 
 
+def test_a_repeated_frame_reads_as_it_did() -> None:
+    open_, closed = drawn_face(0.12), drawn_face(0.0)
+    apart = lip_aperture(np.stack([open_, closed]))
+    assert lip_aperture(np.stack([open_, open_, closed, closed, open_])) == pytest.approx(apart[[0, 0, 1, 1, 0]])
+
+
 @pytest.mark.parametrize("side", [64, 100])
 def test_landmarks_lie_where_the_eyes_were_drawn(side: int) -> None:
     points = face_landmarks(drawn_face(0.05, side)[None])[0]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from fedtalk_ray.data.speech import MEL_BINS, WINDOW_HOPS
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.model.identity import IdentityEncoder
 from fedtalk_ray.model.pipeline import (
@@ -29,7 +30,8 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 def clip(frames: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """A reference and as many frames of speech."""
-    return torch.randn(4, 8, 8, generator=seeded(seed)), torch.randn(frames, 20, 40, generator=seeded(seed + 1))
+    reference = torch.randn(4, 8, 8, generator=seeded(seed))
+    return reference, torch.randn(frames, WINDOW_HOPS, MEL_BINS, generator=seeded(seed + 1))
 
 
 @pytest.mark.parametrize("frames", LENGTHS)

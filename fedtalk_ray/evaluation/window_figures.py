@@ -1,0 +1,77 @@
+"""How well a run's model predicts clips that nobody trained on, in latents: far more precise than measures of videos.
+
+One yardstick for all runs: the same windows, timesteps and noise for each identity, and the loss's default weights
+whatever a run was trained with. Only clips of the test split count, which corruption never touches, and clients that
+are left out by name (`excluded`) do not count at all.
+"""
+
+from collections.abc import Collection
+from math import inf, log
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fedtalk_ray.config import LossConfig
+from fedtalk_ray.data.shards import load_manifest, read_pieces
+from fedtalk_ray.data.windows import WindowBatch, held_out_windows
+from fedtalk_ray.errors import ShardError
+from fedtalk_ray.federation.seeding import derive_seed
+from fedtalk_ray.model.denoiser import bare_denoiser
+from fedtalk_ray.model.pipeline import TalkingHeadPipeline, fingerprint
+from fedtalk_ray.training.client_state import CURRENT, client_folder
+from fedtalk_ray.training.export import load_model
+from fedtalk_ray.training.losses import window_loss
+from fedtalk_ray.training.reliability import score_client
+
+MEASURES = ("loss", "motion_error")
+GROUPS = ("seen", "unseen")
+WINDOWS_PER_CLIP = 4
+DRAWS = 8
+"""Timesteps and noises drawn for each window."""
+
+YARDSTICK = LossConfig(tdc=0, motion=0, identity=0, perceptual=0, speech_dropout=0)
+
+
+def window_figures(
+    run: str | Path, shards: str | Path, excluded: Collection[str] = (), personal: bool = False
+) -> dict[str, dict[str, float]]:
+    """{"seen": {"loss", "motion_error", "identities"}, "unseen": ...}: means over identities of `shards`' test clips.
+
+    loss: diffusion loss. motion_error: mean |dg - dy| / mean |dy| over frame differences d of generated windows g and
+    true ones y, which is -log TempStab: 0 for the truth's own motion, 1 for a still, more for flicker. A group without
+    an identity is absent. personal: clients speak with their own identity adapters where the run has them. Raises
+    `UserError`s, among them `ShardError` when nobody is left to measure.
+    """
+    run, manifest = Path(run), load_manifest(shards)
+    model = load_model(run)
+    manifest.check_autoencoder(fingerprint(model), str(run / "pipeline"))
+    window = bare_denoiser(model.denoiser).config.window
+    unseen = set(manifest.unseen())
+    figures: dict[str, list[dict[str, float]]] = {}
+    for name in sorted(set(manifest.identities) - set(excluded)):
+        if not manifest.pieces(name, "test"):
+            continue
+        adapter = client_folder(run, name) / CURRENT
+        if personal:
+            model = load_model(run, adapter if adapter.is_dir() else None)
+        pieces = list(read_pieces(shards, manifest, name, "test", ("latents", "speech")))
+        batch = held_out_windows(pieces, window, WINDOWS_PER_CLIP * len(pieces))
+        group = "unseen" if name in unseen else "seen"
+        figures.setdefault(group, []).append(measure_windows(model, batch, derive_seed(0, "held out", name)))
+    if not figures:
+        raise ShardError(f"shards {shards} hold no test clip of a reliable client or of an unseen identity")
+    return {
+        group: {name: float(np.mean([each[name] for each in parts])) for name in MEASURES} | {"identities": len(parts)}
+        for group, parts in figures.items()
+    }
+
+
+@torch.no_grad()
+def measure_windows(model: TalkingHeadPipeline, batch: WindowBatch, seed: int) -> dict[str, float]:
+    """Diffusion loss and motion error of one identity's windows; the same seed means the same noise."""
+    generator = torch.Generator().manual_seed(seed)
+    batch = batch.to(bare_denoiser(model.denoiser).device)
+    losses = [window_loss(model.denoiser, model.scheduler, batch, YARDSTICK, generator).diffusion for _ in range(DRAWS)]
+    stability = score_client(model.denoiser, model.scheduler, batch, None, 0.0, seed).temp_stab
+    return {"loss": float(torch.stack(losses).mean()), "motion_error": -log(stability) if stability else inf}

@@ -1,0 +1,49 @@
+"""What training clips could also have looked and sounded like: the same window, seen and heard a little differently.
+
+A few dozen clips hold a few voices and a few heads: without this the network learns whose clip it hears, not what is
+said, and where that head was, not how its lips move.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from fedtalk_ray.data.speech import SILENCE
+from fedtalk_ray.model.autoencoder import frames_to_pixels
+
+
+def vary_pictures(frames: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
+    """Frames uint8 [T, S, S, 3] as pixels float32 [T, 3, S, S] in [-1, 1], all mirrored, moved and relit alike."""
+    pixels = frames_to_pixels(frames)
+    if rng.random() < 0.5:
+        pixels = pixels.flip(3)
+    turn, zoom = rng.normal(0, 0.03), np.exp(rng.normal(0, 0.03))
+    cosine, sine = np.cos(turn) * zoom, np.sin(turn) * zoom
+    shift = rng.normal(0, 0.03, 2)
+    transform = torch.tensor([[cosine, -sine, shift[0]], [sine, cosine, shift[1]]], dtype=torch.float32)
+    grid = F.affine_grid(transform.expand(len(pixels), 2, 3), list(pixels.shape), align_corners=False)
+    pixels = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    gain = np.exp(rng.normal(0, 0.1) + rng.normal(0, 0.04, 3)).astype(np.float32)
+    lift = (rng.normal(0, 0.06) + rng.normal(0, 0.02, 3)).astype(np.float32)
+    return (pixels * torch.from_numpy(gain)[:, None, None] + torch.from_numpy(lift)[:, None, None]).clamp(-1, 1)
+
+
+def vary_speech(speech: np.ndarray, rng: np.random.Generator, log_mel: bool = True) -> np.ndarray:
+    """Feature windows float32 [T, hops, bins] of one clip as another voice, microphone and room would give them.
+
+    log_mel: the bins are log-mel bands, so a vocal tract is a stretch, a microphone a curve and a room a floor. Other
+    features only get noise in units of their own spread.
+    """
+    if not log_mel:
+        return (speech + rng.normal(0, 0.1 * speech.std(), speech.shape)).astype(np.float32)
+    bins = speech.shape[-1]
+    place = np.clip(np.arange(bins) * np.exp(rng.normal(0, 0.08)), 0, bins - 1)
+    low = np.minimum(place.astype(int), bins - 2)
+    part = (place - low).astype(np.float32)
+    varied = speech[..., low] * (1 - part) + speech[..., low + 1] * part
+    curve = np.interp(np.arange(bins), np.linspace(0, bins - 1, 6), rng.normal(0, 0.2, 6))
+    tilt = np.linspace(-1, 1, bins) * rng.normal(0, 0.15)
+    varied = varied + curve + tilt + rng.normal(0, 0.15) + rng.normal(0, 0.1, speech.shape)
+    first, width = rng.integers(0, bins - 4), rng.integers(0, 6)
+    varied[..., first : first + width] = SILENCE / 2
+    return np.maximum(varied, SILENCE + abs(rng.normal(0, 0.7))).astype(np.float32)

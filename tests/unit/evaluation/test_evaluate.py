@@ -1,0 +1,167 @@
+"""The whole evaluation on small shards and an untrained model: what it writes, prints and refuses."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fedtalk_ray.data.shards import Manifest, read_pieces
+from fedtalk_ray.data.speech import MEL_BINS, WINDOW_HOPS
+from fedtalk_ray.errors import RunError, ShardError
+from fedtalk_ray.evaluation import metrics
+from fedtalk_ray.evaluation.evaluate import Instruments, evaluate_run, measure_clip, metrics_table, write_metrics
+from fedtalk_ray.evaluation.frechet import FeatureNetwork, frechet_distance
+from fedtalk_ray.evaluation.held_out import choose_clips, read_clips
+from fedtalk_ray.evaluation.perceptual import PerceptualDistance
+from fedtalk_ray.model.autoencoder import load_autoencoder
+from fedtalk_ray.model.denoiser import TalkingHeadDenoiser
+from fedtalk_ray.model.pipeline import TalkingHeadPipeline
+from fedtalk_ray.model.schedule import make_scheduler
+from fedtalk_ray.training.export import load_model
+
+LENGTH = 11
+
+
+class ColourJudge:
+    def embed(self, frame: np.ndarray) -> np.ndarray:
+        return frame.reshape(-1, 3).mean(axis=0).astype(np.float32)
+
+
+INSTRUMENTS = Instruments(
+    judge=ColourJudge(),  # type: ignore[arg-type]
+    perceptual=PerceptualDistance("l1", lambda a, b: (a - b).abs().mean()),
+    frechet=FeatureNetwork("colour_distance", lambda picture: picture.float().mean(dim=(2, 3))),
+)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory, make_shards: Callable[..., Manifest]) -> tuple[Path, Manifest]:
+    """Three seen people and one unseen; three and two test clips."""
+    folder = tmp_path_factory.mktemp("evaluate") / "shards"
+    return folder, make_shards(folder, {who: [LENGTH] * 3 for who in "abc"} | {"u": [LENGTH] * 2}, unseen=("u",))
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory, wake_zeros: Callable[..., None]) -> Path:
+    """A pipeline's own folder, as `fedtalk pretrain` writes it, for faces of 32 x 32 pixels."""
+    torch.manual_seed(0)
+    sound = {"speech_hops": WINDOW_HOPS, "mel_bins": MEL_BINS}
+    denoiser = TalkingHeadDenoiser(latent_channels=16, latent_size=8, widths=(16, 32), window=4, **sound)
+    wake_zeros(denoiser)
+    scheduler = make_scheduler(denoiser.config.prediction_type)
+    folder = tmp_path_factory.mktemp("evaluate") / "pretrained"
+    TalkingHeadPipeline(load_autoencoder("patch"), denoiser.eval(), scheduler).save_pretrained(str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def result(shards: tuple[Path, Manifest], pretrained: Path) -> dict:
+    return evaluate_run(pretrained, shards[0], "test", INSTRUMENTS)
+
+
+def test_groups_are_means_of_the_clips_that_lie_beside_them(result: dict) -> None:
+    assert result["clips"] == {"seen": 3, "unseen": 2}
+    assert [(clip["group"], clip["identity"], clip["clip"]) for clip in result["per_clip"]] == [
+        ("seen", "a", "clip2"),
+        ("seen", "b", "clip2"),
+        ("seen", "c", "clip2"),
+        ("unseen", "u", "clip0"),
+        ("unseen", "u", "clip1"),
+    ]
+    for group in ("seen", "unseen"):
+        clips = [clip["rows"] for clip in result["per_clip"] if clip["group"] == group]
+        assert clips[0].keys() == result["groups"][group].keys()
+        for row, figures in clips[0].items():
+            for name in figures:
+                mean = np.mean([clip[row][name] for clip in clips])
+                assert result["groups"][group][row][name] == pytest.approx(mean)
+    widths = result["half_widths_95"]
+    assert widths["seen"]["generated"]["psnr"] > 0
+    assert widths["unseen"]["generated"]["psnr"] is None
+
+
+def test_rows_hold_what_their_names_say(result: dict, shards: tuple[Path, Manifest]) -> None:
+    folder, manifest = shards
+    pieces = {who: next(read_pieces(folder, manifest, who, "test")) for who in "abc"}
+    rows = result["groups"]["seen"]
+    copies = [metrics.psnr(np.repeat(p.frames[:1], LENGTH, axis=0), p.frames) for p in pieces.values()]
+    assert rows["copy"]["psnr"] == pytest.approx(np.mean(copies))
+    assert rows["copy"]["jitter_ratio"] == 0
+    assert rows["autoencoder"]["psnr"] > max(rows["copy"]["psnr"], rows["generated"]["psnr"])
+    assert rows["generated"]["psnr"] != rows["other sound"]["psnr"]
+    gap = rows["generated"]["lip_correlation_spoken"] - rows["other sound"]["lip_correlation_spoken"]
+    assert rows["generated"]["lip_gap"] == pytest.approx(gap)
+    assert rows["generated"]["frames_per_second"] > 0
+    assert all("frames_per_second" not in rows[row] for row in ("other sound", "copy", "autoencoder", "real/real"))
+    assert rows["real/real"].keys() == {"identity_other_clip", "colour_distance"}
+
+
+def test_frechet_compares_all_frames_of_the_group(result: dict, shards: tuple[Path, Manifest]) -> None:
+    """Frames 0, 5 and 10 of each clip; real/real: 0 and 10 against 5, of which there are three."""
+    folder, manifest = shards
+    colours = [next(read_pieces(folder, manifest, who, "test")).frames[::5].mean(axis=(1, 2)) for who in "abc"]
+    true, still = np.concatenate(colours), np.concatenate([np.repeat(colour[:1], 3, axis=0) for colour in colours])
+    one, other = np.concatenate([c[::2] for c in colours]), np.concatenate([c[1::2] for c in colours])
+    rows = result["groups"]["seen"]
+    assert rows["copy"]["colour_distance"] == pytest.approx(frechet_distance(still, true), rel=1e-3)
+    assert rows["real/real"]["colour_distance"] == pytest.approx(frechet_distance(one, other), rel=1e-3)
+
+
+def test_samples_are_averaged_over_their_seeds(shards: tuple[Path, Manifest], pretrained: Path) -> None:
+    folder, manifest = shards
+    model = load_model(pretrained)
+    clip = next(read_clips(folder, manifest, "test", choose_clips(manifest, "test")))
+    truth, audio = clip.piece.frames, clip.piece.waveform.astype(np.float32) / 32767
+    made = [model(truth[0], audio, generator=torch.Generator().manual_seed(seed)).frames for seed in (0, 1)]
+    assert (made[0] != made[1]).any()
+    found = measure_clip(model, clip, Instruments(frechet=INSTRUMENTS.frechet), None, samples=2)
+    assert found.rows["generated"]["psnr"] == pytest.approx(np.mean([metrics.psnr(one, truth) for one in made]))
+    assert np.allclose(found.features["generated"], [one[::5].mean(axis=(1, 2)) for one in made], atol=1e-3)
+    assert len(found.features["copy"]) == 1
+    assert found.rows["real/real"] == {}
+
+
+def test_a_run_and_its_bare_pipeline_measure_alike(
+    shards: tuple[Path, Manifest], pretrained: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "pipeline").symlink_to(pretrained)
+    found = [evaluate_run(place, shards[0], "test", limit=1)["groups"] for place in (run, pretrained)]
+    for groups in found:
+        for rows in groups.values():
+            del rows["generated"]["frames_per_second"]
+    assert found[0] == found[1]
+
+
+def test_table_fits_a_screen_and_json_is_strict(result: dict, tmp_path: Path) -> None:
+    table = metrics_table(result)
+    lines = table.splitlines()
+    assert max(len(line) for line in lines) <= 120
+    psnr = next(line for line in lines if line.split()[0] == "psnr").split()
+    rows = result["groups"]["seen"]
+    assert psnr[1] == f"{rows['generated']['psnr']:.3f}"
+    assert psnr[2] == f"±{result['half_widths_95']['seen']['generated']['psnr']:.3f}"
+    assert psnr[-1] == "-"
+    write_metrics(result, tmp_path / "metrics.json")
+    assert json.loads((tmp_path / "metrics.json").read_text()) == result
+    bare = metrics_table(result | {"groups": {"seen": rows | {"real/real": {}}}})
+    assert "real/real" in table and "real/real" not in bare
+
+
+def test_what_is_not_there_is_refused(shards: tuple[Path, Manifest], tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="does not exist"):
+        evaluate_run(tmp_path / "none", shards[0], "test")
+    with pytest.raises(RunError, match=r"model_index\.json"):
+        evaluate_run(tmp_path, shards[0], "test")
+
+
+def test_shards_of_another_encoder_are_refused(
+    shards: tuple[Path, Manifest], make_pipeline: Callable[..., TalkingHeadPipeline], tmp_path: Path
+) -> None:
+    make_pipeline(identity=False).save_pretrained(str(tmp_path))
+    with pytest.raises(ShardError, match=f"{tmp_path} holds another one"):
+        evaluate_run(tmp_path, shards[0], "test")

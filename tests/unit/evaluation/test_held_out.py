@@ -1,0 +1,72 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedtalk_ray.data.shards import ClipEntry, Manifest, read_pieces
+from fedtalk_ray.errors import ShardError
+from fedtalk_ray.evaluation.held_out import another_real_clip, choose_clips, read_clips
+
+
+def manifest(**splits: str) -> Manifest:
+    """People and the splits of their clips by first letters: a="xvt" has a train, a val and a test clip."""
+    names = {"x": "train", "v": "val", "t": "test"}
+    identities = {
+        who: [ClipEntry(f"{who}{number}", names[letter], 10, 1) for number, letter in enumerate(letters)]
+        for who, letters in splits.items()
+    }
+    return Manifest("folder", 32, 25, 16_000, "patch", "print", {}, identities)
+
+
+def test_each_clip_hears_the_next_of_its_group() -> None:
+    found = choose_clips(manifest(b="xvt", a="xvtt", u="t", w="t"), "test")
+    assert [(entry.group, entry.clip, entry.other_sound) for entry in found] == [
+        ("seen", "a2", ("a", "a3")),
+        ("seen", "a3", ("b", "b2")),
+        ("seen", "b2", ("a", "a2")),
+        ("unseen", "u0", ("w", "w0")),
+        ("unseen", "w0", ("u", "u0")),
+    ]
+    assert [entry.clip for entry in choose_clips(manifest(b="xv", a="xvv", u="t"), "val")] == ["a1", "a2", "b1"]
+
+
+def test_a_limit_takes_many_people_and_changes_nobodys_other_sound() -> None:
+    people = manifest(a="xtttt", b="xtt", c="xtt")
+    everything = choose_clips(people, "test")
+    few = choose_clips(people, "test", 4)
+    assert [entry.clip for entry in few] == ["a1", "a2", "b1", "c1"]
+    assert set(few) < set(everything)
+
+
+def test_no_clip_and_a_lonely_clip_are_refused() -> None:
+    with pytest.raises(ShardError, match="no clip in split 'test'"):
+        choose_clips(manifest(a="xv"), "test")
+    with pytest.raises(ShardError, match="one held-out clip of unseen identities"):
+        choose_clips(manifest(a="xvtt", u="t"), "test")
+
+
+def test_clips_are_read_with_their_sounds_cut_or_repeated(tmp_path: Path, make_shards: Callable[..., Manifest]) -> None:
+    shards = tmp_path / "shards"
+    people = make_shards(shards, {"a": [9, 9, 12], "b": [9, 9, 8]})
+    entries = choose_clips(people, "test")
+    read = list(read_clips(shards, people, "test", entries))
+    assert [clip.entry for clip in read] == entries
+    long, short = read
+    assert (long.piece.client, long.piece.clip, len(long.piece.frames)) == ("a", "clip2", 12)
+    assert (short.other_sound == long.piece.waveform[: 8 * 640]).all()
+    assert (long.other_sound == np.concatenate([short.piece.waveform, short.piece.waveform[: 4 * 640]])).all()
+    assert [clip.entry for clip in read_clips(shards, people, "test", entries[1:])] == entries[1:]
+
+
+def test_another_real_clip_is_the_persons_next_whatever_its_split(
+    tmp_path: Path, make_shards: Callable[..., Manifest]
+) -> None:
+    shards = tmp_path / "shards"
+    people = make_shards(shards, {"a": [9, 10, 11], "u": [9]})
+    first = next(read_pieces(shards, people, "a", "train"))
+    second = next(read_pieces(shards, people, "a", "val"))
+    found = [another_real_clip(shards, people, "a", name) for name in ("clip2", "clip0")]
+    assert found[0] is not None and (found[0] == first.frames).all()
+    assert found[1] is not None and (found[1] == second.frames).all()
+    assert another_real_clip(shards, people, "u", "clip0") is None

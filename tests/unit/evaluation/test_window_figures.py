@@ -1,0 +1,92 @@
+"""The latent yardstick: motion errors written out, the loss against the trainer's own, and who is counted."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fedtalk_ray.data.shards import read_pieces
+from fedtalk_ray.data.windows import held_out_windows
+from fedtalk_ray.errors import ShardError
+from fedtalk_ray.evaluation.window_figures import DRAWS, measure_windows, window_figures
+from fedtalk_ray.federation.seeding import derive_seed
+from fedtalk_ray.model.sampling import sample_clip
+from fedtalk_ray.training.local import LocalTrainer
+
+
+def test_the_motion_error_is_that_of_the_generated_windows(make_pipeline, make_windows) -> None:
+    """Written out: each window generated, frame differences compared; a truth that moves more divides it by more."""
+    pipeline, windows = make_pipeline(), make_windows(3)
+    found = measure_windows(pipeline, windows, 5)["motion_error"]
+    generator = torch.Generator().manual_seed(5)
+    parts = zip(windows.reference, windows.speech, strict=True)
+    made = [sample_clip(pipeline.denoiser, pipeline.scheduler, *part, generator=generator) for part in parts]
+    true = windows.latents.diff(dim=1)
+    error = (torch.stack(made).diff(dim=1) - true).abs().mean() / true.abs().mean()
+    assert found == pytest.approx(float(error), rel=1e-4)
+
+
+def test_the_loss_is_the_trainers_held_out_loss(make_pipeline, make_config, make_windows) -> None:
+    """The trainer's fresh adapters have no effect, so both measure the same network on the same draws."""
+    pipeline = make_pipeline()
+    windows = make_windows(3)
+    found = measure_windows(pipeline, windows, 5)
+    trainer = LocalTrainer(make_pipeline(), make_config())
+    assert found["loss"] == pytest.approx(trainer.held_out_loss(windows, seed=5, draws=DRAWS), rel=1e-5)
+    assert measure_windows(pipeline, windows, 5) == found
+    assert measure_windows(pipeline, windows, 6)["loss"] != found["loss"]
+
+
+@pytest.fixture(scope="module")
+def run_and_shards(make_shards, tmp_path_factory: pytest.TempPathFactory):
+    """Two clients with test clips, one without, one unseen; a run that holds an untrained pipeline."""
+    from fedtalk_ray.model.autoencoder import load_autoencoder
+    from fedtalk_ray.model.denoiser import TalkingHeadDenoiser
+    from fedtalk_ray.model.pipeline import TalkingHeadPipeline
+    from fedtalk_ray.model.schedule import make_scheduler
+
+    folder = tmp_path_factory.mktemp("windows")
+    clips = {"ann": [30, 30, 30], "bob": [30, 30, 40], "cy": [30, 30], "guest": [30, 40]}
+    manifest = make_shards(folder / "shards", clips, unseen=("guest",))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        denoiser = TalkingHeadDenoiser(latent_size=8, widths=(16, 32), window=4).eval()
+    pipeline = TalkingHeadPipeline(load_autoencoder("patch"), denoiser, make_scheduler("sample"))
+    pipeline.save_pretrained(str(folder / "run" / "pipeline"))
+    return folder / "run", folder / "shards", manifest, pipeline
+
+
+def test_figures_are_means_over_identities_by_group(run_and_shards) -> None:
+    run, shards, manifest, pipeline = run_and_shards
+
+    def alone(name: str) -> dict[str, float]:
+        pieces = list(read_pieces(shards, manifest, name, "test"))
+        windows = held_out_windows(pieces, 4, 4 * len(pieces))
+        return measure_windows(pipeline, windows, derive_seed(0, "held out", name))
+
+    figures = window_figures(run, shards)
+    assert figures["seen"]["identities"] == 2 and figures["unseen"]["identities"] == 1
+    for measure in ("loss", "motion_error"):
+        seen = np.mean([alone(name)[measure] for name in ("ann", "bob")])
+        assert figures["seen"][measure] == pytest.approx(seen, rel=1e-5)
+        assert figures["unseen"][measure] == pytest.approx(alone("guest")[measure], rel=1e-5)
+    without = window_figures(run, shards, excluded=["ann"])
+    assert without["seen"]["loss"] == pytest.approx(alone("bob")["loss"], rel=1e-5)
+    assert without["unseen"] == figures["unseen"]
+
+
+def test_nobody_left_is_refused_and_an_empty_group_is_absent(run_and_shards) -> None:
+    run, shards, *_ = run_and_shards
+    assert set(window_figures(run, shards, ["ann", "bob"])) == {"unseen"}
+    with pytest.raises(ShardError, match="no test clip of a reliable client"):
+        window_figures(run, shards, ["ann", "bob", "guest"])
+
+
+def test_another_autoencoders_shards_are_refused(run_and_shards, tmp_path: Path) -> None:
+    run, shards, *_ = run_and_shards
+    (tmp_path / "manifest.json").write_text(
+        (shards / "manifest.json").read_text().replace('"autoencoder_fingerprint": "', '"autoencoder_fingerprint": "x')
+    )
+    with pytest.raises(ShardError, match="another one"):
+        window_figures(run, tmp_path)

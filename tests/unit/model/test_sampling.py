@@ -1,0 +1,194 @@
+"""Clips of any length: equal to the whole clip computed at once, in constant memory, without a seam."""
+
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter1d
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fedtalk_ray.model.pipeline import frame_count
+from fedtalk_ray.model.sampling import sample_clip, sample_stream
+from fedtalk_ray.model.schedule import make_scheduler
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def clip(denoiser, frames: int, smooth: float = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """A reference and as many frames of speech, which changes the more slowly the larger `smooth` is."""
+    speech = np.random.default_rng(0).normal(size=(frames, denoiser.config.speech_hops, denoiser.config.mel_bins))
+    if smooth:
+        speech = gaussian_filter1d(speech, smooth, axis=0) * 2 * smooth**0.5
+    return torch.randn(4, 8, 8, generator=seeded(5)), torch.from_numpy(speech).float()
+
+
+@torch.no_grad()
+def whole_clip(denoiser, kind, reference, speech, steps, guidance, generator) -> torch.Tensor:
+    """The same by the definition: every step predicts all windows of the clip and blends them, then the next begins."""
+    scheduler, window, total = make_scheduler(kind), denoiser.config.window, len(speech)
+    speech = torch.cat([speech, speech[-1:].expand(max(0, window - total), -1, -1)])
+    length = len(speech)
+    noisy = torch.randn((length, *reference.shape), generator=generator)
+    begins = sorted({*range(0, length - window + 1, window // 2), length - window})
+    scheduler.set_timesteps(steps)
+    for timestep in scheduler.timesteps:
+        sums, weights = torch.zeros_like(noisy), torch.zeros(length, 1, 1, 1)
+        for begin in begins:
+            arguments = (
+                noisy[None, begin : begin + window],
+                timestep[None],
+                speech[None, begin : begin + window],
+                reference[None],
+            )
+            predicted = denoiser(*arguments)[0]
+            if guidance != 1:
+                silent = denoiser(*arguments, torch.tensor([False]))[0]
+                predicted = silent + guidance * (predicted - silent)
+            for place in range(window):
+                weight = min(place + 1, window - place)
+                sums[begin + place] += weight * predicted[place]
+                weights[begin + place] += weight
+        noisy = scheduler.step(sums / weights, timestep, noisy).prev_sample
+    return denoiser.from_residual(noisy[None, :total], reference[None])[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "frames"),
+    [("sample", frames) for frames in (1, 3, 4, 5, 12, 17, 30)] + [("v_prediction", 15), ("epsilon", 15)],
+)
+def test_what_flows_past_equals_the_whole_clip_at_once(make_denoiser, kind: str, frames: int) -> None:
+    denoiser = make_denoiser(prediction_type=kind)
+    reference, speech = clip(denoiser, frames)
+    for steps, guidance, batch in ((3, 1.0, 2), (2, 1.5, 3)):
+        expected = whole_clip(denoiser, kind, reference, speech, steps, guidance, seeded())
+        pieces = list(
+            sample_stream(denoiser, make_scheduler(kind), reference, speech, steps, guidance, seeded(), batch)
+        )
+        made = torch.cat(pieces)
+        assert made.shape == expected.shape and made.dtype == torch.float32
+        scale = float(expected.abs().max())
+        assert torch.allclose(made, expected, atol=1e-5 * max(1.0, scale))
+        assert max(len(piece) for piece in pieces) <= batch * 2 + 4, "whole groups of windows, never the whole clip"
+
+
+def test_a_window_of_odd_length_and_one_frame_are_no_special_cases(make_denoiser) -> None:
+    for window in (3, 5):
+        denoiser = make_denoiser(window=window)
+        reference, speech = clip(denoiser, 14)
+        expected = whole_clip(denoiser, "sample", reference, speech, 2, 1.0, seeded())
+        made = sample_clip(denoiser, make_scheduler("sample"), reference, speech, 2, 1.0, seeded(), batch=2)
+        assert torch.allclose(made, expected, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_two_clips_made_in_turn_do_not_disturb_each_other(make_denoiser) -> None:
+    denoiser, scheduler = make_denoiser(), make_scheduler("sample")
+    reference, speech = clip(denoiser, 40)
+    alone = [sample_clip(denoiser, scheduler, reference, speech, steps, 1.0, seeded(), 2) for steps in (2, 3)]
+    streams = [sample_stream(denoiser, scheduler, reference, speech, steps, 1.0, seeded(), 2) for steps in (2, 3)]
+    made: list[list[torch.Tensor]] = [[], []]
+    for pair in zip(*streams, strict=True):
+        for kept, piece in zip(made, pair, strict=True):
+            kept.append(piece)
+    for kept, expected in zip(made, alone, strict=True):
+        assert torch.equal(torch.cat(kept), expected)
+
+
+class Alive(TorchDispatchMode):
+    """Counts the numbers in tensors that operations made and that still live; `peak` is the most there ever were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(tensor, torch.Tensor):
+                self.now += tensor.numel()
+                weakref.finalize(tensor, self._gone, tensor.numel())
+        self.peak = max(self.peak, self.now)
+        return result
+
+    def _gone(self, count: int) -> None:
+        self.now -= count
+
+
+def test_memory_does_not_grow_with_the_clip(make_denoiser) -> None:
+    denoiser, scheduler = make_denoiser(), make_scheduler("sample")
+    held, at_once = [], []
+    for frames in (30, 60):
+        reference, speech = clip(denoiser, frames)
+        with Alive() as alive:
+            made = sum(map(len, sample_stream(denoiser, scheduler, reference, speech, 2, 1.0, seeded(), 2)))
+        assert made == frames
+        held.append(alive.peak)
+        with Alive() as alive:
+            whole_clip(denoiser, "sample", reference, speech, 1, 1.0, seeded())
+        at_once.append(alive.peak)
+    assert held[1] <= held[0]
+    assert at_once[1] - at_once[0] > 30 * reference.numel(), "the count would see it"
+
+
+def test_the_first_frames_are_there_after_the_first_windows(make_denoiser) -> None:
+    denoiser = make_denoiser()
+    reference, speech = clip(denoiser, 200)
+    calls = []
+    denoiser.register_forward_hook(lambda *_: calls.append(1))
+    stream = sample_stream(denoiser, make_scheduler("sample"), reference, speech, 2, 1.0, seeded(), 4)
+    next(stream)
+    # A group of each step, and one more of the first: the second step looks ahead over the border.
+    assert len(calls) <= 3
+    for _ in stream:
+        pass
+    assert len(calls) == 2 * -(-99 // 4), "every window is predicted once a step"
+
+
+def seam_ratio(frames: np.ndarray | torch.Tensor, borders: range) -> float:
+    """Energy of the change of picture into the frames `borders`, over that of all other changes; 1 is no seam."""
+    motion = np.square(np.diff(np.asarray(frames, np.float64), axis=0)).reshape(len(frames) - 1, -1).mean(1)
+    at_border = np.zeros(len(motion), bool)
+    at_border[[border - 1 for border in borders]] = True
+    return float(motion[at_border].mean() / motion[~at_border].mean())
+
+
+def test_the_seam_measure_on_a_known_jump() -> None:
+    """Steps of 1, and of 3 into every tenth frame: energies 1 and 9."""
+    steps = np.where(np.arange(1, 41) % 10 == 0, 3, 1)
+    frames = np.concatenate([[0], np.cumsum(steps)])[:, None, None, None]
+    assert seam_ratio(frames, range(10, 41, 10)) == pytest.approx(9)
+    assert seam_ratio(frames, range(5, 41, 10)) < 1
+
+
+def test_no_seam_where_pieces_or_windows_end(make_denoiser) -> None:
+    """Pieces computed each by itself do show one, so the measure would see it."""
+    denoiser, scheduler = make_denoiser(), make_scheduler("sample")
+    reference, speech = clip(denoiser, 240, smooth=6)
+    pieces = list(sample_stream(denoiser, scheduler, reference, speech, 2, 1.0, seeded(), 10))
+    assert len(pieces[0]) == 20
+    made = torch.cat(pieces)
+    apart = torch.cat(
+        [sample_clip(denoiser, scheduler, reference, speech[b : b + 20], 2, 1.0, seeded(b)) for b in range(0, 240, 20)]
+    )
+    assert seam_ratio(apart, range(20, 240, 20)) > 1.15
+    assert 0.9 < seam_ratio(made, range(20, 240, 20)) < 1.1, "pieces"
+    assert 0.9 < seam_ratio(made, range(2, 240, 2)) < 1.1, "windows"
+
+
+@pytest.mark.parametrize("block", [1, 7, 25, 32, 1000])
+def test_the_pipelines_blocks_are_its_clip_cut_anew(make_pipeline, block: int) -> None:
+    pipeline = make_pipeline()
+    rng = np.random.default_rng(0)
+    face, audio = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8), rng.normal(0, 0.1, 49_500).astype(np.float32)
+    whole = pipeline(face, audio, generator=seeded()).frames
+    blocks = list(pipeline.stream(face, audio, generator=seeded(), block=block))
+    assert len(whole) == 78 == frame_count(len(audio)), "77.3 frames of sound; no multiple of the window"
+    assert (np.concatenate(blocks) == whole).all()
+    assert [len(part) for part in blocks] == [block] * (78 // block) + [78 % block] * bool(78 % block)
+
+
+def test_a_block_of_no_frames_is_refused_at_once(make_pipeline) -> None:
+    with pytest.raises(ValueError, match="block is 0; it must be at least 1 frame"):
+        make_pipeline().stream(np.zeros((32, 32, 3), np.uint8), np.zeros(640, np.float32), block=0)
