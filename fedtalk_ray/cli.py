@@ -48,6 +48,7 @@ def prepare(
     identity: Annotated[
         str, typer.Option(help='"none", "dlib", "facenet", "facenet:WEIGHTS.pt", or an ONNX face network.')
     ] = "none",
+    only: Annotated[str | None, typer.Option(help="Only these identities, by commas.")] = None,
     identities: Annotated[int, typer.Option(help="synthetic: how many people.")] = 8,
     clips: Annotated[int, typer.Option(help="synthetic: clips per person.")] = 6,
     seed: Annotated[int, typer.Option(help="synthetic: which people.")] = 0,
@@ -63,11 +64,13 @@ def prepare(
     Example: `fedtalk prepare --corpus grid --root data/grid --out shards/grid`
     """
     from fedtalk_ray.actors.cluster import connect
-    from fedtalk_ray.data.corpora import list_corpus
+    from fedtalk_ray.data.corpora import list_corpus, only_identities
     from fedtalk_ray.data.prepare import REJECTS
     from fedtalk_ray.data.prepare import prepare as run_prepare
 
     sources = list_corpus(corpus, root, identities=identities, clips=clips, seed=seed)
+    if only is not None:
+        sources = only_identities(sources, [name.strip() for name in only.split(",")])
     held_back = unseen and (int(unseen) if unseen.isdecimal() else [name.strip() for name in unseen.split(",")])
     connect(address)
     manifest = run_prepare(
@@ -95,16 +98,30 @@ def pretrain(
     out: Annotated[Path, typer.Option(help="Folder for the pretrained pipeline (diffusers layout).")],
     minutes: Annotated[float, typer.Option(min=0, help="Time for the denoiser, the longest part.")] = 20.0,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoiser steps instead of minutes (repeatable).")] = None,
+    preset: Annotated[str, typer.Option(help="Size of the backbone: tiny, base or large (docs/presets.md).")] = "tiny",
+    loss: Annotated[list[str] | None, typer.Option(help="A loss weight, as in tdc=0 or sync=0.05; repeatable.")] = None,
+    tensorboard: Annotated[Path | None, typer.Option(help="Folder for the curves of all losses.")] = None,
     seed: Annotated[int, typer.Option()] = 0,
     overwrite: Overwrite = False,
 ) -> None:
-    """Train the decoder, the identity encoder and the shared backbone centrally, on the train split of SHARDS.
+    """Train decoder, identity encoder, sync network and the shared backbone centrally, on the train split of SHARDS.
 
     Example: `fedtalk pretrain --shards shards/grid --out models/grid --minutes 20`
     """
+    from fedtalk_ray.config import parse_loss
     from fedtalk_ray.training.pretrain import pretrain as run_pretrain
 
-    result = run_pretrain(shards, out, minutes=minutes, steps=steps, seed=seed, overwrite=overwrite)
+    result = run_pretrain(
+        shards,
+        out,
+        minutes=minutes,
+        steps=steps,
+        seed=seed,
+        loss_config=parse_loss(loss or []),
+        size=preset,
+        tensorboard=tensorboard,
+        overwrite=overwrite,
+    )
     print(f"autoencoder: {result.psnr_before:.1f} dB before, {result.psnr_after:.1f} dB after (held-out frames)")
     print(f"denoiser: {result.steps} steps, diffusion loss {result.loss:.3f}")
     print(f"pretrained pipeline: {out}")
@@ -134,8 +151,11 @@ def personalize(
     run: Annotated[Path, typer.Option(help="Run folder.")],
     client: Annotated[str, typer.Option(help="Whose adapter.")],
     steps: Annotated[int, typer.Option(min=1)] = 150,
+    shards: Annotated[str | None, typer.Option(help="The client's clips; else those the run was trained on.")] = None,
 ) -> None:
     """Train one client's own identity adapter on its own clips; it stays in the client's folder.
+
+    Somebody who took no part in the run is personalised from shards of their own.
 
     Example: `fedtalk personalize --run runs/grid --client s1 --steps 150`
     """
@@ -143,7 +163,7 @@ def personalize(
     from fedtalk_ray.training.personalize import personalize as run_personalize
 
     with ticker(steps, "personalize") as tick:
-        result = run_personalize(run, client, steps, lambda _: tick())
+        result = run_personalize(run, client, steps, lambda _: tick(), shards)
     print(f"held-out loss of {client}: {result.loss_before:.4f} before, {result.loss_after:.4f} after")
     print(f"identity adapter: {result.folder}")
 
@@ -172,7 +192,7 @@ def evaluate(
     run: Annotated[Path, typer.Option(help="Run folder, or a pretrained pipeline's.")],
     shards: Annotated[Path, typer.Option(help="Shards with held-out clips.")],
     out: Annotated[Path, typer.Option(help="metrics.json to write.")],
-    split: Annotated[str, typer.Option(help="test or val.")] = "test",
+    split: Annotated[str, typer.Option(help="test, val, or held-out for both.")] = "test",
     judge: Annotated[Path | None, typer.Option(help="Folder of an ONNX identity judge; adds `identity`.")] = None,
     shared_only: Annotated[bool, typer.Option("--shared-only", help="Leave the clients' own adapters out.")] = False,
     samples: Annotated[int, typer.Option(min=1, help="Noise seeds to average over.")] = 1,
@@ -183,9 +203,10 @@ def evaluate(
     Example: `fedtalk evaluate --run runs/grid --shards shards/grid --out runs/grid/metrics.json`
     """
     from fedtalk_ray.evaluation.evaluate import evaluate_run, load_instruments, metrics_table, write_metrics
+    from fedtalk_ray.evaluation.held_out import SPLITS
 
-    if split not in ("test", "val"):
-        raise UserError(f"--split is {split!r}; held-out clips are in test and in val")
+    if split not in SPLITS:
+        raise UserError(f"--split is {split!r}; known: {', '.join(SPLITS)}")
     instruments, missing = load_instruments(judge)
     result = evaluate_run(run, shards, split, instruments, not shared_only, samples, clips)
     write_metrics(result, out)

@@ -32,6 +32,8 @@ class LossConfig(Section):
     """1 - cosine similarity of identity embeddings, generated against true frame."""
     perceptual: float = Field(0.0, ge=0)
     """Distance of the identity encoder's inner features, generated against true frame."""
+    sync: float = Field(0.0, ge=0)
+    """How little a sync network believes that the predicted lips speak the sound (`model.sync.sync_loss`)."""
     mouth_weight: float = Field(5.0, ge=1)
     """How much more the mouth region counts in the diffusion and TDC terms than the rest of the face."""
     noise_bias: float = Field(4.0, ge=1)
@@ -61,7 +63,7 @@ class LocalConfig(Section):
     identity_steps: int = Field(5, ge=0)
     """Steps on the client's own identity adapter, after the shared ones and with those frozen; it never leaves the
     client."""
-    score_windows: int = Field(4, ge=1)
+    score_windows: int = Field(12, ge=2)
     """Held-out windows that a client generates to score itself (IDSim, TempStab)."""
     loss: LossConfig = LossConfig()
 
@@ -218,6 +220,17 @@ def parse_config(tree: dict[str, Any], source: str) -> TrainConfig:
         raise ConfigError(f"{source}: " + "; ".join(_explain(problem) for problem in error.errors())) from error
 
 
+def parse_loss(weights: list[str]) -> LossConfig:
+    """Loss settings from `key=value` texts, the others as they are declared."""
+    tree: dict[str, Any] = {}
+    for weight in weights:
+        _override(tree, weight)
+    try:
+        return LossConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("loss: " + "; ".join(_explain(problem, LossConfig) for problem in error.errors())) from error
+
+
 def save_config(config: TrainConfig, path: Path) -> None:
     """The resolved configuration as YAML, readable by `load_config`."""
     path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
@@ -239,10 +252,9 @@ def _override(tree: dict[str, Any], override: str) -> None:
         raise ConfigError(f"override {override!r}: {text!r} is not a YAML value") from error
 
 
-def _explain(problem: Any) -> str:
+def _explain(problem: Any, section: type[BaseModel] = TrainConfig) -> str:
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        section: type[BaseModel] = TrainConfig
         for part in problem["loc"][:-1]:
             section = type(section.model_fields[part].default)
         near = difflib.get_close_matches(str(problem["loc"][-1]), section.model_fields, n=1, cutoff=0.0)

@@ -6,6 +6,7 @@ client's folder.
 """
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,8 @@ from fedtalk_ray.training.backbone import build_pipeline, set_statistics, statis
 from fedtalk_ray.training.client_state import load_identity, save_identity
 from fedtalk_ray.training.export import export_model
 from fedtalk_ray.training.local import LocalTrainer, batches_needed
+
+ENROLMENT_CLIPS = 8
 
 
 class ClientSlot:
@@ -102,6 +105,7 @@ class ClientSlot:
             identity,
             self._batches(client, seed),
             self._windows(client, config.local.score_windows),
+            self._enrolment(client),
             seed=seed,
             proximal=self._strategy.proximal,
             score_alpha=self._strategy.score_alpha,
@@ -139,6 +143,12 @@ class ClientSlot:
     def _windows(self, client: str, count: int) -> WindowBatch:
         pieces = read_pieces(self._config.shards, self._manifest, client, "val", ("latents", "speech"))
         return held_out_windows(pieces, self._trainer.window, count)
+
+    def _enrolment(self, client: str) -> torch.Tensor:
+        """The first frame of a few training clips, latents float32 [M, C, h, w]: who this client is."""
+        pieces = read_pieces(self._config.shards, self._manifest, client, "train", ("latents",))
+        first = (piece.latents[0] for piece in pieces if piece.begin == 0)
+        return torch.from_numpy(np.stack(list(islice(first, ENROLMENT_CLIPS)))).float()
 
     def _identity(self, client: str, round_number: int) -> np.ndarray | None:
         return load_identity(self._trainer.model, self._config.run, client, round_number)

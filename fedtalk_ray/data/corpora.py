@@ -66,6 +66,15 @@ def list_synthetic(identities: int, clips: int, seed: int) -> list[ClipSource]:
     ]
 
 
+def only_identities(sources: list[ClipSource], names: list[str]) -> list[ClipSource]:
+    """The clips of the named identities. Raises `CorpusError` for one that the corpus does not hold."""
+    known = sorted({source.identity for source in sources})
+    for name in names:
+        if name not in known:
+            raise CorpusError(f"--only {name}: no such identity; the corpus has {', '.join(known)}")
+    return [source for source in sources if source.identity in names]
+
+
 def load_clip(source: ClipSource, size: int) -> Video:
     """The clip as aligned face crops uint8 [T, size, size, 3] and its sound.
 

@@ -15,24 +15,26 @@ class WindowBatch:
 
     latents: float32 [B, T, C, h, w]. speech: float32 [B, T, hops, mel]. reference: float32 [B, C, h, w], the latent of
     a frame of the same clip. identity: float32 [B, D], the clip's embedding; D is 0 where the shards hold none.
+    lips: float32 [B, T, L], true lip shapes to train with, NaN where the sound is to be heard; L is 0 for none.
     """
 
     latents: torch.Tensor
     speech: torch.Tensor
     reference: torch.Tensor
     identity: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0))
+    lips: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0, 0))
 
     def __post_init__(self) -> None:
         if not self.identity.numel():
             self.identity = self.latents.new_zeros(len(self.latents), 0)
+        if not self.lips.numel():
+            self.lips = self.latents.new_zeros(*self.latents.shape[:2], 0)
 
     def __len__(self) -> int:
         return len(self.latents)
 
     def to(self, device: torch.device | str) -> "WindowBatch":
-        return WindowBatch(
-            self.latents.to(device), self.speech.to(device), self.reference.to(device), self.identity.to(device)
-        )
+        return WindowBatch(**{name: value.to(device) for name, value in vars(self).items()})
 
 
 def cut_windows(

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fedtalk_ray.data.lips import lip_aperture, spoken
 from fedtalk_ray.data.shards import Piece
 from fedtalk_ray.evaluation import metrics
 from fedtalk_ray.evaluation.judge import IdentityJudge, embed_clip, similarity
-from fedtalk_ray.evaluation.lips import lip_aperture, spoken
 from fedtalk_ray.evaluation.perceptual import PerceptualDistance
 
 Figures = dict[str, float | None]

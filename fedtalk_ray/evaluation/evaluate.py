@@ -27,9 +27,11 @@ from fedtalk_ray.evaluation.judge import IdentityJudge
 from fedtalk_ray.evaluation.perceptual import PerceptualDistance, load_perceptual
 from fedtalk_ray.evaluation.summary import half_widths, merge
 from fedtalk_ray.model.autoencoder import decode_latents
-from fedtalk_ray.model.pipeline import TalkingHeadPipeline, fingerprint
+from fedtalk_ray.model.embedded import find_model
+from fedtalk_ray.model.pipeline import TalkingHeadPipeline
 from fedtalk_ray.observability import progress
 from fedtalk_ray.outputs import new_file
+from fedtalk_ray.training.backbone import check_fits
 from fedtalk_ray.training.client_state import CURRENT, client_folder
 from fedtalk_ray.training.export import load_model, pipeline_folder
 
@@ -81,12 +83,12 @@ def evaluate_run(
     run: a run's folder or a pretrained pipeline's. personal: seen clients speak with their own identity adapter where
     the run has one. samples: noise seeds to average over. limit: at most so many clips a group. Raises `UserError`s.
     """
-    run, instruments = Path(run), instruments or Instruments()
+    run, instruments = find_model(run), instruments or Instruments()
     if not run.is_dir():
         raise RunError(f"run folder {run} does not exist")
     manifest = load_manifest(shards)
     model = load_model(run)
-    manifest.check_autoencoder(fingerprint(model), str(pipeline_folder(run)))
+    check_fits(manifest, model, str(pipeline_folder(run)))
     entries = choose_clips(manifest, split, limit)
     measured = []
     adapted: set[str] = set()

@@ -14,6 +14,7 @@ from fedtalk_ray.data.shards import Piece, load_manifest, read_pieces
 from fedtalk_ray.data.video import FPS, VideoError, read_audio, read_pictures, write_video
 from fedtalk_ray.errors import RunError, UserError
 from fedtalk_ray.evaluation.samples import enlarge
+from fedtalk_ray.model.embedded import find_model
 from fedtalk_ray.model.pipeline import frame_count
 from fedtalk_ray.observability import progress
 from fedtalk_ray.training.client_state import CURRENT, client_folder
@@ -35,7 +36,7 @@ def generate(
     reference, audio: a file (picture or clip; sound or clip), or CLIENT/CLIP of `shards`. What a user should know of
     the picture is printed on stderr. Raises `UserError`s; then there is no `out`, or the one that was there before.
     """
-    run, out = Path(run), Path(out)
+    run, out = find_model(run), Path(out)
     _check_out(out, reference, audio)
     if not (pipeline_folder(run) / "model_index.json").is_file():
         raise RunError(f"{run} holds no trained model (no pipeline/); train first, or give the run's own folder")

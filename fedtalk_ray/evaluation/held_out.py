@@ -12,6 +12,9 @@ from fedtalk_ray.errors import ShardError
 GROUPS = ("seen", "unseen")
 """Identities that took part, and those nobody trained on."""
 
+SPLITS = {"val": ("val",), "test": ("test",), "held-out": ("val", "test")}
+"""What may be measured: nothing was trained on val either, clients only scored themselves on it."""
+
 
 @dataclass(frozen=True)
 class HeldOut:
@@ -33,7 +36,7 @@ class Clip:
 
 
 def choose_clips(manifest: Manifest, split: str, limit: int | None = None) -> list[HeldOut]:
-    """Every clip of the split, identity after identity, each with the next clip of its group as the other sound.
+    """Every clip of the split (of `SPLITS`), identity after identity; the next clip of its group is the other sound.
 
     limit: at most so many clips a group, of as many identities as possible. A clip is measured alike with or without
     it. Raises `ShardError` where the split is empty, or a group has one clip and so no other sound.
@@ -45,7 +48,7 @@ def choose_clips(manifest: Manifest, split: str, limit: int | None = None) -> li
         clips = [
             (name, turn, entry.name)
             for name in names
-            for turn, entry in enumerate(entry for entry in manifest.identities[name] if entry.split == split)
+            for turn, entry in enumerate(entry for entry in manifest.identities[name] if entry.split in SPLITS[split])
         ]
         if len(clips) == 1:
             raise ShardError(
@@ -67,15 +70,23 @@ def read_clips(shards: str | Path, manifest: Manifest, split: str, entries: list
     sounds: dict[tuple[str, str], np.ndarray] = {}
     wanted = {entry.other_sound for entry in entries}
     for identity in sorted({identity for identity, _ in wanted}):
-        for piece in read_pieces(shards, manifest, identity, split, ("waveform",)):
+        for piece in _read(shards, manifest, identity, split, ("waveform",)):
             if piece.begin == 0 and (identity, piece.clip) in wanted:
                 sounds[identity, piece.clip] = piece.waveform
     by_name = {(entry.identity, entry.clip): entry for entry in entries}
     for identity in dict.fromkeys(entry.identity for entry in entries):
-        for piece in read_pieces(shards, manifest, identity, split):
+        for piece in _read(shards, manifest, identity, split):
             entry = by_name.get((identity, piece.clip))
             if entry is not None and piece.begin == 0:
                 yield Clip(entry, piece, np.resize(sounds[entry.other_sound], len(piece.waveform)))
+
+
+def _read(
+    shards: str | Path, manifest: Manifest, identity: str, split: str, *columns: tuple[str, ...]
+) -> Iterator[Piece]:
+    for part in SPLITS[split]:
+        if manifest.pieces(identity, part):
+            yield from read_pieces(shards, manifest, identity, part, *columns)
 
 
 def another_real_clip(shards: str | Path, manifest: Manifest, identity: str, clip: str) -> np.ndarray | None:

@@ -1,7 +1,7 @@
 """How near a generated clip comes to the real one: picture quality, steadiness, and agreement of two series.
 
 Clips are uint8 [T, H, W, 3]. Whole-frame PSNR rewards doing nothing (copying the first frame scores well), so read it
-beside the mouth's PSNR, the jitter and the correlation of the lips (`fedtalk_ray.evaluation.lips`).
+beside the mouth's PSNR, the jitter and the correlation of the lips (`fedtalk_ray.data.lips`).
 """
 
 import itertools

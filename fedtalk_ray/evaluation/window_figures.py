@@ -6,7 +6,6 @@ are left out by name (`excluded`) do not count at all.
 """
 
 from collections.abc import Collection
-from math import inf, log
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +17,12 @@ from fedtalk_ray.data.windows import WindowBatch, held_out_windows
 from fedtalk_ray.errors import ShardError
 from fedtalk_ray.federation.seeding import derive_seed
 from fedtalk_ray.model.denoiser import bare_denoiser
-from fedtalk_ray.model.pipeline import TalkingHeadPipeline, fingerprint
+from fedtalk_ray.model.pipeline import TalkingHeadPipeline
+from fedtalk_ray.training.backbone import check_fits
 from fedtalk_ray.training.client_state import CURRENT, client_folder
 from fedtalk_ray.training.export import load_model
 from fedtalk_ray.training.losses import window_loss
-from fedtalk_ray.training.reliability import score_client
+from fedtalk_ray.training.reliability import generate_windows
 
 MEASURES = ("loss", "motion_error")
 GROUPS = ("seen", "unseen")
@@ -30,7 +30,7 @@ WINDOWS_PER_CLIP = 4
 DRAWS = 8
 """Timesteps and noises drawn for each window."""
 
-YARDSTICK = LossConfig(tdc=0, motion=0, identity=0, perceptual=0, speech_dropout=0)
+YARDSTICK = LossConfig(tdc=0, motion=0, identity=0, perceptual=0, sync=0, speech_dropout=0)
 
 
 def window_figures(
@@ -38,14 +38,13 @@ def window_figures(
 ) -> dict[str, dict[str, float]]:
     """{"seen": {"loss", "motion_error", "identities"}, "unseen": ...}: means over identities of `shards`' test clips.
 
-    loss: diffusion loss. motion_error: mean |dg - dy| / mean |dy| over frame differences d of generated windows g and
-    true ones y, which is -log TempStab: 0 for the truth's own motion, 1 for a still, more for flicker. A group without
-    an identity is absent. personal: clients speak with their own identity adapters where the run has them. Raises
-    `UserError`s, among them `ShardError` when nobody is left to measure.
+    loss: diffusion loss. motion_error: `motion_error` of generated windows, 0 for the truth's own motion, 1 for a
+    still, more for flicker. A group without an identity is absent. personal: clients speak with their own identity
+    adapters where the run has them. Raises `UserError`s, among them `ShardError` when nobody is left to measure.
     """
     run, manifest = Path(run), load_manifest(shards)
     model = load_model(run)
-    manifest.check_autoencoder(fingerprint(model), str(run / "pipeline"))
+    check_fits(manifest, model, str(run / "pipeline"))
     window = bare_denoiser(model.denoiser).config.window
     unseen = set(manifest.unseen())
     figures: dict[str, list[dict[str, float]]] = {}
@@ -73,5 +72,12 @@ def measure_windows(model: TalkingHeadPipeline, batch: WindowBatch, seed: int) -
     generator = torch.Generator().manual_seed(seed)
     batch = batch.to(bare_denoiser(model.denoiser).device)
     losses = [window_loss(model.denoiser, model.scheduler, batch, YARDSTICK, generator).diffusion for _ in range(DRAWS)]
-    stability = score_client(model.denoiser, model.scheduler, batch, None, 0.0, seed).temp_stab
-    return {"loss": float(torch.stack(losses).mean()), "motion_error": -log(stability) if stability else inf}
+    generated = generate_windows(model.denoiser, model.scheduler, batch, seed)
+    return {"loss": float(torch.stack(losses).mean()), "motion_error": motion_error(generated, batch.latents.cpu())}
+
+
+def motion_error(generated: torch.Tensor, truth: torch.Tensor) -> float:
+    """mean |dg - dy| / mean |dy| over frame differences d of latents [B, T, C, h, w]."""
+    true_motion = truth[:, 1:] - truth[:, :-1]
+    error = (generated[:, 1:] - generated[:, :-1] - true_motion).abs().mean()
+    return float(error / true_motion.abs().mean().clamp(min=1e-8))

@@ -1,12 +1,13 @@
 """The denoiser: a small video U-Net whose every residual block is scaled and shifted by the sound of its frame.
 
-What made faces speak in trials on two cores, and what is therefore here: the network works on the *residual* of each
-frame's latent on the reference frame's latent, in units of that residual's standard deviation, so background, hair and
-identity come for free. Sound passes a bottleneck of a few numbers a frame, the *motion code*, which a regression of
-its own teaches (`training.speech_motion`): with more the U-Net knows training clips by their sound and its lips do not
-generalise. The code enters by FiLM (added to the timestep embedding that scales and shifts each block) and as a
-picture, the rough motion that it alone suggests. Blocks are two-dimensional per frame, each followed by a three-tap
-convolution over time that starts at zero. Built from diffusers' residual blocks.
+What made faces speak in trials on two cores, and what is therefore here: the network works on the *residual* of
+each frame's latent on the reference frame's latent, in units of that residual's standard deviation, so background,
+hair and identity come for free. Sound passes a bottleneck of a few numbers a frame, the *motion code*, which a
+regression of its own teaches (`training.speech_motion`): with more the U-Net knows training clips by their sound
+and its lips do not generalise. Its first numbers are the shape of the lips, which means the same on every face. The
+code enters by FiLM (added to the timestep embedding that scales and shifts each block) and as a picture, the rough
+motion that it alone suggests. Blocks are two-dimensional per frame, each followed by a three-tap convolution over
+time that starts at zero. Built from diffusers' residual blocks.
 """
 
 from typing import Any
@@ -27,7 +28,8 @@ class TalkingHeadDenoiser(ModelMixin, ConfigMixin):
 
     Shapes: B windows of T frames, C latent channels of h x w cells. `prediction_type` says what the output means
     ("sample" is x0) and is stored so that a pipeline's scheduler agrees. `speech` names the features that `speech_hops`
-    and `mel_bins` are the shape of, `identity` the face embedding of `identity_dimensions` numbers (0: none).
+    and `mel_bins` are the shape of, `identity` the face embedding of `identity_dimensions` numbers (0: none). Of the
+    `motions` numbers of a motion code the first `lip_numbers` are a lip shape (`training.lip_shape`).
     """
 
     _supports_gradient_checkpointing = True
@@ -41,7 +43,8 @@ class TalkingHeadDenoiser(ModelMixin, ConfigMixin):
         blocks_per_level: int = 1,
         speech_hops: int = 44,
         mel_bins: int = 40,
-        motions: int = 16,
+        motions: int = 12,
+        lip_numbers: int = 6,
         window: int = 8,
         dropout: float = 0.1,
         prediction_type: str = "sample",
@@ -122,15 +125,20 @@ class TalkingHeadDenoiser(ModelMixin, ConfigMixin):
         reference: torch.Tensor,
         heard: torch.Tensor | None = None,
         identity: torch.Tensor | None = None,
+        lips: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Predict, for noisy residuals `sample` [B, T, C, h, w], what `prediction_type` says, in the same shape.
 
         timestep: int [B]. speech: [B, T, hops, mel] log-mel windows (`data.speech`). reference: latents [B, C, h, w].
         heard: bool [B]; where False the sound is replaced by a learned "no sound", for classifier-free guidance.
         identity: [B, D] face embeddings, for a network that was made with `identity_dimensions` D; others ignore them.
+        lips: [B, T, lip_numbers] true lip shapes, in place of those that the sound suggests; NaN keeps the heard ones.
         """
         batch, frames = sample.shape[:2]
         sound = self.speech_encoder(speech)
+        if lips is not None and lips.shape[-1]:
+            shapes, rest = sound.split([lips.shape[-1], sound.shape[-1] - lips.shape[-1]], dim=-1)
+            sound = torch.cat([torch.where(lips.isnan(), shapes, lips), rest], dim=-1)
         if heard is not None:
             sound = torch.where(heard[:, None, None], sound, self.silence)
         time = self.time_embedding(self.time_proj(timestep).to(sample.dtype))

@@ -5,9 +5,10 @@ frames = pipe(face, audio).frames            # uint8 [T, S, S, 3] at 25 fps
 for block in pipe.stream(face, audio): ...   # the same frames, a second at a time, however long the sound
 """
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cache, partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,7 +17,8 @@ from diffusers import DDIMScheduler, DiffusionPipeline, ModelMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils import logging as diffusers_logging
 
-from fedtalk_ray.data.speech import speech_windows
+from fedtalk_ray.data.identity_embedding import IdentityEmbedder, load_identity_embedder
+from fedtalk_ray.data.speech import SpeechFeatures, load_speech_features
 from fedtalk_ray.data.video import FPS, SAMPLE_RATE
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.model.autoencoder import (
@@ -27,10 +29,14 @@ from fedtalk_ray.model.autoencoder import (
     scaling_factor,
 )
 from fedtalk_ray.model.denoiser import TalkingHeadDenoiser, bare_denoiser
+from fedtalk_ray.model.embedded import find_model
 from fedtalk_ray.model.identity import FaceCritic, IdentityEncoder
 from fedtalk_ray.model.sampling import DEFAULT_GUIDANCE, DEFAULT_STEPS, sample_stream
 from fedtalk_ray.model.sampling import sample_clip as sample_clip
 from fedtalk_ray.model.schedule import make_scheduler
+from fedtalk_ray.model.sync import SyncNetwork, sync_loss
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass
@@ -42,18 +48,19 @@ class TalkingHeadOutput(BaseOutput):
 
 
 class TalkingHeadPipeline(DiffusionPipeline):
-    """Autoencoder, denoiser and scheduler, saved and loaded as diffusers does; the identity encoder rides along.
+    """Autoencoder, denoiser and scheduler, saved and loaded as diffusers does; what judges faces and lips rides along.
 
     The denoiser may also be a PEFT model around it, so that adapters act. A pipeline that nobody pretrained has no
-    identity encoder.
+    identity encoder and no sync network.
     """
 
-    _optional_components: ClassVar[list[str]] = ["identity_encoder"]
+    _optional_components: ClassVar[list[str]] = ["identity_encoder", "sync_network"]
 
     autoencoder: ModelMixin
     denoiser: Any
     scheduler: DDIMScheduler
     identity_encoder: IdentityEncoder | None
+    sync_network: SyncNetwork | None
 
     def __init__(
         self,
@@ -61,10 +68,15 @@ class TalkingHeadPipeline(DiffusionPipeline):
         denoiser: TalkingHeadDenoiser,
         scheduler: DDIMScheduler,
         identity_encoder: IdentityEncoder | None = None,
+        sync_network: SyncNetwork | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(
-            autoencoder=autoencoder, denoiser=denoiser, scheduler=scheduler, identity_encoder=identity_encoder
+            autoencoder=autoencoder,
+            denoiser=denoiser,
+            scheduler=scheduler,
+            identity_encoder=identity_encoder,
+            sync_network=sync_network,
         )
 
     def frame_size(self) -> int:
@@ -110,8 +122,15 @@ class TalkingHeadPipeline(DiffusionPipeline):
     ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
         """Frames and their latents as they get ready, always cut at the same places."""
         reference = torch.from_numpy(encode_frames(self.autoencoder, face[None]))[0]
-        speech = _hear(audio, frame_count(len(audio)))
-        latents = sample_stream(self.denoiser, self.scheduler, reference, speech, steps, guidance, generator)
+        config = bare_denoiser(self.denoiser).config
+        # The one place where sound becomes features and a face an embedding, of the kinds that the denoiser knows.
+        speech = torch.from_numpy(_features(config.speech).windows(audio, frame_count(len(audio))))
+        who = None
+        if config.identity_dimensions:
+            who = torch.from_numpy(_embedder(config.identity).embed(face[None])[0])
+        latents = sample_stream(
+            self.denoiser, self.scheduler, reference, speech, steps, guidance, generator, identity=who
+        )
         return ((decode_latents(self.autoencoder, piece), piece) for piece in latents)
 
 
@@ -120,9 +139,14 @@ def frame_count(samples: int) -> int:
     return max(2, -(-samples * FPS // SAMPLE_RATE))
 
 
-def _hear(audio: np.ndarray, frames: int) -> torch.Tensor:
-    """What each frame hears, float32 [frames, hops, mel]: the one place where sound becomes features."""
-    return torch.from_numpy(speech_windows(audio, frames))
+@cache
+def _features(source: str) -> SpeechFeatures:
+    return load_speech_features(source)
+
+
+@cache
+def _embedder(source: str) -> IdentityEmbedder:
+    return load_identity_embedder(source)
 
 
 def _cut_anew(pieces: Iterator[np.ndarray], block: int) -> Iterator[np.ndarray]:
@@ -141,23 +165,38 @@ def _cut_anew(pieces: Iterator[np.ndarray], block: int) -> Iterator[np.ndarray]:
         yield np.concatenate(held)
 
 
-def load_pipeline(folder: str) -> TalkingHeadPipeline:
-    """The pipeline that `fedtalk pretrain` or a run wrote. Raises `errors.RunError` where there is none."""
-    if not (Path(folder) / "model_index.json").is_file():
-        raise RunError(
-            f"{folder} holds no pipeline (no model_index.json); `fedtalk pretrain --out {folder}` writes one"
+def load_pipeline(source: str) -> TalkingHeadPipeline:
+    """The pipeline at a folder that `fedtalk pretrain` or a run wrote, "fedtalk-tiny", or a hub id.
+
+    Raises `errors.RunError` where there is none.
+    """
+    folder = find_model(source)
+    if not folder.exists() and _HUB_ID.fullmatch(source):
+        return _from_pretrained(
+            source, f"{source} is neither a folder with a pipeline nor a hub id whose pipeline can be fetched"
         )
+    if not (folder / "model_index.json").is_file():
+        raise RunError(
+            f"{source} holds no pipeline (no model_index.json); `fedtalk pretrain --out {source}` writes one"
+        )
+    return _from_pretrained(str(folder), f"pipeline {source} is damaged")
+
+
+def _from_pretrained(where: str, complaint: str) -> TalkingHeadPipeline:
     # A small local folder loads in a moment: a progress bar for each slot would only be noise.
     diffusers_logging.disable_progress_bar()
     try:
-        return TalkingHeadPipeline.from_pretrained(folder, use_safetensors=True)
+        return TalkingHeadPipeline.from_pretrained(where, use_safetensors=True)
     except (OSError, ValueError) as error:
-        raise RunError(f"pipeline {folder} is damaged: {' '.join(str(error).split())}") from error
+        raise RunError(f"{complaint}: {' '.join(str(error).split())[:300]}") from error
 
 
-def new_pipeline(autoencoder: str, latent_channels: int, latent_size: int) -> TalkingHeadPipeline:
-    """An untrained pipeline around an autoencoder; weights from torch's global generator."""
-    denoiser = TalkingHeadDenoiser(latent_channels=latent_channels, latent_size=latent_size)
+def new_pipeline(autoencoder: str, latent_channels: int, latent_size: int, **settings: Any) -> TalkingHeadPipeline:
+    """An untrained pipeline around an autoencoder; weights from torch's global generator.
+
+    settings: of `TalkingHeadDenoiser`, beyond the latents' shape.
+    """
+    denoiser = TalkingHeadDenoiser(latent_channels=latent_channels, latent_size=latent_size, **settings)
     scheduler = make_scheduler(denoiser.config.prediction_type)
     return TalkingHeadPipeline(load_autoencoder(autoencoder), denoiser, scheduler)
 
@@ -167,6 +206,11 @@ def make_critic(pipeline: TalkingHeadPipeline) -> FaceCritic | None:
     if pipeline.identity_encoder is None:
         return None
     return FaceCritic(pipeline.autoencoder, pipeline.identity_encoder, scaling_factor(pipeline.autoencoder))
+
+
+def make_sync_loss(pipeline: TalkingHeadPipeline) -> Callable[..., torch.Tensor] | None:
+    """`model.sync.sync_loss` by the pipeline's own network; None where none was trained."""
+    return None if pipeline.sync_network is None else partial(sync_loss, pipeline.sync_network)
 
 
 def fingerprint(pipeline: TalkingHeadPipeline) -> str:

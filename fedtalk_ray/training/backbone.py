@@ -1,13 +1,15 @@
 """The pipeline a run starts from: a pretrained one, or an untrained one whose units the clients fix together."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
 
 from fedtalk_ray.config import TrainConfig
 from fedtalk_ray.data.shards import Manifest, Piece
-from fedtalk_ray.model.denoiser import TalkingHeadDenoiser
+from fedtalk_ray.errors import ShardError
+from fedtalk_ray.model.denoiser import TalkingHeadDenoiser, bare_denoiser
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline, fingerprint, load_pipeline, new_pipeline
 
 
@@ -18,14 +20,44 @@ def build_pipeline(config: TrainConfig, manifest: Manifest) -> TalkingHeadPipeli
     """
     if config.pretrained is not None:
         pipeline = load_pipeline(config.pretrained)
-        manifest.check_autoencoder(fingerprint(pipeline), config.pretrained)
+        check_fits(manifest, pipeline, config.pretrained)
         return pipeline
-    channels, size, _ = manifest.shapes["latents"]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        pipeline = new_pipeline(manifest.autoencoder, channels, size)
+        return untrained_pipeline(manifest)
+
+
+def untrained_pipeline(manifest: Manifest, **settings: Any) -> TalkingHeadPipeline:
+    """A pipeline for what the shards hold: their autoencoder, sound features and identity embeddings.
+
+    settings: of `TalkingHeadDenoiser`. Raises `ShardError` when the shards' autoencoder is no longer the one that they
+    were encoded with.
+    """
+    channels, size, _ = manifest.shapes["latents"]
+    hops, bins = manifest.shapes["speech"]
+    conditions = {"speech": manifest.speech, "speech_hops": hops, "mel_bins": bins}
+    conditions |= {"identity": manifest.identity, "identity_dimensions": manifest.identity_dimensions}
+    pipeline = new_pipeline(manifest.autoencoder, channels, size, **conditions | settings)
     manifest.check_autoencoder(fingerprint(pipeline), manifest.autoencoder)
     return pipeline
+
+
+def check_fits(manifest: Manifest, pipeline: TalkingHeadPipeline, where: str) -> None:
+    """Raises `ShardError` when the pipeline at `where` was made for other latents, sound or faces than the shards'."""
+    manifest.check_autoencoder(fingerprint(pipeline), where)
+    settings = bare_denoiser(pipeline.denoiser).config
+    manifest.check_conditions(settings.speech, settings.identity, where)
+    hops, bins = manifest.shapes["speech"]
+    if (hops, bins) != (settings.speech_hops, settings.mel_bins):
+        raise ShardError(
+            f"shards hold sound windows of {hops} x {bins}, but {where} hears {settings.speech_hops} x "
+            f"{settings.mel_bins}: prepare the shards again"
+        )
+    if manifest.shapes["latents"][1] != settings.latent_size:
+        raise ShardError(
+            f"shards hold faces of {manifest.frame_size} pixels ({manifest.shapes['latents'][1]} latent cells a side), "
+            f"but {where} makes {settings.latent_size} cells: prepare the shards with another --size"
+        )
 
 
 def statistics_of(pieces: Iterable[Piece]) -> np.ndarray:

@@ -8,6 +8,7 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.model import adapters
 from fedtalk_ray.model.denoiser import TalkingHeadDenoiser
+from fedtalk_ray.model.embedded import find_model
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline, load_pipeline
 from fedtalk_ray.outputs import new_folder
 
@@ -16,7 +17,9 @@ def export_model(pipeline: TalkingHeadPipeline, model: PeftModel, shared: str, r
     """Writes RUN/pipeline with the backbone's weights and, where one is federated, RUN/adapters/shared."""
     backbone = TalkingHeadDenoiser.from_config(model.get_base_model().config)
     backbone.load_state_dict(adapters.backbone_state(model))
-    plain = TalkingHeadPipeline(pipeline.autoencoder, backbone, pipeline.scheduler, pipeline.identity_encoder)
+    plain = TalkingHeadPipeline(
+        pipeline.autoencoder, backbone, pipeline.scheduler, pipeline.identity_encoder, pipeline.sync_network
+    )
     with new_folder(run / "pipeline", overwrite=True) as place:
         plain.save_pretrained(str(place))
     if shared == "adapter":
@@ -26,6 +29,7 @@ def export_model(pipeline: TalkingHeadPipeline, model: PeftModel, shared: str, r
 
 def pipeline_folder(run: Path) -> Path:
     """Where the backbone lies: RUN/pipeline, or RUN itself where `fedtalk pretrain` wrote a pipeline there."""
+    run = find_model(run)
     return run if (run / "model_index.json").is_file() else run / "pipeline"
 
 
@@ -34,6 +38,7 @@ def load_model(run: Path, identity: Path | None = None) -> TalkingHeadPipeline:
 
     run: a run's folder, or a pretrained pipeline's, which has no adapters. Raises `RunError` where there is no model.
     """
+    run = find_model(run)
     pipeline = load_pipeline(str(pipeline_folder(run)))
     folders = {}
     if (run / "adapters" / adapters.SHARED).exists():

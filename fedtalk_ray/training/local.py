@@ -15,7 +15,7 @@ from fedtalk_ray.config import TrainConfig
 from fedtalk_ray.data.windows import WindowBatch
 from fedtalk_ray.errors import TrainingError
 from fedtalk_ray.model import adapters
-from fedtalk_ray.model.pipeline import TalkingHeadPipeline, make_critic
+from fedtalk_ray.model.pipeline import TalkingHeadPipeline, make_critic, make_sync_loss
 from fedtalk_ray.training.losses import window_loss
 from fedtalk_ray.training.reliability import Reliability, score_client
 
@@ -48,6 +48,7 @@ class LocalTrainer:
         self.model = model.to(device)
         self.scheduler = pipeline.scheduler
         self.critic = make_critic(pipeline.to(device))
+        self.sync_loss = make_sync_loss(pipeline)
         base = self.model.get_base_model()
         base.gradient_checkpointing = config.local.gradient_checkpointing
         self.window: int = base.config.window
@@ -73,6 +74,7 @@ class LocalTrainer:
         identity: np.ndarray | None,
         batches: Iterable[WindowBatch],
         held_out: WindowBatch,
+        enrolment: torch.Tensor,
         *,
         seed: int,
         proximal: float = 0.0,
@@ -81,7 +83,8 @@ class LocalTrainer:
         """Local training of one client in one round.
 
         shared: float32 [D] from the server. identity: float32 [E] or None for a first time. batches: at least
-        `batches_needed(config)` of them. proximal: FedProx's mu. score_alpha: ISFA's alpha; None skips the score.
+        `batches_needed(config)` of them. held_out, enrolment: what `score_client` judges by. proximal: FedProx's mu.
+        score_alpha: ISFA's alpha; None skips the score.
         """
         local = self._config.local
         generator = torch.Generator().manual_seed(seed)
@@ -100,7 +103,7 @@ class LocalTrainer:
         reliability = None
         if score_alpha is not None:
             moved = held_out.to(self._device)
-            reliability = score_client(self.model, self.scheduler, moved, self.critic, score_alpha, seed)
+            reliability = score_client(self.model, self.scheduler, moved, enrolment, self.critic, score_alpha, seed)
         return LocalResult(update, identity, losses, reliability)
 
     def personalize(
@@ -119,7 +122,7 @@ class LocalTrainer:
         """Diffusion loss on held-out windows: the same timesteps and noise every time, so that rounds compare."""
         generator = torch.Generator().manual_seed(seed)
         self.model.eval()
-        off = dict.fromkeys(("tdc", "motion", "identity", "perceptual", "speech_dropout"), 0.0)
+        off = dict.fromkeys(("tdc", "motion", "identity", "perceptual", "sync", "speech_dropout"), 0.0)
         config = self._config.local.loss.model_copy(update=off)
         moved = held_out.to(self._device)
         losses = [window_loss(self.model, self.scheduler, moved, config, generator).diffusion for _ in range(draws)]
@@ -149,7 +152,13 @@ class LocalTrainer:
             for batch in islice(source, local.accumulate):
                 with self._autocast():
                     terms = window_loss(
-                        self.model, self.scheduler, batch.to(self._device), local.loss, generator, self.critic
+                        self.model,
+                        self.scheduler,
+                        batch.to(self._device),
+                        local.loss,
+                        generator,
+                        self.critic,
+                        self.sync_loss,
                     )
                 (terms.total / local.accumulate).backward()
                 parts.append(terms.floats())

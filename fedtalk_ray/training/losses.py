@@ -1,9 +1,10 @@
-"""What a denoiser is trained on: diffusion, Temporal-Denoising Consistency, speech motion, identity, perception.
+"""What a denoiser is trained on: diffusion, Temporal-Denoising Consistency, speech motion, identity, perception, sync.
 
 All terms are means, so their weights do not depend on batch or window size. The noisy quantity is the residual r of the
 latents on the reference's (`TalkingHeadDenoiser.to_residual`): x_t = alpha * r + sigma * eps.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -38,6 +39,7 @@ class LossTerms:
     motion: torch.Tensor
     identity: torch.Tensor
     perceptual: torch.Tensor
+    sync: torch.Tensor
 
     def floats(self) -> dict[str, float]:
         return {name: float(value.detach()) for name, value in vars(self).items()}
@@ -50,6 +52,7 @@ def window_loss(
     config: LossConfig,
     generator: torch.Generator,
     critic: FaceCritic | None = None,
+    sync_loss: Callable[..., torch.Tensor] | None = None,
 ) -> LossTerms:
     """One noise draw and its loss. `denoiser` is a `TalkingHeadDenoiser`, bare or inside a PEFT model.
 
@@ -64,7 +67,7 @@ def window_loss(
     noise = torch.randn(clean.shape, generator=generator).to(device)
     heard = (torch.rand(count, generator=generator) >= config.speech_dropout).to(device)
     noisy = scheduler.add_noise(clean, noise, timestep)
-    predicted = denoiser(noisy, timestep, batch.speech, batch.reference, heard).float()
+    predicted = denoiser(noisy, timestep, batch.speech, batch.reference, heard, batch.identity, batch.lips).float()
 
     kind = base.config.prediction_type
     alpha, sigma = (level.to(device)[:, None, None, None, None] for level in noise_levels(scheduler, timestep.cpu()))
@@ -72,24 +75,28 @@ def window_loss(
     mask = cell_weights(clean.shape[-1], config.mouth_weight).to(device)
     time_weight = ((alpha / sigma) ** 2).clamp(*SNR_RANGE) if kind == "sample" else torch.ones_like(alpha)
     diffusion = (time_weight * mask * (predicted - target).square()).mean()
-    tdc = motion = identity = perceptual = diffusion.new_zeros(())
+    tdc = motion = identity = perceptual = sync = diffusion.new_zeros(())
     if config.tdc:
         tdc = temporal_denoising_consistency(predicted, target, time_weight * mask)
     if config.motion:
         motion = (mask * (base.speech_motion(batch.speech) - clean).square()).mean()
-    if (config.identity or config.perceptual) and critic is not None:
-        residual = to_clean(predicted, noisy, alpha, sigma, kind)
+    judged = (config.identity or config.perceptual) and critic is not None
+    if judged or (config.sync and sync_loss is not None):
+        generated = base.from_residual(to_clean(predicted, noisy, alpha, sigma, kind), batch.reference)
+    if judged and critic is not None:
         frame = int(torch.randint(clean.shape[1], (), generator=generator))
-        generated = base.from_residual(residual, batch.reference)[:, frame]
-        identity, perceptual = critic(generated, batch.latents[:, frame])
+        identity, perceptual = critic(generated[:, frame], batch.latents[:, frame])
+    if config.sync and sync_loss is not None:
+        sync = sync_loss(generated, batch.speech, batch.reference)
     total = (
         diffusion
         + config.tdc * tdc
         + config.motion * motion
         + config.identity * identity
         + config.perceptual * perceptual
+        + config.sync * sync
     )
-    return LossTerms(total, diffusion, tdc, motion, identity, perceptual)
+    return LossTerms(total, diffusion, tdc, motion, identity, perceptual, sync)
 
 
 def draw_timesteps(scheduler: DDIMScheduler, count: int, bias: float, generator: torch.Generator) -> torch.Tensor:

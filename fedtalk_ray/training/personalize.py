@@ -16,7 +16,8 @@ from fedtalk_ray.data.windows import WindowBatch, cut_windows, held_out_windows
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.federation.checkpoint import load_checkpoint
 from fedtalk_ray.federation.seeding import derive_seed
-from fedtalk_ray.model.pipeline import fingerprint, load_pipeline
+from fedtalk_ray.model.pipeline import load_pipeline
+from fedtalk_ray.training.backbone import check_fits
 from fedtalk_ray.training.client_state import CURRENT, client_folder, load_identity, save_identity
 from fedtalk_ray.training.local import LocalTrainer
 
@@ -31,12 +32,16 @@ class Personalized:
 
 
 def personalize(
-    run: str | Path, client: str, steps: int, tick: Callable[[dict[str, float]], None] = lambda _: None
+    run: str | Path,
+    client: str,
+    steps: int,
+    tick: Callable[[dict[str, float]], None] = lambda _: None,
+    shards: str | None = None,
 ) -> Personalized:
     """Goes on training the client's identity adapter (a fresh one if it has none), with everything shared frozen.
 
-    Calls `tick` with the loss terms after every step. Raises `RunError` without a trained run, `ShardError` for a
-    client that its shards cannot serve.
+    shards: where the client's clips lie, None for the run's own. Calls `tick` with the loss terms after every step.
+    Raises `RunError` without a trained run, `ShardError` for a client that the shards cannot serve.
     """
     run = Path(run)
     if not (run / "config.yaml").is_file():
@@ -45,17 +50,17 @@ def personalize(
     checkpoint = load_checkpoint(run / "checkpoints")
     if checkpoint is None or not (run / "pipeline").is_dir():
         raise RunError(f"run {run} has no trained model yet; finish a round first")
-    manifest = load_manifest(config.shards)
+    shards = shards or config.shards
+    manifest = load_manifest(shards)
     manifest.check_clients([client])
     pipeline = load_pipeline(str(run / "pipeline"))
-    manifest.check_autoencoder(fingerprint(pipeline), str(run / "pipeline"))
+    check_fits(manifest, pipeline, str(run / "pipeline"))
     trainer = LocalTrainer(pipeline, config)
     after = checkpoint.round + 1
     seed = derive_seed(config.seed, "personalize", client)
     trainer.load(checkpoint.parameters, load_identity(trainer.model, run, client, after), seed)
     pieces = {
-        split: list(read_pieces(config.shards, manifest, client, split, ("latents", "speech")))
-        for split in ("train", "val")
+        split: list(read_pieces(shards, manifest, client, split, ("latents", "speech"))) for split in ("train", "val")
     }
     held_out = held_out_windows(pieces["val"], trainer.window, 8)
     before = trainer.held_out_loss(held_out, seed=0)
@@ -69,6 +74,9 @@ def _random_batches(pieces: list[Piece], window: int, config: TrainConfig, seed:
     rng = np.random.default_rng(seed)
     while True:
         chosen = rng.integers(len(pieces), size=config.local.batch_size)
-        parts = [cut_windows(pieces[index].latents, pieces[index].speech, window, 1, rng) for index in chosen]
+        parts = [
+            cut_windows(pieces[index].latents, pieces[index].speech, window, 1, rng, pieces[index].identity)
+            for index in chosen
+        ]
         joined = {name: torch.from_numpy(np.concatenate([part[name] for part in parts])).float() for name in parts[0]}
         yield WindowBatch(**joined)

@@ -9,6 +9,7 @@ import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 
 import numpy as np
 import torch
@@ -21,17 +22,26 @@ from fedtalk_ray.errors import ShardError
 from fedtalk_ray.model.autoencoder import PatchAutoencoder, encode_pixels
 from fedtalk_ray.model.denoiser import TalkingHeadDenoiser
 from fedtalk_ray.model.identity import IdentityEncoder
-from fedtalk_ray.model.pipeline import TalkingHeadPipeline, fingerprint, make_critic, new_pipeline
-from fedtalk_ray.observability import ticker
+from fedtalk_ray.model.pipeline import TalkingHeadPipeline, make_critic, make_sync_loss
+from fedtalk_ray.model.presets import preset, sizes
+from fedtalk_ray.model.sync import SyncNetwork
+from fedtalk_ray.observability import RunLog, ticker
 from fedtalk_ray.outputs import new_folder
 from fedtalk_ray.training.augment import vary_pictures, vary_speech
+from fedtalk_ray.training.backbone import untrained_pipeline
 from fedtalk_ray.training.decoder import autoencoder_psnr, train_decoder
 from fedtalk_ray.training.identity import train_identity
+from fedtalk_ray.training.lip_shape import lip_shapes
 from fedtalk_ray.training.losses import window_loss
+from fedtalk_ray.training.model_card import Recipe, model_card
 from fedtalk_ray.training.schedule import budget, cosine, optimise
 from fedtalk_ray.training.speech_motion import train_speech_motion
+from fedtalk_ray.training.sync import sync_accuracy, train_sync
 
 EMA_DECAY = 0.998
+TOLD_LIPS = 0.7
+"""Share of windows that train with their true lip shapes."""
+LOG_EVERY = 25
 MIN_PSNR = 28.0
 """dB that the autoencoder must reach on held-out frames before anything trains on its latents."""
 
@@ -39,6 +49,7 @@ MIN_PSNR = 28.0
 def train_denoiser(
     pipeline: TalkingHeadPipeline,
     pieces: list[Piece],
+    lips: list[np.ndarray],
     progress: Iterator[float],
     loss_config: LossConfig,
     seed: int,
@@ -52,7 +63,7 @@ def train_denoiser(
     """
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     denoiser = pipeline.denoiser
-    critic = make_critic(pipeline)
+    critic, sync_loss = make_critic(pipeline), make_sync_loss(pipeline)
     loss_config = loss_config.model_copy(update={"motion": 0.0})
     for part in (denoiser.speech_encoder, denoiser.speech_map):
         part.requires_grad_(False)
@@ -61,8 +72,8 @@ def train_denoiser(
     average = copy.deepcopy(denoiser).requires_grad_(False)
     denoiser.train()
     for step, done in enumerate(progress):
-        batch = random_batch(pipeline, pieces, batch_size, rng)
-        terms = window_loss(denoiser, pipeline.scheduler, batch, loss_config, generator, critic)
+        batch = random_batch(pipeline, pieces, lips, batch_size, rng)
+        terms = window_loss(denoiser, pipeline.scheduler, batch, loss_config, generator, critic, sync_loss)
         optimise(optimiser, denoiser, terms.total, learning_rate * min(1.0, (step + 1) / 100) * cosine(done))
         # The average forgets its beginning faster than its end: early weights are worth little.
         decay = min(EMA_DECAY, (1 + step) / (10 + step))
@@ -75,11 +86,15 @@ def train_denoiser(
 
 
 def random_batch(
-    pipeline: TalkingHeadPipeline, pieces: list[Piece], count: int, rng: np.random.Generator
+    pipeline: TalkingHeadPipeline, pieces: list[Piece], lips: list[np.ndarray], count: int, rng: np.random.Generator
 ) -> WindowBatch:
-    """`count` windows of random clips with a random frame as reference, pictures and sound varied (`augment`)."""
+    """`count` windows of random clips with a random frame as reference, pictures and sound varied (`augment`).
+
+    Some windows get their true lip shapes: from those the U-Net learns to do what a code says, which the shapes that it
+    hears, being guesses, would not teach it.
+    """
     config = pipeline.denoiser.config
-    pixels, sounds = [], []
+    pixels, sounds, people, shapes = [], [], [], []
     for index in rng.integers(len(pieces), size=count):
         piece = pieces[index]
         begin = int(rng.integers(len(piece.frames) - config.window + 1))
@@ -87,8 +102,12 @@ def random_batch(
         pixels.append(vary_pictures(piece.frames[chosen], rng))
         speech = piece.speech[begin : begin + config.window].astype(np.float32)
         sounds.append(vary_speech(speech, rng, config.speech == LOG_MEL))
+        people.append(piece.identity)
+        told = lips[index][begin : begin + config.window]
+        shapes.append(told if rng.random() < TOLD_LIPS else np.full_like(told, np.nan))
     latents = encode_pixels(pipeline.autoencoder, torch.cat(pixels)).unflatten(0, (count, -1))
-    return WindowBatch(latents[:, 1:], torch.from_numpy(np.stack(sounds)), latents[:, 0])
+    heard, who, told = (torch.from_numpy(np.stack(column)) for column in (sounds, people, shapes))
+    return WindowBatch(latents[:, 1:], heard, latents[:, 0], who, told)
 
 
 def set_units(denoiser: TalkingHeadDenoiser, pieces: list[Piece], rng: np.random.Generator) -> None:
@@ -120,13 +139,17 @@ def pretrain(
     seed: int = 0,
     threads: int = 1,
     loss_config: LossConfig | None = None,
+    size: str = "tiny",
+    tensorboard: str | Path | None = None,
     overwrite: bool = False,
 ) -> Pretrained:
     """All parts in turn, from the train split of `shards`; writes a pipeline in diffusers' layout to `out`.
 
-    The denoiser trains for `minutes` (or exactly `steps`), the parts before it for a share of that each. Raises
-    `ShardError` for shards without training clips or of an autoencoder that is too poor to build on.
+    The denoiser trains for `minutes` (or exactly `steps`), the parts before it for a share of that each. size: a name
+    of `model.presets`. tensorboard: where the denoiser's losses are logged. Raises `ShardError` for shards without
+    training clips or of an autoencoder that is too poor to build on.
     """
+    began = monotonic()
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -138,10 +161,9 @@ def pretrain(
     if not pieces:
         raise ShardError(f"shards {shards} hold no training clip; an identity needs two clips for one to be trained on")
     with new_folder(out, overwrite) as place:
-        channels, size, _ = manifest.shapes["latents"]
-        pipeline = new_pipeline(manifest.autoencoder, channels, size)
-        manifest.check_autoencoder(fingerprint(pipeline), manifest.autoencoder)
+        pipeline = untrained_pipeline(manifest, **sizes(preset(size)))
         encoder = IdentityEncoder()
+        channels, cells, _ = manifest.shapes["latents"]
         check = np.concatenate([piece.frames[::10] for piece in held_out or pieces])[:200]
         before = autoencoder_psnr(pipeline.autoencoder, check)
         share = None if steps is None else max(1, steps // 2)
@@ -157,15 +179,43 @@ def pretrain(
         if len(manifest.clients()) > 1:
             train_identity(encoder, pieces, shown(share, minutes * 4, "identity"), rng)
             pipeline.register_modules(identity_encoder=encoder)
+        sync = SyncNetwork(channels, cells, *manifest.shapes["speech"])
+        train_sync(sync, pieces, shown(share, minutes * 6, "sync"), rng)
+        pipeline.register_modules(sync_network=sync)
         set_units(pipeline.denoiser, pieces, rng)
         settings = loss_config or LossConfig()
-        train_speech_motion(pipeline.denoiser, pieces, shown(share, minutes * 8, "speech"), settings.mouth_weight, rng)
-        losses = [
-            terms["diffusion"]
-            for terms in train_denoiser(pipeline, pieces, shown(steps, minutes * 60, "denoiser"), settings, seed)
-        ]
+        lips = lip_shapes(pieces, pipeline.denoiser.config.lip_numbers)
+        speech = shown(share, minutes * 8, "speech")
+        train_speech_motion(pipeline.denoiser, pieces, lips, speech, settings.mouth_weight, rng)
+        parts = shown(steps, minutes * 60, "denoiser")
+        losses = logged(train_denoiser(pipeline, pieces, lips, parts, settings, seed), tensorboard)
+        loss = float(np.mean(losses[-max(1, len(losses) // 10) :]))
         pipeline.save_pretrained(str(place))
-    return Pretrained(before, after, len(losses), float(np.mean(losses[-max(1, len(losses) // 10) :])))
+        recipe = Recipe(str(shards), size, minutes, steps, seed, threads, settings)
+        figures = {"autoencoder, dB on held-out frames": after, "diffusion loss at the end": loss}
+        if held_out:
+            accuracy = sync_accuracy(sync, held_out)
+            figures["sync network, held-out clips in time within 2 frames (chance 0.45)"] = accuracy.within_2
+        card = model_card(manifest, recipe, len(pieces), len(losses), monotonic() - began, figures)
+        (place / "README.md").write_text(card)
+    return Pretrained(before, after, len(losses), loss)
+
+
+def logged(steps: Iterator[dict[str, float]], folder: str | Path | None) -> list[float]:
+    """The diffusion loss of every step. Means of all terms over `LOG_EVERY` steps go to TensorBoard in `folder`."""
+    log = RunLog(Path(folder)) if folder is not None else None
+    losses: list[float] = []
+    recent: list[dict[str, float]] = []
+    for step, terms in enumerate(steps, 1):
+        losses.append(terms["diffusion"])
+        recent.append(terms)
+        if log is not None and step % LOG_EVERY == 0:
+            log.scalars(step, {f"loss/{name}": float(np.mean([each[name] for each in recent])) for name in terms})
+            log.flush()
+            recent = []
+    if log is not None:
+        log.close()
+    return losses
 
 
 def shown(steps: int | None, seconds: float, what: str) -> Iterator[float]:

@@ -1,8 +1,10 @@
 """Pretraining, third part: the motion that each sound means, by regression, before the U-Net sees anything.
 
-A thousand times more frames go through here than through the U-Net in the same time, so this part can hear what is
-said rather than which clip it is. The U-Net then takes the code as given: trained further together with it, lips on
-unseen GRID speakers got worse the longer it went on.
+Lip shapes (`lip_shape`) teach what is common to all faces: as numbers of a code, regressed for a minute, they
+follow the truth's on unseen GRID speakers with a correlation of 0.70 where somebody speaks; read off pictures
+regressed in their place, 0.44. A thousand times more frames go through here than through the U-Net in the same
+time, so this part can hear what is said rather than which clip it is. The U-Net then takes the code as given:
+trained further together with it, lips on unseen GRID speakers got worse the longer it went on.
 """
 
 from collections.abc import Iterator
@@ -24,11 +26,15 @@ FRAMES, CLIPS = 25, 16
 def train_speech_motion(
     denoiser: TalkingHeadDenoiser,
     pieces: list[Piece],
+    lips: list[np.ndarray],
     progress: Iterator[float],
     mouth_weight: float,
     rng: np.random.Generator,
 ) -> None:
-    """Regresses each frame's residual on its clip's mean frame, in the denoiser's units, from the sound alone."""
+    """Regresses each frame's lip shape, and its residual on its clip's mean frame, from the sound alone.
+
+    lips: of each piece, float32 [T, lip_numbers] (`lip_shape.lip_shapes`). Residuals are in the denoiser's units.
+    """
     heard = torch.nn.ModuleList([denoiser.speech_encoder, denoiser.speech_map])
     heard.train()
     optimiser = torch.optim.AdamW(heard.parameters(), lr=1e-3, weight_decay=0.05)
@@ -36,14 +42,18 @@ def train_speech_motion(
     means = [torch.from_numpy(piece.latents.astype(np.float32).mean(0)) for piece in pieces]
     log_mel = denoiser.config.speech == LOG_MEL
     for step, done in enumerate(progress):
-        targets, sounds = [], []
+        targets, shapes, sounds = [], [], []
         for index in rng.integers(len(pieces), size=CLIPS):
             piece = pieces[index]
             count = min(FRAMES, len(piece.latents))
             begin = int(rng.integers(len(piece.latents) - count + 1))
-            latents = torch.from_numpy(piece.latents[begin : begin + count].astype(np.float32))
+            part = slice(begin, begin + count)
+            latents = torch.from_numpy(piece.latents[part].astype(np.float32))
             targets.append(denoiser.to_residual(latents[None], means[index][None])[0])
-            sounds.append(vary_speech(piece.speech[begin : begin + count].astype(np.float32), rng, log_mel))
-        target, sound = torch.cat(targets)[None], torch.from_numpy(np.concatenate(sounds))[None]
-        loss = (mask * (denoiser.speech_motion(sound) - target).square()).mean()
+            shapes.append(lips[index][part])
+            sounds.append(vary_speech(piece.speech[part].astype(np.float32), rng, log_mel))
+        target, shape, sound = torch.cat(targets), *(torch.from_numpy(np.concatenate(x)) for x in (shapes, sounds))
+        code = denoiser.speech_encoder(sound[None])
+        picture = (mask * (denoiser.speech_map(code)[0] - target).square()).mean()
+        loss = picture + (code[0, :, : shape.shape[1]] - shape).square().mean()
         optimise(optimiser, heard, loss, 1e-3 * min(1.0, (step + 1) / 50) * cosine(done))

@@ -31,6 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 SIDEWAYS: tuple[tuple[str, str], ...] = (
     ("fedtalk_ray.data.prepare", "fedtalk_ray.model.autoencoder"),
     ("fedtalk_ray.model.*", "fedtalk_ray.data.face_template"),
+    ("fedtalk_ray.model.*", "fedtalk_ray.data.identity_embedding"),
     ("fedtalk_ray.model.*", "fedtalk_ray.data.speech"),
     ("fedtalk_ray.model.*", "fedtalk_ray.data.video"),
 )

@@ -80,6 +80,23 @@ def test_without_hearing_the_sound_does_not_matter(make_denoiser, make_windows) 
     assert (run(denoiser, batch) - run(denoiser, batch, deaf)).abs().max() > 1e-3
 
 
+def test_told_lips_take_the_place_of_heard_ones_where_they_are_numbers(make_denoiser, make_windows) -> None:
+    """Told what it hears anyway, or told nothing (NaN), a window is as before; told otherwise, it changes alone."""
+    denoiser, batch = make_denoiser(), make_windows()
+    with torch.no_grad():
+        heard = denoiser.speech_encoder(batch.speech)[..., :6]
+        told = heard.clone()
+        told[1] += 1
+
+        def run_told(lips: torch.Tensor) -> torch.Tensor:
+            return denoiser(batch.latents, STEP, batch.speech, batch.reference, lips=lips)
+
+        plain = run(denoiser, batch)
+        assert torch.equal(run_told(heard), plain) and torch.equal(run_told(heard * torch.nan), plain)
+        assert torch.allclose(run_told(told)[0], plain[0], atol=1e-6)
+        assert (run_told(told)[1] - plain[1]).abs().max() > 1e-3
+
+
 def test_no_sound_is_learned(make_denoiser, make_windows) -> None:
     denoiser, batch = make_denoiser(), make_windows()
     denoiser(batch.latents, STEP, batch.speech, batch.reference, torch.tensor([False, False])).sum().backward()

@@ -11,7 +11,7 @@ from fedtalk_ray.errors import ShardError
 from fedtalk_ray.messages import StatisticsUpdate
 from fedtalk_ray.model.autoencoder import PatchAutoencoder
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline, new_pipeline
-from fedtalk_ray.training.backbone import build_pipeline, set_statistics, statistics_of
+from fedtalk_ray.training.backbone import build_pipeline, check_fits, set_statistics, statistics_of, untrained_pipeline
 
 EMPTY = np.zeros(0)
 
@@ -99,3 +99,26 @@ def test_a_pretrained_pipeline_is_loaded_and_must_fit_the_shards(make_shards, ma
     ) as caught:
         build_pipeline(config, manifest)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"speech": "models/whisper-tiny"}, "with --speech log-mel, but here was trained with models/whisper-tiny"),
+        ({"identity": "dlib", "identity_dimensions": 128}, "with --identity none, but here was trained with dlib"),
+        ({"speech_hops": 20}, "hold sound windows of 44 x 40, but here hears 20 x 40"),
+    ],
+)
+def test_shards_that_a_pipeline_was_not_made_for_are_refused(make_shards, tmp_path, settings, message: str) -> None:
+    make_shards(tmp_path / "shards", {"s1": [30, 30]})
+    manifest = load_manifest(tmp_path / "shards")
+    check_fits(manifest, untrained_pipeline(manifest), "here")
+    with pytest.raises(ShardError, match=message) as caught:
+        check_fits(manifest, untrained_pipeline(manifest, **settings), "here")
+    assert "\n" not in str(caught.value)
+
+
+def test_shards_of_another_frame_size_are_refused(make_shards, tmp_path) -> None:
+    make_shards(tmp_path / "shards", {"s1": [30, 30]})
+    with pytest.raises(ShardError, match=r"hold faces of 32 pixels \(8 latent cells a side\), but here makes 16 cells"):
+        check_fits(load_manifest(tmp_path / "shards"), new_pipeline("patch", 16, 16), "here")

@@ -30,9 +30,10 @@ def fit(make_windows):
 
     def run(trainer: LocalTrainer, client: int = 0, shared: np.ndarray | None = None, **options: Any) -> LocalResult:
         batches = [make_windows(2, 100 * client + number) for number in range(batches_needed(trainer._config))]
+        held_out = make_windows(2, 50 + client)
         start = first_parameters(trainer) if shared is None else shared
         options = {"seed": 7, "score_alpha": None} | options
-        return trainer.fit(start, options.pop("identity", None), batches, make_windows(2, 50 + client), **options)
+        return trainer.fit(start, options.pop("identity", None), batches, held_out, held_out.reference, **options)
 
     return run
 
@@ -203,7 +204,7 @@ def test_gradient_checkpointing_changes_nothing_but_memory(make_trainer, fit) ->
 def test_a_score_is_computed_only_where_it_is_asked_for_and_changes_no_update(make_trainer, fit) -> None:
     without, scored = fit(make_trainer()), fit(make_trainer(), score_alpha=0.5)
     assert without.reliability is None
-    assert scored.reliability is not None and 0 < scored.reliability.score <= 1
+    assert scored.reliability is not None and 0 <= scored.reliability.score <= 1
     assert without.update.tobytes() == scored.update.tobytes()
 
 
@@ -213,7 +214,7 @@ def test_training_lowers_the_held_out_loss_on_what_was_trained(make_trainer, mak
     start = adapters.to_vector(trainer.shared())
     trainer.load(start, None)
     before = trainer.held_out_loss(windows, seed=0)
-    trainer.fit(start, None, itertools.repeat(windows), windows, seed=1)
+    trainer.fit(start, None, itertools.repeat(windows), windows, windows.reference, seed=1)
     assert trainer.held_out_loss(windows, seed=0) < 0.9 * before
 
 
@@ -267,7 +268,7 @@ def test_a_stream_that_ends_early_is_an_error_and_not_a_shorter_fit(make_trainer
     trainer = make_trainer()
     batches = [make_windows(2, number) for number in range(2)]
     with pytest.raises(ValueError, match="the stream ended after 2 of 3 steps"):
-        trainer.fit(first_parameters(trainer), None, batches, make_windows(), seed=0)
+        trainer.fit(first_parameters(trainer), None, batches, make_windows(), make_windows().reference, seed=0)
 
 
 def test_an_update_that_is_not_finite_does_not_leave_the_client(make_trainer, fit) -> None:
@@ -282,4 +283,11 @@ def test_an_identity_adapter_that_is_not_finite_is_not_kept(make_trainer, make_w
     broken = make_windows(2, 9)
     broken.latents.fill_(torch.nan)
     with pytest.raises(ValueError, match="not finite"):
-        trainer.fit(first_parameters(trainer), None, [*batches, broken, broken], make_windows(), seed=0)
+        trainer.fit(
+            first_parameters(trainer),
+            None,
+            [*batches, broken, broken],
+            make_windows(),
+            make_windows().reference,
+            seed=0,
+        )

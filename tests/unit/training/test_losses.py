@@ -18,7 +18,7 @@ from fedtalk_ray.training.losses import (
     window_loss,
 )
 
-TERMS = ("diffusion", "tdc", "motion", "identity", "perceptual")
+TERMS = ("diffusion", "tdc", "motion", "identity", "perceptual", "sync")
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -126,13 +126,18 @@ class Distances:
         return (generated - truth).square().mean(), (generated - truth).abs().mean()
 
 
+def out_of_step(latents: torch.Tensor, speech: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """Stands for a sync network's loss: something of all three."""
+    return (latents.mean((2, 3, 4)) - speech.mean((2, 3)) + reference.mean()).square().mean()
+
+
 @pytest.mark.parametrize("kind", PREDICTION_TYPES)
 def test_every_term_by_its_formula(make_denoiser, make_windows, kind: str) -> None:
     denoiser, scheduler, batch = make_denoiser(prediction_type=kind), make_scheduler(kind), make_windows(3)
-    config = LossConfig(tdc=0.5, motion=0.7, identity=0.3, perceptual=0.2, mouth_weight=3, noise_bias=2)
+    config = LossConfig(tdc=0.5, motion=0.7, identity=0.3, perceptual=0.2, sync=0.1, mouth_weight=3, noise_bias=2)
     critic = Distances()
     with torch.no_grad():
-        terms = window_loss(denoiser, scheduler, batch, config, seeded(4), critic)
+        terms = window_loss(denoiser, scheduler, batch, config, seeded(4), critic, out_of_step)
 
     draws = seeded(4)
     timestep = draw_timesteps(scheduler, 3, 2, draws)
@@ -155,21 +160,22 @@ def test_every_term_by_its_formula(make_denoiser, make_windows, kind: str) -> No
         "tdc": (weight * mask * (error[:, 1:] - error[:, :-1]).abs()).mean(),
         "motion": (mask * (suggested - clean) ** 2).mean(),
     }
-    for name, value in expected.items():
-        assert terms.floats()[name] == pytest.approx(value.item(), rel=1e-4), name
     ((generated, truth),) = critic.seen
     frame = next(k for k in range(4) if torch.equal(truth, batch.latents[:, k]))
     x0 = {"sample": predicted, "epsilon": (noisy - sigma * predicted) / alpha, "v_prediction": None}[kind]
     x0 = alpha * noisy - sigma * predicted if x0 is None else x0
     x0 = x0.clamp(-6, 6) if kind == "epsilon" else x0
-    expected_frame = (x0 * denoiser.residual_std[:, None, None] + batch.reference[:, None])[:, frame]
-    assert torch.allclose(generated, expected_frame, atol=1e-3)
+    frames = x0 * denoiser.residual_std[:, None, None] + batch.reference[:, None]
+    assert torch.allclose(generated, frames[:, frame], atol=1e-3)
+    expected["sync"] = out_of_step(frames, batch.speech, batch.reference)
+    for name, value in expected.items():
+        assert terms.floats()[name] == pytest.approx(value.item(), rel=1e-4), name
 
 
 def test_the_total_is_the_weighted_sum(make_denoiser, make_windows) -> None:
-    config = LossConfig(tdc=0.5, motion=0.7, identity=0.3, perceptual=0.2)
+    config = LossConfig(tdc=0.5, motion=0.7, identity=0.3, perceptual=0.2, sync=0.1)
     terms = window_loss(
-        make_denoiser(), make_scheduler("sample"), make_windows(), config, seeded(), Distances()
+        make_denoiser(), make_scheduler("sample"), make_windows(), config, seeded(), Distances(), out_of_step
     ).floats()
     expected = terms["diffusion"] + sum(getattr(config, name) * terms[name] for name in TERMS[1:])
     assert terms["total"] == pytest.approx(expected, rel=1e-6)
@@ -181,11 +187,17 @@ def test_a_term_of_weight_0_stays_0_and_leaves_the_others_as_they_were(make_deno
     weights = dict.fromkeys(TERMS[1:], 0.5)
     terms, without = (
         window_loss(
-            make_denoiser(), make_scheduler("sample"), make_windows(), LossConfig(**chosen), seeded(), Distances()
+            make_denoiser(),
+            make_scheduler("sample"),
+            make_windows(),
+            LossConfig(**chosen),
+            seeded(),
+            Distances(),
+            out_of_step,
         ).floats()
         for chosen in (weights, weights | {off: 0.0})
     )
-    if off in ("tdc", "motion"):
+    if off in ("tdc", "motion", "sync"):
         assert without[off] == 0 and terms[off] > 0
     assert without["total"] == pytest.approx(terms["total"] - 0.5 * terms[off], rel=1e-5)
     for name in set(TERMS) - {off}:
@@ -196,14 +208,16 @@ def test_terms_of_weight_0_are_not_computed(make_denoiser, make_windows) -> None
     denoiser = make_denoiser()
     denoiser.speech_motion = NoCritic()
     config = LossConfig(tdc=0, motion=0)
-    terms = window_loss(denoiser, make_scheduler("sample"), make_windows(), config, seeded(), NoCritic()).floats()
-    assert [terms[name] for name in TERMS[1:]] == [0, 0, 0, 0] and terms["total"] == terms["diffusion"] > 0
+    terms = window_loss(
+        denoiser, make_scheduler("sample"), make_windows(), config, seeded(), NoCritic(), NoCritic()
+    ).floats()
+    assert [terms[name] for name in TERMS[1:]] == [0, 0, 0, 0, 0] and terms["total"] == terms["diffusion"] > 0
 
 
 def test_without_a_critic_its_terms_are_0(make_denoiser, make_windows) -> None:
-    config = LossConfig(identity=1, perceptual=1)
+    config = LossConfig(identity=1, perceptual=1, sync=1)
     terms = window_loss(make_denoiser(), make_scheduler("sample"), make_windows(), config, seeded()).floats()
-    assert terms["identity"] == terms["perceptual"] == 0
+    assert terms["identity"] == terms["perceptual"] == terms["sync"] == 0
 
 
 def test_a_seed_means_the_same_loss_and_torchs_own_generator_is_left_alone(make_denoiser, make_windows) -> None:

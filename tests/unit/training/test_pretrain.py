@@ -33,6 +33,15 @@ def pieces(shards: Path) -> list[Piece]:
     return [piece for name in manifest.clients() for piece in read_pieces(shards, manifest, name, "train")]
 
 
+@pytest.fixture(scope="module")
+def lips(pieces: list[Piece]) -> list[np.ndarray]:
+    """Lip shapes that name their clip and frame."""
+    return [
+        np.stack([np.full(6, 100 * clip + frame, np.float32) for frame in range(len(piece.frames))])
+        for clip, piece in enumerate(pieces)
+    ]
+
+
 def test_the_decoder_gains_detail_and_the_latents_stay(pieces: list[Piece]) -> None:
     torch.manual_seed(0)
     autoencoder = PatchAutoencoder(luma_coefficients=1, chroma_coefficients=1, decoder_width=16).eval()
@@ -72,17 +81,17 @@ def test_the_identity_encoder_learns_who_is_who(pieces: list[Piece]) -> None:
 
 
 def test_a_batch_holds_windows_of_the_clips(
-    pieces: list[Piece], make_pipeline, monkeypatch: pytest.MonkeyPatch
+    pieces: list[Piece], lips: list[np.ndarray], make_pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the variations left out, every window is a clip's own, with its sound and a reference of the same clip."""
     monkeypatch.setattr("fedtalk_ray.training.pretrain.vary_pictures", lambda frames, _: frames_to_pixels(frames))
     monkeypatch.setattr("fedtalk_ray.training.pretrain.vary_speech", lambda speech, *_: speech)
     pipeline = make_pipeline()
-    batch = random_batch(pipeline, pieces, 24, np.random.default_rng(0))
+    batch = random_batch(pipeline, pieces, lips, 24, np.random.default_rng(0))
     assert batch.latents.shape == (24, 4, 4, 8, 8) and batch.speech.shape == (24, 4, *LogMel.shape)
     clips = [encode_frames(pipeline.autoencoder, piece.frames) for piece in pieces]
-    seen = set()
-    for window, sound, reference in zip(batch.latents, batch.speech, batch.reference, strict=True):
+    seen, told = set(), 0
+    for window, sound, reference, shapes in zip(batch.latents, batch.speech, batch.reference, batch.lips, strict=True):
         (clip, start), *more = [
             (index, begin)
             for index, clip in enumerate(clips)
@@ -91,13 +100,15 @@ def test_a_batch_holds_windows_of_the_clips(
         ]
         assert not more and any(np.allclose(frame, reference, atol=1e-5) for frame in clips[clip])
         assert np.array_equal(pieces[clip].speech[start : start + 4].astype(np.float32), sound)
+        assert shapes.isnan().all() or np.array_equal(shapes, lips[clip][start : start + 4])
+        told += not shapes.isnan().any()
         seen.add(clip)
-    assert seen == set(range(len(pieces)))
+    assert seen == set(range(len(pieces))) and 10 < told < 24, "some windows are told their lips, 7 in 10"
 
 
-def test_a_batch_is_varied(pieces: list[Piece], make_pipeline) -> None:
+def test_a_batch_is_varied(pieces: list[Piece], lips: list[np.ndarray], make_pipeline) -> None:
     pipeline = make_pipeline()
-    batch = random_batch(pipeline, pieces, 8, np.random.default_rng(0))
+    batch = random_batch(pipeline, pieces, lips, 8, np.random.default_rng(0))
     stored = np.concatenate([piece.speech.astype(np.float32) for piece in pieces])
     assert not any(np.array_equal(frame, stored[0]) for frame in batch.speech.flatten(0, 1).numpy())
     latents = np.concatenate([encode_frames(pipeline.autoencoder, piece.frames) for piece in pieces])
@@ -114,6 +125,7 @@ def test_units_are_set_from_the_training_clips(pieces: list[Piece], make_denoise
 
 
 def test_speech_motion_learns_and_the_u_net_is_not_touched(pieces: list[Piece], make_pipeline) -> None:
+    """Both what it is taught: the picture of the motion, and the lip shapes as the code's first numbers."""
     denoiser = make_pipeline(awake=False, latent_channels=16).denoiser
     set_units(denoiser, pieces, np.random.default_rng(0))
     before = {name: value.clone() for name, value in denoiser.state_dict().items()}
@@ -123,23 +135,28 @@ def test_speech_motion_learns_and_the_u_net_is_not_touched(pieces: list[Piece], 
     )
     target = target / denoiser.residual_std[:, None, None]
 
-    def error() -> float:
+    loud = [np.repeat(piece.speech.astype(np.float32).mean((1, 2))[:, None] + 2, 6, axis=1) for piece in pieces]
+
+    def errors() -> tuple[float, float]:
         denoiser.eval()
         with torch.no_grad():
-            return float((denoiser.speech_motion(sound) - target).square().mean())
+            shapes = denoiser.speech_encoder(sound)[0, :, :6] - torch.from_numpy(np.concatenate(loud))
+            return float((denoiser.speech_motion(sound) - target).square().mean()), float(shapes.square().mean())
 
-    start = error()
-    train_speech_motion(denoiser, pieces, budget(150, None), 1.0, np.random.default_rng(0))
-    assert error() < 0.9 * start
+    start = errors()
+    train_speech_motion(denoiser, pieces, loud, budget(150, None), 1.0, np.random.default_rng(0))
+    assert errors()[0] < 0.9 * start[0] and errors()[1] < 0.5 * start[1]
     changed = {name for name, value in denoiser.state_dict().items() if not torch.equal(value, before[name])}
     assert changed and all(name.startswith(("speech_encoder.", "speech_map.")) for name in changed)
 
 
-def test_what_remains_of_the_weights_is_their_average(pieces: list[Piece], make_pipeline) -> None:
+def test_what_remains_of_the_weights_is_their_average(
+    pieces: list[Piece], lips: list[np.ndarray], make_pipeline
+) -> None:
     """After one step the average has gone 1 - min(0.998, 1/10) = 0.9 of the way; what sound means stays as it was."""
     pipeline = make_pipeline()
     first = {name: value.clone() for name, value in pipeline.denoiser.named_parameters()}
-    steps = train_denoiser(pipeline, pieces, budget(1, None), LossConfig(), 0, learning_rate=0.1)
+    steps = train_denoiser(pipeline, pieces, lips, budget(1, None), LossConfig(), 0, learning_rate=0.1)
     terms = next(steps)
     trained = {name: value.detach().clone() for name, value in pipeline.denoiser.named_parameters()}
     assert list(steps) == [] and set(terms) >= {"total", "diffusion", "done"}

@@ -7,8 +7,8 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from fedtalk_ray.data.face_template import LEFT_EYE, RIGHT_EYE
 from fedtalk_ray.data.faces import find_landmarks, similarity_transforms, smooth_landmarks, warp
+from fedtalk_ray.data.lips import aperture_of, face_landmarks, lip_aperture, spoken
 from fedtalk_ray.data.video import SAMPLE_RATE, read_video
-from fedtalk_ray.evaluation.lips import aperture_of, face_landmarks, lip_aperture, spoken
 from fedtalk_ray.evaluation.metrics import correlation
 
 

@@ -1,0 +1,62 @@
+"""The README.md beside pretrained weights: what they were made of, how, and what was reached, in the hub's own form."""
+
+from dataclasses import dataclass
+
+import diffusers
+import torch
+
+from fedtalk_ray.config import LossConfig
+from fedtalk_ray.data.shards import Manifest
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What it takes to make the same weights again."""
+
+    shards: str
+    size: str
+    minutes: float
+    steps: int | None
+    """Steps that were asked for; None where time was."""
+    seed: int
+    threads: int
+    loss: LossConfig
+
+
+def model_card(
+    manifest: Manifest, recipe: Recipe, clips: int, steps_done: int, seconds: float, figures: dict[str, float]
+) -> str:
+    """Markdown. clips: how many were trained on. figures: name -> value, in the order in which they are to be read."""
+    losses = {name: value for name, value in recipe.loss.model_dump().items() if value}
+    asked = f"--steps {recipe.steps}" if recipe.steps is not None else f"--minutes {recipe.minutes:g}"
+    people = sum(any(clip.split == "train" for clip in entries) for entries in manifest.identities.values())
+    lines = [
+        "---",
+        "library_name: diffusers",
+        "tags: [talking-head, audio-driven, latent-diffusion, fedtalk_ray]",
+        "---",
+        "",
+        f"# A {recipe.size} talking-head backbone",
+        "",
+        "A `TalkingHeadPipeline` of fedtalk_ray: a face and a sound in, a talking face out, 25 frames a second, "
+        f"{manifest.frame_size} x {manifest.frame_size} pixels.",
+        "",
+        "```python",
+        "from fedtalk_ray.model.pipeline import TalkingHeadPipeline",
+        "",
+        'pipe = TalkingHeadPipeline.from_pretrained("THIS FOLDER")',
+        "frames = pipe(face, audio).frames  # face: aligned crop uint8 [S, S, 3]; audio: float32 at 16 kHz",
+        "```",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| data | corpus `{manifest.corpus}`: {clips} clips of {people} people |",
+        f"| recipe | `fedtalk pretrain --shards {recipe.shards} --preset {recipe.size} {asked} --seed {recipe.seed}` |",
+        f"| losses | {', '.join(f'{name} {value:g}' for name, value in losses.items())} |",
+        f"| sound, identity | {manifest.speech}, {manifest.identity} |",
+        f"| done | {steps_done} denoiser steps; {seconds / 60:.0f} minutes in all, {recipe.threads} CPU thread(s) |",
+        *(f"| {name} | {value:.4g} |" for name, value in figures.items()),
+        f"| made with | torch {torch.__version__.split('+')[0]}, diffusers {diffusers.__version__} |",
+        "",
+    ]
+    return "\n".join(lines)
