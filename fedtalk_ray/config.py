@@ -85,8 +85,9 @@ class StrategyConfig(Section):
     name: str = "isfa"
     """fedavg: w_k ~ n_k. fedprox: fedavg with a proximal term. isfa: w_k ~ n_k exp(gamma s_k).
     A file in `fedtalk_ray/federation/strategies` adds one under its own name."""
-    gamma: float = Field(2.0, ge=0)
-    """ISFA: how strongly the reliability score bends the weights; 0 is fedavg."""
+    gamma: float = Field(8.0, ge=0)
+    """ISFA: how strongly the reliability score bends the weights; 0 is fedavg. At 8 a client that fails one of the two
+    scores counts a fiftieth of one that passes both."""
     alpha: float = Field(0.5, ge=0, le=1)
     """ISFA: s = alpha * IDSim + (1 - alpha) * TempStab."""
     mu: float = Field(0.01, ge=0)

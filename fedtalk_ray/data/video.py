@@ -70,7 +70,8 @@ def read_audio(path: str | Path, max_seconds: float = math.inf) -> np.ndarray:
         audio, _ = _decode_audio(container, path, max_seconds)
     if not len(audio):
         raise VideoError(f"{path}: no sound could be decoded")
-    return audio / max(1.0, float(np.abs(audio).max()))
+    audio /= max(1.0, float(audio.max()), -float(audio.min()))
+    return audio
 
 
 def read_pictures(path: str | Path, max_seconds: float = 1.0) -> np.ndarray:
@@ -97,7 +98,7 @@ def _decoding(path: str | Path) -> Iterator[Any]:
     except FileNotFoundError as error:
         raise VideoError(f"{path}: does not exist") from error
     except av.InvalidDataError as error:
-        raise VideoError(f"{path}: cannot be decoded (not sound or video that FFmpeg knows, or damaged)") from error
+        raise VideoError(f"{path}: cannot be decoded (no picture, sound or video of a known kind, or damaged)") from error
     except (av.FFmpegError, OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise VideoError(f"{path}: cannot be decoded ({error.__class__.__name__}: {reason})") from error
@@ -133,18 +134,32 @@ def _decode_audio(container: Any, path: str | Path, max_seconds: float) -> tuple
 
     FFmpeg's own mixing to mono adds floating-point channels up without turning them down.
     """
-    resampler = av.AudioResampler(format="fltp", rate=SAMPLE_RATE)
-    parts: list[np.ndarray] = []
+    samples = bytearray()  # grows in place, so that a long sound lies in memory once
+    resampler: Any = None
+    kind: tuple[str, str, int] | None = None
     start: float | None = None
     seconds = 0.0
+
+    def take(frame: Any) -> None:
+        for piece in resampler.resample(frame):
+            # Interleaved: PyAV miscounts the planes of eight channels and more, and reads beyond them.
+            samples.extend(piece.to_ndarray().reshape(-1, piece.layout.nb_channels).mean(1).tobytes())
+
     for frame in container.decode(container.streams.audio[0]):
         start = (frame.time or 0.0) if start is None else start
-        parts += [piece.to_ndarray().mean(0) for piece in resampler.resample(frame)]
+        now = (frame.format.name, frame.layout.name, frame.sample_rate)
+        if now != kind:
+            # Joined files change their rate or channels on the way, and a resampler takes one kind.
+            if resampler is not None:
+                take(None)
+            resampler, kind = av.AudioResampler(format="flt", rate=SAMPLE_RATE), now
+        take(frame)
         seconds += frame.samples / frame.sample_rate
         if seconds >= max_seconds:
             break
-    parts += [piece.to_ndarray().mean(0) for piece in resampler.resample(None)]
-    audio = np.concatenate(parts).astype(np.float32) if parts else np.empty(0, np.float32)
+    if resampler is not None:
+        take(None)
+    audio = np.frombuffer(samples, np.float32)
     wrong = np.flatnonzero(~np.isfinite(audio))
     if len(wrong):
         raise VideoError(

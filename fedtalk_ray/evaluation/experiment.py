@@ -57,10 +57,11 @@ class Experiment(Section):
     seeds: list[Annotated[int, Field(ge=0)]] = Field([0, 1, 2], min_length=1)
     """Each method runs once per seed, on each population; the same seeds make pairs."""
     metrics: list[str] = Field(["unseen.loss", "seen.loss", "unseen.motion_error", "seen.motion_error"], min_length=1)
-    """Columns of the table; the first is the main one. <seen|unseen>.<loss|motion_error>: on windows of test clips, of
-    reliable clients only. <seen|unseen>.<row>.<figure>, as in unseen.generated.mouth_psnr: on videos, as `fedtalk
-    evaluate` measures them (slower; not measured when no such column is named). held_out_loss: the last round's, on
-    the clients' own val clips, corrupted ones included."""
+    """Columns of the table; the first is the main one.
+    <seen|unseen>.<loss|motion_error|psnr|mouth_psnr|jitter_ratio>: on windows of test clips, of reliable clients
+    only. <seen|unseen>.<row>.<figure>, as in unseen.generated.mouth_psnr: on videos, as `fedtalk evaluate` measures
+    them (slower; not measured when no such column is named). held_out_loss: the last round's, on the clients' own
+    val clips, corrupted ones included."""
     baseline: str | None = None
     """The method that paired differences are taken to; null takes the first."""
     populations: dict[Name, Population] = Field({"all": Population()}, min_length=1)

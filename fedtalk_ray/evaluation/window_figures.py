@@ -15,16 +15,19 @@ from fedtalk_ray.config import LossConfig
 from fedtalk_ray.data.shards import load_manifest, read_pieces
 from fedtalk_ray.data.windows import WindowBatch, held_out_windows
 from fedtalk_ray.errors import ShardError
+from fedtalk_ray.evaluation import metrics
 from fedtalk_ray.federation.seeding import derive_seed
+from fedtalk_ray.model.autoencoder import decode_latents
 from fedtalk_ray.model.denoiser import bare_denoiser
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
+from fedtalk_ray.model.sampling import DEFAULT_STEPS
 from fedtalk_ray.training.backbone import check_fits
 from fedtalk_ray.training.client_state import CURRENT, client_folder
 from fedtalk_ray.training.export import load_model
 from fedtalk_ray.training.losses import window_loss
 from fedtalk_ray.training.reliability import generate_windows
 
-MEASURES = ("loss", "motion_error")
+MEASURES = ("loss", "motion_error", "psnr", "mouth_psnr", "jitter_ratio")
 GROUPS = ("seen", "unseen")
 WINDOWS_PER_CLIP = 4
 DRAWS = 8
@@ -36,10 +39,11 @@ YARDSTICK = LossConfig(tdc=0, motion=0, identity=0, perceptual=0, sync=0, speech
 def window_figures(
     run: str | Path, shards: str | Path, excluded: Collection[str] = (), personal: bool = False
 ) -> dict[str, dict[str, float]]:
-    """{"seen": {"loss", "motion_error", "identities"}, "unseen": ...}: means over identities of `shards`' test clips.
+    """{"seen": {"loss", ..., "identities"}, "unseen": ...}: means over identities of `shards`' test clips.
 
-    loss: diffusion loss. motion_error: `motion_error` of generated windows, 0 for the truth's own motion, 1 for a
-    still, more for flicker. A group without an identity is absent. personal: clients speak with their own identity
+    loss: diffusion loss. The others are of windows generated as `fedtalk generate` does it, against the truth through
+    the autoencoder: `motion_error` (0 for the truth's own motion, 1 for a still, more for flicker), PSNR in dB, and the
+    jitter over the truth's. A group without an identity is absent. personal: clients speak with their own identity
     adapters where the run has them. Raises `UserError`s, among them `ShardError` when nobody is left to measure.
     """
     run, manifest = Path(run), load_manifest(shards)
@@ -72,8 +76,17 @@ def measure_windows(model: TalkingHeadPipeline, batch: WindowBatch, seed: int) -
     generator = torch.Generator().manual_seed(seed)
     batch = batch.to(bare_denoiser(model.denoiser).device)
     losses = [window_loss(model.denoiser, model.scheduler, batch, YARDSTICK, generator).diffusion for _ in range(DRAWS)]
-    generated = generate_windows(model.denoiser, model.scheduler, batch, seed)
-    return {"loss": float(torch.stack(losses).mean()), "motion_error": motion_error(generated, batch.latents.cpu())}
+    truth = batch.latents.cpu()
+    generated = generate_windows(model.denoiser, model.scheduler, batch, seed, DEFAULT_STEPS)
+    made, true = (decode_latents(model.autoencoder, latents.flatten(0, 1)) for latents in (generated, truth))
+    moved = [sum(metrics.temporal_jitter(clip) for clip in np.split(frames, len(truth))) for frames in (made, true)]
+    return {
+        "loss": float(torch.stack(losses).mean()),
+        "motion_error": motion_error(generated, truth),
+        "psnr": metrics.psnr(made, true),
+        "mouth_psnr": metrics.mouth_psnr(made, true),
+        "jitter_ratio": moved[0] / moved[1],
+    }
 
 
 def motion_error(generated: torch.Tensor, truth: torch.Tensor) -> float:

@@ -43,7 +43,7 @@ class TalkingHeadDenoiser(ModelMixin, ConfigMixin):
         blocks_per_level: int = 1,
         speech_hops: int = 44,
         mel_bins: int = 40,
-        motions: int = 12,
+        motions: int = 8,
         lip_numbers: int = 6,
         window: int = 8,
         dropout: float = 0.1,

@@ -56,7 +56,7 @@ class Preset:
 PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
-        Preset("tiny", 64, "patch", 16, 16, (48, 80, 112), 1, 8, 12, 0.1),
+        Preset("tiny", 64, "patch", 16, 16, (48, 80, 112), 1, 8, 8, 0.1),
         Preset("base", 256, "stabilityai/sd-vae-ft-mse", 4, 32, (256, 512, 768), 2, 16, 32, 0.1),
         Preset("large", 512, "stabilityai/sd-vae-ft-mse", 4, 64, (320, 640, 960, 1280), 2, 16, 64, 0.1),
     )

@@ -6,6 +6,7 @@ identities are held in memory.
 """
 
 import copy
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,11 +37,13 @@ from fedtalk_ray.training.losses import window_loss
 from fedtalk_ray.training.model_card import Recipe, model_card
 from fedtalk_ray.training.schedule import budget, cosine, optimise
 from fedtalk_ray.training.speech_motion import train_speech_motion
-from fedtalk_ray.training.sync import sync_accuracy, train_sync
+from fedtalk_ray.training.sync import sync_accuracy, train_sync, vary_clips
 
 EMA_DECAY = 0.998
-TOLD_LIPS = 0.7
+TOLD_LIPS = 0.9
 """Share of windows that train with their true lip shapes."""
+PARTS = {"decoder": (0.07, 75.0), "identity": (0.07, 75.0), "sync": (0.1, 150.0), "speech": (0.13, 200.0)}
+"""What comes before the denoiser: share of its time, and the seconds after which more taught nothing (one core)."""
 LOG_EVERY = 25
 MIN_PSNR = 28.0
 """dB that the autoencoder must reach on held-out frames before anything trains on its latents."""
@@ -149,7 +152,7 @@ def pretrain(
     of `model.presets`. tensorboard: where the denoiser's losses are logged. Raises `ShardError` for shards without
     training clips or of an autoencoder that is too poor to build on.
     """
-    began = monotonic()
+    began, settings_of_size = monotonic(), sizes(preset(size))
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -161,14 +164,15 @@ def pretrain(
     if not pieces:
         raise ShardError(f"shards {shards} hold no training clip; an identity needs two clips for one to be trained on")
     with new_folder(out, overwrite) as place:
-        pipeline = untrained_pipeline(manifest, **sizes(preset(size)))
+        pipeline = untrained_pipeline(manifest, **settings_of_size)
         encoder = IdentityEncoder()
         channels, cells, _ = manifest.shapes["latents"]
         check = np.concatenate([piece.frames[::10] for piece in held_out or pieces])[:200]
         before = autoencoder_psnr(pipeline.autoencoder, check)
         share = None if steps is None else max(1, steps // 2)
+        seconds = {part: min(60 * minutes * of, most) for part, (of, most) in PARTS.items()}
         if isinstance(pipeline.autoencoder, PatchAutoencoder):
-            parts = shown(share, minutes * 4, "decoder")
+            parts = shown(share, seconds["decoder"], "decoder")
             train_decoder(pipeline.autoencoder, pieces, parts, rng)
         after = autoencoder_psnr(pipeline.autoencoder, check)
         if after < MIN_PSNR:
@@ -176,16 +180,17 @@ def pretrain(
                 f"autoencoder {manifest.autoencoder!r} reaches {after:.1f} dB on held-out frames of {shards}; at least "
                 f"{MIN_PSNR:g} dB are needed to build on: prepare the shards with a better one"
             )
-        if len(manifest.clients()) > 1:
-            train_identity(encoder, pieces, shown(share, minutes * 4, "identity"), rng)
+        if len({piece.client for piece in pieces}) > 1:
+            train_identity(encoder, pieces, shown(share, seconds["identity"], "identity"), rng)
             pipeline.register_modules(identity_encoder=encoder)
-        sync = SyncNetwork(channels, cells, *manifest.shapes["speech"])
-        train_sync(sync, pieces, shown(share, minutes * 6, "sync"), rng)
+        sync = SyncNetwork(channels, cells, *manifest.shapes["speech"], speech=manifest.speech)
+        copies = [vary_clips(pieces, pipeline.autoencoder, rng) for _ in range(min(8, 400 // len(pieces)))]
+        train_sync(sync, [*pieces, *itertools.chain(*copies)], shown(share, seconds["sync"], "sync"), rng)
         pipeline.register_modules(sync_network=sync)
         set_units(pipeline.denoiser, pieces, rng)
         settings = loss_config or LossConfig()
         lips = lip_shapes(pieces, pipeline.denoiser.config.lip_numbers)
-        speech = shown(share, minutes * 8, "speech")
+        speech = shown(share, seconds["speech"], "speech")
         train_speech_motion(pipeline.denoiser, pieces, lips, speech, settings.mouth_weight, rng)
         parts = shown(steps, minutes * 60, "denoiser")
         losses = logged(train_denoiser(pipeline, pieces, lips, parts, settings, seed), tensorboard)

@@ -69,16 +69,16 @@ def score_client(
 
 
 def generate_windows(
-    denoiser: torch.nn.Module, scheduler: DDIMScheduler, windows: WindowBatch, seed: int
+    denoiser: torch.nn.Module, scheduler: DDIMScheduler, windows: WindowBatch, seed: int, steps: int = 1
 ) -> torch.Tensor:
     """Every window spoken once from its own reference and sound: latents float32 [B, T, C, h, w] on the CPU.
 
-    One denoising step, the mean of what may be seen: noise would only blur the comparison.
+    One denoising step gives the mean of what may be seen, which is what agreement is best judged by.
     """
     generator = torch.Generator().manual_seed(seed)
     return torch.stack(
         [
-            sample_clip(denoiser, scheduler, reference, speech, steps=1, generator=generator, identity=identity)
+            sample_clip(denoiser, scheduler, reference, speech, steps, generator=generator, identity=identity)
             for reference, speech, identity in zip(windows.reference, windows.speech, windows.identity, strict=True)
         ]
     )

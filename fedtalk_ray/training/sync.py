@@ -21,7 +21,7 @@ from fedtalk_ray.training.augment import vary_pictures, vary_speech
 from fedtalk_ray.training.schedule import cosine, optimise
 
 CLIPS, FRAMES = 16, 15
-"""Clips, and frames of each, in a step: 176 windows, each with 175 wrong sounds."""
+"""Clips, and frames of each, in a step: 176 windows, each with about 170 wrong sounds."""
 
 MIN_SHIFT = 3
 """Frames (0.12 s) from which on a shifted sound counts as wrong; nearer ones are neither right nor wrong."""

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from fedtalk_ray.cli import app, main
 
-COMMANDS = ("demo", "prepare", "pretrain", "train", "personalize", "generate", "evaluate")
+COMMANDS = ("demo", "prepare", "pretrain", "train", "personalize", "generate", "evaluate", "compare", "corrupt")
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_a_demo_folder_in_use_is_refused_before_any_work(refused: Callable[..., 
 
 def test_one_bad_split_is_refused(refused: Callable[..., str], tmp_path: Path) -> None:
     line = refused("evaluate", "--run", "r", "--shards", "s", "--out", tmp_path / "m.json", "--split", "train")
-    assert "held-out clips are in test and in val" in line
+    assert "known: val, test, held-out" in line
 
 
 def test_a_size_that_does_not_divide_is_refused(tmp_path: Path) -> None:
@@ -89,3 +89,15 @@ def test_a_size_that_does_not_divide_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(CorpusError, match="--size 50: must be a multiple of 16"):
         prepare("synthetic", list_synthetic(2, 2, 0), tmp_path / "shards", size=50)
+
+
+def test_an_identity_that_the_corpus_lacks_is_named(refused: Callable[..., str], tmp_path: Path) -> None:
+    line = refused("prepare", "--corpus", "synthetic", "--identities", 2, "--only", "id0007", "--out", tmp_path / "out")
+    assert "--only id0007: no such identity; the corpus has id0000, id0001" in line
+
+
+def test_pretraining_names_a_wrong_loss_and_a_wrong_preset(refused: Callable[..., str], tmp_path: Path) -> None:
+    arguments = ("pretrain", "--shards", tmp_path / "none", "--out", tmp_path / "out")
+    assert "loss: unknown key 'snyc'; the nearest valid key is 'sync'" in refused(*arguments, "--loss", "snyc=1")
+    assert "loss: tdc is -1: " in refused(*arguments, "--loss", "tdc=-1")
+    assert "unknown preset 'bse'" in refused(*arguments, "--preset", "bse")

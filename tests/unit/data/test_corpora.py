@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fedtalk_ray.data import synthetic
-from fedtalk_ray.data.corpora import ClipSource, CorpusError, list_corpus, load_clip
+from fedtalk_ray.data.corpora import ClipSource, CorpusError, list_corpus, list_synthetic, load_clip, only_identities
 from fedtalk_ray.data.faces import NoFaceError
 from fedtalk_ray.data.video import VideoError, write_video
 
@@ -112,3 +112,13 @@ def test_a_clip_that_cannot_be_used_says_why(tmp_path: Path) -> None:
         load_clip(ClipSource("ann", "broken", str(tmp_path / "broken.mp4")), 64)
     with pytest.raises(NoFaceError, match="found in 0 of 4 sampled frames"):
         load_clip(ClipSource("ann", "empty", str(tmp_path / "empty.mp4")), 64)
+
+
+def test_only_some_identities_in_their_order() -> None:
+    sources = list_synthetic(3, 2, 0)
+    kept = only_identities(sources, ["id0002", "id0000"])
+    assert [(source.identity, source.clip) for source in kept] == [
+        ("id0000", "clip0000"), ("id0000", "clip0001"), ("id0002", "clip0000"), ("id0002", "clip0001"),
+    ]  # fmt: skip
+    with pytest.raises(CorpusError, match=r"--only id0009: no such identity; the corpus has id0000, id0001, id0002"):
+        only_identities(sources, ["id0009"])

@@ -31,6 +31,14 @@ def test_each_clip_hears_the_next_of_its_group() -> None:
     assert [entry.clip for entry in choose_clips(manifest(b="xv", a="xvv", u="t"), "val")] == ["a1", "a2", "b1"]
 
 
+def test_held_out_is_val_and_test_together(tmp_path: Path, make_shards: Callable[..., Manifest]) -> None:
+    people = make_shards(tmp_path / "shards", {"a": [9, 9], "b": [9, 9, 8], "u": [9], "w": [9]})
+    entries = choose_clips(people, "held-out")[:3]
+    assert [(entry.identity, entry.clip) for entry in entries] == [("a", "clip1"), ("b", "clip1"), ("b", "clip2")]
+    read = list(read_clips(tmp_path / "shards", people, "held-out", entries))
+    assert [(clip.piece.client, clip.piece.clip) for clip in read] == [(e.identity, e.clip) for e in entries]
+
+
 def test_a_limit_takes_many_people_and_changes_nobodys_other_sound() -> None:
     people = manifest(a="xtttt", b="xtt", c="xtt")
     everything = choose_clips(people, "test")

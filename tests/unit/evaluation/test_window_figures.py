@@ -9,8 +9,10 @@ import torch
 from fedtalk_ray.data.shards import read_pieces
 from fedtalk_ray.data.windows import held_out_windows
 from fedtalk_ray.errors import ShardError
+from fedtalk_ray.evaluation import metrics
 from fedtalk_ray.evaluation.window_figures import DRAWS, measure_windows, window_figures
 from fedtalk_ray.federation.seeding import derive_seed
+from fedtalk_ray.model.autoencoder import decode_latents
 from fedtalk_ray.model.sampling import sample_clip
 from fedtalk_ray.training.local import LocalTrainer
 
@@ -21,10 +23,18 @@ def test_the_motion_error_is_that_of_the_generated_windows(make_pipeline, make_w
     found = measure_windows(pipeline, windows, 5)["motion_error"]
     generator = torch.Generator().manual_seed(5)
     parts = zip(windows.reference, windows.speech, strict=True)
-    made = [sample_clip(pipeline.denoiser, pipeline.scheduler, *part, steps=1, generator=generator) for part in parts]
+    made = [sample_clip(pipeline.denoiser, pipeline.scheduler, *part, generator=generator) for part in parts]
     true = windows.latents.diff(dim=1)
     error = (torch.stack(made).diff(dim=1) - true).abs().mean() / true.abs().mean()
     assert found == pytest.approx(float(error), rel=1e-4)
+    pictures, truth = (
+        decode_latents(pipeline.autoencoder, x.flatten(0, 1)) for x in (torch.stack(made), windows.latents)
+    )
+    figures = measure_windows(pipeline, windows, 5)
+    assert figures["psnr"] == pytest.approx(metrics.psnr(pictures, truth), abs=0.02)
+    assert figures["mouth_psnr"] == pytest.approx(metrics.mouth_psnr(pictures, truth), abs=0.02)
+    steps = [np.abs(np.diff(x.astype(int).reshape(3, 4, -1), axis=1)).mean() for x in (pictures, truth)]
+    assert figures["jitter_ratio"] == pytest.approx(steps[0] / steps[1], rel=0.01)
 
 
 def test_the_loss_is_the_trainers_held_out_loss(make_pipeline, make_config, make_windows) -> None:

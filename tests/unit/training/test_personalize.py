@@ -104,3 +104,11 @@ def test_the_adapter_of_another_client_plays_no_part(run: Path) -> None:
     theirs = np.frombuffer((lone.folder / "adapter_model.safetensors").read_bytes(), np.uint8)
     personalize(run, "s1", 3)
     assert (np.frombuffer((lone.folder / "adapter_model.safetensors").read_bytes(), np.uint8) == theirs).all()
+
+
+def test_a_newcomer_is_personalised_from_shards_of_their_own(run: Path, make_shards, tmp_path: Path) -> None:
+    make_shards(tmp_path / "own", {"new": [30, 30]})
+    with pytest.raises(ShardError, match="client 'new' is not in the shards"):
+        personalize(run, "new", 1)
+    result = personalize(run, "new", 15, shards=str(tmp_path / "own"))
+    assert result.folder == run / "clients" / "new" / "identity" and result.loss_after < result.loss_before
