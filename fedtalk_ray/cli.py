@@ -101,6 +101,7 @@ def pretrain(
     preset: Annotated[str, typer.Option(help="Size of the backbone: tiny, base or large (docs/presets.md).")] = "tiny",
     loss: Annotated[list[str] | None, typer.Option(help="A loss weight, as in tdc=0 or sync=0.05; repeatable.")] = None,
     tensorboard: Annotated[Path | None, typer.Option(help="Folder for the curves of all losses.")] = None,
+    device: Annotated[str, typer.Option(help="Of the denoiser: auto, cpu, cuda or cuda:N.")] = "auto",
     seed: Annotated[int, typer.Option()] = 0,
     overwrite: Overwrite = False,
 ) -> None:
@@ -120,6 +121,7 @@ def pretrain(
         loss_config=parse_loss(loss or []),
         size=preset,
         tensorboard=tensorboard,
+        device=device,
         overwrite=overwrite,
     )
     print(f"autoencoder: {result.psnr_before:.1f} dB before, {result.psnr_after:.1f} dB after (held-out frames)")

@@ -76,7 +76,7 @@ def make_config(shards: Path, pretrained: Path) -> Callable[..., TrainConfig]:
             "pretrained": str(pretrained),
             "rounds": 3,
             "cohort": {"size": 2},
-            "local": {"steps": 2, "identity_steps": 1, "batch_size": 2, "score_windows": 1},
+            "local": {"steps": 2, "identity_steps": 1, "batch_size": 2, "score_windows": 2},
             "evaluation": {"sample_every": 100, "windows": 1, "clients": 2},
             "server": {"momentum": 0.5},
         }

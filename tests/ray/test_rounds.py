@@ -54,7 +54,7 @@ def test_two_actors_and_a_server_do_what_a_bare_loop_does(
         updates = [slot.fit([client], number, theta) for client in cohort]
         scores = [update.reports[0].score for update in updates]
         samples = [manifest.frames(client, "train") for client in cohort]
-        weights = [n * exp(2.0 * s) for n, s in zip(samples, scores, strict=True) if s is not None]
+        weights = [n * exp(config.strategy.gamma * s) for n, s in zip(samples, scores, strict=True) if s is not None]
         deltas = [update.weighted_sum / update.total_weight for update in updates]
         mean = sum(w * delta for w, delta in zip(weights, deltas, strict=True)) / sum(weights)
         momentum = 0.5 * momentum + mean
