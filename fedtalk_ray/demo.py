@@ -1,7 +1,7 @@
 """The whole main job on drawn faces, in a few minutes on two cores: what `make demo` runs.
 
-Two groups of people are drawn: public ones, whose clips pretrain the backbone centrally, and private ones, each of whom
-is a client. Nobody's clips are in both.
+It starts from `fedtalk-tiny`, the model inside the package, which other drawn people's clips made. The people here are
+clients, and two whom nobody trains on.
 """
 
 from pathlib import Path
@@ -13,15 +13,13 @@ from fedtalk_ray.data.corpora import list_synthetic
 from fedtalk_ray.data.prepare import prepare
 from fedtalk_ray.evaluation.evaluate import evaluate_run, metrics_table, write_metrics
 from fedtalk_ray.evaluation.generate import generate
+from fedtalk_ray.model.embedded import EMBEDDED
 from fedtalk_ray.observability import ticker
 from fedtalk_ray.outputs import new_folder
 from fedtalk_ray.rounds import train
 from fedtalk_ray.training.personalize import personalize
-from fedtalk_ray.training.pretrain import pretrain
 
-PUBLIC_PEOPLE, PUBLIC_CLIPS, PUBLIC_SEED = 30, 2, 1
 CLIENTS, UNSEEN, CLIPS, SEED = 6, 2, 5, 0
-PRETRAIN_MINUTES = 1.5
 PERSONALIZE_STEPS = 40
 
 
@@ -31,23 +29,20 @@ def run_demo(out: Path, overwrite: bool = False) -> None:
     with new_folder(out, overwrite):
         pass  # refuse a folder in use before minutes are spent
     connect()
-    print("1/6 drawing and preparing the public corpus and the clients' clips")
-    public, private = out / "shards-public", out / "shards"
-    prepare("synthetic", list_synthetic(PUBLIC_PEOPLE, PUBLIC_CLIPS, PUBLIC_SEED), public)
+    print("1/5 drawing people and preparing their clips")
+    private = out / "shards"
     prepare("synthetic", list_synthetic(CLIENTS + UNSEEN, CLIPS, SEED), private, unseen=UNSEEN)
-    print("2/6 pretraining on the public corpus")
-    pretrain(public, out / "pretrained", minutes=PRETRAIN_MINUTES)
-    print("3/6 federated rounds: clients are Ray actors, ISFA weights, TDC loss")
+    print(f"2/5 federated rounds from {EMBEDDED}: clients are Ray actors, ISFA weights, TDC loss")
     run = train(demo_config(out))
     client, unseen = "id0000", f"id{CLIENTS:04d}"
-    print(f"4/6 personalising {client}, on its own side")
+    print(f"3/5 personalising {client}, on its own side")
     with ticker(PERSONALIZE_STEPS, "personalize") as tick:
         personalize(run, client, PERSONALIZE_STEPS, lambda _: tick())
-    print("5/6 generating")
+    print("4/5 generating")
     videos = {who: out / f"{who}.mp4" for who in (client, unseen)}
     for who, video in videos.items():
         generate(run, f"{who}/clip0002", f"{who}/clip0002", video, client if who == client else None, str(private))
-    print("6/6 evaluating on held-out clips")
+    print("5/5 evaluating on held-out clips")
     result = evaluate_run(run, private, "test")
     write_metrics(result, run / "metrics.json")
     print(metrics_table(result))
@@ -65,7 +60,7 @@ def demo_config(out: Path) -> TrainConfig:
         {
             "run": str(out / "run"),
             "shards": str(out / "shards"),
-            "pretrained": str(out / "pretrained"),
+            "pretrained": EMBEDDED,
             "rounds": 3,
             "cohort": {"size": 4},
             "local": {"steps": 6, "identity_steps": 3, "score_windows": 2},

@@ -25,19 +25,19 @@ def read_still(path: str | Path) -> np.ndarray | None:
     picture that is damaged, has floating-point pixels, or is in Apple's HEIC format.
     """
     path = Path(path)
-    with open(path, "rb") as file:
-        head = file.read(12)
-    if head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS:
-        raise VideoError(f"{path}: is a HEIC picture, which cannot be read here; save it as JPEG or PNG")
     Image.init()
     known = [name for name in FORMATS if name in Image.OPEN]  # older Pillow lacks AVIF
     try:
+        with open(path, "rb") as file:
+            head = file.read(12)
+        if head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS:
+            raise VideoError(f"{path}: is a HEIC picture, which cannot be read here; save it as JPEG or PNG")
         with warnings.catch_warnings():
             # Pillow warns of pictures that it takes, and of harmless flaws; what it cannot take it raises.
             warnings.simplefilter("ignore")
             with Image.open(path, formats=known) as picture:
                 picture.draft(None, (MAX_SIDE, MAX_SIDE))  # JPEG: decodes no more pixels than are needed
-                return np.asarray(_as_rgb(ImageOps.exif_transpose(picture), path))
+                return np.array(_as_rgb(ImageOps.exif_transpose(picture), path))  # writable, for torch
     except UnidentifiedImageError:
         return None
     except Image.DecompressionBombError as error:

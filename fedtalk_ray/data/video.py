@@ -98,7 +98,9 @@ def _decoding(path: str | Path) -> Iterator[Any]:
     except FileNotFoundError as error:
         raise VideoError(f"{path}: does not exist") from error
     except av.InvalidDataError as error:
-        raise VideoError(f"{path}: cannot be decoded (no picture, sound or video of a known kind, or damaged)") from error
+        raise VideoError(
+            f"{path}: cannot be decoded (no picture, sound or video of a known kind, or damaged)"
+        ) from error
     except (av.FFmpegError, OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise VideoError(f"{path}: cannot be decoded ({error.__class__.__name__}: {reason})") from error
@@ -115,7 +117,7 @@ def _decode_frames(container: Any, path: str | Path, max_seconds: float) -> tupl
         time = frame.time if frame.time is not None else number / rate
         start = time if start is None else start
         # A frame is shown from `time` on: every output instant before it still shows the previous one.
-        while previous is not None and len(kept) / FPS < time - start - 1e-6:
+        while previous is not None and len(kept) / FPS < min(time - start - 1e-6, max_seconds):
             kept.append(previous)
         if len(kept) >= max_seconds * FPS:
             return np.stack(kept), start

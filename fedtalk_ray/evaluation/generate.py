@@ -1,5 +1,6 @@
 """A face and a sound into a video file, a second at a time: a long sound takes time, but no more memory."""
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,7 +39,7 @@ def generate(
     """
     run, out = find_model(run), Path(out)
     _check_out(out, reference, audio)
-    if not (pipeline_folder(run) / "model_index.json").is_file():
+    if not os.path.isfile(pipeline_folder(run) / "model_index.json"):
         raise RunError(f"{run} holds no trained model (no pipeline/); train first, or give the run's own folder")
     sound = find_sound(audio, shards)
     model = load_model(run, None if client is None else _identity_folder(run, client))
@@ -106,17 +107,25 @@ def _check_out(out: Path, reference: str, audio: str) -> None:
     """Raises `InputError` for an output that could not be written, or would replace what it is made from."""
     if out.suffix.lower() != ".mp4":
         raise InputError(f"--out {out} must end in .mp4")
-    if out.is_dir():
-        raise InputError(f"--out {out} is a folder; give a file name in it")
+    try:
+        if out.is_dir():
+            raise InputError(f"--out {out} is a folder; give a file name in it")
+        place = next(folder for folder in out.absolute().parents if folder.exists())
+        if not place.is_dir():
+            raise InputError(f"--out {out}: {place} is a file, not a folder")
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise InputError(f"--out {out}: no file can be written in {place}; give another folder")
+    except OSError as error:
+        raise InputError(f"--out {out}: {error.strerror}") from error
     for role, name in (("reference", reference), ("audio", audio)):
-        if out.exists() and Path(name).exists() and out.samefile(name):
+        if out.exists() and os.path.exists(name) and out.samefile(name):
             raise InputError(f"--out {out} is the {role} itself; give another name")
 
 
 def _identity_folder(run: Path, client: str) -> Path:
     identity = client_folder(run, client) / CURRENT
-    if not identity.is_dir():
-        known = sorted(path.parent.name for path in (run / "clients").glob(f"*/{CURRENT}"))
+    if not os.path.isdir(identity):
+        known = sorted(path.parent.name for path in (run / "clients").glob(f"*/{CURRENT}") if path.is_dir())
         raise RunError(f"client {client!r} has no identity adapter in {run}; there are: {', '.join(known) or 'none'}")
     return identity
 
@@ -124,10 +133,13 @@ def _identity_folder(run: Path, client: str) -> Path:
 def _is_file(name: str, role: str) -> bool:
     """Whether it is a file; False when nothing has that name. Raises `InputError` for anything else."""
     path = Path(name)
-    if path.is_file():
-        return True
-    if path.exists():
-        raise InputError(f"{role} {name} is a {'folder' if path.is_dir() else 'device or pipe'}; give a file")
+    try:
+        if path.is_file():
+            return True
+        if path.exists():
+            raise InputError(f"{role} {name} is a {'folder' if path.is_dir() else 'device or pipe'}; give a file")
+    except OSError as error:
+        raise InputError(f"{role} {name}: {error.strerror}") from error
     return False
 
 

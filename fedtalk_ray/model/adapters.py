@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.model.denoiser import TalkingHeadDenoiser
@@ -19,6 +20,8 @@ SHARED, IDENTITY = "shared", "identity"
 
 TARGETS = ["conv1", "conv2", "conv3", "conv_shortcut", "time_emb_proj", "temporal", "linear1", "linear2", "conv"]
 """Layer names that carry adapters: residual blocks, their FiLM projections, resampling, time, speech encoder."""
+
+_WEIGHTS = "adapter_model.safetensors"
 
 
 def with_adapters(denoiser: TalkingHeadDenoiser, rank: int | None, alpha: float, identity_rank: int) -> PeftModel:
@@ -113,21 +116,36 @@ def save_adapter(model: PeftModel, name: str, folder: Path) -> None:
     parent.rmdir()
 
 
-def load_adapter(model: PeftModel, name: str, folder: Path) -> None:
-    """Fills an existing adapter from a PEFT folder. Raises `RunError` when it does not fit."""
-    from peft import load_peft_weights, set_peft_model_state_dict
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a PEFT folder by name. Raises `RunError` when they are missing, damaged or not finite.
 
+    PEFT's own reading would ask the hub for a file that is missing, and unpickle one of another format.
+    """
     if not (folder / "adapter_config.json").is_file():
         raise RunError(f"{folder} holds no PEFT adapter")
+    if not (folder / _WEIGHTS).is_file():
+        raise RunError(f"adapter {folder} is damaged: it holds no {_WEIGHTS}")
     try:
-        weights = load_peft_weights(str(folder))
+        weights = load_file(str(folder / _WEIGHTS))
     except (OSError, ValueError, SafetensorError) as error:
         raise RunError(f"adapter {folder} is damaged: {' '.join(str(error).split())}") from error
+    for key, value in weights.items():
+        if not torch.isfinite(value.float()).all():
+            raise RunError(f"adapter {folder} is damaged: {key} holds values that are no numbers (NaN or infinite)")
+    return weights
+
+
+def load_adapter(model: PeftModel, name: str, folder: Path) -> None:
+    """Fills an existing adapter from a PEFT folder. Raises `RunError` when it does not fit."""
+    weights = read_weights(folder)
     try:
         result = set_peft_model_state_dict(model, weights, adapter_name=name)
     except RuntimeError as error:
-        # torch lists every tensor on a line of its own; the first is enough.
-        raise RunError(f"adapter {folder} does not fit this backbone: {str(error).splitlines()[1].strip()}") from error
+        # torch lists every tensor on a line of its own, below a title; the first is enough.
+        lines = str(error).splitlines()
+        raise RunError(f"adapter {folder} does not fit this backbone: {lines[1 % len(lines)].strip()}") from error
+    except KeyError as error:
+        raise RunError(f"adapter {folder} does not fit this backbone: missing {error.args[0]}") from error
     missing = [key for key in result.missing_keys if f".{name}." in key]
     for word, keys in (("unexpected", result.unexpected_keys), ("missing", missing)):
         if keys:

@@ -1,9 +1,13 @@
 """A run's model in the formats that others load: a diffusers pipeline and a PEFT adapter."""
 
+import json
+import math
+import os
+import re
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, PeftType, get_peft_model
 
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.model import adapters
@@ -30,7 +34,7 @@ def export_model(pipeline: TalkingHeadPipeline, model: PeftModel, shared: str, r
 def pipeline_folder(run: Path) -> Path:
     """Where the backbone lies: RUN/pipeline, or RUN itself where `fedtalk pretrain` wrote a pipeline there."""
     run = find_model(run)
-    return run if (run / "model_index.json").is_file() else run / "pipeline"
+    return run if os.path.isfile(run / "model_index.json") else run / "pipeline"
 
 
 def load_model(run: Path, identity: Path | None = None) -> TalkingHeadPipeline:
@@ -59,21 +63,39 @@ def _with_adapter(model: torch.nn.Module, name: str, folder: Path) -> PeftModel:
 
     PEFT's own loading passes over weights that are missing, and lists every tensor of a wrong shape.
     """
-    if not (folder / "adapter_config.json").is_file():
-        raise RunError(f"{folder} holds no PEFT adapter (no adapter_config.json)")
+    config, weights = _lora_config(folder), adapters.read_weights(folder)
     try:
-        config = PeftConfig.from_pretrained(str(folder))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise RunError(f"adapter {folder} is damaged: adapter_config.json cannot be read ({error})") from error
-    if not isinstance(config, LoraConfig):
-        raise RunError(f"adapter {folder} is of type {config.peft_type}; a LoRA adapter of this project is needed")
-    try:
+        _check_scales(config, weights)
         if isinstance(model, PeftModel):
             model.add_adapter(name, config)
         else:
             model = get_peft_model(model, config, adapter_name=name)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, re.error) as error:
+        # The configuration is a file like any other, and PEFT takes its word for everything.
         reason = " ".join(str(error).split())
         raise RunError(f"adapter {folder} does not fit this backbone: {reason}") from error
     adapters.load_adapter(model, name, folder)
     return model
+
+
+def _lora_config(folder: Path) -> LoraConfig:
+    file = folder / "adapter_config.json"
+    if not file.is_file():
+        raise RunError(f"{folder} holds no PEFT adapter (no adapter_config.json)")
+    try:
+        kind = json.loads(file.read_text(encoding="utf-8")).get("peft_type")
+        if kind != PeftType.LORA:
+            raise RunError(f"adapter {folder} is of type {kind}; a LoRA adapter of this project is needed")
+        return LoraConfig.from_pretrained(str(folder))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise RunError(f"adapter {folder} is damaged: adapter_config.json cannot be read ({error})") from error
+
+
+def _check_scales(config: LoraConfig, weights: dict[str, torch.Tensor]) -> None:
+    """Raises `ValueError` for ranks that would fill the memory before the shapes are compared, and for NaN."""
+    held = max((len(value) for key, value in weights.items() if ".lora_A." in key), default=0)
+    asked = max([config.r, *config.rank_pattern.values()])
+    if asked > held:
+        raise ValueError(f"adapter_config.json says rank {asked}, the weights have {held}")
+    if not all(math.isfinite(alpha) for alpha in (config.lora_alpha, *config.alpha_pattern.values())):
+        raise ValueError(f"lora_alpha is {config.lora_alpha}; it must be a finite number")

@@ -116,7 +116,8 @@ def pretrain(
         loss = float(np.mean(losses[-max(1, len(losses) // 10) :]))
         pipeline.save_pretrained(str(place))
         recipe = Recipe(str(shards), size, minutes, steps, seed, threads, settings)
-        figures = {"autoencoder, dB on held-out frames": after, "diffusion loss at the end": loss}
+        checked = "held-out" if held_out else "training"
+        figures = {f"autoencoder, dB on {checked} frames": after, "diffusion loss at the end": loss}
         if held_out:
             accuracy = sync_accuracy(sync, held_out)
             figures["sync network, held-out clips in time within 2 frames (chance 0.45)"] = accuracy.within_2

@@ -27,6 +27,7 @@ def test_a_lossless_picture_comes_back_to_the_bit(tmp_path: Path, name: str) -> 
     path = saved(tmp_path / name, Image.fromarray(COLOURS), format=None if "." in name else "PNG")
     made = read_still(path)
     assert made.dtype == np.uint8 and (made == COLOURS).all()
+    assert made.flags.writeable, "torch warns of others"
 
 
 # How a camera stores the picture for each EXIF orientation, from the upright one: EXIF 2.3, tag 274.

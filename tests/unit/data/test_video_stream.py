@@ -129,6 +129,51 @@ def test_sound_of_any_kind_keeps_its_length_pitch_and_level(tmp_path: Path, rate
     assert np.abs(middle).max() == pytest.approx(0.3, abs=0.02)
 
 
+@pytest.mark.parametrize("channels", [3, 8, 9, 64])
+def test_many_channels_are_averaged(tmp_path: Path, channels: int) -> None:
+    wave = tone(0.3)[:, None] * np.linspace(0, 2, channels, dtype=np.float32)
+    audio = read_audio(sound_file(tmp_path / "a.wav", wave))
+    np.testing.assert_allclose(audio, tone(0.3), atol=1e-6)
+
+
+def test_joined_sounds_of_two_kinds_are_read_one_after_the_other(tmp_path: Path) -> None:
+    """AAC streams may be joined as they are. An encoder adds at most two frames of 1024 samples."""
+    parts, seconds = [], {(16_000, "mono"): 1.0, (44_100, "stereo"): 0.8}
+    for (rate, layout), length in seconds.items():
+        with av.open(str(tmp_path / "a.aac"), "w", format="adts") as container:
+            stream = container.add_stream("aac", rate=rate, layout=layout)
+            wave = np.tile(tone(length, rate), (1 if layout == "mono" else 2, 1))
+            frame = av.AudioFrame.from_ndarray(wave, format="fltp", layout=layout)
+            frame.sample_rate = rate
+            container.mux([*stream.encode(frame), *stream.encode()])
+        parts.append((tmp_path / "a.aac").read_bytes())
+    for name, joined in (("ab.aac", parts[0] + parts[1]), ("ba.aac", parts[1] + parts[0])):
+        (tmp_path / name).write_bytes(joined)
+        assert 1.8 * SAMPLE_RATE <= len(read_audio(tmp_path / name)) <= 1.8 * SAMPLE_RATE + 3000
+
+
+def test_a_long_sound_lies_in_memory_once(tmp_path: Path) -> None:
+    path = sound_file(tmp_path / "a.wav", np.zeros(120 * SAMPLE_RATE, np.int16))
+    tracemalloc.start()
+    audio = read_audio(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.5 * audio.nbytes
+
+
+def test_a_time_far_ahead_does_not_fill_the_memory(tmp_path: Path) -> None:
+    """A damaged time stamp: nine days are 20 million frames."""
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        stream = container.add_stream("h264", rate=FPS)
+        stream.width, stream.height, stream.pix_fmt = SIDE, SIDE, "yuv420p"
+        for time in (0, 1, 20_000_000):
+            frame = av.VideoFrame.from_ndarray(grey([90])[0], format="rgb24")
+            frame.pts = time
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    assert len(read_pictures(tmp_path / "a.mkv", 1.0)) == FPS
+
+
 def test_a_long_sound_is_read_to_its_end(tmp_path: Path) -> None:
     samples = np.zeros(605 * 8000, np.uint8) + np.uint8(128)
     samples[-8000:] = 200

@@ -10,6 +10,8 @@ from torch import nn
 
 from fedtalk_ray.data.speech import MEL_BINS, WINDOW_HOPS
 from fedtalk_ray.errors import RunError
+from fedtalk_ray.model.autoencoder import PatchAutoencoder
+from fedtalk_ray.model.embedded import EMBEDDED, find_model
 from fedtalk_ray.model.identity import IdentityEncoder
 from fedtalk_ray.model.pipeline import (
     TalkingHeadPipeline,
@@ -197,3 +199,50 @@ def test_a_new_pipeline_fits_its_autoencoder_and_follows_the_seed() -> None:
     weights = [pipeline.denoiser.conv_in.weight for pipeline in made]
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
     assert made[0].scheduler.config.prediction_type == made[0].denoiser.config.prediction_type
+
+
+def test_sound_features_and_identity_are_those_the_denoiser_was_made_for(make_denoiser, tmp_path: Path) -> None:
+    """A small wav2vec2 on disk, and dlib's face vector: generated frames follow both."""
+    import transformers
+
+    torch.manual_seed(0)
+    settings = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    settings |= {"conv_dim": [32] * 7, "num_conv_pos_embeddings": 1, "num_conv_pos_embedding_groups": 2}
+    transformers.Wav2Vec2Model(transformers.Wav2Vec2Config(**settings)).save_pretrained(tmp_path)
+    made_for = {"speech": str(tmp_path), "speech_hops": 10, "mel_bins": 24, "identity_dimensions": 128}
+    denoiser = make_denoiser(identity="dlib", **made_for)
+    autoencoder = PatchAutoencoder(luma_coefficients=2, chroma_coefficients=1, decoder_width=8).eval()
+    pipeline = TalkingHeadPipeline(autoencoder, denoiser, make_scheduler("sample"))
+    rng = np.random.default_rng(0)
+    face, audio = rng.integers(0, 255, (32, 32, 3), np.uint8), rng.normal(0, 0.1, 3200).astype(np.float32)
+    latents = pipeline(face, audio, generator=seeded()).latents
+    louder = pipeline(face, audio * np.linspace(0, 1, 3200, dtype=np.float32), generator=seeded()).latents
+    assert latents.shape == (5, 4, 8, 8) and (latents - louder).abs().max() > 1e-3
+    with torch.no_grad():
+        pipeline.denoiser.identity_embedding.weight.zero_()
+    assert (pipeline(face, audio, generator=seeded()).latents - latents).abs().max() > 1e-3
+
+
+def test_the_embedded_model_is_found_by_name_unless_a_folder_of_that_name_lies_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert (find_model(EMBEDDED) / "model_index.json").is_file()
+    (tmp_path / EMBEDDED).mkdir()
+    assert find_model(EMBEDDED) == Path(EMBEDDED) and find_model("runs/mine") == Path("runs/mine")
+
+
+def test_the_embedded_model_is_complete_small_and_says_how_it_was_made() -> None:
+    pipeline = load_pipeline(EMBEDDED)
+    assert pipeline.frame_size() == 64 and pipeline.identity_encoder is not None and pipeline.sync_network is not None
+    folder = find_model(EMBEDDED)
+    assert sum(file.stat().st_size for file in folder.rglob("*.safetensors")) < 30e6
+    card = (folder / "README.md").read_text()
+    for needed in ("corpus `synthetic`", "--seed", "minutes in all", "dB on training frames"):
+        assert needed in card
+
+
+def test_what_is_no_folder_and_no_hub_id_that_can_be_had_is_one_line() -> None:
+    with pytest.raises(RunError, match="neither a folder with a pipeline nor a hub id") as caught:
+        load_pipeline("nobody/nothing")
+    assert "\n" not in str(caught.value)
