@@ -25,9 +25,10 @@ class LossConfig(Section):
 
     tdc: float = Field(0.25, ge=0)
     """Temporal-Denoising Consistency: error of frame differences (lambda_tdc in the paper)."""
-    motion: float = Field(1.0, ge=0)
+    motion: float = Field(0.0, ge=0)
     """Squared error of the motion that the sound alone suggests, against the frame's true residual on the reference.
-    The reference is a random frame, so the best guess is the mean mouth for that sound."""
+    For a backbone that starts untrained (1 is good); pretraining has a part of its own for this, and taught further by
+    pictures of a few faces, its lip shapes get worse."""
     identity: float = Field(0.0, ge=0)
     """1 - cosine similarity of identity embeddings, generated against true frame."""
     perceptual: float = Field(0.0, ge=0)

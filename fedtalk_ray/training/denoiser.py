@@ -45,7 +45,6 @@ def train_denoiser(
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     denoiser = pipeline.to(device).denoiser
     critic, sync_loss = make_critic(pipeline), make_sync_loss(pipeline)
-    loss_config = loss_config.model_copy(update={"motion": 0.0})
     for part in (denoiser.speech_encoder, denoiser.speech_map):
         part.requires_grad_(False)
     trained = [parameter for parameter in denoiser.parameters() if parameter.requires_grad]
