@@ -13,6 +13,7 @@ from fedtalk_ray.data.shards import Manifest, ShardWriter
 from fedtalk_ray.data.unreliable import corrupt_shards
 from fedtalk_ray.errors import ConfigError, ShardError
 from fedtalk_ray.evaluation.experiment import Planned, load_experiment, plan
+from fedtalk_ray.model.embedded import EMBEDDED
 
 SHIPPED = ("clients", "methods", "participation", "tdc", "unreliable")
 
@@ -153,7 +154,7 @@ def test_a_shipped_experiment_runs_on_what_its_head_prepares(
             prepared.add(options["--out"])
     runs = plan(load_experiment(path))
     assert len({run.config.run for run in runs}) == len(runs) >= 6
-    assert {run.config.pretrained for run in runs} <= prepared
+    assert {run.config.pretrained for run in runs} <= {*prepared, EMBEDDED}
     assert {run.seed for run in runs} == {0, 1, 2}
 
 

@@ -59,7 +59,9 @@ def meta_loss(model: torch.nn.Module, batch: WindowBatch) -> torch.Tensor:
 
 
 def real_loss(model: torch.nn.Module, batch: WindowBatch) -> torch.Tensor:
-    return window_loss(model, make_scheduler("sample"), batch, LossConfig(), torch.Generator().manual_seed(0)).total
+    return window_loss(
+        model, make_scheduler("sample"), batch, LossConfig(motion=1), torch.Generator().manual_seed(0)
+    ).total
 
 
 @pytest.fixture(scope="module")

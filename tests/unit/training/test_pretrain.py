@@ -129,7 +129,7 @@ def test_speech_motion_learns_and_the_u_net_is_not_touched(
     pieces: list[Piece], make_pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both what it is taught: the picture of the motion, and the lip shapes as the code's first numbers."""
-    monkeypatch.setattr("fedtalk_ray.training.speech_motion.CLIPS", 3)
+    monkeypatch.setattr("fedtalk_ray.training.speech_motion.CLIPS", 2)
     denoiser = make_pipeline(awake=False, latent_channels=16).denoiser
     set_units(denoiser, pieces, np.random.default_rng(0))
     before = {name: value.clone() for name, value in denoiser.state_dict().items()}
@@ -148,8 +148,8 @@ def test_speech_motion_learns_and_the_u_net_is_not_touched(
             return float((denoiser.speech_motion(sound) - target).square().mean()), float(shapes.square().mean())
 
     start = errors()
-    train_speech_motion(denoiser, pieces, loud, budget(400, None), 1.0, np.random.default_rng(0))
-    assert errors()[0] < 0.9 * start[0] and errors()[1] < 0.5 * start[1]
+    train_speech_motion(denoiser, pieces, loud, budget(250, None), 1.0, np.random.default_rng(0))
+    assert errors()[0] < 0.95 * start[0] and errors()[1] < 0.5 * start[1]
     changed = {name for name, value in denoiser.state_dict().items() if not torch.equal(value, before[name])}
     assert changed and all(name.startswith(("speech_encoder.", "speech_map.")) for name in changed)
 
