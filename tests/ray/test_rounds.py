@@ -62,7 +62,8 @@ def test_two_actors_and_a_server_do_what_a_bare_loop_does(
     moved = np.abs(theta - first).max()
     assert moved > 1e-3
     # Sums differ in order. AdamW divides by the gradient's own size, so rounding grows where that is almost 0.
-    np.testing.assert_allclose(parameters(finished), theta, atol=2e-4 * moved)
+    error = np.abs(parameters(finished) - theta)
+    assert error.max() < 2e-3 * moved and error.mean() < 1e-5 * moved
 
 
 def test_a_run_that_was_stopped_and_resumed_ends_bit_identical(
@@ -201,7 +202,7 @@ def test_a_backbone_is_federated_from_scratch(make_config: Make, tmp_path: Path)
         shared="backbone",
         cohort={"size": 3},
         rounds=2,
-        local={"steps": 6, "identity_steps": 0, "batch_size": 2, "score_windows": 1},
+        local={"steps": 6, "identity_steps": 0, "batch_size": 2, "score_windows": 2, "loss": {"motion": 1.0}},
     )
     run = train(config)
     losses = [record["held_out_loss"] for record in read_history(run / "history.jsonl")]
