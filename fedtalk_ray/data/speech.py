@@ -26,6 +26,7 @@ SILENCE = -3.0
 _FFT = 512
 _HOPS_PER_FRAME = SAMPLE_RATE // HOP // FPS
 _HOPS_BEFORE = 20
+_HOPS_AT_ONCE = 6000  # a minute: the spectra of a long sound are thirteen times its size
 
 
 class SpeechFeatures(Protocol):
@@ -70,15 +71,19 @@ def log_mel(audio: np.ndarray) -> np.ndarray:
     The clip's 95th percentile is moved to 0, so a far microphone sounds like a near one; one unit is 20 dB
     and everything 60 dB below that loud level counts as silence (-3).
     """
-    wave = torch.from_numpy(np.ascontiguousarray(audio, np.float32))
-    spectrum = torch.stft(
-        wave, _FFT, HOP, win_length=400, window=torch.hann_window(400), center=True, pad_mode="constant",
-        return_complex=True,
-    )  # fmt: skip
-    decibel = 10 * torch.log10((_mel_filters() @ spectrum.abs().square()).T + 1e-10)
+    decibel = np.empty((1 + len(audio) // HOP, MEL_BINS), np.float32)
+    for begin in range(0, len(decibel), _HOPS_AT_ONCE):
+        end = min(begin + _HOPS_AT_ONCE, len(decibel))
+        first, last = begin * HOP - _FFT // 2, (end - 1) * HOP + _FFT // 2
+        wave = np.pad(audio[max(0, first) : last], (max(0, -first), max(0, last - len(audio))))
+        spectrum = torch.stft(
+            torch.from_numpy(wave.astype(np.float32)), _FFT, HOP, win_length=400, window=torch.hann_window(400),
+            center=False, return_complex=True,
+        )  # fmt: skip
+        decibel[begin:end] = 10 * torch.log10((_mel_filters() @ spectrum.abs().square()).T + 1e-10)
     # A short word in a long silence must not make the silence the loud level, nor silence itself.
-    loud = torch.maximum(torch.quantile(decibel, 0.95), decibel.max() - 40).clamp(min=-40)
-    return ((decibel - loud) / 20).clamp(min=SILENCE).numpy()
+    loud = np.float32(max(float(np.quantile(decibel, 0.95)), float(decibel.max()) - 40, -40))
+    return np.maximum((decibel - loud) / 20, np.float32(SILENCE))
 
 
 @cache
@@ -93,9 +98,13 @@ def _mel_filters() -> torch.Tensor:
 
 
 def speech_windows(audio: np.ndarray, frames: int) -> np.ndarray:
-    """What each of `frames` video frames hears, float32 [frames, WINDOW_HOPS, MEL_BINS]; silence beyond the ends."""
+    """What each of `frames` video frames hears, float32 [frames, WINDOW_HOPS, MEL_BINS]; silence beyond the ends.
+
+    A view that overlaps itself, eleven times smaller than it looks: copy what is to be written to.
+    """
     mel = log_mel(audio)
     after = max(0, frames * _HOPS_PER_FRAME + WINDOW_HOPS - len(mel))
     padded = np.pad(mel, ((_HOPS_BEFORE, after), (0, 0)), constant_values=SILENCE)
-    starts = np.arange(frames) * _HOPS_PER_FRAME
-    return padded[starts[:, None] + np.arange(WINDOW_HOPS)]
+    hop, cell = padded.strides
+    shape = (frames, WINDOW_HOPS, MEL_BINS)
+    return np.lib.stride_tricks.as_strided(padded, shape, (_HOPS_PER_FRAME * hop, hop, cell))

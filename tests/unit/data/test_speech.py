@@ -122,3 +122,17 @@ def test_windows_overlap_by_four_hops_a_frame() -> None:
     spectra = log_mel(speechlike())
     assert (windows[5] == spectra[5 * 4 - 20 : 5 * 4 + 24]).all()
     assert (windows[0, :20] == -3).all()
+
+
+@pytest.mark.parametrize("samples", [0, 159, 160, 4799, 4800, 16_000])
+def test_a_long_sound_in_parts_is_the_whole_sound(samples: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No seam where one part of the spectra ends and the next begins."""
+    whole = log_mel(speechlike()[:samples])
+    monkeypatch.setattr("fedtalk_ray.data.speech._HOPS_AT_ONCE", 10)
+    np.testing.assert_allclose(log_mel(speechlike()[:samples]), whole, atol=1e-5)
+
+
+def test_the_windows_of_a_long_sound_take_little_more_than_its_spectra() -> None:
+    """Eleven windows hear each spectrum, and it lies in memory once."""
+    windows = speech_windows(np.zeros(60 * 16_000, np.float32), 1500)
+    assert windows.base is not None and windows.strides[0] == 4 * windows.strides[1]
