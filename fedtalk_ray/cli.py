@@ -98,7 +98,12 @@ def pretrain(
     out: Annotated[Path, typer.Option(help="Folder for the pretrained pipeline (diffusers layout).")],
     minutes: Annotated[float, typer.Option(min=0, help="Time for the denoiser, the longest part.")] = 20.0,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoiser steps instead of minutes (repeatable).")] = None,
-    preset: Annotated[str, typer.Option(help="Size of the backbone: tiny, base or large (docs/presets.md).")] = "tiny",
+    preset: Annotated[
+        str | None, typer.Option(help="Size of the backbone: tiny (else), base or large (docs/presets.md).")
+    ] = None,
+    start: Annotated[
+        str | None, typer.Option("--from", help="Go on from this pipeline: a folder, fedtalk-tiny or a hub id.")
+    ] = None,
     loss: Annotated[list[str] | None, typer.Option(help="A loss weight, as in tdc=0 or sync=0.05; repeatable.")] = None,
     tensorboard: Annotated[Path | None, typer.Option(help="Folder for the curves of all losses.")] = None,
     device: Annotated[str, typer.Option(help="Of the denoiser: auto, cpu, cuda or cuda:N.")] = "auto",
@@ -107,7 +112,7 @@ def pretrain(
 ) -> None:
     """Train decoder, identity encoder, sync network and the shared backbone centrally, on the train split of SHARDS.
 
-    Example: `fedtalk pretrain --shards shards/grid --out models/grid --minutes 20`
+    Example: `fedtalk pretrain --shards shards/grid --from fedtalk-tiny --out models/grid --minutes 20`
     """
     from fedtalk_ray.config import parse_loss
     from fedtalk_ray.training.pretrain import pretrain as run_pretrain
@@ -120,6 +125,7 @@ def pretrain(
         seed=seed,
         loss_config=parse_loss(loss or []),
         size=preset,
+        start=start,
         tensorboard=tensorboard,
         device=device,
         overwrite=overwrite,

@@ -140,14 +140,25 @@ def encode_pixels(autoencoder: ModelMixin, pixels: torch.Tensor) -> torch.Tensor
     return code * scaling_factor(autoencoder)
 
 
-def decode_latents(autoencoder: ModelMixin, latents: torch.Tensor, batch: int = 32) -> np.ndarray:
-    """Frames uint8 [T, S, S, 3] of scaled latents float [T, C, h, w]."""
+def decode_latents(
+    autoencoder: ModelMixin, latents: torch.Tensor, batch: int = 32, detail: torch.Tensor | None = None
+) -> np.ndarray:
+    """Frames uint8 [T, S, S, 3] of scaled latents float [T, C, h, w].
+
+    detail: pixels [3, S, S] on the scale of [-1, 1], added to every frame.
+    """
     pieces = []
     with torch.inference_mode():
         for begin in range(0, len(latents), batch):
-            code = latents[begin : begin + batch].to(autoencoder.device, autoencoder.dtype)
-            pieces.append(pixels_to_frames(autoencoder.decode(code / scaling_factor(autoencoder)).sample))
+            pixels = decode_pixels(autoencoder, latents[begin : begin + batch])
+            pieces.append(pixels_to_frames(pixels if detail is None else pixels + detail.to(pixels)))
     return np.concatenate(pieces)
+
+
+def decode_pixels(autoencoder: ModelMixin, latents: torch.Tensor) -> torch.Tensor:
+    """Pixels [T, 3, S, S], within about [-1, 1], of scaled latents [T, C, h, w]; on the autoencoder's device."""
+    code = latents.to(autoencoder.device, autoencoder.dtype)
+    return autoencoder.decode(code / scaling_factor(autoencoder)).sample
 
 
 def scaling_factor(autoencoder: ModelMixin) -> float:

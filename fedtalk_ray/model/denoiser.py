@@ -19,6 +19,8 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
 from torch import nn
 
+from fedtalk_ray.data.face_template import mouth_mask
+
 PREDICTION_TYPES = ("sample", "v_prediction", "epsilon")
 """What a denoiser may be trained to predict, in diffusers' words: x0, v, or the noise."""
 
@@ -97,6 +99,12 @@ class TalkingHeadDenoiser(ModelMixin, ConfigMixin):
         self.register_buffer("reference_mean", torch.zeros(latent_channels))
         self.register_buffer("reference_std", torch.ones(latent_channels))
         self.register_buffer("residual_std", torch.ones(latent_channels))
+        self.certainty: torch.Tensor
+        self.liveliness: torch.Tensor
+        self.detail: torch.Tensor
+        self.register_buffer("certainty", torch.ones(latent_size, latent_size))
+        self.register_buffer("liveliness", 1 - mouth_blend(latent_size))
+        self.register_buffer("detail", torch.zeros(latent_size, latent_size))
         self.gradient_checkpointing = False
 
     def set_statistics(self, latents: torch.Tensor, residuals: torch.Tensor) -> None:
@@ -112,6 +120,17 @@ class TalkingHeadDenoiser(ModelMixin, ConfigMixin):
     def from_residual(self, residual: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
         """The inverse of `to_residual`."""
         return residual * self.residual_std[:, None, None] + reference[:, None]
+
+    def shown(self, mean: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+        """What is shown of a face, residuals [T, C, h, w], given the mean of all that may be seen and one sample of it.
+
+        Cell by cell `certainty` of the mean, and `liveliness` of what the sample adds; `training.calibration` fits
+        both. As built, the mouth, where the sound decides, is the mean, and the rest, where eyes and head move as they
+        like, is the sample.
+        """
+        if self.config.prediction_type == "epsilon":
+            return sample  # out of pure noise, what such a network takes for the mean is nothing
+        return self.certainty * mean + self.liveliness * (sample - mean)
 
     def speech_motion(self, speech: torch.Tensor) -> torch.Tensor:
         """The motion that the sound alone suggests: residuals [B, T, C, h, w] in standard deviations."""
@@ -169,6 +188,11 @@ class TalkingHeadDenoiser(ModelMixin, ConfigMixin):
         if self.training and self.gradient_checkpointing:
             return torch.utils.checkpoint.checkpoint(block, hidden, embedding, frames, use_reentrant=False)
         return block(hidden, embedding, frames)
+
+
+def mouth_blend(side: int) -> torch.Tensor:
+    """[side, side], 1 in the mouth region and 0 elsewhere, over a soft edge of a cell on either side."""
+    return nn.functional.avg_pool2d(torch.from_numpy(mouth_mask(side))[None], 3, stride=1, padding=1)[0]
 
 
 def bare_denoiser(model: Any) -> TalkingHeadDenoiser:

@@ -23,8 +23,10 @@ from fedtalk_ray.data.video import FPS, SAMPLE_RATE
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.model.autoencoder import (
     decode_latents,
+    decode_pixels,
     encode_frames,
     encoder_fingerprint,
+    frames_to_pixels,
     load_autoencoder,
     scaling_factor,
 )
@@ -131,7 +133,16 @@ class TalkingHeadPipeline(DiffusionPipeline):
         latents = sample_stream(
             self.denoiser, self.scheduler, reference, speech, steps, guidance, generator, identity=who
         )
-        return ((decode_latents(self.autoencoder, piece), piece) for piece in latents)
+        weight = torch.nn.functional.interpolate(
+            bare_denoiser(self.denoiser).detail[None, None].cpu(), face.shape[:2], mode="bilinear"
+        )[0]
+        detail = weight * self.lost_detail(face, reference)
+        return ((decode_latents(self.autoencoder, piece, detail=detail), piece) for piece in latents)
+
+    @torch.no_grad()
+    def lost_detail(self, face: np.ndarray, latent: torch.Tensor) -> torch.Tensor:
+        """What the autoencoder loses of a face uint8 [S, S, 3] with this latent [C, h, w]: pixels [3, S, S]."""
+        return frames_to_pixels(face[None])[0] - decode_pixels(self.autoencoder, latent[None])[0].float().cpu()
 
 
 def frame_count(samples: int) -> int:

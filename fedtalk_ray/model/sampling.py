@@ -4,10 +4,10 @@ Each step predicts windows that overlap by half and blends them (triangular weig
 can form. A frame leaves a step as soon as every window over it was predicted, and the next step takes it up. So each
 step holds one group of windows, no window is predicted twice, and where blocks of output end changes nothing.
 
-What the first step predicts, from pure noise, is the mean of all that may be seen. Around the mouth, where the sound
-decides, that mean is what is shown; elsewhere, where eyes and head move as they like, a sample is, or a face would be
-too still. On held-out GRID clips (seen, unseen speakers) lip correlation is so 0.56, 0.64 rather than 0.53, 0.62, the
-mouth 0.2 dB better than a sample's, and the jitter 0.8 of the truth's where the mean alone has half of it.
+What the first step predicts, from pure noise, is the mean of all that may be seen; what comes after the last step is a
+sample of it. `TalkingHeadDenoiser.shown` makes one face of the two: the mean around the mouth, where the sound decides,
+and elsewhere a sample, or a face would be too still. On held-out GRID clips (seen, unseen speakers) lip correlation is
+so 0.56, 0.64 rather than a sample's 0.53, 0.62, and the mouth 0.2 dB better.
 """
 
 import copy
@@ -17,7 +17,6 @@ from functools import partial
 import torch
 from diffusers import DDIMScheduler
 
-from fedtalk_ray.data.face_template import mouth_mask
 from fedtalk_ray.model.denoiser import bare_denoiser
 
 DEFAULT_STEPS = 2
@@ -47,7 +46,6 @@ def sample_clip(
     )
 
 
-@torch.no_grad()
 def sample_stream(
     denoiser: torch.nn.Module,
     scheduler: DDIMScheduler,
@@ -59,7 +57,28 @@ def sample_stream(
     batch: int = DEFAULT_BATCH,
     identity: torch.Tensor | None = None,
 ) -> Iterator[torch.Tensor]:
-    """Yields a clip in order, latents float32 [n, C, h, w] on the CPU, T frames in all.
+    """Yields a clip in order, latents float32 [n, C, h, w] on the CPU, T frames in all: what `denoiser.shown` makes of
+    `sample_parts`, which says what the arguments are."""
+    base = bare_denoiser(denoiser)
+    parts = sample_parts(denoiser, scheduler, reference, speech, steps, guidance, generator, batch, identity)
+    face = reference.to(base.device)
+    for mean, sample in parts:
+        yield base.from_residual(base.shown(mean, sample)[None], face[None])[0].float().cpu()
+
+
+@torch.no_grad()
+def sample_parts(
+    denoiser: torch.nn.Module,
+    scheduler: DDIMScheduler,
+    reference: torch.Tensor,
+    speech: torch.Tensor,
+    steps: int = DEFAULT_STEPS,
+    guidance: float = DEFAULT_GUIDANCE,
+    generator: torch.Generator | None = None,
+    batch: int = DEFAULT_BATCH,
+    identity: torch.Tensor | None = None,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yields the first step's mean and the last step's sample, residuals [n, C, h, w] in order, T frames in all.
 
     reference: latents [C, h, w]. speech: [T, hops, mel], T >= 1; it may be a view that overlaps itself, only what a
     group of windows needs is copied. identity: the face's embedding [D], for a denoiser that takes one. Memory does not
@@ -89,24 +108,15 @@ def sample_stream(
         step = scheduler.step(predicted, timestep, noisy)
         return torch.cat([step.prev_sample, mean if mean.shape[1] else step.pred_original_sample], dim=1)
 
-    by_mean = _mouth_blend(reference.shape[-1]).to(device)
-    if scheduler.config.prediction_type == "epsilon":
-        by_mean = torch.zeros_like(by_mean)  # out of pure noise, what such a network takes for the mean is nothing
     frames = _noise(length, tuple(reference.shape), generator, device)
     for timestep in scheduler.timesteps:
         frames = _denoised(frames, channels, groups, window, partial(predict, timestep), partial(update, timestep))
     made = 0
     for piece in frames:
         sample, mean = piece[: total - made].split(channels, dim=1)
-        kept = by_mean * mean + (1 - by_mean) * sample
-        made += len(kept)
-        if len(kept):
-            yield base.from_residual(kept[None], reference[None])[0].float().cpu()
-
-
-def _mouth_blend(side: int) -> torch.Tensor:
-    """[side, side], 1 in the mouth region and 0 elsewhere, over a soft edge of a cell on either side."""
-    return torch.nn.functional.avg_pool2d(torch.from_numpy(mouth_mask(side))[None], 3, stride=1, padding=1)[0]
+        made += len(mean)
+        if len(mean):
+            yield mean, sample
 
 
 def _noise(

@@ -18,6 +18,7 @@ from fedtalk_ray.model import adapters
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline, make_critic, make_sync_loss
 from fedtalk_ray.training.losses import window_loss
 from fedtalk_ray.training.reliability import Reliability, score_client
+from fedtalk_ray.training.schedule import cosine
 
 
 @dataclass
@@ -114,7 +115,8 @@ class LocalTrainer:
         tick: Callable[[dict[str, float]], None] = lambda _: None,
     ) -> None:
         """Trains the loaded client's own adapter alone, `tick`ing with the loss terms of every step."""
-        self._optimise(self.identity(), batches, steps, torch.Generator().manual_seed(seed), 0.0, tick)
+        generator = torch.Generator().manual_seed(seed)
+        self._optimise(self.identity(), batches, steps, generator, 0.0, tick, cosine)
         self.model.eval()
 
     @torch.no_grad()
@@ -136,8 +138,12 @@ class LocalTrainer:
         generator: torch.Generator,
         proximal: float,
         tick: Callable[[dict[str, float]], None] = lambda _: None,
+        pace: Callable[[float], float] = lambda _: 1.0,
     ) -> dict[str, float]:
-        """AdamW on the given parameters only; returns the mean loss terms."""
+        """AdamW on the given parameters only; returns the mean loss terms.
+
+        pace: what the learning rate is multiplied by, given the share of the steps done.
+        """
         local = self._config.local
         # Dropout draws from torch's global generator, whatever it was left at by the client before.
         torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
@@ -146,7 +152,8 @@ class LocalTrainer:
         optimiser = torch.optim.AdamW(trained, lr=local.learning_rate, weight_decay=0.0)
         self.model.train()
         history: list[dict[str, float]] = []
-        for _ in range(steps):
+        for step in range(steps):
+            optimiser.param_groups[0]["lr"] = local.learning_rate * pace(step / steps)
             optimiser.zero_grad(set_to_none=True)
             parts: list[dict[str, float]] = []
             for batch in islice(source, local.accumulate):

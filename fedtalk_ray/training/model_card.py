@@ -15,6 +15,8 @@ class Recipe:
 
     shards: str
     size: str
+    start: str | None
+    """The pipeline whose weights it went on from; its size, not `size`, holds."""
     minutes: float
     steps: int | None
     """Steps that were asked for; None where time was."""
@@ -28,6 +30,7 @@ def model_card(
 ) -> str:
     """Markdown. clips: how many were trained on. figures: name -> value, in the order in which they are to be read."""
     losses = {name: value for name, value in recipe.loss.model_dump().items() if value}
+    begin = f"--preset {recipe.size}" if recipe.start is None else f"--from {recipe.start}"
     asked = f"--steps {recipe.steps}" if recipe.steps is not None else f"--minutes {recipe.minutes:g}"
     people = sum(any(clip.split == "train" for clip in entries) for entries in manifest.identities.values())
     lines = [
@@ -36,7 +39,7 @@ def model_card(
         "tags: [talking-head, audio-driven, latent-diffusion, fedtalk_ray]",
         "---",
         "",
-        f"# A {recipe.size} talking-head backbone",
+        f"# A {recipe.size if recipe.start is None else 'fine-tuned'} talking-head backbone",
         "",
         "A `TalkingHeadPipeline` of fedtalk_ray: a face and a sound in, a talking face out, 25 frames a second, "
         f"{manifest.frame_size} x {manifest.frame_size} pixels.",
@@ -51,7 +54,7 @@ def model_card(
         "| | |",
         "|---|---|",
         f"| data | corpus `{manifest.corpus}`: {clips} clips of {people} people |",
-        f"| recipe | `fedtalk pretrain --shards {recipe.shards} --preset {recipe.size} {asked} --seed {recipe.seed}` |",
+        f"| recipe | `fedtalk pretrain --shards {recipe.shards} {begin} {asked} --seed {recipe.seed}` |",
         f"| losses | {', '.join(f'{name} {value:g}' for name, value in losses.items())} |",
         f"| sound, identity | {manifest.speech}, {manifest.identity} |",
         f"| done | {steps_done} denoiser steps; {seconds / 60:.0f} minutes in all, {recipe.threads} CPU thread(s) |",

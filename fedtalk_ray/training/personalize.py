@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from fedtalk_ray.config import TrainConfig, load_config
+from fedtalk_ray.config import load_config
 from fedtalk_ray.data.shards import Piece, load_manifest, read_pieces
-from fedtalk_ray.data.windows import WindowBatch, cut_windows, held_out_windows
+from fedtalk_ray.data.windows import WindowBatch, held_out_windows
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.federation.checkpoint import load_checkpoint
 from fedtalk_ray.federation.seeding import derive_seed
-from fedtalk_ray.model.pipeline import load_pipeline
+from fedtalk_ray.model.pipeline import TalkingHeadPipeline, load_pipeline
 from fedtalk_ray.training.backbone import check_fits
 from fedtalk_ray.training.client_state import CURRENT, client_folder, load_identity, save_identity
+from fedtalk_ray.training.denoiser import random_batch
 from fedtalk_ray.training.local import LocalTrainer
 
 
@@ -59,24 +59,19 @@ def personalize(
     after = checkpoint.round + 1
     seed = derive_seed(config.seed, "personalize", client)
     trainer.load(checkpoint.parameters, load_identity(trainer.model, run, client, after), seed)
-    pieces = {
-        split: list(read_pieces(shards, manifest, client, split, ("latents", "speech"))) for split in ("train", "val")
-    }
-    held_out = held_out_windows(pieces["val"], trainer.window, 8)
+    train = list(read_pieces(shards, manifest, client, "train", ("frames", "latents", "speech")))
+    val = read_pieces(shards, manifest, client, "val", ("latents", "speech"))
+    held_out = held_out_windows(val, trainer.window, 8)
     before = trainer.held_out_loss(held_out, seed=0)
-    trainer.personalize(_random_batches(pieces["train"], trainer.window, config, seed), steps, seed, tick)
+    trainer.personalize(_varied_batches(pipeline, train, config.local.batch_size, seed), steps, seed, tick)
     save_identity(trainer.model, run, client, checkpoint.round)
     return Personalized(client_folder(run, client) / CURRENT, before, trainer.held_out_loss(held_out, seed=0))
 
 
-def _random_batches(pieces: list[Piece], window: int, config: TrainConfig, seed: int) -> Iterator[WindowBatch]:
-    """Endless batches of random windows of one client's pieces."""
+def _varied_batches(pipeline: TalkingHeadPipeline, pieces: list[Piece], size: int, seed: int) -> Iterator[WindowBatch]:
+    """Endless batches of random windows of one client's pieces, seen and heard a little differently each time: one
+    clip of three seconds would else teach its light and where its head was."""
     rng = np.random.default_rng(seed)
+    heard = [np.zeros((len(piece.frames), 0), np.float32) for piece in pieces]
     while True:
-        chosen = rng.integers(len(pieces), size=config.local.batch_size)
-        parts = [
-            cut_windows(pieces[index].latents, pieces[index].speech, window, 1, rng, pieces[index].identity)
-            for index in chosen
-        ]
-        joined = {name: torch.from_numpy(np.concatenate([part[name] for part in parts])).float() for name in parts[0]}
-        yield WindowBatch(**joined)
+        yield random_batch(pipeline, pieces, heard, size, rng)

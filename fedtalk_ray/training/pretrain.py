@@ -18,11 +18,13 @@ from fedtalk_ray.data.shards import load_manifest, read_pieces
 from fedtalk_ray.errors import ShardError
 from fedtalk_ray.model.autoencoder import PatchAutoencoder
 from fedtalk_ray.model.identity import IdentityEncoder
-from fedtalk_ray.model.presets import preset, sizes
+from fedtalk_ray.model.pipeline import load_pipeline
+from fedtalk_ray.model.presets import PresetError, preset, sizes
 from fedtalk_ray.model.sync import SyncNetwork
 from fedtalk_ray.observability import RunLog, ticker
 from fedtalk_ray.outputs import new_folder
-from fedtalk_ray.training.backbone import untrained_pipeline
+from fedtalk_ray.training.backbone import check_fits, untrained_pipeline
+from fedtalk_ray.training.calibration import calibrate
 from fedtalk_ray.training.decoder import autoencoder_psnr, train_decoder
 from fedtalk_ray.training.denoiser import set_units, train_denoiser
 from fedtalk_ray.training.identity import train_identity
@@ -35,6 +37,10 @@ from fedtalk_ray.training.sync import sync_accuracy, train_sync, vary_clips
 PARTS = {"decoder": (0.07, 75.0), "identity": (0.07, 75.0), "sync": (0.1, 150.0), "speech": (0.13, 200.0)}
 """What comes before the denoiser: share of its time, and the seconds after which more taught nothing (one core)."""
 LOG_EVERY = 25
+HELD_OUT = 12
+"""Where shards hold no val clip, one training clip in so many is kept from training, to judge and calibrate by."""
+MOST_CALIBRATED = 60
+"""Clips that are calibrated by; more say nothing new."""
 MIN_PSNR = 28.0
 """dB that the autoencoder must reach on held-out frames before anything trains on its latents."""
 
@@ -58,20 +64,27 @@ def pretrain(
     seed: int = 0,
     threads: int = 1,
     loss_config: LossConfig | None = None,
-    size: str = "tiny",
+    size: str | None = None,
+    start: str | None = None,
     tensorboard: str | Path | None = None,
     device: str = "auto",
     overwrite: bool = False,
 ) -> Pretrained:
     """All parts in turn, from the train split of `shards`; writes a pipeline in diffusers' layout to `out`.
 
+    What is shown of its predictions is calibrated on val clips, or on training clips kept aside (`HELD_OUT`).
+
     The denoiser trains for `minutes` (or exactly `steps`), the parts before it for a share of that each. size: a
-    name of `model.presets`. tensorboard: where the denoiser's losses are logged. device: of the denoiser; "auto" is
-    a GPU where there is one. Raises `ShardError` for shards without training clips or of an autoencoder that is too
-    poor to build on.
+    name of `model.presets`, None for tiny. start: a pipeline to go on from (`model.pipeline.load_pipeline`), in place
+    of random weights of that size. tensorboard: where the denoiser's losses are logged. device: of the denoiser;
+    "auto" is a GPU where there is one. Raises `ShardError` for shards without training clips, that do not fit
+    `start`, or of an autoencoder that is too poor to build on, and `PresetError` for an unknown size, or for one
+    beside `start`.
     """
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    began, settings_of_size = monotonic(), sizes(preset(size))
+    if size and start:
+        raise PresetError(f"preset {size!r} cannot be chosen beside a start: {start} has a size already")
+    began, settings_of_size = monotonic(), sizes(preset(size or "tiny"))
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -82,9 +95,16 @@ def pretrain(
     )
     if not pieces:
         raise ShardError(f"shards {shards} hold no training clip; an identity needs two clips for one to be trained on")
+    if not held_out and len(pieces) >= HELD_OUT:
+        held_out = pieces[::HELD_OUT]
+        del pieces[::HELD_OUT]
     with new_folder(out, overwrite) as place:
-        pipeline = untrained_pipeline(manifest, **settings_of_size)
-        encoder = IdentityEncoder()
+        if start is None:
+            pipeline = untrained_pipeline(manifest, **settings_of_size)
+        else:
+            pipeline = load_pipeline(start)
+            check_fits(manifest, pipeline, start)
+        encoder = pipeline.identity_encoder or IdentityEncoder()
         channels, cells, _ = manifest.shapes["latents"]
         check = np.concatenate([piece.frames[::10] for piece in held_out or pieces])[:200]
         before = autoencoder_psnr(pipeline.autoencoder, check)
@@ -102,7 +122,7 @@ def pretrain(
         if len({piece.client for piece in pieces}) > 1:
             train_identity(encoder, pieces, shown(share, seconds["identity"], "identity"), rng)
             pipeline.register_modules(identity_encoder=encoder)
-        sync = SyncNetwork(channels, cells, *manifest.shapes["speech"], speech=manifest.speech)
+        sync = pipeline.sync_network or SyncNetwork(channels, cells, *manifest.shapes["speech"], speech=manifest.speech)
         copies = [vary_clips(pieces, pipeline.autoencoder, rng) for _ in range(min(8, 400 // len(pieces)))]
         train_sync(sync, [*pieces, *itertools.chain(*copies)], shown(share, seconds["sync"], "sync"), rng)
         pipeline.register_modules(sync_network=sync)
@@ -114,8 +134,10 @@ def pretrain(
         parts = shown(steps, minutes * 60, "denoiser")
         losses = logged(train_denoiser(pipeline, pieces, lips, parts, settings, seed, device=device), tensorboard)
         loss = float(np.mean(losses[-max(1, len(losses) // 10) :]))
+        if held_out:
+            calibrate(pipeline, held_out[:: -(-len(held_out) // MOST_CALIBRATED)], seed)
         pipeline.save_pretrained(str(place))
-        recipe = Recipe(str(shards), size, minutes, steps, seed, threads, settings)
+        recipe = Recipe(str(shards), size or "tiny", start, minutes, steps, seed, threads, settings)
         checked = "held-out" if held_out else "training"
         figures = {f"autoencoder, dB on {checked} frames": after, "diffusion loss at the end": loss}
         if held_out:

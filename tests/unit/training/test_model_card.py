@@ -8,7 +8,7 @@ from fedtalk_ray.training.model_card import Recipe, model_card
 def card(**changes: object) -> str:
     manifest = Manifest("synthetic", 64, 25, 16_000, "patch", "abc", {})
     manifest.identities = {"a": [ClipEntry("c", "train", 75, 1)], "b": [ClipEntry("c", "test", 75, 1)]}
-    recipe = {"shards": "s", "size": "tiny", "minutes": 20.0, "steps": None, "seed": 7, "threads": 1}
+    recipe = {"shards": "s", "size": "tiny", "start": None, "minutes": 20.0, "steps": None, "seed": 7, "threads": 1}
     recipe |= {"loss": LossConfig(tdc=0.5, motion=0)} | changes
     return model_card(manifest, Recipe(**recipe), 12, 4321, 1500, {"diffusion loss": 0.123456})  # type: ignore[arg-type]
 
@@ -24,3 +24,8 @@ def test_it_says_what_made_the_weights_and_what_was_reached() -> None:
 
 def test_steps_that_were_asked_for_stand_in_place_of_minutes() -> None:
     assert "--preset tiny --steps 300 --seed 7`" in card(steps=300) and "--minutes" not in card(steps=300)
+
+
+def test_a_start_stands_in_place_of_a_size() -> None:
+    text = card(start="fedtalk-tiny")
+    assert "--shards s --from fedtalk-tiny --minutes 20" in text and "# A fine-tuned talking-head backbone" in text

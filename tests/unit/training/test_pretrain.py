@@ -13,6 +13,7 @@ from fedtalk_ray.errors import ShardError
 from fedtalk_ray.model.autoencoder import PatchAutoencoder, encode_frames, encoder_fingerprint, frames_to_pixels
 from fedtalk_ray.model.identity import IdentityEncoder
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
+from fedtalk_ray.model.presets import PresetError
 from fedtalk_ray.training.decoder import autoencoder_psnr, random_frames, train_decoder
 from fedtalk_ray.training.denoiser import random_batch, set_units, train_denoiser
 from fedtalk_ray.training.identity import train_identity
@@ -179,6 +180,48 @@ def test_all_parts_together_are_repeatable_and_load_by_diffusers_alone(shards: P
     assert results[0].steps == 2 and results[0].psnr_after > 28 and np.isfinite(results[0].loss)
     assert encoder_fingerprint(loaded.autoencoder) == load_manifest(shards).autoencoder_fingerprint
     assert loaded.identity_encoder is not None
+
+
+def test_it_goes_on_from_another_pipeline(shards: Path, tmp_path: Path) -> None:
+    """One step from given weights leaves most of them near where they were; from random ones it cannot."""
+    for name, start in (("first", None), ("second", str(tmp_path / "first"))):
+        pretrain(shards, tmp_path / name, minutes=9, steps=1, seed=len(name), start=start)
+    one, other = (
+        torch.cat(
+            [
+                value.flatten()
+                for name, value in TalkingHeadPipeline.from_pretrained(str(tmp_path / each)).denoiser.named_parameters()
+                if name.endswith("conv1.weight") and "block" in name
+            ]
+        )
+        for each in ("first", "second")
+    )
+    assert torch.corrcoef(torch.stack([one, other]))[0, 1] > 0.99
+    assert "--from" in (tmp_path / "second" / "README.md").read_text()
+
+
+def test_a_size_beside_a_start_is_refused(shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(PresetError, match="preset 'base' cannot be chosen beside a start: fedtalk-tiny has a size"):
+        pretrain(shards, tmp_path / "out", minutes=1, size="base", start="fedtalk-tiny")
+
+
+def test_clips_are_kept_aside_where_the_shards_keep_none(
+    make_shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 13 clips the first and the last of every dozen calibrate; nothing trains on them."""
+    trained, calibrated = [], []
+    pretraining = "fedtalk_ray.training.pretrain."
+    real = train_denoiser
+
+    def watched(pipeline, pieces, *args, **more):
+        trained.extend(piece.client for piece in pieces)
+        return real(pipeline, pieces, *args, **more)
+
+    monkeypatch.setattr(pretraining + "train_denoiser", watched)
+    monkeypatch.setattr(pretraining + "calibrate", lambda _, pieces, __: calibrated.extend(p.client for p in pieces))
+    make_shards(tmp_path / "shards", {f"s{n:02}": [16] for n in range(13)}, unseen=())
+    pretrain(tmp_path / "shards", tmp_path / "out", minutes=9, steps=1)
+    assert calibrated == ["s00", "s12"] and trained == [f"s{n:02}" for n in range(1, 12)]
 
 
 def test_shards_without_a_training_clip_are_refused(make_shards, tmp_path: Path) -> None:

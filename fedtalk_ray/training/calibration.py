@@ -1,0 +1,101 @@
+"""Pretraining, last of all: how much of what the network predicts is worth showing, judged on clips it never saw.
+
+A backbone trained on a few clips predicts more than it knows: where a cheek moves, or how this person's chin looks.
+On clips that were not trained on, a regression of the truth on the prediction says by what share to shrink it; where a
+cell of the face cannot be predicted, the reference stays. Three maps of latent cells, stored in the denoiser:
+
+certainty   of the mean: the least-squares factor, sum(mean * truth) / sum(mean^2), within [0, 1].
+liveliness  of what a sample adds to the mean, outside the mouth: so much that frames differ as real ones do.
+detail      of what the autoencoder loses of the reference face: the least-squares factor, within [0, 1].
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from fedtalk_ray.data.shards import Piece
+from fedtalk_ray.model.autoencoder import decode_pixels, frames_to_pixels
+from fedtalk_ray.model.denoiser import mouth_blend
+from fedtalk_ray.model.pipeline import TalkingHeadPipeline
+from fedtalk_ray.model.sampling import sample_parts
+
+MOST_LIVELY = 1.25
+"""Where a real face moves more than a sample does, the sample's motion is enlarged by so much at most."""
+
+
+@dataclass
+class Prediction:
+    """One clip spoken from its first frame: residuals [T, C, h, w], true, as the mean and as a sample."""
+
+    piece: Piece
+    truth: torch.Tensor
+    mean: torch.Tensor
+    sample: torch.Tensor
+
+
+def calibrate(pipeline: TalkingHeadPipeline, pieces: Iterable[Piece], seed: int) -> None:
+    """Sets `certainty`, `liveliness` and `detail` of the pipeline's denoiser from clips that it was not trained on.
+
+    Needs the pieces' frames, latents and speech. Nothing changes for a network that predicts noise: it has no mean.
+    """
+    denoiser = pipeline.denoiser.eval()
+    if denoiser.config.prediction_type == "epsilon":
+        return
+    spoken = [predict(pipeline, piece, seed) for piece in pieces]
+    agreeing, size = (
+        torch.stack([(each.mean * of(each)).sum((0, 1)) for each in spoken]).sum(0)
+        for of in (lambda each: each.truth, lambda each: each.mean)
+    )
+    denoiser.certainty.copy_(factor(agreeing, size).clamp(0, 1))
+    true, mean, extra = (
+        torch.stack([moved(of(each)) for each in spoken]).sum(0)
+        for of in (
+            lambda each: each.truth,
+            lambda each: each.mean * denoiser.certainty,
+            lambda each: each.sample - each.mean,
+        )
+    )
+    lively = factor(true - mean, extra).clamp(min=0).sqrt().clamp(max=MOST_LIVELY)
+    denoiser.liveliness.copy_(lively * (1 - mouth_blend(denoiser.config.latent_size)))
+    lacking, lost = torch.stack([lost_and_missing(pipeline, each) for each in spoken]).sum(0)
+    denoiser.detail.copy_(factor(lacking, lost).clamp(0, 1))
+
+
+def predict(pipeline: TalkingHeadPipeline, piece: Piece, seed: int) -> Prediction:
+    latents, speech = (torch.tensor(values).float() for values in (piece.latents, piece.speech))
+    who = torch.tensor(piece.identity).float() if piece.identity.size else None
+    generator = torch.Generator().manual_seed(seed)
+    parts = list(
+        sample_parts(pipeline.denoiser, pipeline.scheduler, latents[0], speech, generator=generator, identity=who)
+    )
+    mean, sample = (torch.cat(part) for part in zip(*parts, strict=True))
+    return Prediction(piece, pipeline.denoiser.to_residual(latents[None], latents[:1])[0], mean, sample)
+
+
+def factor(upper: torch.Tensor, lower: torch.Tensor) -> torch.Tensor:
+    """upper / lower, [h, w], each first averaged over neighbouring cells and with the mirror image."""
+    upper, lower = (
+        F.avg_pool2d(F.pad((each + each.flip(1))[None, None], (1, 1, 1, 1), mode="replicate"), 3, stride=1)[0, 0]
+        for each in (upper, lower)
+    )
+    return upper / lower.clamp(min=1e-8)
+
+
+def moved(residuals: torch.Tensor) -> torch.Tensor:
+    """Squared differences of consecutive frames of [T, C, h, w], summed cell by cell: [h, w]."""
+    return (residuals[1:] - residuals[:-1]).square().sum((0, 1))
+
+
+@torch.no_grad()
+def lost_and_missing(pipeline: TalkingHeadPipeline, spoken: Prediction) -> torch.Tensor:
+    """sum(lost * missing) and sum(lost^2) over frames, colours and pixels of each cell, [2, h, w]: `lost` is what the
+    autoencoder loses of the reference, `missing` what the pictures that would be shown lack."""
+    denoiser = pipeline.denoiser
+    reference = torch.tensor(spoken.piece.latents[:1]).float()
+    shown = denoiser.from_residual(denoiser.shown(spoken.mean, spoken.sample)[None], reference)[0]
+    lost = pipeline.lost_detail(spoken.piece.frames[0], reference[0])
+    missing = frames_to_pixels(spoken.piece.frames) - decode_pixels(pipeline.autoencoder, shown)
+    products = torch.stack([(lost * missing).sum((0, 1)), len(missing) * lost.square().sum(0)])
+    return F.adaptive_avg_pool2d(products, denoiser.config.latent_size)

@@ -1,0 +1,120 @@
+"""Calibration: what is shown of a prediction is what predictions turned out to be worth on other clips."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fedtalk_ray.data.shards import Piece
+from fedtalk_ray.model.autoencoder import decode_latents, encode_frames
+from fedtalk_ray.model.denoiser import mouth_blend
+from fedtalk_ray.model.pipeline import TalkingHeadPipeline
+from fedtalk_ray.training.calibration import calibrate
+
+SIDE = 8
+
+
+def clips(pipeline: TalkingHeadPipeline, residuals: list[torch.Tensor]) -> list[Piece]:
+    """Pieces whose frames are what the autoencoder makes of random references plus these residuals."""
+    pieces = []
+    for number, residual in enumerate(residuals):
+        rng = np.random.default_rng(number)
+        face = rng.integers(60, 200, (1, 4 * SIDE, 4 * SIDE, 3), dtype=np.uint8)
+        reference = torch.from_numpy(encode_frames(pipeline.autoencoder, face))
+        latents = pipeline.denoiser.from_residual(residual[None], reference)[0]
+        frames = decode_latents(pipeline.autoencoder, latents)
+        frames[0] = face[0]
+        sound = np.zeros((len(residual), 44, 40), np.float16)
+        pieces.append(Piece("s1", str(number), 0, frames, latents.numpy(), sound, np.zeros(0, np.int16)))
+    return pieces
+
+
+@pytest.fixture
+def predicts(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[torch.Tensor], list[torch.Tensor]], None]:
+    """Replaces generation by means and samples that are known."""
+
+    def known(means: list[torch.Tensor], samples: list[torch.Tensor]) -> None:
+        answers = iter(zip(means, samples, strict=True))
+
+        def parts(*_: object, **__: object) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            mean, sample = next(answers)
+            yield mean[:5], sample[:5]
+            yield mean[5:], sample[5:]
+
+        monkeypatch.setattr("fedtalk_ray.training.calibration.sample_parts", parts)
+
+    return known
+
+
+def test_the_mean_is_shrunk_to_what_it_is_worth(make_pipeline, predicts) -> None:
+    """Truth = share * mean + something that has nothing to do with it: least squares finds the share of each cell."""
+    pipeline, generator = make_pipeline(), torch.Generator().manual_seed(0)
+    means = [torch.randn(60, 4, SIDE, SIDE, generator=generator) for _ in range(4)]
+    share = torch.tensor([1.4, 0.6, 0.2, -0.5]).repeat_interleave(2)[:, None].expand(SIDE, SIDE)  # by rows
+    truth = [share * mean + 0.3 * torch.randn(mean.shape, generator=generator) for mean in means]
+    for residual in truth:
+        residual[0] = 0  # the reference itself
+    predicts(means, means)
+    calibrate(pipeline, clips(pipeline, truth), 0)
+    certainty = pipeline.denoiser.certainty
+    # Neighbours are averaged, so only cells amid their equals come out as they went in; the mirror image is too.
+    padded = torch.cat([share[:1], share, share[-1:]])
+    expected = ((padded[:-2] + padded[1:-1] + padded[2:]) / 3).clamp(0, 1)
+    assert torch.allclose(certainty, expected, atol=0.06)
+    assert torch.allclose(certainty, certainty.flip(1))
+
+
+def test_faces_move_as_much_as_real_ones_and_the_mouth_is_the_mean_alone(make_pipeline, predicts) -> None:
+    pipeline, generator = make_pipeline(), torch.Generator().manual_seed(0)
+    still = [torch.zeros(60, 4, SIDE, SIDE) for _ in range(3)]
+    samples = [torch.randn(60, 4, SIDE, SIDE, generator=generator) for _ in still]
+    wanted = torch.tensor([0.5] * 4 + [3.0] * 4)[:, None]  # the lower half moves more than samples may
+    truth = [wanted * torch.randn(each.shape, generator=generator) for each in samples]
+    predicts(still, samples)
+    calibrate(pipeline, clips(pipeline, truth), 0)
+    lively, outside = pipeline.denoiser.liveliness, 1 - mouth_blend(SIDE)
+    assert torch.allclose(lively[:3], 0.5 * outside[:3], atol=0.03)
+    assert torch.allclose(lively[5:], 1.25 * outside[5:])
+    assert lively[5, 4] == 0
+
+
+def test_detail_comes_back_where_the_face_keeps_still(make_pipeline, predicts) -> None:
+    """True frames hold all that the autoencoder loses of the reference, in the upper half of the picture only."""
+    pipeline = make_pipeline()
+    still = [torch.zeros(10, 4, SIDE, SIDE) for _ in range(4)]
+    pieces = clips(pipeline, still)
+    for piece in pieces:
+        piece.frames[:, : 2 * SIDE] = piece.frames[0, : 2 * SIDE]
+    predicts(still, still)
+    calibrate(pipeline, pieces, 0)
+    detail = pipeline.denoiser.detail
+    assert torch.allclose(detail[:3], torch.ones(3, SIDE), atol=0.05)
+    # Below, only the first of ten frames holds it: a tenth of it is the best guess.
+    assert torch.allclose(detail[5:], torch.full((3, SIDE), 0.1), atol=0.05)
+    audio = np.zeros(6400, np.float32)
+    pipeline.denoiser.certainty.zero_()
+    pipeline.denoiser.liveliness.zero_()
+    made = pipeline(pieces[0].frames[0], audio).frames
+    assert np.abs(made[:, : 2 * SIDE - 8].astype(int) - pieces[0].frames[0, : 2 * SIDE - 8]).max() <= 4
+    pipeline.denoiser.detail.zero_()
+    plain = pipeline(pieces[0].frames[0], audio).frames
+    assert np.abs(plain[:, : 2 * SIDE - 8].astype(int) - pieces[0].frames[0, : 2 * SIDE - 8]).max() > 40
+
+
+def test_it_is_saved_with_the_weights(make_pipeline, predicts, tmp_path: Path) -> None:
+    pipeline = make_pipeline()
+    for buffer in (pipeline.denoiser.certainty, pipeline.denoiser.liveliness, pipeline.denoiser.detail):
+        buffer.uniform_()
+    pipeline.denoiser.save_pretrained(tmp_path)
+    loaded = type(pipeline.denoiser).from_pretrained(tmp_path)
+    for name in ("certainty", "liveliness", "detail"):
+        assert torch.equal(getattr(loaded, name), getattr(pipeline.denoiser, name))
+
+
+def test_a_network_that_predicts_noise_has_no_mean_to_calibrate(make_pipeline, predicts) -> None:
+    pipeline = make_pipeline(prediction_type="epsilon")
+    predicts([], [])
+    calibrate(pipeline, clips(pipeline, [torch.zeros(6, 4, SIDE, SIDE)]), 0)
+    assert (pipeline.denoiser.certainty == 1).all() and (pipeline.denoiser.detail == 0).all()
