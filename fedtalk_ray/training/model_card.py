@@ -26,13 +26,18 @@ class Recipe:
 
 
 def model_card(
-    manifest: Manifest, recipe: Recipe, clips: int, steps_done: int, seconds: float, figures: dict[str, float]
+    manifest: Manifest,
+    recipe: Recipe,
+    clips: int,
+    people: int,
+    steps_done: int,
+    seconds: float,
+    figures: dict[str, float],
 ) -> str:
-    """Markdown. clips: how many were trained on. figures: name -> value, in the order in which they are to be read."""
+    """Markdown. clips, people: how many were trained on. figures: name -> value, as they are to be read."""
     losses = {name: value for name, value in recipe.loss.model_dump().items() if value}
     begin = f"--preset {recipe.size}" if recipe.start is None else f"--from {recipe.start}"
     asked = f"--steps {recipe.steps}" if recipe.steps is not None else f"--minutes {recipe.minutes:g}"
-    people = sum(any(clip.split == "train" for clip in entries) for entries in manifest.identities.values())
     lines = [
         "---",
         "library_name: diffusers",

@@ -119,7 +119,8 @@ def pretrain(
                 f"autoencoder {manifest.autoencoder!r} reaches {after:.1f} dB on held-out frames of {shards}; at least "
                 f"{MIN_PSNR:g} dB are needed to build on: prepare the shards with a better one"
             )
-        if len({piece.client for piece in pieces}) > 1:
+        people = len({piece.client for piece in pieces})
+        if people > 1:
             train_identity(encoder, pieces, shown(share, seconds["identity"], "identity"), rng)
             pipeline.register_modules(identity_encoder=encoder)
         sync = pipeline.sync_network or SyncNetwork(channels, cells, *manifest.shapes["speech"], speech=manifest.speech)
@@ -143,7 +144,7 @@ def pretrain(
         if held_out:
             accuracy = sync_accuracy(sync, held_out)
             figures["sync network, held-out clips in time within 2 frames (chance 0.45)"] = accuracy.within_2
-        card = model_card(manifest, recipe, len(pieces), len(losses), monotonic() - began, figures)
+        card = model_card(manifest, recipe, len(pieces), people, len(losses), monotonic() - began, figures)
         (place / "README.md").write_text(card)
     return Pretrained(before, after, len(losses), loss)
 

@@ -10,7 +10,7 @@ def card(**changes: object) -> str:
     manifest.identities = {"a": [ClipEntry("c", "train", 75, 1)], "b": [ClipEntry("c", "test", 75, 1)]}
     recipe = {"shards": "s", "size": "tiny", "start": None, "minutes": 20.0, "steps": None, "seed": 7, "threads": 1}
     recipe |= {"loss": LossConfig(tdc=0.5, motion=0)} | changes
-    return model_card(manifest, Recipe(**recipe), 12, 4321, 1500, {"diffusion loss": 0.123456})  # type: ignore[arg-type]
+    return model_card(manifest, Recipe(**recipe), 12, 1, 4321, 1500, {"diffusion loss": 0.123456})  # type: ignore[arg-type]
 
 
 def test_it_says_what_made_the_weights_and_what_was_reached() -> None:
