@@ -21,7 +21,7 @@ from fedtalk_ray.model.denoiser import mouth_blend
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
 from fedtalk_ray.model.sampling import sample_parts
 
-MOST_LIVELY = 1.25
+MOST_LIVELY = 1.5
 """Where a real face moves more than a sample does, the sample's motion is enlarged by so much at most."""
 
 
@@ -44,22 +44,12 @@ def calibrate(pipeline: TalkingHeadPipeline, pieces: Iterable[Piece], seed: int)
     if denoiser.config.prediction_type == "epsilon":
         return
     spoken = [predict(pipeline, piece, seed) for piece in pieces]
-    agreeing, size = (
-        torch.stack([(each.mean * of(each)).sum((0, 1)) for each in spoken]).sum(0)
-        for of in (lambda each: each.truth, lambda each: each.mean)
-    )
-    denoiser.certainty.copy_(factor(agreeing, size).clamp(0, 1))
-    true, mean, extra = (
-        torch.stack([moved(of(each)) for each in spoken]).sum(0)
-        for of in (
-            lambda each: each.truth,
-            lambda each: each.mean * denoiser.certainty,
-            lambda each: each.sample - each.mean,
-        )
-    )
-    lively = factor(true - mean, extra).clamp(min=0).sqrt().clamp(max=MOST_LIVELY)
-    denoiser.liveliness.copy_(lively * (1 - mouth_blend(denoiser.config.latent_size)))
-    lacking, lost = torch.stack([lost_and_missing(pipeline, each) for each in spoken]).sum(0)
+    agreeing = total((each.mean * each.truth).sum((0, 1)) for each in spoken)
+    denoiser.certainty.copy_(factor(agreeing, total(each.mean.square().sum((0, 1)) for each in spoken)).clamp(0, 1))
+    missing = total(moved(each.truth) - moved(denoiser.certainty * each.mean) for each in spoken)
+    lively = factor(missing, total(moved(each.sample - each.mean) for each in spoken)).clamp(min=0).sqrt()
+    denoiser.liveliness.copy_(lively.clamp(max=MOST_LIVELY) * (1 - mouth_blend(denoiser.config.latent_size)))
+    lacking, lost = total(lost_and_missing(pipeline, each) for each in spoken)
     denoiser.detail.copy_(factor(lacking, lost).clamp(0, 1))
 
 
@@ -72,6 +62,10 @@ def predict(pipeline: TalkingHeadPipeline, piece: Piece, seed: int) -> Predictio
     )
     mean, sample = (torch.cat(part) for part in zip(*parts, strict=True))
     return Prediction(piece, pipeline.denoiser.to_residual(latents[None], latents[:1])[0], mean, sample)
+
+
+def total(parts: Iterable[torch.Tensor]) -> torch.Tensor:
+    return torch.stack(list(parts)).sum(0)
 
 
 def factor(upper: torch.Tensor, lower: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from fedtalk_ray.data.shards import Piece
 from fedtalk_ray.model.autoencoder import decode_latents, encode_frames
 from fedtalk_ray.model.denoiser import mouth_blend
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
-from fedtalk_ray.training.calibration import calibrate
+from fedtalk_ray.training.calibration import MOST_LIVELY, calibrate
 
 SIDE = 8
 
@@ -76,7 +76,7 @@ def test_faces_move_as_much_as_real_ones_and_the_mouth_is_the_mean_alone(make_pi
     calibrate(pipeline, clips(pipeline, truth), 0)
     lively, outside = pipeline.denoiser.liveliness, 1 - mouth_blend(SIDE)
     assert torch.allclose(lively[:3], 0.5 * outside[:3], atol=0.03)
-    assert torch.allclose(lively[5:], 1.25 * outside[5:])
+    assert torch.allclose(lively[5:], MOST_LIVELY * outside[5:])
     assert lively[5, 4] == 0
 
 
