@@ -113,10 +113,69 @@ class ServerConfig(Section):
 class CohortConfig(Section):
     """Who takes part in a round."""
 
-    size: int = Field(4, ge=1)
-    """Clients per round, drawn uniformly without replacement; all of them when there are not more."""
+    size: int = Field(16, ge=1)
+    """Clients per round; all of them when there are not more. With `poisson`, the number expected."""
+    sampling: Literal["uniform", "poisson"] | None = None
+    """uniform: without replacement. poisson: everybody by a coin of their own, from the system's randomness, which is
+    what amplifies privacy. null: poisson with noise (`privacy.mechanism`), else uniform."""
     clients: list[str] | None = None
     """The population by identity; null takes every identity of the shards that can be a client."""
+
+
+class PrivacyConfig(Section):
+    """Client-level differential privacy, and what secure aggregation has to know (docs/privacy.md)."""
+
+    mechanism: Literal["none", "skellam", "gaussian"] = "none"
+    """skellam: every client adds a part of the noise, nobody sees a sum without it. gaussian: the server adds it and
+    must be trusted. none: no differential privacy, whatever the aggregation."""
+    epsilon: float | None = Field(None, gt=0)
+    """The budget: noise is chosen for it where `noise_multiplier` is null; no round that would overspend runs."""
+    delta: float = Field(1e-5, gt=0, lt=1)
+    """Should be well below 1 / clients."""
+    noise_multiplier: float | None = Field(None, gt=0)
+    """z: the noise's deviation over one client's largest effect. null: the smallest that keeps to `epsilon`."""
+    view: Literal["release", "server"] = "release"
+    """Whose epsilon is held to the budget: release, who sees the models and not the cohorts; server, who knows them."""
+    participation_cap: int | None = Field(None, ge=1)
+    """Rounds in which a client takes part at most. null: as often as it is drawn."""
+    clip_norm: float | None = Field(None, gt=0)
+    """C: bound on a client's weighted update. null: 10 without noise, where it is not meant to bind; set it with
+    noise."""
+    clipping: Literal["fixed", "adaptive"] = "fixed"
+    """adaptive: C follows the median norm (Andrew et al. 2021), from a cohort of 64."""
+    samples_cap: int = Field(10_000, ge=1)
+    """n_max: training frames of a client that count at most."""
+    weight_reference: float | None = Field(None, gt=0)
+    """w_ref: weights are divided by it. null: `samples_cap`, so that none exceeds 1. With noise, at or below the median
+    weight of the population."""
+    mean_weight: float = Field(1.0, gt=0)
+    """With noise: the public denominator, sum over survivors of this much each. It acts as a step size."""
+    colluders: int = Field(0, ge=0)
+    """skellam: clients that may add no noise without weakening the guarantee."""
+    scale_bits: int | None = Field(None, ge=8, le=30)
+    """Sums are counted in steps of 2^-bits. null: 18 with noise, else as fine as the cohort allows."""
+    insecure_min_survivors: int | None = Field(None, ge=2)
+    """Opens sums of fewer clients than 8. For trials: a sum of few says much about each. Insecure, and named so."""
+    simulated_cohort: int | None = Field(None, ge=1)
+    """Noise as a cohort of so many would have it relative to the mean, on a smaller real one. A simulation of utility:
+    the real clients get less privacy than the printed figure."""
+    simulated_population: int | None = Field(None, ge=1)
+    """Whom the simulated cohort is drawn from."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> "PrivacyConfig":
+        if self.mechanism != "none":
+            if self.epsilon is None and self.noise_multiplier is None:
+                raise ValueError(f"mechanism {self.mechanism} needs `epsilon` or `noise_multiplier`")
+            if self.clip_norm is None:
+                raise ValueError(f"mechanism {self.mechanism} needs `clip_norm`, near a weighted update's usual norm")
+        elif self.epsilon is not None or self.noise_multiplier is not None:
+            raise ValueError("`epsilon` and `noise_multiplier` need a mechanism: skellam or gaussian")
+        if (self.simulated_cohort is None) != (self.simulated_population is None):
+            raise ValueError("`simulated_cohort` and `simulated_population` go together")
+        if self.simulated_cohort and self.simulated_population and self.simulated_cohort > self.simulated_population:
+            raise ValueError("`simulated_cohort` is larger than `simulated_population`")
+        return self
 
 
 class SlotConfig(Section):
@@ -171,11 +230,16 @@ class TrainConfig(Section):
     """Rounds in all, those before a resume included."""
     shared: Literal["adapter", "backbone"] = "adapter"
     """What is federated. adapter: a LoRA adapter on the frozen backbone. backbone: all of the denoiser's weights."""
-    aggregation: Literal["plain"] = "plain"
-    """plain: the server sees each slot's weighted sum in the clear, and clients report scores and sample counts.
-    It is no privacy mechanism."""
+    aggregation: Literal["secure", "plain"] = "secure"
+    """secure: the server learns the sum over at least 8 clients and nothing of any one. plain: it sees each slot's
+    weighted sum in the clear, and clients report scores and sample counts; it is no privacy mechanism."""
+    lora_aggregation: Literal["ab", "ffa"] | None = None
+    """What of the shared adapter is trained and summed. ab: both LoRA factors; averages of A and of B apart are not the
+    average of BA. ffa: only B, on an A frozen from the run's seed (Sun et al. 2024): exact, half the vector, and noise
+    stays linear. null: ffa with noise, else ab."""
     cohort: CohortConfig = CohortConfig()
     strategy: StrategyConfig = StrategyConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
     server: ServerConfig = ServerConfig()
     local: LocalConfig = LocalConfig()
     adapter: AdapterConfig = AdapterConfig()
@@ -191,6 +255,48 @@ class TrainConfig(Section):
         if self.shared == "adapter" and self.pretrained is None:
             raise ValueError("shared: adapter needs `pretrained` (the folder that `fedtalk pretrain` wrote)")
         return self
+
+    @model_validator(mode="after")
+    def _can_be_private(self) -> "TrainConfig":
+        privacy = self.privacy
+        if self.aggregation == "secure":
+            if self.pretrained is None:
+                raise ValueError(
+                    "aggregation: secure needs `pretrained`: without it clients would send statistics of their latents "
+                    "in the clear (aggregation: plain does)"
+                )
+            floor = privacy.insecure_min_survivors or 8
+            if self.cohort.size < floor:
+                raise ValueError(
+                    f"aggregation: secure opens no sum of fewer than {floor} clients, and cohort.size is "
+                    f"{self.cohort.size}; raise it, or for a trial set privacy.insecure_min_survivors or "
+                    "aggregation: plain"
+                )
+        elif privacy.mechanism == "skellam":
+            raise ValueError(
+                "privacy.mechanism skellam hides no single update from a server that sums in the clear; "
+                "use aggregation: secure, or mechanism gaussian with a trusted server"
+            )
+        if privacy.clipping == "adaptive" and (privacy.simulated_cohort or self.cohort.size) < 64:
+            raise ValueError("privacy.clipping adaptive needs a cohort of 64 or more; smaller ones drown in its noise")
+        if privacy.clipping == "adaptive" and self.aggregation == "plain":
+            raise ValueError("privacy.clipping adaptive needs aggregation: secure, whose sum counts who was clipped")
+        if privacy.mechanism != "none" and self.cohort.sampling == "uniform" and privacy.view == "release":
+            raise ValueError(
+                "privacy.view release counts on cohort.sampling poisson; leave it out, or hold view server"
+            )
+        return self
+
+    @property
+    def poisson(self) -> bool:
+        """Whether cohorts are Poisson samples."""
+        chosen = self.cohort.sampling or ("uniform" if self.privacy.mechanism == "none" else "poisson")
+        return chosen == "poisson"
+
+    @property
+    def trained_factors(self) -> str:
+        """ "ab" or "ffa" (`lora_aggregation`)."""
+        return self.lora_aggregation or ("ab" if self.privacy.mechanism == "none" else "ffa")
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> TrainConfig:

@@ -63,6 +63,8 @@ def demo_config(out: Path) -> TrainConfig:
             "pretrained": EMBEDDED,
             "rounds": 3,
             "cohort": {"size": 4},
+            # So few people that a sum says much about each: secure aggregation at work, not a guarantee.
+            "privacy": {"insecure_min_survivors": 3},
             "local": {"steps": 6, "identity_steps": 3, "score_windows": 2},
             "evaluation": {"sample_every": 3, "windows": 2, "clients": 4},
         },

@@ -1,8 +1,13 @@
 """Everything that crosses between actors, in one place.
 
-The shared parameters, a float32 vector, go from the parameter server to the slots; a `PlainUpdate` comes back. Raw
-frames, sound, latents and identity adapters have no message and never leave the client's side. Scores travel only
-in a `ClientReport`; sample counts also show in `total_weight`. All of it belongs to `aggregation: plain`.
+The shared parameters, a float32 vector, go from the parameter server to the slots. What comes back depends:
+
+`aggregation: secure`  the five messages of the protocol's stages (`Advertisement` to `Unmasking`), as canonical signed
+                       bytes (`privacy.wire`). Of a client's update only `MaskedInput` is sent, uniform to the server.
+`aggregation: plain`   a `PlainUpdate`, in the clear. Scores travel in its `ClientReport`s, sample counts also show in
+                       `total_weight`.
+
+Raw frames, sound, latents and identity adapters have no message and never leave the client's side.
 """
 
 from dataclasses import dataclass, field
@@ -58,3 +63,148 @@ class HeldOutLoss:
 
     total: float
     clients: int
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A slot's word on its clients in one step of the secure protocol: who answered, and why the others did not."""
+
+    clients: tuple[str, ...]
+    refused: dict[str, str] = field(default_factory=dict)
+    """client -> code (`privacy.protocol.Code`)."""
+
+
+@dataclass(frozen=True)
+class Collected:
+    """The server's word on one stage: the next frame for each client still there, or why the round is over."""
+
+    frames: dict[str, bytes]
+    answered: int
+    rejected: dict[str, int]
+    """code -> messages refused."""
+    aborted: str | None = None
+
+
+# The secure protocol. Client to server, one message for each stage:
+
+
+@dataclass(frozen=True)
+class Advertisement:
+    """Stage 0: this round's two X25519 public keys, 32 bytes each."""
+
+    client: str
+    encryption_key: bytes
+    masking_key: bytes
+
+
+@dataclass(frozen=True)
+class SealedShare:
+    """For one holder: its two Shamir shares, encrypted to it, and a SHA-256 commitment to each.
+
+    With the commitments the server knows a share that was altered on its way back from one that was not.
+    """
+
+    holder: str
+    ciphertext: bytes
+    self_mask_commitment: bytes
+    masking_key_commitment: bytes
+
+
+@dataclass(frozen=True)
+class SealedShares:
+    """Stage 1: the shares of the self-mask seed and of the masking secret key, and a commitment to the seed."""
+
+    client: str
+    seed_commitment: bytes
+    shares: tuple[SealedShare, ...]
+
+
+@dataclass(frozen=True)
+class MaskedInput:
+    """Stage 2: y = x + PRG(b) +/- sum PRG(s_uv) mod 2^32, uint32 [L]."""
+
+    client: str
+    vector: np.ndarray
+
+
+@dataclass(frozen=True)
+class Consistency:
+    """Stage 3: H(session, U3), the set of survivors that this client was told."""
+
+    client: str
+    survivors: bytes
+
+
+@dataclass(frozen=True)
+class Share:
+    """A 33-byte Shamir share of one owner's secret."""
+
+    owner: str
+    value: bytes
+
+
+@dataclass(frozen=True)
+class Unmasking:
+    """Stage 4: self-mask shares of survivors, masking-key shares of clients that dropped out; never both of one."""
+
+    client: str
+    self_mask_shares: tuple[Share, ...]
+    masking_key_shares: tuple[Share, ...]
+
+
+# Server to client:
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a round is about. Client and server both hash it into the context that every signature covers.
+
+    exchange: counts every attempt at a round and never repeats. clip_norm: this round's C. The hashes are SHA-256.
+    """
+
+    run: str
+    exchange: int
+    round: int
+    backbone: bytes
+    shared: bytes
+    config: bytes
+    clip_norm: float
+    cohort: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Advertised:
+    """The signed advertisements of everybody who made one (U1), passed on as they came."""
+
+    advertisements: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
+class SealedFrom:
+    """A ciphertext and who made it."""
+
+    owner: str
+    ciphertext: bytes
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """What the other clients (U2) sealed for this one."""
+
+    shares: tuple[SealedFrom, ...]
+
+
+@dataclass(frozen=True)
+class Survivors:
+    """U3: whose masked inputs arrived."""
+
+    clients: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class UnmaskRequest:
+    """Whose self masks and whose pairwise masks are to go, and the signed `Consistency` messages that allow it."""
+
+    survivors: tuple[str, ...]
+    dropped: tuple[str, ...]
+    confirmations: tuple[bytes, ...]

@@ -5,8 +5,12 @@ every round t:   cohort S_t <- sample
                  every client k in S_t, in parallel: Delta_k, s_k <- fit, score        (training/local.py)
                  theta_{t+1} <- server step on sum_k w_k Delta_k / sum_k w_k,  w_k ~ n_k exp(gamma s_k)
                  evaluate, checkpoint, log
+
+Under `aggregation: secure` the sum is opened over masked vectors only (`actors/exchange.py`, `privacy/`), and with a
+`privacy.mechanism` over clipped and noisy ones.
 """
 
+import secrets
 from dataclasses import asdict
 from pathlib import Path
 from time import monotonic
@@ -16,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from fedtalk_ray.actors.cluster import connect
+from fedtalk_ray.actors.exchange import secure_round
 from fedtalk_ray.actors.pool import SlotPool, fetch, start_server
 from fedtalk_ray.config import TrainConfig, save_config
 from fedtalk_ray.data.shards import Manifest, load_manifest
@@ -23,13 +28,20 @@ from fedtalk_ray.data.video import FPS, read_video
 from fedtalk_ray.errors import RunError, UserError
 from fedtalk_ray.federation.aggregation import normalised
 from fedtalk_ray.federation.checkpoint import config_fingerprint, drop_checkpoint, load_checkpoint
-from fedtalk_ray.federation.cohort import sample_cohort
+from fedtalk_ray.federation.cohort import poisson_cohort, sample_cohort
 from fedtalk_ray.federation.history import History, read_history
+from fedtalk_ray.federation.privacy_plan import sampling_rate, with_noise
+from fedtalk_ray.federation.secure_aggregator import ROSTER, SERVER_KEY, BudgetSpent, limits_of, write_roster
 from fedtalk_ray.messages import HeldOutLoss, PlainUpdate, StatisticsUpdate
 from fedtalk_ray.observability import RunLog, progress
 from fedtalk_ray.outputs import new_file, writing
+from fedtalk_ray.privacy.keys import Roster, SigningKey
+from fedtalk_ray.privacy.protocol import Code
 
 HISTORY = "history.jsonl"
+
+SERVER_FIGURES = ("update_norm", "survivors")
+PRIVACY_FIGURES = ("epsilon", "epsilon_server", "noise_multiplier", "clip_norm", "clip_fraction")
 
 
 def train(config: TrainConfig, resume: bool = False) -> Path:
@@ -39,6 +51,7 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
     """
     manifest = load_manifest(config.shards)
     population = choose_population(config, manifest)
+    config = with_noise(config, len(population))
     run, first = open_run(config, resume)
     try:
         connect(config.address, dashboard=True)
@@ -54,27 +67,77 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
     try:
         if config.pretrained is None:
             agree_on_units(pool, sample_cohort(population, config.cohort.size, config.seed, 1))
-        server = start_server(config, run / "checkpoints", pool.vector)
-        for number in progress(range(first, config.rounds + 1), config.rounds + 1 - first, "train"):
-            started = monotonic()
-            cohort = sample_cohort(population, config.cohort.size, config.seed, number)
-            shared = server.shared.remote()  # one numpy array in the store, read by every slot without a copy
-            updates = pool.map("fit", cohort, number, shared, label=f"round{number}.fit")
-            norm = fetch(server.apply.options(name=f"round{number}.apply").remote(number, *updates))
-            record = summary(number, cohort, fetch(updates), norm)
-            shared = server.shared.remote()
+        rate = sampling_rate(config, len(population))
+        server = start_server(config, run / "checkpoints", pool.vector, rate)
+        if config.aggregation == "secure":
+            enrol(pool, population, run)
+        # Whose held-out loss is looked at: under secure aggregation clients tell none.
+        examined = population if config.aggregation == "plain" else manifest.unseen()
+
+        def close_round(record: dict[str, Any], started: float) -> None:
+            number, shared = record["round"], server.shared.remote()
             last = number == config.rounds
-            if last or number % config.evaluation.every == 0:
-                record["held_out_loss"] = evaluate(pool, population[: config.evaluation.clients], number, shared)
+            if examined and (last or number % config.evaluation.every == 0):
+                record["held_out_loss"] = evaluate(pool, examined[: config.evaluation.clients], number, shared)
             if last or number % config.evaluation.sample_every == 0:
                 write_samples(pool, manifest, population, run, number, shared, log)
             record["seconds"] = round(monotonic() - started, 2)
             history.append(record)
             log_round(log, record)
+
+        if missing := first - 1 if recorded_rounds(run) < first - 1 else 0:
+            # The run died after this round was applied, and it may not be repeated.
+            close_round({"round": missing, "aggregation": config.aggregation, "interrupted": True}, monotonic())
+        for number in progress(range(first, config.rounds + 1), config.rounds + 1 - first, "train"):
+            started = monotonic()
+            cohort = choose_cohort(config, population, number, server)
+            shared = server.shared.remote()  # one numpy array in the store, read by every slot without a copy
+            try:
+                record = run_round(config, pool, server, number, cohort, shared)
+            except BudgetSpent:
+                # The rounds before are paid for: their model is the result.
+                write_samples(pool, manifest, population, run, number - 1, shared, log)
+                raise
+            close_round(record, started)
     finally:
         log.close()
         pool.close()
     return run
+
+
+def run_round(
+    config: TrainConfig, pool: SlotPool, server: Any, number: int, cohort: list[str], shared: Any
+) -> dict[str, Any]:
+    """Trains the cohort and moves the shared parameters on; returns the round's line for the history."""
+    fewest = limits_of(config).floor if config.aggregation == "secure" else 1
+    if len(cohort) < fewest:
+        figures = fetch(server.finish.remote(number, str(Code.TOO_FEW)))
+        counts = {"cohort": len(cohort)}
+        return {"round": number, "aggregation": config.aggregation, "counts": counts, **figures}
+    if config.aggregation == "secure":
+        return secure_round(pool, server, number, cohort, shared)
+    updates = pool.map("fit", cohort, number, shared, label=f"round{number}.fit")
+    charged = cohort if config.privacy.mechanism != "none" else None
+    norm = fetch(server.apply.options(name=f"round{number}.apply").remote(number, *updates, cohort=charged))
+    return summary(number, cohort, fetch(updates), norm)
+
+
+def choose_cohort(config: TrainConfig, population: list[str], number: int, server: Any) -> list[str]:
+    """Who takes part in a round: drawn from the seed, or for privacy's sake by nobody's seed."""
+    if not config.poisson:
+        return sample_cohort(population, config.cohort.size, config.seed, number)
+    cap = config.privacy.participation_cap
+    spent = fetch(server.participations.remote()) if cap is not None else {}
+    return poisson_cohort(population, min(1.0, config.cohort.size / len(population)), spent, cap)
+
+
+def enrol(pool: SlotPool, population: list[str], run: Path) -> None:
+    """Writes the roster of all public keys at a run's start; clients refuse another one later."""
+    if (run / ROSTER).is_file():
+        return
+    keys = {name: key for part in fetch(pool.map("enrol", population)) for name, key in part.items()}
+    server = SigningKey.kept_in(run / "checkpoints" / SERVER_KEY)
+    write_roster(run / ROSTER, secrets.token_hex(16), Roster(keys, server.public))
 
 
 def choose_population(config: TrainConfig, manifest: Manifest) -> list[str]:
@@ -92,8 +155,7 @@ def open_run(config: TrainConfig, resume: bool) -> tuple[Path, int]:
     checkpoint = load_checkpoint(run / "checkpoints", config_fingerprint(config)) if resume else None
     if resume and not (run / "config.yaml").is_file():
         raise RunError(f"run {run} does not exist, so it cannot be resumed; leave out --resume to start it")
-    recorded = max((record["round"] for record in read_history(run / HISTORY)), default=0)
-    if checkpoint is not None and checkpoint.round > recorded:
+    if checkpoint is not None and checkpoint.round > recorded_rounds(run) and may_repeat(config):
         # The round was applied, but the run died before it was evaluated and written down: repeat it.
         drop_checkpoint(run / "checkpoints", checkpoint.round)
         checkpoint = load_checkpoint(run / "checkpoints", config_fingerprint(config))
@@ -104,6 +166,16 @@ def open_run(config: TrainConfig, resume: bool) -> tuple[Path, int]:
         with new_file(run / "config.yaml") as place:
             save_config(config, place)
     return run, checkpoint.round + 1 if checkpoint else 1
+
+
+def recorded_rounds(run: Path) -> int:
+    """The last round that the run's history tells of."""
+    return max((record["round"] for record in read_history(run / HISTORY)), default=0)
+
+
+def may_repeat(config: TrainConfig) -> bool:
+    """Whether an applied round may be run again: not where that would be a second look at the clients' data."""
+    return config.aggregation == "plain" and config.privacy.mechanism == "none"
 
 
 def agree_on_units(pool: SlotPool, clients: list[str]) -> None:
@@ -143,26 +215,32 @@ def write_samples(
 
 def summary(number: int, cohort: list[str], updates: list[PlainUpdate], norm: float) -> dict[str, Any]:
     """One line of history.jsonl."""
-    reports = {report.client: report for update in updates for report in update.reports}
-    shares = normalised(reports[client].weight for client in cohort)
-    losses = [reports[client].losses for client in cohort]
-    return {
+    record = {
         "round": number,
         "aggregation": "plain",
         "update_norm": norm,
-        "loss": {name: float(np.mean([terms[name] for terms in losses])) for name in losses[0]},
-        "clients": [asdict(reports[client]) | {"share": share} for client, share in zip(cohort, shares, strict=True)],
         "bytes_up": sum(update.nbytes() for update in updates),
     }
+    reports = {report.client: report for update in updates for report in update.reports}
+    if reports:
+        shares = normalised(reports[client].weight for client in cohort)
+        losses = [reports[client].losses for client in cohort]
+        record["loss"] = {name: float(np.mean([terms[name] for terms in losses])) for name in losses[0]}
+        record["clients"] = [
+            asdict(reports[client]) | {"share": share} for client, share in zip(cohort, shares, strict=True)
+        ]
+    return record
 
 
 def log_round(log: RunLog, record: dict[str, Any]) -> None:
     """The round's figures on TensorBoard."""
-    values = {f"loss/{name}": value for name, value in record["loss"].items()}
-    values |= {"server/update_norm": record["update_norm"], "round/seconds": record["seconds"]}
+    values = {f"loss/{name}": value for name, value in record.get("loss", {}).items()}
+    values["round/seconds"] = record["seconds"]
+    values |= {f"server/{name}": record[name] for name in SERVER_FIGURES if name in record}
+    values |= {f"privacy/{name}": record[name] for name in PRIVACY_FIGURES if name in record}
     if "held_out_loss" in record:
         values["held_out/loss"] = record["held_out_loss"]
-    for report in record["clients"]:
+    for report in record.get("clients", ()):
         values[f"weight/{report['client']}"] = report["share"]
         for name in ("score", "id_sim", "temp_stab"):
             if report[name] is not None:

@@ -12,16 +12,21 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fedtalk_ray.actors.secure_clients import SecureClients
 from fedtalk_ray.config import TrainConfig
 from fedtalk_ray.data.shards import load_manifest, read_pieces, shard_files
 from fedtalk_ray.data.stream import stream_windows
 from fedtalk_ray.data.windows import WindowBatch, held_out_windows
+from fedtalk_ray.errors import RunError, TrainingError
 from fedtalk_ray.evaluation.samples import write_sample
 from fedtalk_ray.federation.aggregation import WeightedSum
+from fedtalk_ray.federation.secure_aggregator import clip_norm_of
 from fedtalk_ray.federation.seeding import derive_seed
 from fedtalk_ray.federation.strategies import load_strategy
-from fedtalk_ray.messages import ClientReport, HeldOutLoss, PlainUpdate, StatisticsUpdate
+from fedtalk_ray.messages import Answers, ClientReport, HeldOutLoss, PlainUpdate, StatisticsUpdate
 from fedtalk_ray.model import adapters
+from fedtalk_ray.privacy.clipping import weigh_and_clip
+from fedtalk_ray.privacy.protocol import Aborted, Code
 from fedtalk_ray.training.backbone import build_pipeline, set_statistics, statistics_of
 from fedtalk_ray.training.client_state import load_identity, save_identity
 from fedtalk_ray.training.export import export_model
@@ -53,10 +58,46 @@ class ClientSlot:
         self._pipeline = build_pipeline(config, self._manifest)
         self._trainer = LocalTrainer(self._pipeline, config, device)
         self._pipeline.register_modules(denoiser=self._trainer.model)
-        return adapters.to_vector(self._trainer.shared())
+        vector = adapters.to_vector(self._trainer.shared())
+        if config.aggregation == "secure":
+            self._secure = SecureClients(config, len(vector), self._trainer.frozen_digest())
+        return vector
+
+    def backbone(self) -> bytes:
+        """SHA-256 of what this slot's model has frozen; all clients of a secure round must have the same."""
+        return self._secure.backbone
+
+    def enrol(self, clients: list[str]) -> dict[str, bytes]:
+        """These clients' public signing keys."""
+        return self._secure.enrol(clients)
+
+    def train(self, clients: list[str], round_number: int, shared: np.ndarray, plan: bytes) -> Answers:
+        """Secure rounds: trains these clients and keeps their updates here; says only who is ready."""
+        ready, refused = [], {}
+        try:
+            self._secure.open_round(plan)
+        except Aborted as error:
+            return Answers((), dict.fromkeys(clients, str(error.code)))
+        for client in clients:
+            try:
+                self._secure.join(client, shared)
+                report, update = self._fit_one(round_number, client, shared)
+                self._secure.offer(client, update, report.weight)
+                ready.append(client)
+            except Aborted as error:
+                refused[client] = str(error.code)
+            except TrainingError:
+                # A score or an update that is not finite: the client abstains.
+                refused[client] = str(Code.NOT_FINITE)
+        return Answers(tuple(ready), refused)
+
+    def answer(self, stage: str, frames: dict[str, bytes]) -> tuple[Answers, list[np.ndarray]]:
+        """Secure rounds: every client's signed answer to one stage of the protocol."""
+        return self._secure.answer(stage, frames)
 
     def statistics(self, clients: list[str]) -> StatisticsUpdate:
         """Sums over these clients' training latents, for a backbone that nobody pretrained."""
+        self._only_in_the_clear("statistics")
         parts = [
             statistics_of(read_pieces(self._config.shards, self._manifest, client, "train", ("latents",)))
             for client in clients
@@ -68,17 +109,30 @@ class ClientSlot:
         set_statistics(self._trainer.model.get_base_model(), total.sums)
 
     def fit(self, clients: list[str], round_number: int, shared: np.ndarray) -> PlainUpdate:
-        """Trains these clients one after another from the same shared parameters; returns their weighted sum."""
+        """Trains these clients one after another from the same shared parameters; returns their weighted sum.
+
+        Where the server is to add noise, every client's update is weighted and clipped first, and counts once.
+        """
+        self._only_in_the_clear("updates")
         total, reports = WeightedSum(), []
         for client in clients:
             report, update = self._fit_one(round_number, client, shared)
-            total.add(update, report.weight)
-            reports.append(report)
+            if self._config.privacy.mechanism == "none":
+                total.add(update, report.weight)
+                reports.append(report)
+            else:
+                clipped, _ = weigh_and_clip(update, report.weight, clip_norm_of(self._config))
+                total.add(clipped.astype(np.float32), 1.0)
         return PlainUpdate(round_number, total.vector(), total.total_weight, tuple(reports))
 
     def held_out_loss(self, clients: list[str], round_number: int, shared: np.ndarray) -> HeldOutLoss:
-        """Loss on these clients' held-out windows, each with its own adapter as it is after `round_number`."""
+        """Loss on held-out windows, each with its client's own adapter as it is after `round_number`.
+
+        Of clients the val clips, under plain aggregation only; of people whom nobody trains on the test clips.
+        """
         losses = []
+        if not set(clients) <= set(self._manifest.unseen()):
+            self._only_in_the_clear("losses")
         for client in clients:
             self._load(client, shared, round_number + 1)
             losses.append(self._trainer.held_out_loss(self._windows(client, self._config.evaluation.windows), seed=0))
@@ -96,6 +150,11 @@ class ClientSlot:
         self._trainer.load(shared, None)
         export_model(self._pipeline, self._trainer.model, self._config.shared, Path(run))
 
+    def _only_in_the_clear(self, what: str) -> None:
+        """Whatever the caller asks: no client's figures leave in the clear where aggregation is secure."""
+        if self._config.aggregation == "secure":
+            raise RunError(f"clients' {what} are not sent in the clear under aggregation: secure")
+
     def _fit_one(self, round_number: int, client: str, shared: np.ndarray) -> tuple[ClientReport, np.ndarray]:
         config = self._config
         seed = derive_seed(config.seed, "fit", round_number, client)
@@ -112,12 +171,17 @@ class ClientSlot:
         )
         save_identity(self._trainer.model, config.run, client, round_number)
         samples = self._manifest.frames(client, "train")
+        reference = 1.0
+        if config.aggregation == "secure" or config.privacy.mechanism != "none":
+            # Public bounds, so that one client's weight is bounded whatever it holds.
+            samples = min(samples, config.privacy.samples_cap)
+            reference = config.privacy.weight_reference or self._strategy.weight(config.privacy.samples_cap, 1.0)
         scores = result.reliability
         score = scores.score if scores else None
         report = ClientReport(
             client,
             samples,
-            self._strategy.weight(samples, score),
+            self._strategy.weight(samples, score) / reference,
             score,
             scores.id_sim if scores else None,
             scores.temp_stab if scores else None,
@@ -141,7 +205,8 @@ class ClientSlot:
         )
 
     def _windows(self, client: str, count: int) -> WindowBatch:
-        pieces = read_pieces(self._config.shards, self._manifest, client, "val", ("latents", "speech"))
+        split = "test" if client in self._manifest.unseen() else "val"
+        pieces = read_pieces(self._config.shards, self._manifest, client, split, ("latents", "speech"))
         return held_out_windows(pieces, self._trainer.window, count)
 
     def _enrolment(self, client: str) -> torch.Tensor:

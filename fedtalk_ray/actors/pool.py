@@ -1,5 +1,6 @@
 """The pool of client slots, and the parameter server, as Ray actors. Nothing else makes actors."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,14 @@ from fedtalk_ray.federation.server import ParameterServer
 
 SlotActor: Any = ray.remote(ClientSlot)
 ServerActor: Any = ray.remote(ParameterServer)
+
+
+@dataclass(frozen=True, eq=False)
+class Seat:
+    """A slot and the clients that it stands for throughout one round."""
+
+    slot: Any
+    clients: list[str]
 
 
 class SlotPool:
@@ -50,6 +59,36 @@ class SlotPool:
             for slot, chunk in zip(self._slots, chunks, strict=False)
         ]
 
+    def seats(self, clients: list[str]) -> list[Seat]:
+        """The clients dealt over the slots, for rounds of several steps in which a client stays where it is."""
+        return [
+            Seat(slot, chunk) for slot, chunk in zip(self._slots, into_chunks(clients, len(self._slots)), strict=False)
+        ]
+
+    def has(self, seat: Seat) -> bool:
+        """Whether the seat's slot is still there."""
+        return seat.slot in self._slots
+
+    def result_of(self, seat: Seat, ref: ray.ObjectRef) -> Any:
+        """A call's result, or None when the slot died; it then leaves the pool, and the others go on.
+
+        Raises `ClusterError` when no slot is left.
+        """
+        try:
+            return ray.get(ref)
+        except RayActorError as error:
+            if self.has(seat):
+                self._slots.remove(seat.slot)
+            if not self._slots:
+                raise ClusterError(
+                    "all slots of the run died; the last checkpoint is intact: go on with --resume"
+                ) from error
+            return None
+        except RayTaskError as error:
+            if isinstance(error.cause, UserError):
+                raise error.cause from None
+            raise
+
     def each(self, method: str, *arguments: Any) -> list[ray.ObjectRef]:
         """Calls `method(*arguments)` on every slot."""
         return [getattr(slot, method).remote(*arguments) for slot in self._slots]
@@ -63,17 +102,18 @@ class SlotPool:
             ray.kill(slot)
 
 
-def start_server(config: TrainConfig, folder: Path, initial: np.ndarray) -> Any:
+def start_server(config: TrainConfig, folder: Path, initial: np.ndarray, rate: float = 1.0) -> Any:
     """The parameter server's actor, at its newest checkpoint, or at round 0 with the `initial` parameters float32 [D].
 
     It comes back by itself when it dies, from its checkpoint; applying a round twice is harmless. The parameters reach
     it through the first checkpoint: large arguments of an actor may be gone by the time it has to start again.
+    rate: the probability with which a client is in a cohort, for the ledger.
     """
     fingerprint = config_fingerprint(config)
     if load_checkpoint(folder, fingerprint) is None:
         save_checkpoint(folder, Checkpoint(0, initial, {}), fingerprint)
     actor = ServerActor.options(num_cpus=0, max_restarts=-1, max_task_retries=3)
-    return actor.remote(str(folder), config.server, fingerprint)
+    return actor.remote(str(folder), config, fingerprint, rate)
 
 
 def fetch(refs: Any, timeout: float | None = None) -> Any:

@@ -35,17 +35,24 @@ _FREE_TO_CHANGE: Any = {
 
 @dataclass
 class Checkpoint:
-    """round: rounds applied so far. parameters: float32 [D]. optimizer: its named arrays."""
+    """round: rounds gone through so far. parameters: float32 [D]. optimizer: its named arrays. clip_norm: the next
+    round's, where it adapts."""
 
     round: int
     parameters: np.ndarray
     optimizer: dict[str, np.ndarray]
+    clip_norm: float | None = None
 
 
 def config_fingerprint(config: TrainConfig) -> str:
-    """Names every setting that changes what a round computes."""
+    """Names every setting that changes what a round computes, for people."""
+    return config_digest(config).hex()[:16]
+
+
+def config_digest(config: TrainConfig) -> bytes:
+    """SHA-256 over every setting that changes what a round computes."""
     tree = config.model_dump(mode="json", exclude=_FREE_TO_CHANGE)
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).digest()
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, fingerprint: str) -> None:
@@ -53,7 +60,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, fingerprint: str) -> N
     arrays = {f"optimizer.{name}": array for name, array in checkpoint.optimizer.items()}
     with new_folder(_folder(folder, checkpoint.round), overwrite=True) as place:
         save_file({"parameters": checkpoint.parameters, **arrays}, place / "arrays.safetensors")
-        (place / "state.json").write_text(json.dumps({"round": checkpoint.round, "config": fingerprint}))
+        state = {"round": checkpoint.round, "config": fingerprint, "clip_norm": checkpoint.clip_norm}
+        (place / "state.json").write_text(json.dumps(state))
     for old in _folders(folder)[:-KEPT]:
         shutil.rmtree(old)
 
@@ -79,6 +87,7 @@ def load_checkpoint(folder: Path, fingerprint: str | None = None) -> Checkpoint 
             state["round"],
             arrays.pop("parameters"),
             {name.removeprefix("optimizer."): array for name, array in arrays.items()},
+            state.get("clip_norm"),
         )
         written_by = state["config"]
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:

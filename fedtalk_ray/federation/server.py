@@ -3,44 +3,59 @@
 A plain class; `fedtalk_ray.actors` makes an actor of it.
 """
 
+import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from fedtalk_ray.config import ServerConfig
+from fedtalk_ray.config import TrainConfig
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.federation.aggregation import average
 from fedtalk_ray.federation.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from fedtalk_ray.federation.secure_aggregator import SecureAggregator, clip_norm_of
 from fedtalk_ray.federation.server_optimizer import make_optimizer
-from fedtalk_ray.messages import PlainUpdate
+from fedtalk_ray.messages import Collected, PlainUpdate
+from fedtalk_ray.privacy.clipping import adapted
+from fedtalk_ray.privacy.protocol import Aborted
+from fedtalk_ray.privacy.wire import Buffer
 
 
 class ParameterServer:
     """State: the round, the shared parameters float32 [D], the optimiser. Everything else arrives and leaves."""
 
-    def __init__(self, folder: str, config: ServerConfig, fingerprint: str) -> None:
-        """Goes on from the newest checkpoint in `folder`, so a server that died and came back is where it was."""
+    def __init__(self, folder: str, config: TrainConfig, fingerprint: str, rate: float = 1.0) -> None:
+        """Goes on from the newest checkpoint in `folder`, so a server that died and came back is where it was.
+
+        rate: the probability with which a client is in a cohort; the ledger wants to know.
+        """
         self._folder, self._fingerprint = Path(folder), fingerprint
         checkpoint = load_checkpoint(self._folder, fingerprint)
         if checkpoint is None:
             raise RunError(f"{folder} holds no checkpoint to start from")
         self._round, self._parameters = checkpoint.round, checkpoint.parameters
-        self._optimizer = make_optimizer(config, len(self._parameters))
+        self._optimizer = make_optimizer(config.server, len(self._parameters))
         self._optimizer.state.update(checkpoint.optimizer)
+        self._clip_norm = checkpoint.clip_norm or clip_norm_of(config)
+        self._adaptive = config.privacy.clipping == "adaptive"
+        self._aggregator: SecureAggregator | None = None
+        if config.aggregation == "secure" or config.privacy.mechanism != "none":
+            self._aggregator = SecureAggregator(self._folder, config, len(self._parameters), rate)
 
     def round(self) -> int:
-        """Rounds applied so far."""
+        """Rounds gone through so far."""
         return self._round
 
     def shared(self) -> np.ndarray:
         """The shared parameters, float32 [D]."""
         return self._parameters
 
-    def apply(self, round_number: int, *updates: PlainUpdate) -> float:
-        """Applies one round's updates and checkpoints; returns the norm of the averaged update.
+    def apply(self, round_number: int, *updates: PlainUpdate, cohort: list[str] | None = None) -> float:
+        """Applies one round's plain updates and checkpoints; returns the norm of the averaged update.
 
         Repeating a round that was applied already changes nothing (a restarted caller may ask again) and returns 0.
         Raises `ValueError` for updates of another round or of the wrong shape; the parameters then stay as they were.
+        cohort: who took part, for the ledger where the server adds noise.
         """
         if round_number <= self._round:
             return 0.0
@@ -48,15 +63,76 @@ class ParameterServer:
             rounds = sorted({round_number, *(update.round for update in updates)})
             raise ValueError(f"updates of rounds {rounds} cannot follow round {self._round}")
         update = average(updates, len(self._parameters))
+        if self._aggregator is not None and cohort is not None:
+            self._aggregator.charge_plain(round_number, cohort)
+            update = self._aggregator.codec.with_noise(update, len(cohort), self._clip_norm)
+        self._step(round_number, update)
+        return float(np.linalg.norm(update))
+
+    def begin(self, round_number: int, cohort: list[str], backbone: bytes) -> bytes:
+        """Starts a secure round; returns the plan that every client of the cohort must agree with.
+
+        Raises `BudgetSpent` for a round that would overspend, and `ValueError` for one out of order.
+        """
+        if round_number != self._round + 1:
+            raise ValueError(f"round {round_number} cannot follow round {self._round}")
+        shared = hashlib.sha256(self._parameters.tobytes()).digest()
+        return self._secure().begin(round_number, cohort, backbone, shared, self._clip_norm)
+
+    def collect(self, stage: str, *answers: list[Buffer]) -> Collected:
+        """Takes the slots' answers to one stage of the secure round and closes it.
+
+        When the last stage is closed, or the round is over before, the round is gone through: `finish` says how.
+        """
+        return self._secure().collect(stage, (frame for frames in answers for frame in frames))
+
+    def finish(self, round_number: int, aborted: str | None = None) -> dict[str, Any]:
+        """Applies the opened sum and checkpoints; returns what may be logged.
+
+        aborted: why the round is given up; the model then stays as it is, and the round counts as gone through.
+        """
+        if round_number <= self._round:
+            return {}
+        secure = self._secure()
+        averaged = None
+        try:
+            averaged = secure.decoded() if aborted is None else None
+        except Aborted as error:
+            aborted = str(error.code)
+        figures: dict[str, Any] = {"survivors": secure.survivors if averaged else 0, "clip_norm": self._clip_norm}
+        if averaged is None:
+            figures["aborted"] = aborted
+            self._save(round_number, self._parameters)
+        else:
+            if averaged.unclipped is not None:
+                figures["clip_fraction"] = 1 - averaged.unclipped
+            if self._adaptive and averaged.unclipped is not None:
+                self._clip_norm = adapted(self._clip_norm, averaged.unclipped)
+            self._step(round_number, averaged.update)
+            figures["update_norm"] = float(np.linalg.norm(averaged.update))
+        return figures | secure.figures()
+
+    def participations(self) -> dict[str, int]:
+        """In how many charged rounds each client was."""
+        return dict(self._aggregator.ledger.participations()) if self._aggregator else {}
+
+    def _secure(self) -> SecureAggregator:
+        if self._aggregator is None:
+            raise ValueError("this run aggregates in the clear")
+        return self._aggregator
+
+    def _step(self, round_number: int, update: np.ndarray) -> None:
         # Optimisers replace their arrays and never write into them, so the old state is still whole.
         before = dict(self._optimizer.state)
         parameters = self._optimizer.step(self._parameters, update)
         try:
-            save_checkpoint(
-                self._folder, Checkpoint(round_number, parameters, self._optimizer.state), self._fingerprint
-            )
+            self._save(round_number, parameters)
         except BaseException:
             self._optimizer.state.update(before)
             raise
+
+    def _save(self, round_number: int, parameters: np.ndarray) -> None:
+        clip_norm = self._clip_norm if self._adaptive else None
+        checkpoint = Checkpoint(round_number, parameters, self._optimizer.state, clip_norm)
+        save_checkpoint(self._folder, checkpoint, self._fingerprint)
         self._round, self._parameters = round_number, parameters
-        return float(np.linalg.norm(update))

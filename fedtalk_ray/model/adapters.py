@@ -4,6 +4,7 @@ Adapters go on every convolution and linear layer of the blocks and the speech e
 is what lets an adapter learn a new mouth; attention-only adapters learned nothing here.
 """
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -48,11 +49,26 @@ def use_adapters(model: PeftModel, names: list[str]) -> None:
     model.requires_grad_(False)
 
 
-def shared_parameters(model: PeftModel, shared: str) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    """What is federated, in a fixed order: the `shared` adapter, or with "backbone" every weight of the denoiser."""
+def shared_parameters(model: PeftModel, shared: str, factors: str = "ab") -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """What is federated, in a fixed order: the `shared` adapter, or with "backbone" every weight of the denoiser.
+
+    factors: "ab" for both of LoRA's factors, "ffa" for B alone; A then stays as it was drawn.
+    """
+    part = f".lora_B.{SHARED}." if factors == "ffa" else f".{SHARED}."
     for name, parameter in sorted(model.named_parameters()):
-        if (shared == "adapter" and f".{SHARED}." in name) or (shared == "backbone" and ".lora_" not in name):
+        if (shared == "adapter" and part in name) or (shared == "backbone" and ".lora_" not in name):
             yield name, parameter
+
+
+def frozen_digest(model: PeftModel, shared: str, factors: str) -> bytes:
+    """SHA-256 over everything that is neither federated nor a client's own: who trains the same model agrees on it."""
+    moving = {name for name, _ in (*shared_parameters(model, shared, factors), *identity_parameters(model))}
+    total = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        if name not in moving:
+            total.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
+            total.update(value.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes())
+    return total.digest()
 
 
 def identity_parameters(model: PeftModel) -> Iterator[tuple[str, torch.nn.Parameter]]:

@@ -56,7 +56,11 @@ class LocalTrainer:
 
     def shared(self) -> list[tuple[str, torch.nn.Parameter]]:
         """The federated parameters; all actors list them in the same order."""
-        return list(adapters.shared_parameters(self.model, self._config.shared))
+        return list(adapters.shared_parameters(self.model, self._config.shared, self._config.trained_factors))
+
+    def frozen_digest(self) -> bytes:
+        """SHA-256 of what all clients must have in common beside the shared parameters."""
+        return adapters.frozen_digest(self.model, self._config.shared, self._config.trained_factors)
 
     def identity(self) -> list[tuple[str, torch.nn.Parameter]]:
         return list(adapters.identity_parameters(self.model))

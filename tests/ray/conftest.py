@@ -75,6 +75,7 @@ def make_config(shards: Path, pretrained: Path) -> Callable[..., TrainConfig]:
             "shards": str(shards),
             "pretrained": str(pretrained),
             "rounds": 3,
+            "aggregation": "plain",
             "cohort": {"size": 2},
             "local": {"steps": 2, "identity_steps": 1, "batch_size": 2, "score_windows": 2},
             "evaluation": {"sample_every": 100, "windows": 1, "clients": 2},

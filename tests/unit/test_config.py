@@ -148,7 +148,8 @@ def test_a_shared_adapter_needs_a_pretrained_backbone_and_a_shared_backbone_does
     tree = MINIMAL | {"pretrained": None}
     message = refusal(lambda: parse_config(tree, "train.yaml"))
     assert message == "train.yaml: shared: adapter needs `pretrained` (the folder that `fedtalk pretrain` wrote)"
-    assert parse_config(tree | {"shared": "backbone"}, "train.yaml").pretrained is None
+    alone = tree | {"shared": "backbone", "aggregation": "plain"}
+    assert parse_config(alone, "train.yaml").pretrained is None
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedtalk_ray import messages
-from fedtalk_ray.messages import ClientReport, PlainUpdate
+from fedtalk_ray.messages import ClientReport, PlainUpdate, SealedFrom, SealedShare, Share
 
 ALLOWED: dict[str, dict[str, object]] = {
     # In the clear under `aggregation: plain` only: names, counts, scores and mean losses, one number each.
@@ -28,13 +28,62 @@ ALLOWED: dict[str, dict[str, object]] = {
         "total_weight": float,
         "reports": tuple[ClientReport, ...],
     },
+    # Under `aggregation: secure`, client to server: keys, commitments, ciphertexts and shares, sized by the
+    # number of neighbours alone; one vector, masked; and one hash. Nothing but the vector is computed from data.
+    "Advertisement": {"client": str, "encryption_key": bytes, "masking_key": bytes},
+    "SealedShare": {
+        "holder": str,
+        "ciphertext": bytes,
+        "self_mask_commitment": bytes,
+        "masking_key_commitment": bytes,
+    },
+    "SealedShares": {"client": str, "seed_commitment": bytes, "shares": tuple[SealedShare, ...]},
+    "MaskedInput": {"client": str, "vector": np.ndarray},
+    "Consistency": {"client": str, "survivors": bytes},
+    "Share": {"owner": str, "value": bytes},
+    "Unmasking": {
+        "client": str,
+        "self_mask_shares": tuple[Share, ...],
+        "masking_key_shares": tuple[Share, ...],
+    },
+    # From a slot beside them: who answered, and a code for who did not.
+    "Answers": {"clients": tuple[str, ...], "refused": dict[str, str]},
+    # Server to client.
+    "Plan": {
+        "run": str,
+        "exchange": int,
+        "round": int,
+        "backbone": bytes,
+        "shared": bytes,
+        "config": bytes,
+        "clip_norm": float,
+        "cohort": tuple[str, ...],
+    },
+    "Advertised": {"advertisements": tuple[bytes, ...]},
+    "SealedFrom": {"owner": str, "ciphertext": bytes},
+    "Delivered": {"shares": tuple[SealedFrom, ...]},
+    "Survivors": {"clients": tuple[str, ...]},
+    "UnmaskRequest": {
+        "survivors": tuple[str, ...],
+        "dropped": tuple[str, ...],
+        "confirmations": tuple[bytes, ...],
+    },
+    "Collected": {
+        "frames": dict[str, bytes],
+        "answered": int,
+        "rejected": dict[str, int],
+        "aborted": str | None,
+    },
     # sums: 1 + 3 * channels numbers, whatever the data.
     "StatisticsUpdate": {"sums": np.ndarray},
     "HeldOutLoss": {"total": float, "clients": int},
 }
 
-ARRAYS = {("PlainUpdate", "weighted_sum"), ("StatisticsUpdate", "sums")}
+ARRAYS = {("PlainUpdate", "weighted_sum"), ("StatisticsUpdate", "sums"), ("MaskedInput", "vector")}
 """The only fields that could hold more than a few numbers; their shapes are tested below and with their makers."""
+
+PROTOCOL = {bytes, tuple[bytes, ...], tuple[SealedShare, ...], tuple[Share, ...], tuple[SealedFrom, ...]}
+"""What the protocol's own messages are made of; tests/ray looks at every byte of them in a real round."""
 
 
 def message_types() -> dict[str, type]:
@@ -52,8 +101,9 @@ def test_every_message_and_every_field_is_on_the_list() -> None:
         assert dataclasses.is_dataclass(kind)
 
 
-def test_nothing_but_the_two_vectors_can_hold_pictures_or_latents() -> None:
-    scalars = {str, int, float, float | None, dict[str, float], tuple[ClientReport, ...]}
+def test_nothing_but_the_vectors_can_hold_pictures_or_latents() -> None:
+    scalars = {str, int, float, float | None, str | None, dict[str, float], tuple[ClientReport, ...], tuple[str, ...]}
+    scalars |= {dict[str, str], dict[str, int], dict[str, bytes], *PROTOCOL}
     roomy = {(name, field) for name, fields in ALLOWED.items() for field, kind in fields.items() if kind not in scalars}
     assert roomy == ARRAYS
 

@@ -145,9 +145,12 @@ def test_a_resumed_run_may_change_what_alters_no_round(change: dict) -> None:
         {"local": {"loss": {"tdc": 0.5}}},
         {"server": {"momentum": 0.5}},
         {"strategy": {"gamma": 1.0}},
-        {"cohort": {"size": 3}},
+        {"cohort": {"size": 30}},
         {"adapter": {"rank": 4}},
         {"slots": {"count": 3}},
+        {"aggregation": "plain"},
+        {"lora_aggregation": "ffa"},
+        {"privacy": {"clip_norm": 2.0}},
     ],
     ids=lambda change: json.dumps(change),
 )

@@ -5,17 +5,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedtalk_ray.config import ServerConfig
+from fedtalk_ray.config import TrainConfig, parse_config
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.federation.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from fedtalk_ray.federation.server import ParameterServer
 from fedtalk_ray.messages import PlainUpdate
 
-CONFIGS = [ServerConfig(), ServerConfig(learning_rate=0.5, momentum=0.9), ServerConfig(optimizer="adam", momentum=0.9)]
+
+def plain(**server: object) -> TrainConfig:
+    tree = {"run": "r", "shards": "s", "pretrained": "p", "aggregation": "plain", "server": server}
+    return parse_config(tree, "test")
+
+
+CONFIGS = [plain(), plain(learning_rate=0.5, momentum=0.9), plain(optimizer="adam", momentum=0.9)]
 DIMENSION = 6
 
 
-def start(folder: Path, config: ServerConfig = CONFIGS[0], fingerprint: str = "f") -> ParameterServer:
+def start(folder: Path, config: TrainConfig = CONFIGS[0], fingerprint: str = "f") -> ParameterServer:
     """A server at round 0, or wherever the folder's newest checkpoint is."""
     if load_checkpoint(folder) is None:
         save_checkpoint(folder, Checkpoint(0, np.arange(DIMENSION, dtype=np.float32), {}), fingerprint)
@@ -37,7 +43,7 @@ def test_a_round_adds_the_weighted_mean_and_returns_its_norm(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_applying_a_round_again_changes_nothing(tmp_path: Path, config: ServerConfig) -> None:
+def test_applying_a_round_again_changes_nothing(tmp_path: Path, config: TrainConfig) -> None:
     once, twice = start(tmp_path / "once", config), start(tmp_path / "twice", config)
     for number in (1, 2, 3):
         assert once.apply(number, *updates(number)) > 0
@@ -49,9 +55,7 @@ def test_applying_a_round_again_changes_nothing(tmp_path: Path, config: ServerCo
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_a_server_that_dies_after_every_round_ends_like_one_that_never_did(
-    tmp_path: Path, config: ServerConfig
-) -> None:
+def test_a_server_that_dies_after_every_round_ends_like_one_that_never_did(tmp_path: Path, config: TrainConfig) -> None:
     steady = start(tmp_path / "steady", config)
     for number in range(1, 6):
         steady.apply(number, *updates(number))
@@ -77,7 +81,7 @@ def test_a_server_that_dies_after_every_round_ends_like_one_that_never_did(
 )
 @pytest.mark.parametrize("config", CONFIGS)
 def test_a_refused_update_leaves_no_trace(
-    tmp_path: Path, config: ServerConfig, number: int, messages: list[PlainUpdate], says: str
+    tmp_path: Path, config: TrainConfig, number: int, messages: list[PlainUpdate], says: str
 ) -> None:
     refusing, undisturbed = start(tmp_path / "a", config), start(tmp_path / "b", config)
     for server in (refusing, undisturbed):
@@ -116,7 +120,7 @@ def test_a_round_whose_checkpoint_cannot_be_written_did_not_happen(tmp_path: Pat
 
 def test_a_server_needs_a_checkpoint_of_its_own_configuration(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="holds no checkpoint to start from"):
-        ParameterServer(str(tmp_path), ServerConfig(), "f")
+        ParameterServer(str(tmp_path), CONFIGS[0], "f")
     start(tmp_path, fingerprint="one")
     with pytest.raises(RunError, match=r"another configuration \(one, not two\)"):
-        ParameterServer(str(tmp_path), ServerConfig(), "two")
+        ParameterServer(str(tmp_path), CONFIGS[0], "two")

@@ -72,10 +72,10 @@ def test_each_strategy_asks_its_clients_only_for_what_it_needs() -> None:
 
 
 def test_an_unknown_strategy_is_named_with_the_known_ones() -> None:
-    assert available() == ["fedavg", "fedprox", "isfa"]
+    assert available() == ["fedavg", "fedprox", "isfa", "uniform"]
     with pytest.raises(ConfigError) as caught:
         load_strategy(StrategyConfig(name="fedsgd"))
-    assert str(caught.value) == "strategy.name is 'fedsgd'; known strategies: fedavg, fedprox, isfa"
+    assert str(caught.value) == "strategy.name is 'fedsgd'; known strategies: fedavg, fedprox, isfa, uniform"
 
 
 def test_a_new_strategy_is_one_file(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -238,7 +238,7 @@ def test_the_embedded_model_is_complete_small_and_says_how_it_was_made() -> None
     folder = find_model(EMBEDDED)
     assert sum(file.stat().st_size for file in folder.rglob("*.safetensors")) < 30e6
     card = (folder / "README.md").read_text()
-    for needed in ("corpus `synthetic`", "--seed", "minutes in all", "dB on training frames"):
+    for needed in ("corpus `synthetic`", "--seed", "minutes in all", "dB on held-out frames"):
         assert needed in card
 
 

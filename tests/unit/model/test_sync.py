@@ -206,4 +206,5 @@ def test_a_network_saved_and_loaded_judges_as_before(network: SyncNetwork, make_
     assert not loaded.training
     with torch.no_grad():
         cosines = [each(batch.latents, batch.speech, batch.reference) for each in (network, loaded)]
-    assert torch.equal(*cosines)
+    # Loaded weights may lie otherwise aligned in memory, and sums then differ in their last bit.
+    torch.testing.assert_close(*cosines, rtol=1e-5, atol=1e-6)

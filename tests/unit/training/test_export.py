@@ -17,7 +17,7 @@ from fedtalk_ray.training.client_state import save_identity
 from fedtalk_ray.training.export import export_model, load_model
 from fedtalk_ray.training.local import LocalTrainer
 
-KINDS = {"adapter": {}, "backbone": {"shared": "backbone", "pretrained": None}}
+KINDS = {"adapter": {}, "backbone": {"shared": "backbone", "pretrained": None, "aggregation": "plain"}}
 
 
 def frames_of(pipeline: TalkingHeadPipeline) -> np.ndarray:

@@ -1,0 +1,123 @@
+"""The clients' sides of the secure protocol for all clients that one slot stands for.
+
+Every client keeps its secrets as a device of its own would: its signing key and what it has seen in its own folder,
+this round's keys and its update in a `SecureClient` object here. Nothing of it is put into Ray's object store; what
+`answer` returns is signed, masked or encrypted.
+
+    RUN/clients/<id>/signing.key     Ed25519, for its owner only
+    RUN/clients/<id>/protocol.json   the last exchange, rounds taken part in, the roster's hash when first seen
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedtalk_ray.config import TrainConfig
+from fedtalk_ray.federation.checkpoint import config_digest
+from fedtalk_ray.federation.secure_aggregator import ROSTER, limits_of, make_codec, read_roster
+from fedtalk_ray.messages import Answers, Plan
+from fedtalk_ray.outputs import new_file
+from fedtalk_ray.privacy.keys import SigningKey
+from fedtalk_ray.privacy.noise import system_rng
+from fedtalk_ray.privacy.protocol import Aborted, Code
+from fedtalk_ray.privacy.secure_client import SecureClient, check_plan, open_plan
+from fedtalk_ray.training.client_state import client_folder
+
+SIGNING_KEY, PROTOCOL_STATE = "signing.key", "protocol.json"
+
+
+class SecureClients:
+    """One slot's clients in the current exchange."""
+
+    def __init__(self, config: TrainConfig, dimension: int, backbone: bytes) -> None:
+        """backbone: SHA-256 of what this slot's model has frozen."""
+        self._config, self.backbone = config, backbone
+        self._codec = make_codec(config, dimension)
+        self._digest = config_digest(config)
+        self._sides: dict[str, SecureClient] = {}
+        self._updates: dict[str, tuple[np.ndarray, float]] = {}
+        self._plan: Plan | None = None
+
+    def enrol(self, clients: list[str]) -> dict[str, bytes]:
+        """These clients' public keys; makes the secret ones at the first call."""
+        return {client: self._signing_key(client).public for client in clients}
+
+    def open_round(self, frame: bytes) -> Plan:
+        """The server's plan, and an end to whatever was going on before. Raises `Aborted`."""
+        self._sides, self._updates = {}, {}
+        roster, run = read_roster(Path(self._config.run) / ROSTER)
+        self._roster, self._plan = roster, open_plan(frame, roster, run)
+        return self._plan
+
+    def join(self, client: str, shared: np.ndarray) -> None:
+        """Lets a client look at the plan before it trains. Raises `Aborted` when it will not take part."""
+        plan, state = self._plan, self._state(client)
+        assert plan is not None
+        pinned = hashlib.sha256((Path(self._config.run) / ROSTER).read_bytes()).hexdigest()
+        if state.get("roster", pinned) != pinned:
+            raise Aborted(Code.NOT_PINNED, "the roster is not the one that this client saw first")
+        check_plan(
+            plan,
+            client,
+            last_exchange=state.get("exchange", 0),
+            backbone=self.backbone,
+            shared=hashlib.sha256(np.ascontiguousarray(shared).tobytes()).digest(),
+            config=self._digest,
+        )
+        cap = self._config.privacy.participation_cap
+        if cap is not None and state.get("participations", 0) >= cap:
+            raise Aborted(Code.CAP_REACHED)
+        # Before anything is sent: an exchange that was seen is never answered again.
+        self._keep(client, {**state, "roster": pinned, "exchange": plan.exchange})
+        key = self._signing_key(client)
+        self._sides[client] = SecureClient(client, key, self._roster, plan, limits_of(self._config))
+
+    def offer(self, client: str, update: np.ndarray, weight: float) -> None:
+        """What the client will add to the sum. update: float32 [D]. weight: omega_k, the client's own secret."""
+        self._updates[client] = (update, weight)
+
+    def answer(self, stage: str, frames: Mapping[str, bytes]) -> tuple[Answers, list[np.ndarray]]:
+        """Every client's signed answer to one stage, as uint8 arrays, which Ray does not copy.
+
+        frames: what the server sent to each. A client that finds something wrong is silent from then on.
+        """
+        answered, refused, payload = [], {}, []
+        for client in sorted(frames.keys() & self._sides.keys()):
+            try:
+                frame = self._answer(client, stage, frames[client])
+            except Aborted as error:
+                del self._sides[client]
+                refused[client] = str(error.code)
+                continue
+            answered.append(client)
+            payload.append(np.frombuffer(frame, np.uint8))
+        return Answers(tuple(answered), refused), payload
+
+    def _answer(self, client: str, stage: str, frame: bytes) -> bytes:
+        side = self._sides[client]
+        if stage == "advertise":
+            return side.advertise()
+        if stage != "mask":
+            return bytes(getattr(side, stage)(frame))
+        update, weight = self._updates.pop(client)
+        assert self._plan is not None
+        vector = self._codec.encode(update, weight, self._plan.clip_norm, side.parties, system_rng())
+        masked = side.mask(frame, vector)
+        state = self._state(client)
+        self._keep(client, {**state, "participations": state.get("participations", 0) + 1})
+        return masked
+
+    def _signing_key(self, client: str) -> SigningKey:
+        return SigningKey.kept_in(client_folder(self._config.run, client) / SIGNING_KEY)
+
+    def _state(self, client: str) -> dict[str, Any]:
+        path = client_folder(self._config.run, client) / PROTOCOL_STATE
+        return dict(json.loads(path.read_text())) if path.exists() else {}
+
+    def _keep(self, client: str, state: dict[str, Any]) -> None:
+        with new_file(client_folder(self._config.run, client) / PROTOCOL_STATE) as place:
+            place.write_text(json.dumps(state))

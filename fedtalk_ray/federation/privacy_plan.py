@@ -1,0 +1,79 @@
+"""From a budget to noise before a run starts: how large z must be, and what all rounds will have spent."""
+
+from dataclasses import dataclass
+
+from fedtalk_ray.config import PrivacyConfig, TrainConfig
+from fedtalk_ray.errors import ConfigError
+from fedtalk_ray.privacy.accounting import Kind, Noise, Rounds, epsilon, noise_multiplier
+
+_STEPS, _VALUES = 2.0**18, 10**8
+"""Finer steps and shorter vectors give less; what they add to Skellam's bound is far below a thousandth."""
+
+
+@dataclass(frozen=True)
+class PrivacyPlan:
+    """rate: chance that a client is in a cohort, 1 where nothing amplifies. cap: rounds of one client at most."""
+
+    kind: Kind
+    delta: float
+    rate: float
+    rounds: int
+    cap: int
+
+    def spent(self, multiplier: float) -> dict[str, float]:
+        """Epsilon of the whole run by view."""
+        noise = Noise(self.kind, multiplier, _STEPS, _VALUES)
+        return {
+            "release": epsilon([Rounds(noise, self.rate, self.rounds)], self.delta),
+            "server": epsilon([Rounds(noise, 1.0, self.cap)], self.delta),
+        }
+
+    def multiplier(self, target: float, view: str) -> float:
+        """The smallest z that keeps that view's epsilon within `target`. `ConfigError` when none does."""
+        rate, count = (self.rate, self.rounds) if view == "release" else (1.0, self.cap)
+        try:
+            return noise_multiplier(
+                target, self.delta, rate=rate, count=count, make=lambda z: Noise(self.kind, z, _STEPS, _VALUES)
+            )
+        except ValueError as error:
+            raise ConfigError(f"privacy.epsilon: {error}") from error
+
+
+def sampling_rate(config: TrainConfig, population: int) -> float:
+    """The chance that a client is in a cohort that amplifies privacy; 1 for cohorts that do not."""
+    privacy = config.privacy
+    if privacy.simulated_cohort and privacy.simulated_population:
+        return privacy.simulated_cohort / privacy.simulated_population
+    return min(1.0, config.cohort.size / population) if config.poisson else 1.0
+
+
+def plan_of(config: TrainConfig, population: int) -> PrivacyPlan | None:
+    """None without noise."""
+    privacy = config.privacy
+    if privacy.mechanism == "none":
+        return None
+    cap = min(privacy.participation_cap or config.rounds, config.rounds)
+    return PrivacyPlan(privacy.mechanism, privacy.delta, sampling_rate(config, population), config.rounds, cap)
+
+
+def with_noise(config: TrainConfig, population: int) -> TrainConfig:
+    """The configuration with its noise multiplier settled. Raises `ConfigError` where the budget cannot hold."""
+    privacy, plan = config.privacy, plan_of(config, population)
+    if plan is None:
+        return config
+    if privacy.noise_multiplier is None:
+        assert privacy.epsilon is not None
+        chosen = plan.multiplier(privacy.epsilon, privacy.view)
+        return config.model_copy(update={"privacy": _replaced(privacy, noise_multiplier=chosen)})
+    if privacy.epsilon is not None:
+        cost = plan.spent(privacy.noise_multiplier)[privacy.view]
+        if cost > privacy.epsilon + 1e-9:
+            raise ConfigError(
+                f"privacy.noise_multiplier {privacy.noise_multiplier:g} spends epsilon {cost:.2f} in {config.rounds} "
+                f"rounds ({privacy.view} view), and the budget is {privacy.epsilon:g}; leave it out, or lower `rounds`"
+            )
+    return config
+
+
+def _replaced(privacy: PrivacyConfig, **changes: object) -> PrivacyConfig:
+    return privacy.model_copy(update=changes)

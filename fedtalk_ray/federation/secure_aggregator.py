@@ -1,0 +1,183 @@
+"""The server's secure rounds: plans them, holds one exchange at a time, charges the ledger, decodes the opened sum.
+
+A plain class inside the parameter server. Nothing that it holds tells a single client's update.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from fedtalk_ray.config import TrainConfig
+from fedtalk_ray.errors import RunError, UserError
+from fedtalk_ray.federation.checkpoint import config_digest
+from fedtalk_ray.messages import Collected, Plan
+from fedtalk_ray.outputs import new_file
+from fedtalk_ray.privacy.keys import Roster, SigningKey
+from fedtalk_ray.privacy.ledger import Charge, Ledger
+from fedtalk_ray.privacy.protocol import PRODUCTION_FLOOR, Aborted, Code, Limits, Rejected
+from fedtalk_ray.privacy.secure_server import SecureServer
+from fedtalk_ray.privacy.update_codec import Averaged, UpdateCodec
+from fedtalk_ray.privacy.wire import Buffer
+
+EXCHANGE = "exchange.json"
+SERVER_KEY = "server.key"
+ROSTER = "roster.json"
+
+
+class BudgetSpent(UserError):
+    """The next round would cost more privacy than the configuration allows."""
+
+
+def limits_of(config: TrainConfig) -> Limits:
+    """The fewest survivors that the configuration allows."""
+    return Limits(config.privacy.insecure_min_survivors or PRODUCTION_FLOOR)
+
+
+def make_codec(config: TrainConfig, dimension: int) -> UpdateCodec:
+    """The codec that clients and server share. With Poisson cohorts, sums of up to twice the expected size fit."""
+    largest = config.cohort.size * (2 if config.poisson else 1)
+    return UpdateCodec(config.privacy, config.privacy.noise_multiplier or 0.0, dimension, largest, limits_of(config))
+
+
+def clip_norm_of(config: TrainConfig) -> float:
+    """C before any adaptation; 10 without noise, where it is not meant to bind."""
+    return config.privacy.clip_norm or 10.0
+
+
+class SecureAggregator:
+    """One run's exchanges, on the server's side.
+
+    folder: the run's checkpoints; the server's key, the exchange counter and the ledger lie there too.
+    """
+
+    def __init__(self, folder: Path, config: TrainConfig, dimension: int, rate: float) -> None:
+        """rate: the probability with which a client is in a cohort, for the ledger."""
+        self._folder, self._config, self._rate = folder, config, rate
+        self._digest = config_digest(config)
+        self._key = SigningKey.kept_in(folder / SERVER_KEY)
+        self._limits = limits_of(config)
+        self.codec = make_codec(config, dimension)
+        self.ledger = Ledger(folder)
+        self._exchange: SecureServer | None = None
+        self._plan: Plan | None = None
+
+    @property
+    def parties(self) -> int:
+        return self._exchange.parties if self._exchange else 0
+
+    @property
+    def survivors(self) -> int:
+        return len(self._exchange.survivors) if self._exchange else 0
+
+    def begin(self, round_number: int, cohort: list[str], backbone: bytes, shared: bytes, clip_norm: float) -> bytes:
+        """Starts an exchange; returns its signed plan. Raises `BudgetSpent` where the round would overspend."""
+        self._exchange = None
+        number = self._next_exchange()
+        self.check_budget(number, round_number, cohort)
+        roster, run = read_roster(self._folder.parent / ROSTER)
+        if roster.server != self._key.public:
+            raise RunError(f"{self._folder.parent / ROSTER} names another server than {self._folder / SERVER_KEY}")
+        with new_file(self._folder / EXCHANGE) as place:
+            place.write_text(json.dumps({"exchange": number}))
+        plan = Plan(run, number, round_number, backbone, shared, self._digest, clip_norm, tuple(sorted(cohort)))
+        self._plan = plan
+        self._exchange = SecureServer(plan, self._key, roster, self._limits, self.codec.length)
+        return self._exchange.plan_frame()
+
+    def collect(self, stage: str, frames: Iterable[Buffer]) -> Collected:
+        """Takes everybody's answers to a stage and closes it. When stage 2 has closed, the round is charged first."""
+        exchange = self._exchange
+        if exchange is None or exchange.stage != stage:
+            # A server that died and came back holds no exchange; its round is lost.
+            return Collected({}, 0, {}, str(Code.LOST))
+        rejected: Counter[str] = Counter()
+        answered = 0
+        for frame in frames:
+            try:
+                exchange.receive(frame)
+                answered += 1
+            except Rejected as error:
+                rejected[str(error.code)] += 1
+        aborted, answers = None, {}
+        try:
+            answers = exchange.close()
+        except Aborted as error:
+            aborted = str(error.code)
+        if stage == "mask" and answered:
+            self._charge()
+        return Collected(answers, answered, dict(rejected), aborted)
+
+    def decoded(self) -> Averaged:
+        """The averaged update of the exchange whose last stage was closed. Raises `Aborted` for an absurd sum."""
+        if self._exchange is None or self._plan is None:
+            raise Aborted(Code.LOST)
+        return self.codec.decode(
+            self._exchange.total(), len(self._exchange.survivors), self._exchange.parties, self._plan.clip_norm
+        )
+
+    def check_budget(self, exchange: int, round_number: int, cohort: list[str]) -> None:
+        """Raises `BudgetSpent` when one more round would go beyond `privacy.epsilon`."""
+        privacy = self._config.privacy
+        charge = self._charge_for(exchange, round_number, cohort)
+        if privacy.epsilon is None or charge is None:
+            return
+        cost = getattr(self.ledger.spent(privacy.delta, charge), privacy.view)
+        if cost > privacy.epsilon + 1e-9:
+            raise BudgetSpent(
+                f"round {round_number} would bring epsilon to {cost:.3f} ({privacy.view} view, delta "
+                f"{privacy.delta:g}), and the budget is {privacy.epsilon:g}; the model after round {round_number - 1} "
+                "is the last one"
+            )
+
+    def charge_plain(self, round_number: int, cohort: list[str]) -> None:
+        """Charges a round whose noise the server adds to a plain sum; repeating a round's charge changes nothing."""
+        self.check_budget(round_number, round_number, cohort)
+        charge = self._charge_for(round_number, round_number, cohort)
+        if charge is not None:
+            self.ledger.charge(charge)
+
+    def figures(self) -> dict[str, Any]:
+        """What a log may say about privacy after a round."""
+        if self.codec.noise is None:
+            return {}
+        spent = self.ledger.spent(self._config.privacy.delta)
+        return {
+            "noise_multiplier": self.codec.noise.multiplier,
+            "epsilon": spent.release,
+            "epsilon_server": spent.server,
+        }
+
+    def _charge(self) -> None:
+        assert self._plan is not None
+        charge = self._charge_for(self._plan.exchange, self._plan.round, list(self._plan.cohort))
+        if charge is not None:
+            self.ledger.charge(charge)
+
+    def _charge_for(self, exchange: int, round_number: int, cohort: list[str]) -> Charge | None:
+        noise = self.codec.noise
+        return Charge(exchange, round_number, noise, self._rate, tuple(sorted(cohort))) if noise else None
+
+    def _next_exchange(self) -> int:
+        path = self._folder / EXCHANGE
+        written = int(json.loads(path.read_text())["exchange"]) if path.exists() else 0
+        charged = max((charge.exchange for charge in self.ledger.charges), default=0)
+        return max(written, charged) + 1
+
+
+def write_roster(path: Path, run: str, roster: Roster) -> None:
+    """RUN/roster.json: the run's random name and everybody's public key."""
+    clients = {name: key.hex() for name, key in sorted(roster.clients.items())}
+    with new_file(path) as place:
+        place.write_text(json.dumps({"run": run, "server": roster.server.hex(), "clients": clients}, indent=1))
+
+
+def read_roster(path: Path) -> tuple[Roster, str]:
+    """The roster and the run's name. Raises `RunError` for a missing or damaged file."""
+    try:
+        tree = json.loads(path.read_text())
+        clients = {name: bytes.fromhex(key) for name, key in tree["clients"].items()}
+        return Roster(clients, bytes.fromhex(tree["server"])), str(tree["run"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"roster {path} cannot be read ({error}); it was written when the run started") from error

@@ -1,0 +1,43 @@
+"""Who shares masks with whom: everybody with everybody, or above 64 clients a random ring with many neighbours.
+
+Guarantee (Bell et al. 2020), against a server with some of the clients: the ring's order comes from the hash of
+everybody's fresh keys, not from the server, so that a client's neighbours are a random sample of the round. Not
+covered: a server that makes up many clients (Sybils) and their keys until the order suits it.
+
+>>> neighbours(["c", "a", "b"], bytes(32))["a"]
+('b', 'c')
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+
+COMPLETE_UP_TO = 64
+
+
+def degree(clients: int) -> int:
+    """Neighbours of each client: all others up to 64 clients, then an even number near 4.5 log2(n): 36 of 256."""
+    if clients <= COMPLETE_UP_TO:
+        return clients - 1
+    return 2 * math.ceil(4.5 * math.log2(clients) / 2)
+
+
+def threshold(clients: int) -> int:
+    """Shares that give a secret back: 2n/3 + 1 rounded down on the complete graph, 5/9 of the ring's degree (20 of 36).
+
+    Holders are a client's neighbours and itself.
+    """
+    return 2 * clients // 3 + 1 if clients <= COMPLETE_UP_TO else 5 * degree(clients) // 9
+
+
+def neighbours(clients: Sequence[str], session: bytes) -> dict[str, tuple[str, ...]]:
+    """Each client's neighbours, sorted. `session` orders the ring (Harary: k/2 to each side)."""
+    if len(clients) <= COMPLETE_UP_TO:
+        everybody = sorted(clients)
+        return {client: tuple(other for other in everybody if other != client) for client in everybody}
+    ring = sorted(clients, key=lambda client: hashlib.sha256(session + client.encode()).digest())
+    side, size = degree(len(clients)) // 2, len(ring)
+    return {
+        client: tuple(sorted(ring[(place + step) % size] for step in range(-side, side + 1) if step))
+        for place, client in enumerate(ring)
+    }

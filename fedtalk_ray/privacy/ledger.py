@@ -1,0 +1,106 @@
+"""What a run has spent, on disk: one charge for every exchange whose masked inputs arrived.
+
+Guarantee, to the clients: a charge is on disk before anything that it pays for can be opened, and stays there whatever
+dies when; the same exchange is never charged twice. A charge is kept although its round may be aborted or thrown away
+after: who saw the masked inputs cannot unsee them. The ledger lies beside the checkpoints and is not rolled back with
+them.
+"""
+
+import json
+import os
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from fedtalk_ray.errors import RunError
+from fedtalk_ray.outputs import new_file
+from fedtalk_ray.privacy.accounting import Noise, Rounds, epsilon, epsilon_bound, merged
+
+LEDGER = "ledger.json"
+
+
+@dataclass(frozen=True)
+class Charge:
+    """exchange: its number, the key. rate: the probability with which a client was in the cohort. clients: who was."""
+
+    exchange: int
+    round: int
+    noise: Noise
+    rate: float
+    clients: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Epsilon at `delta`: to whoever sees the models (release) and to whoever knows the cohorts (server).
+
+    The bounds are those by Renyi divergence; for Skellam noise they are the figures themselves. rounds: charges.
+    participations: the most rounds that any client took part in.
+    """
+
+    delta: float
+    release: float
+    server: float
+    release_bound: float
+    server_bound: float
+    rounds: int
+    participations: int
+
+
+class Ledger:
+    """The charges in a folder of checkpoints."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises `RunError` for a damaged file: a run that does not know what it spent must not go on."""
+        self._path = folder / LEDGER
+        self._charges: dict[int, Charge] = {}
+        if not self._path.exists():
+            return
+        try:
+            for entry in json.loads(self._path.read_text()):
+                noise = Noise(**entry.pop("noise"))
+                charge = Charge(**entry | {"noise": noise, "clients": tuple(entry["clients"])})
+                self._charges[charge.exchange] = charge
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise RunError(f"ledger {self._path} is damaged ({error}); without it nothing can be trained on") from error
+
+    @property
+    def charges(self) -> list[Charge]:
+        return list(self._charges.values())
+
+    def charge(self, charge: Charge) -> None:
+        """Writes one charge to disk, and returns when it is there. Repeating it changes nothing."""
+        if charge.exchange in self._charges:
+            return
+        entries = [asdict(known) for known in (*self._charges.values(), charge)]
+        with new_file(self._path) as place, open(place, "w") as file:
+            json.dump(entries, file)
+            file.flush()
+            os.fsync(file.fileno())
+        self._charges[charge.exchange] = charge
+
+    def participations(self) -> Counter[str]:
+        """In how many charged rounds each client was."""
+        return Counter(client for charge in self._charges.values() for client in charge.clients)
+
+    def spent(self, delta: float, more: Charge | None = None) -> Spent:
+        """What all charges cost together, and `more` with them where it is given."""
+        charges = [*self._charges.values(), *([more] if more else [])]
+        release = merged([Rounds(charge.noise, charge.rate, 1) for charge in charges])
+        counts = Counter(client for charge in charges for client in charge.clients)
+        most = max(counts.values(), default=0)
+        # Whose rounds were least noisy would differ only if the noise had changed; then the costliest client counts.
+        server: list[Rounds] = []
+        if counts:
+            cost = {name: sum(c.noise.multiplier**-2 for c in charges if name in c.clients) for name in counts}
+            worst = max(cost, key=lambda name: cost[name])
+            server = merged([Rounds(charge.noise, 1.0, 1) for charge in charges if worst in charge.clients])
+        return Spent(
+            delta,
+            epsilon(release, delta),
+            epsilon(server, delta),
+            epsilon_bound(release, delta) if release else 0.0,
+            epsilon_bound(server, delta) if server else 0.0,
+            len(charges),
+            most,
+        )

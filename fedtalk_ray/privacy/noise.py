@@ -1,0 +1,50 @@
+"""Noise for client-level differential privacy: distributed Skellam, or central Gaussian for a trusted server.
+
+Guarantee of Skellam noise, against everybody who sees the sum: every client adds so much that any set of survivors
+that may be opened carries noise of variance (z * S * scale)^2, even when `colluders` of them add none (Agarwal et al.
+2021). Nobody, the server included, sees the sum without it. Central Gaussian noise protects only against those who see
+the model: the server sees the exact sum and must be trusted. Noise is never derived from a run's seed.
+
+>>> variance = client_variance(noise_multiplier=1.0, sensitivity=100.0, survivors=10, colluders=2)
+>>> variance
+1250.0
+>>> bool(abs(skellam(100_000, variance, system_rng()).var() / variance - 1) < 0.05)
+True
+"""
+
+import os
+
+import numpy as np
+import torch
+from opacus.optimizers.optimizer import _generate_noise
+
+LARGEST_RATE = 2.0**36
+"""numpy's Poisson is off by some percent at far larger rates."""
+
+
+def system_rng() -> np.random.Generator:
+    """A fresh generator with 256 bits from the system's randomness."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(int.from_bytes(os.urandom(32), "big"))))
+
+
+def client_variance(*, noise_multiplier: float, sensitivity: float, survivors: int, colluders: int = 0) -> float:
+    """What each client adds, in steps squared: (z * S)^2 / (m_min - colluders), with S in steps."""
+    if colluders >= survivors:
+        raise ValueError(f"{colluders} colluders among {survivors} survivors leave nobody to add noise")
+    return (noise_multiplier * sensitivity) ** 2 / (survivors - colluders)
+
+
+def skellam(dimension: int, variance: float, rng: np.random.Generator) -> np.ndarray:
+    """int64 [dimension]: differences of two Poisson variables of rate variance / 2."""
+    rate = variance / 2
+    if rate > LARGEST_RATE:
+        raise ValueError(f"a Poisson rate of {rate:g} is above {LARGEST_RATE:g}; lower privacy.scale_bits")
+    return rng.poisson(rate, dimension) - rng.poisson(rate, dimension)
+
+
+def gaussian(dimension: int, deviation: float) -> np.ndarray:
+    """float64 [dimension], by Opacus: secure against attacks on floating-point samplers (Holohan and Braghin 2021)."""
+    generator = torch.Generator().manual_seed(int.from_bytes(os.urandom(8), "big") >> 1)
+    like = torch.zeros(dimension, dtype=torch.float64)
+    noise = _generate_noise(deviation, like, generator=generator, secure_mode=True)
+    return noise.double().numpy()

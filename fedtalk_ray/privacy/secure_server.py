@@ -1,0 +1,217 @@
+"""The server's side of the secure protocol, for one round: a plain state machine without network, clock or Ray.
+
+Guarantee to the run: the sum that `close` opens after the last stage is exactly the sum modulo 2^32 of the vectors of
+the clients in `survivors`, each of whom signed its own; otherwise `Aborted`. A bad message is `Rejected` and leaves the
+state as it was. What it holds of a client's vector is one masked sum over all of them.
+
+    for each stage:  receive(frame) every answer, then close() -> the next frame for each client that is still there
+
+`close` is a deadline: who has not answered by then has dropped out. See `rehearsal.run` for the whole in one place.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from fedtalk_ray.messages import (
+    Advertised,
+    Advertisement,
+    Consistency,
+    Delivered,
+    MaskedInput,
+    Plan,
+    SealedFrom,
+    SealedShare,
+    SealedShares,
+    Survivors,
+    Unmasking,
+    UnmaskRequest,
+)
+from fedtalk_ray.privacy import protocol, shamir
+from fedtalk_ray.privacy.graph import neighbours
+from fedtalk_ray.privacy.keys import KEY_BYTES, ExchangeKey, Roster, SigningKey
+from fedtalk_ray.privacy.masking import Mask
+from fedtalk_ray.privacy.protocol import STAGES, Aborted, Code, Limits, Rejected
+from fedtalk_ray.privacy.wire import Buffer
+
+_KINDS: dict[str, Any] = {
+    "advertise": Advertisement,
+    "share": SealedShares,
+    "mask": MaskedInput,
+    "confirm": Consistency,
+    "unmask": Unmasking,
+}
+
+
+class SecureServer:
+    """One exchange. `length`: values L in every client's vector."""
+
+    def __init__(self, plan: Plan, key: SigningKey, roster: Roster, limits: Limits, length: int) -> None:
+        self._plan, self._key, self._roster, self._limits = plan, key, roster, limits
+        self._context = protocol.context_of(plan)
+        self._total = np.zeros(length, np.uint32)
+        self._frames: dict[str, dict[str, bytes]] = {stage: {} for stage in STAGES}
+        self._keys: dict[str, tuple[bytes, bytes]] = {}
+        self._dealt: dict[str, dict[str, SealedShare]] = {}
+        self._commitments: dict[str, bytes] = {}
+        self._seed_shares: dict[str, dict[str, bytes]] = {}
+        self._key_shares: dict[str, dict[str, bytes]] = {}
+        self.stage = STAGES[0]
+        self.survivors: tuple[str, ...] = ()
+
+    @property
+    def parties(self) -> int:
+        """n: clients that advertised keys."""
+        return len(self._frames["advertise"])
+
+    def plan_frame(self) -> bytes:
+        """The signed plan, which comes before stage 0."""
+        return protocol.seal_frame(self._key, protocol.run_context(self._plan.run), self._plan)
+
+    def receive(self, data: Buffer) -> str:
+        """Takes one client's answer to the open stage; returns who sent it. Raises `Rejected`, and changes nothing."""
+        if self.stage not in _KINDS:
+            raise Rejected(Code.WRONG_STAGE, "the round is over")
+        message = protocol.open_frame(data, _KINDS[self.stage], self._context, self._key_of)
+        client: str = message.client
+        if client in self._frames[self.stage]:
+            raise Rejected(Code.DUPLICATE)
+        place = STAGES.index(self.stage)
+        if place and client not in self._frames[STAGES[place - 1]]:
+            raise Rejected(Code.NOT_IN_ROUND, "the client had dropped out before")
+        getattr(self, f"_take_{self.stage}")(message)
+        # Only small frames are kept: of the vectors nothing but their sum is.
+        self._frames[self.stage][client] = b"" if self.stage == "mask" else bytes(data)
+        return client
+
+    def close(self) -> dict[str, bytes]:
+        """Ends the open stage; returns the next frame for each client that answered (after the last: nothing).
+
+        Raises `Aborted` when too few answered, or when the sum cannot be unmasked.
+        """
+        if self.stage not in _KINDS:
+            raise Aborted(Code.WRONG_STAGE, "the round is over")
+        alive = sorted(self._frames[self.stage])
+        closed, self.stage = self.stage, "over"
+        needed = self._limits.survivors(self.parties)
+        # In the last stage every secret needs a threshold of its own, which is looked at there.
+        if closed != "unmask" and len(alive) < needed:
+            raise Aborted(Code.TOO_FEW, f"{len(alive)} clients after {closed}, {needed} are needed")
+        frames: dict[str, bytes] = getattr(self, f"_close_{closed}")(alive)
+        if closed != STAGES[-1]:
+            self.stage = STAGES[STAGES.index(closed) + 1]
+        return frames
+
+    def total(self) -> np.ndarray:
+        """The survivors' sum, uint32 [L], after the last stage was closed."""
+        if self.stage != "open":
+            raise Aborted(Code.WRONG_STAGE, "the sum is not unmasked")
+        return self._total
+
+    def _take_advertise(self, message: Advertisement) -> None:
+        keys = (message.encryption_key, message.masking_key)
+        taken = {key for pair in self._keys.values() for key in pair}
+        if any(len(key) != KEY_BYTES or key in taken for key in keys) or keys[0] == keys[1]:
+            raise Rejected(Code.BAD_KEYS)
+        self._keys[message.client] = keys
+
+    def _close_advertise(self, alive: list[str]) -> dict[str, bytes]:
+        self.session = protocol.session_of(self._context, self._keys)
+        self._neighbours = neighbours(alive, self.session)
+        self._points = protocol.points(alive)
+        frame = self._signed(Advertised(tuple(self._frames["advertise"][client] for client in alive)))
+        return dict.fromkeys(alive, frame)
+
+    def _take_share(self, message: SealedShares) -> None:
+        dealt = {share.holder: share for share in message.shares}
+        if len(dealt) != len(message.shares) or set(dealt) != {*self._neighbours[message.client], message.client}:
+            raise Rejected(Code.WRONG_SHARES, "not one share for each holder")
+        self._dealt[message.client] = dealt
+        self._commitments[message.client] = message.seed_commitment
+
+    def _close_share(self, alive: list[str]) -> dict[str, bytes]:
+        frames = {}
+        for client in alive:
+            owners = [owner for owner in self._neighbours[client] if owner in self._dealt]
+            shares = tuple(SealedFrom(owner, self._dealt[owner][client].ciphertext) for owner in owners)
+            frames[client] = self._signed(Delivered(shares))
+        return frames
+
+    def _take_mask(self, message: MaskedInput) -> None:
+        if message.vector.shape != self._total.shape:
+            raise Rejected(Code.WRONG_LENGTH, f"{len(message.vector)} values, expected {len(self._total)}")
+        self._total += message.vector
+
+    def _close_mask(self, alive: list[str]) -> dict[str, bytes]:
+        self.survivors = tuple(alive)
+        return dict.fromkeys(alive, self._signed(Survivors(self.survivors)))
+
+    def _take_confirm(self, message: Consistency) -> None:
+        if message.survivors != protocol.survivors_hash(self.session, self.survivors):
+            raise Rejected(Code.INCONSISTENT)
+
+    def _close_confirm(self, alive: list[str]) -> dict[str, bytes]:
+        confirmations = {client: self._frames["confirm"][client] for client in alive}
+        self._dropped = tuple(sorted(set(self._dealt) - set(self.survivors)))
+        frames = {}
+        for client in alive:
+            holders = {*self._neighbours[client], client}
+            told = tuple(confirmations[other] for other in alive if other in holders)
+            dropped = tuple(other for other in self._dropped if other in holders)
+            frames[client] = self._signed(UnmaskRequest(self.survivors, dropped, told))
+        return frames
+
+    def _take_unmask(self, message: Unmasking) -> None:
+        """Keeps the shares that are what their owners dealt; altered ones are left out, the others still count."""
+        for label, shares, kept, owners in (
+            ("seed", message.self_mask_shares, self._seed_shares, set(self.survivors)),
+            ("key", message.masking_key_shares, self._key_shares, set(self._dropped)),
+        ):
+            for share in shares:
+                dealt = self._dealt.get(share.owner, {}).get(message.client)
+                if share.owner not in owners or dealt is None:
+                    continue
+                promised = dealt.self_mask_commitment if label == "seed" else dealt.masking_key_commitment
+                made = protocol.share_commitment(self.session, label, share.owner, message.client, share.value)
+                if made == promised:
+                    kept.setdefault(share.owner, {})[message.client] = share.value
+
+    def _close_unmask(self, alive: list[str]) -> dict[str, bytes]:
+        stream = Mask(len(self._total))
+        for client in self.survivors:
+            seed = self._recover(self._seed_shares.get(client, {}))
+            if protocol.seed_commitment(self.session, client, seed) != self._commitments[client]:
+                raise Aborted(Code.CANNOT_UNMASK, "a self-mask seed is not the one that was committed to")
+            stream.subtract(self._total, seed)
+        for client in self._dropped:
+            partners = [other for other in self._neighbours[client] if other in self.survivors]
+            if partners:
+                self._remove_pairs(client, partners, stream)
+        self.stage = "open"
+        return {}
+
+    def _remove_pairs(self, client: str, partners: list[str], stream: Mask) -> None:
+        """Takes the masks that survivors share with a client that dropped out off the sum."""
+        key = ExchangeKey(self._recover(self._key_shares.get(client, {})))
+        if key.public != self._keys[client][1]:
+            raise Aborted(Code.CANNOT_UNMASK, "a masking key is not the one that was advertised")
+        for partner in partners:
+            mask = key.derive(self._keys[partner][1], self.session, "mask", *sorted((client, partner)))
+            # The survivor added where its name comes first, and subtracted otherwise.
+            (stream.subtract if partner < client else stream.add)(self._total, mask)
+
+    def _recover(self, shares: dict[str, bytes]) -> bytes:
+        needed = self._limits.threshold(self.parties)
+        if len(shares) < needed:
+            raise Aborted(Code.CANNOT_UNMASK, f"{len(shares)} good shares of a secret, {needed} are needed")
+        chosen = sorted(shares)[:needed]
+        try:
+            return shamir.reconstruct({self._points[holder]: shares[holder] for holder in chosen})
+        except ValueError as error:
+            raise Aborted(Code.CANNOT_UNMASK, str(error)) from error
+
+    def _key_of(self, message: Any) -> bytes | None:
+        return self._roster.clients.get(message.client) if message.client in self._plan.cohort else None
+
+    def _signed(self, message: object) -> bytes:
+        return protocol.seal_frame(self._key, self._context, message)

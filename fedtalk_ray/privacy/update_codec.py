@@ -1,0 +1,147 @@
+"""From one client's update to the integers that are summed, and from their sum to the averaged update.
+
+Guarantee: without noise the result is the strategy's weighted mean to within `UpdateCodec.error_bound`; with noise one
+client's effect on the sum is at most `sensitivity` steps, and the noise in any sum that may be opened has at least
+`noise multiplier` times that as its deviation.
+
+The vector has D + 2 values: a_k (`clipping`), then the weight, then a bit that says whether clipping bound.
+
+without noise   update = C sum a_k / sum omega_k; the bit counts how many were clipped
+with noise      update = C sum a_k / (|U3| mean_weight): a public denominator, so that no noise goes into a quotient;
+                the weight is 0, and the bit is written only for adaptive clipping
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedtalk_ray.config import PrivacyConfig
+from fedtalk_ray.errors import ConfigError
+from fedtalk_ray.privacy import noise
+from fedtalk_ray.privacy.accounting import Noise
+from fedtalk_ray.privacy.clipping import bit_size, weigh_and_clip
+from fedtalk_ray.privacy.fixed_point import SCALE_BITS, check_range, from_ring, rounded_norm, to_integers, to_ring
+from fedtalk_ray.privacy.protocol import Aborted, Code, Limits
+
+EXTRA = 2
+"""Values after the update's own: weight and bit."""
+
+_SIGMAS = 8.0
+
+
+@dataclass(frozen=True)
+class Averaged:
+    """update: float32 [D]. unclipped: share of survivors below the clip norm, None where it was not sent."""
+
+    update: np.ndarray
+    unclipped: float | None
+
+
+class UpdateCodec:
+    """Clients and server build the same one from the configuration."""
+
+    def __init__(self, config: PrivacyConfig, multiplier: float, dimension: int, cohort: int, limits: Limits) -> None:
+        """multiplier: z, 0 without noise. cohort: the largest one that may come.
+
+        Raises `ConfigError` when a sum of that many could wrap around.
+        """
+        self._config, self._multiplier, self._limits = config, multiplier, limits
+        self.dimension, self.length = dimension, dimension + EXTRA
+        self._private = config.mechanism != "none"
+        # Simulated noise: as much, relative to the mean, as a larger cohort would need.
+        self._thinned = 1.0 if config.simulated_cohort is None else cohort / config.simulated_cohort
+        expected = config.simulated_cohort or cohort
+        self._bit = bit_size(multiplier, expected) if config.clipping == "adaptive" and self._private else 0.0
+        self._norm = math.sqrt(1 + self._bit**2 / 4) if self._private else math.sqrt(3.0)
+        bits = config.scale_bits
+        if bits is None:
+            bits = SCALE_BITS if self._private else 30 - math.ceil(math.log2(cohort + 1))
+        self.scale = 2.0**bits
+        self.sensitivity = rounded_norm(self._norm, self.length, self.scale)
+        largest = cohort + _SIGMAS * self._deviation(cohort, cohort) / self.scale
+        if not check_range(largest, self.scale):
+            raise ConfigError(
+                f"privacy.scale_bits is {bits}: a sum over {cohort} clients with its noise could reach "
+                f"{largest:.0f} * 2^{bits}, beyond 2^31; lower it"
+            )
+
+    @property
+    def noise(self) -> Noise | None:
+        """What the accountant needs to know; None without noise."""
+        if self._config.mechanism == "none":
+            return None
+        return Noise(self._config.mechanism, self._multiplier, self.sensitivity, self.length)
+
+    def encode(
+        self, update: np.ndarray, weight: float, clip_norm: float, parties: int, rng: np.random.Generator
+    ) -> np.ndarray:
+        """uint32 [D + 2]. update: float32 [D]. weight: omega_k. parties: clients that share the noise.
+
+        Raises `Aborted` for values that are not finite.
+        """
+        clipped, bound = weigh_and_clip(update, weight, clip_norm)
+        if self._private:
+            extra = [0.0, self._bit * (0.5 - bound)]
+        else:
+            extra = [min(weight, 1.0), float(bound)]
+        integers = to_integers(np.concatenate([clipped, extra]), self.scale, rng, self._norm)
+        if self._config.mechanism == "skellam":
+            integers += noise.skellam(self.length, self._share(parties), rng)
+        return to_ring(integers)
+
+    def decode(self, total: np.ndarray, survivors: int, parties: int, clip_norm: float) -> Averaged:
+        """The averaged update from the opened sum, uint32 [D + 2]. Raises `Aborted` for one no honest clients make."""
+        values = from_ring(total, self.scale)
+        deviation = self._deviation(survivors, parties) / self.scale
+        honest = survivors * self._norm
+        spread = deviation * (math.sqrt(self.length) + _SIGMAS)
+        if np.abs(values).max() > honest + _SIGMAS * deviation or np.linalg.norm(values) > honest + spread:
+            raise Aborted(Code.SUM_TOO_LARGE)
+        summed, weight, bits = values[: self.dimension], values[-2], values[-1]
+        if not self._private:
+            if weight <= 0:
+                raise Aborted(Code.TOO_FEW, "all weights are zero")
+            return Averaged((clip_norm * summed / weight).astype(np.float32), 1 - bits / survivors)
+        mean = summed / survivors
+        unclipped = None
+        if self._bit:
+            unclipped = (bits + self._central_noise(1)[0]) / (self._bit * survivors) + 0.5
+        return Averaged(self.with_noise(mean, survivors, clip_norm), unclipped)
+
+    def with_noise(self, mean: np.ndarray, survivors: int, clip_norm: float) -> np.ndarray:
+        """float32 [D]: the update from the mean of a_k over so many clients, with the server's noise where it adds it.
+
+        Skellam noise is in the mean already.
+        """
+        noisy = mean + self._central_noise(len(mean)) / survivors
+        return (clip_norm * noisy / self._config.mean_weight).astype(np.float32)
+
+    def error_bound(self, survivors: int, total_weight: float, clip_norm: float) -> float:
+        """Without noise: how far, in L2 norm, the result may lie from the exact weighted mean of unclipped updates.
+
+        Every value of every client is off by less than a step; so is every weight, which scales the mean (of norm at
+        most C / min weight, here bounded by C survivors / total weight).
+        """
+        step = survivors / self.scale
+        return clip_norm * step * (math.sqrt(self.dimension) + survivors / total_weight) / (total_weight - step)
+
+    def _central_noise(self, dimension: int) -> np.ndarray:
+        """What a trusted server adds to a sum, in units; zero under the other mechanisms."""
+        if self._config.mechanism != "gaussian":
+            return np.zeros(dimension)
+        return noise.gaussian(dimension, self._multiplier * self._thinned * self.sensitivity / self.scale)
+
+    def _share(self, parties: int) -> float:
+        return noise.client_variance(
+            noise_multiplier=self._multiplier * self._thinned,
+            sensitivity=self.sensitivity,
+            survivors=self._limits.survivors(parties),
+            colluders=self._config.colluders,
+        )
+
+    def _deviation(self, survivors: int, parties: int) -> float:
+        """Of the noise in a sum over so many survivors, in steps."""
+        if self._config.mechanism != "skellam":
+            return 0.0
+        return math.sqrt(survivors * self._share(parties))
