@@ -22,10 +22,13 @@ install: $(INSTALLED)  ## make .venv and install everything into it, once
 demo: $(INSTALLED)  ## the whole main job on the embedded corpus: data, training, a talking-head video
 	$(BIN)/fedtalk demo --out runs/demo $(ARGS)
 
-test: $(INSTALLED)  ## unit tests, then the tests on real Ray (narrow it: make test ARGS="-k tdc")
-	$(TEST_ENV) $(BIN)/python -m pytest tests/unit tests/ray $(ARGS)
+# pytest leaves with 5 where ARGS selects nothing of a folder.
+test: $(INSTALLED)  ## unit tests on two cores, then the tests on real Ray (narrow it: make test ARGS="-k tdc")
+	$(TEST_ENV) $(BIN)/python -m pytest tests/unit -n 2 $(ARGS) || [ $$? -eq 5 ]
+	$(TEST_ENV) $(BIN)/python -m pytest tests/ray $(ARGS) || [ $$? -eq 5 ]
 
-nightly: $(INSTALLED)  ## the long tests
+nightly: $(INSTALLED)  ## the long tests, and many more cases of the secure protocol
+	$(TEST_ENV) FEDTALK_CASES=10000 $(BIN)/python -m pytest tests/unit/privacy/test_protocol_properties.py --timeout 3600
 	$(TEST_ENV) $(BIN)/python -m pytest tests/nightly $(ARGS)
 
 lint: $(INSTALLED)  ## ruff, format and types, then the commit hooks; changes no file

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from fedtalk_ray import privacy_commands
 from fedtalk_ray.errors import UserError
 
 app = typer.Typer(
@@ -16,6 +17,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
+
+app.add_typer(privacy_commands.app, name="privacy")
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
 Address = Annotated[str, typer.Option(help='Ray cluster: "default", "local", "auto", or host:port.')]

@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from fedtalk_ray.data.shards import load_manifest
 from fedtalk_ray.errors import RunError, UserError
 from fedtalk_ray.evaluation.evaluate import Instruments, evaluate_run, load_instruments
 from fedtalk_ray.evaluation.experiment import TRAINING_METRIC, Experiment, Planned, plan
@@ -34,7 +35,7 @@ from fedtalk_ray.federation.checkpoint import config_fingerprint, load_checkpoin
 from fedtalk_ray.federation.history import read_history
 from fedtalk_ray.observability import progress
 from fedtalk_ray.outputs import new_file
-from fedtalk_ray.rounds import HISTORY, train
+from fedtalk_ray.rounds import HISTORY, settled, train
 
 FIGURES = "figures.json"
 RESULTS = "results.json"
@@ -86,7 +87,8 @@ def why(error: Exception, run: Planned, out: Path) -> str:
 
 def finish(planned: Planned) -> None:
     """Trains, or goes on with, or leaves alone one run. Raises `RunError` for one with other settings."""
-    config, run = planned.config, Path(planned.config.run)
+    config, _ = settled(planned.config, load_manifest(planned.config.shards))
+    run = Path(config.run)
     checkpoint = load_checkpoint(run / "checkpoints", config_fingerprint(config))
     done = max((record["round"] for record in read_history(run / HISTORY)), default=0)
     if done > config.rounds:

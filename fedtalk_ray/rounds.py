@@ -50,8 +50,7 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
     Raises `errors.UserError` with one line for whatever the user can mend.
     """
     manifest = load_manifest(config.shards)
-    population = choose_population(config, manifest)
-    config = with_noise(config, len(population))
+    config, population = settled(config, manifest)
     run, first = open_run(config, resume)
     try:
         connect(config.address, dashboard=True)
@@ -138,6 +137,12 @@ def enrol(pool: SlotPool, population: list[str], run: Path) -> None:
     keys = {name: key for part in fetch(pool.map("enrol", population)) for name, key in part.items()}
     server = SigningKey.kept_in(run / "checkpoints" / SERVER_KEY)
     write_roster(run / ROSTER, secrets.token_hex(16), Roster(keys, server.public))
+
+
+def settled(config: TrainConfig, manifest: Manifest) -> tuple[TrainConfig, list[str]]:
+    """The configuration with its noise settled for this population, and the population."""
+    population = choose_population(config, manifest)
+    return with_noise(config, len(population)), population
 
 
 def choose_population(config: TrainConfig, manifest: Manifest) -> list[str]:

@@ -23,17 +23,20 @@ class PrivacyPlan:
     def spent(self, multiplier: float) -> dict[str, float]:
         """Epsilon of the whole run by view."""
         noise = Noise(self.kind, multiplier, _STEPS, _VALUES)
-        return {
-            "release": epsilon([Rounds(noise, self.rate, self.rounds)], self.delta),
-            "server": epsilon([Rounds(noise, 1.0, self.cap)], self.delta),
-        }
+        server = epsilon([Rounds(noise, 1.0, self.cap)], self.delta)
+        # Who knows less cannot learn more, whatever the bound for sampled rounds gives.
+        return {"release": min(epsilon([Rounds(noise, self.rate, self.rounds)], self.delta), server), "server": server}
 
     def multiplier(self, target: float, view: str) -> float:
         """The smallest z that keeps that view's epsilon within `target`. `ConfigError` when none does."""
-        rate, count = (self.rate, self.rounds) if view == "release" else (1.0, self.cap)
+        # Either way of counting protects against who sees the models alone.
+        ways = [(1.0, self.cap), (self.rate, self.rounds)] if view == "release" else [(1.0, self.cap)]
         try:
-            return noise_multiplier(
-                target, self.delta, rate=rate, count=count, make=lambda z: Noise(self.kind, z, _STEPS, _VALUES)
+            return min(
+                noise_multiplier(
+                    target, self.delta, rate=rate, count=count, make=lambda z: Noise(self.kind, z, _STEPS, _VALUES)
+                )
+                for rate, count in ways
             )
         except ValueError as error:
             raise ConfigError(f"privacy.epsilon: {error}") from error

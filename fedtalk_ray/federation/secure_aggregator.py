@@ -37,8 +37,11 @@ def limits_of(config: TrainConfig) -> Limits:
 
 def make_codec(config: TrainConfig, dimension: int) -> UpdateCodec:
     """The codec that clients and server share. With Poisson cohorts, sums of up to twice the expected size fit."""
-    largest = config.cohort.size * (2 if config.poisson else 1)
-    return UpdateCodec(config.privacy, config.privacy.noise_multiplier or 0.0, dimension, largest, limits_of(config))
+    size = config.cohort.size
+    multiplier = config.privacy.noise_multiplier or 0.0
+    return UpdateCodec(
+        config.privacy, multiplier, dimension, size, limits_of(config), largest=2 * size if config.poisson else size
+    )
 
 
 def clip_norm_of(config: TrainConfig) -> float:

@@ -61,7 +61,7 @@ class Ledger:
                 noise = Noise(**entry.pop("noise"))
                 charge = Charge(**entry | {"noise": noise, "clients": tuple(entry["clients"])})
                 self._charges[charge.exchange] = charge
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise RunError(f"ledger {self._path} is damaged ({error}); without it nothing can be trained on") from error
 
     @property
@@ -95,12 +95,14 @@ class Ledger:
             cost = {name: sum(c.noise.multiplier**-2 for c in charges if name in c.clients) for name in counts}
             worst = max(cost, key=lambda name: cost[name])
             server = merged([Rounds(charge.noise, 1.0, 1) for charge in charges if worst in charge.clients])
+        known, known_bound = epsilon(server, delta), epsilon_bound(server, delta) if server else 0.0
         return Spent(
             delta,
-            epsilon(release, delta),
-            epsilon(server, delta),
-            epsilon_bound(release, delta) if release else 0.0,
-            epsilon_bound(server, delta) if server else 0.0,
+            # Who knows less cannot learn more, whatever the bound for sampled rounds gives.
+            min(epsilon(release, delta), known),
+            known,
+            min(epsilon_bound(release, delta), known_bound) if release else 0.0,
+            known_bound,
             len(charges),
             most,
         )

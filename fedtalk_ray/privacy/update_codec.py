@@ -41,8 +41,16 @@ class Averaged:
 class UpdateCodec:
     """Clients and server build the same one from the configuration."""
 
-    def __init__(self, config: PrivacyConfig, multiplier: float, dimension: int, cohort: int, limits: Limits) -> None:
-        """multiplier: z, 0 without noise. cohort: the largest one that may come.
+    def __init__(
+        self,
+        config: PrivacyConfig,
+        multiplier: float,
+        dimension: int,
+        cohort: int,
+        limits: Limits,
+        largest: int | None = None,
+    ) -> None:
+        """multiplier: z, 0 without noise. cohort: clients expected in a round. largest: the most that may come.
 
         Raises `ConfigError` when a sum of that many could wrap around.
         """
@@ -54,16 +62,17 @@ class UpdateCodec:
         expected = config.simulated_cohort or cohort
         self._bit = bit_size(multiplier, expected) if config.clipping == "adaptive" and self._private else 0.0
         self._norm = math.sqrt(1 + self._bit**2 / 4) if self._private else math.sqrt(3.0)
+        largest = largest or cohort
         bits = config.scale_bits
         if bits is None:
-            bits = SCALE_BITS if self._private else 30 - math.ceil(math.log2(cohort + 1))
+            bits = SCALE_BITS if self._private else 30 - math.ceil(math.log2(largest + 1))
         self.scale = 2.0**bits
         self.sensitivity = rounded_norm(self._norm, self.length, self.scale)
-        largest = cohort + _SIGMAS * self._deviation(cohort, cohort) / self.scale
-        if not check_range(largest, self.scale):
+        reach = largest + _SIGMAS * self._deviation(largest, largest) / self.scale
+        if not check_range(reach, self.scale):
             raise ConfigError(
-                f"privacy.scale_bits is {bits}: a sum over {cohort} clients with its noise could reach "
-                f"{largest:.0f} * 2^{bits}, beyond 2^31; lower it"
+                f"privacy.scale_bits is {bits}: a sum over {largest} clients with its noise could reach "
+                f"{reach:.0f} * 2^{bits}, beyond 2^31; lower it"
             )
 
     @property

@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("evaluation",),
     ("actors",),
     ("rounds",),
-    ("demo", "compare"),
+    ("demo", "compare", "privacy_commands"),
     ("cli",),
     ("jobs",),
 )

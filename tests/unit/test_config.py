@@ -226,3 +226,33 @@ def test_every_shipped_configuration_loads(repository: Path) -> None:
     for file in files:
         config = load_config(file)
         assert config.run and config.shards
+
+
+SKELLAM = {"mechanism": "skellam", "clip_norm": 1.0, "noise_multiplier": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"cohort": {"size": 7}}, "opens no sum of fewer than 8 clients, and cohort.size is 7"),
+        ({"cohort": {"size": 2}, "privacy": {"insecure_min_survivors": 3}}, "fewer than 3 clients"),
+        ({"pretrained": None, "shared": "backbone"}, "aggregation: secure needs `pretrained`"),
+        ({"privacy": {"mechanism": "skellam", "clip_norm": 1.0}}, "needs `epsilon` or `noise_multiplier`"),
+        ({"privacy": {"mechanism": "gaussian", "epsilon": 1.0}}, "needs `clip_norm`"),
+        ({"privacy": {"epsilon": 1.0}}, "need a mechanism"),
+        ({"privacy": {**SKELLAM, "simulated_cohort": 5}}, "go together"),
+        ({"privacy": {**SKELLAM, "simulated_cohort": 5, "simulated_population": 4}}, "is larger than"),
+        ({"privacy": {**SKELLAM, "clipping": "adaptive"}}, "needs a cohort of 64"),
+        ({"aggregation": "plain", "privacy": SKELLAM}, "use aggregation: secure, or mechanism gaussian"),
+        ({"cohort": {"sampling": "uniform"}, "privacy": SKELLAM}, "counts on cohort.sampling poisson"),
+    ],
+)
+def test_privacy_settings_that_contradict_each_other_are_refused(changes: dict, says: str) -> None:
+    assert says in refusal(lambda: parse_config(MINIMAL | changes, "train.yaml"))
+
+
+def test_noise_brings_poisson_cohorts_and_exact_lora_sums_with_it() -> None:
+    quiet, noisy = parse_config(MINIMAL, "t"), parse_config(MINIMAL | {"privacy": SKELLAM}, "t")
+    assert (quiet.aggregation, quiet.poisson, quiet.trained_factors) == ("secure", False, "ab")
+    assert (noisy.aggregation, noisy.poisson, noisy.trained_factors) == ("secure", True, "ffa")
+    assert parse_config(MINIMAL | {"privacy": SKELLAM, "lora_aggregation": "ab"}, "t").trained_factors == "ab"

@@ -15,7 +15,7 @@ from fedtalk_ray.errors import ConfigError, ShardError
 from fedtalk_ray.evaluation.experiment import Planned, load_experiment, plan
 from fedtalk_ray.model.embedded import EMBEDDED
 
-SHIPPED = ("clients", "methods", "participation", "tdc", "unreliable")
+SHIPPED = ("clients", "methods", "participation", "privacy", "tdc", "unreliable")
 
 
 def shards(folder: Path, identities: int, clips: int, unseen: int) -> None:

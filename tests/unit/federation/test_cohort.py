@@ -2,10 +2,11 @@
 
 from itertools import combinations
 
+import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedtalk_ray.federation.cohort import into_chunks, sample_cohort
+from fedtalk_ray.federation.cohort import into_chunks, poisson_cohort, sample_cohort
 
 TEN = [f"s{index}" for index in range(10)]
 
@@ -56,3 +57,26 @@ def test_chunks_hold_everybody_once_and_are_even(count: int, slots: int) -> None
 
 def test_clients_are_dealt_round_robin() -> None:
     assert into_chunks(["a", "b", "c", "d", "e"], 2) == [["a", "c", "e"], ["b", "d"]]
+
+
+def test_poisson_cohorts_take_everybody_by_a_coin_of_their_own() -> None:
+    """400 cohorts of 50 clients at 0.3: each client is in 120 +- 9; sizes vary as a binomial's do."""
+    population = [f"c{index:02d}" for index in range(50)]
+    cohorts = [poisson_cohort(population, 0.3, {}, None) for _ in range(400)]
+    counts = np.array([sum(name in cohort for cohort in cohorts) for name in population])
+    assert np.abs(counts - 120).max() < 6 * np.sqrt(400 * 0.3 * 0.7)
+    sizes = np.array([len(cohort) for cohort in cohorts])
+    assert 0.6 < sizes.var() / (50 * 0.3 * 0.7) < 1.6
+    assert all(cohort == sorted(cohort) for cohort in cohorts)
+
+
+def test_no_seed_repeats_a_poisson_cohort() -> None:
+    population = [f"c{index}" for index in range(60)]
+    np.random.seed(0)
+    first = poisson_cohort(population, 0.5, {}, None)
+    np.random.seed(0)
+    assert poisson_cohort(population, 0.5, {}, None) != first
+
+
+def test_who_reached_the_participation_cap_stays_out() -> None:
+    assert poisson_cohort(["a", "b", "c"], 1.0, {"a": 2, "b": 1}, 2) == ["b", "c"]

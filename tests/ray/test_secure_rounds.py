@@ -1,0 +1,275 @@
+"""Secure rounds on real Ray actors: against plain sums, with slots that die, and all that reaches the server."""
+
+import json
+import stat
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+from scipy.stats import chisquare
+
+from fedtalk_ray.actors import exchange
+from fedtalk_ray.actors.client import ClientSlot
+from fedtalk_ray.config import TrainConfig
+from fedtalk_ray.data.corpora import list_synthetic
+from fedtalk_ray.data.prepare import prepare
+from fedtalk_ray.data.shards import load_manifest
+from fedtalk_ray.errors import RunError
+from fedtalk_ray.federation.checkpoint import Checkpoint, config_fingerprint, load_checkpoint, save_checkpoint
+from fedtalk_ray.federation.history import read_history
+from fedtalk_ray.federation.secure_aggregator import ROSTER, SERVER_KEY, make_codec, write_roster
+from fedtalk_ray.federation.server import ParameterServer
+from fedtalk_ray.messages import Advertisement, Consistency, MaskedInput, SealedShares, Unmasking
+from fedtalk_ray.privacy.keys import Roster, SigningKey
+from fedtalk_ray.privacy.protocol import STAGES, Frame
+from fedtalk_ray.privacy.wire import decode, encode
+from fedtalk_ray.rounds import train
+
+Make = Callable[..., TrainConfig]
+
+PRIVACY = {"insecure_min_survivors": 2, "samples_cap": 400, "clip_norm": 1.0}
+
+
+@pytest.fixture(scope="module")
+def crowd(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seven clients with three clips each, 32 x 32 pixels, and one unseen identity."""
+    out = tmp_path_factory.mktemp("data") / "crowd"
+    prepare("synthetic", list_synthetic(8, 3, seed=4), out, size=32, unseen=1)
+    return out
+
+
+def secure(make_config: Make, run: Path, shards: Path, **changes: Any) -> TrainConfig:
+    tree = {"aggregation": "secure", "shards": str(shards), "privacy": PRIVACY, "cohort": {"size": 7}, "server": {}}
+    return make_config(run, **tree | {"rounds": 1} | changes)
+
+
+def parameters(config: TrainConfig) -> np.ndarray:
+    checkpoint = load_checkpoint(Path(config.run) / "checkpoints")
+    assert checkpoint is not None
+    return checkpoint.parameters
+
+
+def in_the_clear(config: TrainConfig, folder: Path, clients: list[str]) -> tuple[np.ndarray, np.ndarray, float]:
+    """Round 1 of these clients by a bare loop: start, plain weighted mean of their updates, sum of omega_k."""
+    tree = config.model_dump(mode="json") | {"run": str(folder), "aggregation": "plain"}
+    slot = ClientSlot(TrainConfig.model_validate(tree | {"privacy": {}}))
+    start = slot.start()
+    update = slot.fit(clients, 1, start)
+    return start, update.weighted_sum / update.total_weight, update.total_weight / PRIVACY["samples_cap"]
+
+
+def check_sum(config: TrainConfig, folder: Path, survivors: list[str]) -> None:
+    """The shared parameters after round 1 are those of exactly these survivors, to within the stated bound."""
+    start, mean, weights = in_the_clear(config, folder, survivors)
+    bound = make_codec(config, len(start)).error_bound(len(survivors), weights, PRIVACY["clip_norm"])
+    moved = float(np.linalg.norm(mean))
+    assert bound < 0.05 * moved, "a bound this loose would say nothing"
+    assert np.linalg.norm(parameters(config) - start - mean) <= bound + 1e-5 * moved
+
+
+def test_a_third_of_the_slots_dies_in_mid_round_and_the_sum_is_the_survivors(
+    make_config: Make, crowd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of three slots is killed when its clients have dealt their shares; their masks must come off the sum."""
+    config = secure(make_config, tmp_path / "run", crowd, slots={"count": 3}, rounds=2)
+    answers_of, killed = exchange._answers, []
+
+    def kill_after_sharing(pool: Any, calls: list, refused: dict) -> list:
+        heard = answers_of(pool, calls, refused)
+        stages.append(len(heard))
+        if len(stages) == 3 and not killed:  # trained, advertised, shared
+            killed.append(heard[-1][0])
+            ray.kill(killed[0].slot)
+        return heard
+
+    stages: list[int] = []
+    monkeypatch.setattr(exchange, "_answers", kill_after_sharing)
+    train(config)
+    first, second = read_history(tmp_path / "run" / "history.jsonl")
+    assert first["survivors"] == 5 and first["counts"]["share"] == 7 and first["counts"]["mask"] == 5
+    assert first["refused"]["slot died"] == 2
+    # Round 2 goes on with the two slots that are left, and everybody is back in it.
+    assert second["survivors"] == 7 and "aborted" not in second
+    survivors = [name for name in load_manifest(crowd).clients() if name not in killed[0].clients]
+    kept = load_checkpoint_of_round(config, 1)
+    start, mean, weights = in_the_clear(config, tmp_path / "bare", survivors)
+    bound = make_codec(config, len(start)).error_bound(5, weights, PRIVACY["clip_norm"])
+    assert bound < 0.05 * np.linalg.norm(mean)
+    assert np.linalg.norm(kept - start - mean) <= bound + 1e-5 * np.linalg.norm(mean)
+
+
+def load_checkpoint_of_round(config: TrainConfig, number: int) -> np.ndarray:
+    from safetensors.numpy import load_file
+
+    return load_file(Path(config.run) / "checkpoints" / f"round-{number:05d}" / "arrays.safetensors")["parameters"]
+
+
+class Recorder:
+    """A parameter server that writes down every argument it is called with."""
+
+    def __init__(self, server: ParameterServer) -> None:
+        self.server, self.seen = server, []
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        self.seen.append((method, arguments))
+        return getattr(self.server, method)(*arguments)
+
+
+@pytest.fixture(scope="module")
+def recorded(make_config: Make, crowd: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """One secure FedAvg round of seven clients in one slot and one server, in this process, all calls recorded."""
+    folder = tmp_path_factory.mktemp("recorded") / "run"
+    config = secure(make_config, folder, crowd, strategy={"name": "fedavg"})
+    slot, clients = ClientSlot(config), load_manifest(crowd).clients()
+    start = slot.start()
+    fingerprint = config_fingerprint(config)
+    save_checkpoint(folder / "checkpoints", Checkpoint(0, start, {}), fingerprint)
+    key = SigningKey.kept_in(folder / "checkpoints" / SERVER_KEY)
+    write_roster(folder / ROSTER, "run", Roster(slot.enrol(clients), key.public))
+    server = Recorder(ParameterServer(str(folder / "checkpoints"), config, fingerprint))
+    plan = server.call("begin", 1, clients, slot.backbone())
+    said = slot.train(clients, 1, start, plan)
+    assert said.clients == tuple(clients)
+    updates = dict(slot._secure._updates)
+    frames = dict.fromkeys(said.clients, b"")
+    for stage in STAGES:
+        said, payload = slot.answer(stage, frames)
+        collected = server.call("collect", stage, payload)
+        assert collected.aborted is None and not said.refused
+        frames = collected.frames
+    figures = server.call("finish", 1)
+    return {"config": config, "slot": slot, "seen": server.seen, "updates": updates, "figures": figures}
+
+
+def test_a_secure_round_is_the_plain_one_for_fedavg(recorded: dict[str, Any], tmp_path: Path) -> None:
+    check_sum(recorded["config"], tmp_path / "bare", load_manifest(recorded["config"].shards).clients())
+    assert recorded["figures"]["clip_fraction"] == 0.0
+
+
+def test_a_secure_round_is_the_plain_one_for_isfa(make_config: Make, crowd: Path, tmp_path: Path) -> None:
+    """Through Ray, as a user runs it; what the run leaves tells of no single client."""
+    config = secure(make_config, tmp_path / "run", crowd, evaluation={"sample_every": 1, "windows": 1, "clients": 2})
+    run = train(config)
+    check_sum(config, tmp_path / "bare", load_manifest(crowd).clients())
+    record = read_history(run / "history.jsonl")[0]
+    assert "clients" not in record and "loss" not in record and np.isfinite(record["held_out_loss"])
+    assert record["survivors"] == 7 and record["bytes_up"] > 0
+    for client in load_manifest(crowd).clients():
+        key = run / "clients" / client / "signing.key"
+        assert stat.S_IMODE(key.stat().st_mode) == 0o600
+        state = json.loads((run / "clients" / client / "protocol.json").read_text())
+        assert state["exchange"] == 1 and state["participations"] == 1
+    assert (run / "adapters" / "shared" / "adapter_model.safetensors").is_file()
+
+
+FIELDS = {
+    "advertise": (Advertisement, {"client", "encryption_key", "masking_key"}),
+    "share": (SealedShares, {"client", "seed_commitment", "shares"}),
+    "mask": (MaskedInput, {"client", "vector"}),
+    "confirm": (Consistency, {"client", "survivors"}),
+    "unmask": (Unmasking, {"client", "self_mask_shares", "masking_key_shares"}),
+}
+
+
+def test_everything_that_reaches_the_server_is_on_the_list(recorded: dict[str, Any]) -> None:
+    """Field by field and byte by byte: frames hold the listed fields and nothing beside them."""
+    clients = load_manifest(recorded["config"].shards).clients()
+    stages = []
+    for method, arguments in recorded["seen"]:
+        if method == "begin":
+            number, cohort, backbone = arguments
+            assert (number, cohort, len(backbone)) == (1, clients, 32)
+        elif method == "finish":
+            assert arguments == (1,)
+        else:
+            stage, frames = arguments
+            stages.append(stage)
+            kind, names = FIELDS[stage]
+            for data in frames:
+                frame = decode(Frame, data)
+                assert frame.kind == kind.__name__ and len(frame.signature) == 64
+                message = decode(kind, frame.body)
+                assert {field.name for field in fields(message)} == names
+                # Canonical bytes: what the fields do not hold is not in the frame.
+                assert encode(Frame(frame.kind, encode(message), frame.signature)) == bytes(data)
+                assert message.client in clients
+                check_sizes(message, len(clients), recorded["slot"].start().size)
+    assert tuple(stages) == STAGES
+
+
+def check_sizes(message: Any, clients: int, dimension: int) -> None:
+    """Every field is as long as the protocol needs and no longer: no room for anything else."""
+    match message:
+        case Advertisement():
+            assert len(message.encryption_key) == len(message.masking_key) == 32
+        case SealedShares():
+            assert len(message.seed_commitment) == 32 and len(message.shares) == clients
+            for share in message.shares:
+                own = share.holder == message.client
+                assert len(share.ciphertext) == (0 if own else 2 * (4 + 33) + 16)
+                assert len(share.self_mask_commitment) == len(share.masking_key_commitment) == 32
+        case MaskedInput():
+            assert message.vector.dtype == np.uint32 and message.vector.shape == (dimension + 2,)
+        case Consistency():
+            assert len(message.survivors) == 32
+        case Unmasking():
+            assert not message.masking_key_shares  # nobody dropped out
+            assert all(len(share.value) == 33 for share in message.self_mask_shares)
+
+
+def test_masked_vectors_are_uniform_and_tell_nothing_of_the_updates(recorded: dict[str, Any]) -> None:
+    frames = next(arguments[1] for method, arguments in recorded["seen"] if arguments[0] == "mask")
+    vectors = {
+        message.client: message.vector for message in (decode(MaskedInput, decode(Frame, d).body) for d in frames)
+    }
+    # Seven tests: one in ten thousand runs fails by chance.
+    for client, vector in vectors.items():
+        counts = np.bincount(vector.view(np.uint8), minlength=256)
+        assert chisquare(counts).pvalue > 1e-5
+        update, _ = recorded["updates"][client]
+        shown = vector[: len(update)].astype(np.float64)
+        assert abs(np.corrcoef(shown, update)[0, 1]) < 5 / np.sqrt(len(update))
+    # The test can fail: the vectors before masking are anything but uniform.
+    update, weight = next(iter(recorded["updates"].values()))
+    codec = make_codec(recorded["config"], len(update))
+    bare = codec.encode(update, weight, 1.0, 7, np.random.default_rng(0))
+    assert chisquare(np.bincount(bare.view(np.uint8), minlength=256)).pvalue < 1e-100
+
+
+def test_a_secure_slot_tells_no_figures_in_the_clear(recorded: dict[str, Any]) -> None:
+    slot, clients = recorded["slot"], load_manifest(recorded["config"].shards).clients()
+    start = parameters(recorded["config"])
+    for call in (
+        lambda: slot.fit(clients, 2, start),
+        lambda: slot.held_out_loss(clients, 2, start),
+        lambda: slot.statistics(clients),
+    ):
+        with pytest.raises(RunError, match="not sent in the clear under aggregation: secure"):
+            call()
+
+
+def test_a_client_trains_for_no_other_model_than_the_server_planned(recorded: dict[str, Any]) -> None:
+    """The server plans with one model and sends another: nobody takes part."""
+    slot, config = recorded["slot"], recorded["config"]
+    server = ParameterServer(str(Path(config.run) / "checkpoints"), config, config_fingerprint(config))
+    clients = load_manifest(config.shards).clients()
+    plan = server.begin(2, clients, slot.backbone())
+    said = slot.train(clients, 2, server.shared() + np.float32(1e-3), plan)
+    assert said.clients == () and set(said.refused.values()) == {"not pinned"}
+    # Nor for an exchange that they have seen.
+    said = slot.train(clients, 1, parameters(config), recorded_plan(recorded))
+    assert said.clients == () and set(said.refused.values()) == {"old round"}
+
+
+def recorded_plan(recorded: dict[str, Any]) -> bytes:
+    from fedtalk_ray.privacy import protocol
+
+    plan = recorded["slot"]._secure._plan
+    key = SigningKey.kept_in(Path(recorded["config"].run) / "checkpoints" / SERVER_KEY)
+    assert is_dataclass(plan)
+    old = type(plan)(**{**vars(plan), "exchange": 1, "round": 1})
+    return protocol.seal_frame(key, protocol.run_context(plan.run), old)

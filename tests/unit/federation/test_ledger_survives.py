@@ -1,0 +1,198 @@
+"""The ledger against kill -9: whatever dies when, no charge is lost and none is made twice."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedtalk_ray.config import TrainConfig, parse_config
+from fedtalk_ray.errors import RunError
+from fedtalk_ray.federation.checkpoint import Checkpoint, config_fingerprint, save_checkpoint
+from fedtalk_ray.federation.secure_aggregator import (
+    ROSTER,
+    SERVER_KEY,
+    BudgetSpent,
+    limits_of,
+    make_codec,
+    write_roster,
+)
+from fedtalk_ray.federation.server import ParameterServer
+from fedtalk_ray.privacy.accounting import Noise
+from fedtalk_ray.privacy.keys import Roster, SigningKey
+from fedtalk_ray.privacy.ledger import LEDGER, Charge, Ledger
+from fedtalk_ray.privacy.noise import system_rng
+from fedtalk_ray.privacy.protocol import STAGES
+from fedtalk_ray.privacy.secure_client import SecureClient, open_plan
+
+COHORT = ["a", "b", "c", "d"]
+DIMENSION = 5
+
+
+def config(**privacy: object) -> TrainConfig:
+    settings = {"mechanism": "skellam", "noise_multiplier": 1.0, "clip_norm": 1.0, "insecure_min_survivors": 3}
+    tree = {"run": "r", "shards": "s", "pretrained": "p", "cohort": {"size": 4}, "privacy": settings | privacy}
+    return parse_config(tree, "test")
+
+
+class Run:
+    """A run's folder with four clients of one value each, all in this process."""
+
+    def __init__(self, folder: Path, settings: TrainConfig) -> None:
+        self.folder, self.config = folder, settings
+        self.checkpoints = folder / "checkpoints"
+        save_checkpoint(
+            self.checkpoints, Checkpoint(0, np.zeros(DIMENSION, np.float32), {}), config_fingerprint(settings)
+        )
+        self.keys = {name: SigningKey.generate() for name in COHORT}
+        server = SigningKey.kept_in(self.checkpoints / SERVER_KEY)
+        self.roster = Roster({name: key.public for name, key in self.keys.items()}, server.public)
+        write_roster(folder / ROSTER, "run", self.roster)
+
+    def server(self) -> ParameterServer:
+        return ParameterServer(str(self.checkpoints), self.config, config_fingerprint(self.config), rate=0.5)
+
+    def round(self, boundary: Callable[[str], None] = lambda _: None) -> ParameterServer:
+        """One whole round from whatever is on disk; `boundary` is told where it is."""
+        server = self.server()
+        number = server.round() + 1
+        plan = open_plan(server.begin(number, COHORT, bytes(32)), self.roster, "run")
+        boundary("begun")
+        limits, codec = limits_of(self.config), make_codec(self.config, DIMENSION)
+        clients = {name: SecureClient(name, self.keys[name], self.roster, plan, limits) for name in COHORT}
+        frames = dict.fromkeys(COHORT, b"")
+        for stage in STAGES:
+            answers = []
+            for name, frame in frames.items():
+                if stage == "advertise":
+                    answers.append(clients[name].advertise())
+                elif stage == "mask":
+                    update = np.full(DIMENSION, 0.1, np.float32)
+                    vector = codec.encode(update, 1.0, plan.clip_norm, clients[name].parties, system_rng())
+                    answers.append(clients[name].mask(frame, vector))
+                else:
+                    answers.append(getattr(clients[name], stage)(frame))
+            boundary(f"before {stage}")
+            collected = server.collect(stage, answers)
+            assert collected.aborted is None
+            frames = collected.frames
+            boundary(f"after {stage}")
+        server.finish(number)
+        boundary("finished")
+        return server
+
+
+def killed_at(run: Run, where: str, install: Callable[[], None] = lambda: None) -> None:
+    """Runs a round in a child process that kills itself with SIGKILL at that boundary."""
+
+    def boundary(name: str) -> None:
+        if name == where:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    child = os.fork()
+    if child == 0:
+        try:
+            install()
+            run.round(boundary)
+        finally:
+            os._exit(1)  # it should have been killed: pytest must not go on in two processes
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, "the child was to be killed"
+
+
+BOUNDARIES = ["begun", *(f"{when} {stage}" for stage in STAGES for when in ("before", "after")), "finished"]
+
+
+@pytest.mark.parametrize("where", BOUNDARIES)
+def test_a_round_killed_at_any_boundary_is_charged_once_if_its_inputs_arrived(tmp_path: Path, where: str) -> None:
+    run = Run(tmp_path, config())
+    killed_at(run, where)
+    arrived = BOUNDARIES.index(where) >= BOUNDARIES.index("after mask")
+    assert len(Ledger(run.checkpoints).charges) == (1 if arrived else 0)
+    applied = where == "finished"
+    assert run.server().round() == (1 if applied else 0)
+    run.round()
+    charges = Ledger(run.checkpoints).charges
+    assert len(charges) == (2 if arrived else 1)
+    assert len({charge.exchange for charge in charges}) == len(charges)
+    assert charges[-1].round == (2 if applied else 1)
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before it is on disk", "when it is on disk"])
+def test_a_server_killed_while_it_writes_a_charge(tmp_path: Path, after: bool) -> None:
+    """Dying before the file is in its place, nothing had been opened; dying after, the charge is there."""
+    run = Run(tmp_path, config())
+    replace = os.replace
+
+    def install() -> None:
+        def dying(source: str, target: str) -> None:
+            if Path(target).name == LEDGER and not after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            replace(source, target)
+            if Path(target).name == LEDGER:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        os.replace = dying  # type: ignore[assignment]
+
+    killed_at(run, "never", install)
+    assert len(Ledger(run.checkpoints).charges) == (1 if after else 0)
+    run.round()
+    assert len(Ledger(run.checkpoints).charges) == (2 if after else 1)
+
+
+def test_the_round_that_would_overspend_is_refused_and_changes_nothing(tmp_path: Path) -> None:
+    probe = Run(tmp_path / "probe", config())
+    probe.round()
+    probe.round()
+    budget = Ledger(probe.checkpoints).spent(1e-5).release
+    run = Run(tmp_path / "run", config(epsilon=budget))
+    run.round()
+    server = run.round()
+    before, ledger = server.shared().tobytes(), (run.checkpoints / LEDGER).read_bytes()
+    with pytest.raises(BudgetSpent, match=r"round 3 would bring epsilon to .*the model after round 2 is the last one"):
+        server.begin(3, COHORT, bytes(32))
+    assert server.shared().tobytes() == before and (run.checkpoints / LEDGER).read_bytes() == ledger
+
+
+def test_charging_an_exchange_again_changes_nothing(tmp_path: Path) -> None:
+    charge = Charge(7, 1, Noise("gaussian", 1.0), 0.1, ("a", "b"))
+    ledger = Ledger(tmp_path)
+    ledger.charge(charge)
+    ledger.charge(charge)
+    assert Ledger(tmp_path).charges == [charge]
+
+
+def test_views_count_what_each_observer_may_combine(tmp_path: Path) -> None:
+    """b took part twice, a and c once: the server's view composes b's two rounds, unamplified."""
+    noise = Noise("gaussian", 2.0)
+    ledger = Ledger(tmp_path)
+    for exchange, clients in enumerate([("a", "b"), ("b", "c")], 1):
+        ledger.charge(Charge(exchange, exchange, noise, 0.1, clients))
+    spent = ledger.spent(1e-5)
+    # Two Gaussian rounds at z = 2 are one at z = sqrt 2: epsilon 3.24 at delta 1e-5 by the analytic formula.
+    assert spent.server == pytest.approx(analytic_epsilon(2.0 / np.sqrt(2), 1e-5), abs=0.02)
+    assert 0 < spent.release < 0.7 * spent.server
+    assert (spent.rounds, spent.participations) == (2, 2)
+    assert spent.release_bound >= spent.release and spent.server_bound >= spent.server
+
+
+def analytic_epsilon(multiplier: float, delta: float) -> float:
+    """Balle and Wang 2018: delta(eps) of one Gaussian mechanism, solved for eps by bisection."""
+    from scipy.optimize import brentq
+    from scipy.stats import norm
+
+    def excess(epsilon: float) -> float:
+        half = 1 / (2 * multiplier)
+        shift = epsilon * multiplier
+        return float(norm.cdf(half - shift) - np.exp(epsilon) * norm.cdf(-half - shift) - delta)
+
+    return float(brentq(excess, 1e-3, 50))
+
+
+@pytest.mark.parametrize("text", ["[{", "[{}]", '{"a": 1}', "[3]"])
+def test_a_damaged_ledger_stops_everything(tmp_path: Path, text: str) -> None:
+    (tmp_path / LEDGER).write_text(text)
+    with pytest.raises(RunError, match="is damaged"):
+        Ledger(tmp_path)
