@@ -19,7 +19,7 @@ from fedtalk_ray.data.shards import Piece
 from fedtalk_ray.model.autoencoder import decode_pixels, frames_to_pixels
 from fedtalk_ray.model.denoiser import mouth_blend
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
-from fedtalk_ray.model.sampling import sample_parts
+from fedtalk_ray.model.sampling import DEFAULT_DRAWS, sample_parts
 
 MOST_LIVELY = 1.5
 """Where a real face moves more than a sample does, the sample's motion is enlarged by so much at most."""
@@ -58,7 +58,15 @@ def predict(pipeline: TalkingHeadPipeline, piece: Piece, seed: int) -> Predictio
     who = torch.tensor(piece.identity).float() if piece.identity.size else None
     generator = torch.Generator().manual_seed(seed)
     parts = list(
-        sample_parts(pipeline.denoiser, pipeline.scheduler, latents[0], speech, generator=generator, identity=who)
+        sample_parts(
+            pipeline.denoiser,
+            pipeline.scheduler,
+            latents[0],
+            speech,
+            generator=generator,
+            identity=who,
+            draws=DEFAULT_DRAWS,
+        )
     )
     mean, sample = (torch.cat(part) for part in zip(*parts, strict=True))
     return Prediction(piece, pipeline.denoiser.to_residual(latents[None], latents[:1])[0], mean, sample)

@@ -9,7 +9,7 @@ from scipy.ndimage import gaussian_filter1d
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedtalk_ray.model.pipeline import frame_count
-from fedtalk_ray.model.sampling import sample_clip, sample_stream
+from fedtalk_ray.model.sampling import sample_clip, sample_parts, sample_stream
 from fedtalk_ray.model.schedule import make_scheduler
 
 
@@ -201,3 +201,29 @@ def test_the_pipelines_blocks_are_its_clip_cut_anew(make_pipeline, block: int) -
 def test_a_block_of_no_frames_is_refused_at_once(make_pipeline) -> None:
     with pytest.raises(ValueError, match="block is 0; it must be at least 1 frame"):
         make_pipeline().stream(np.zeros((32, 32, 3), np.uint8), np.zeros(640, np.float32), block=0)
+
+
+def test_more_draws_average_the_mean_and_keep_the_first_sample(make_denoiser) -> None:
+    denoiser, scheduler = make_denoiser(), make_scheduler("sample")
+    reference, speech = clip(denoiser, 30)
+
+    def parts(generator: torch.Generator, draws: int = 1) -> list[torch.Tensor]:
+        made = sample_parts(denoiser, scheduler, reference, speech, 2, 1.0, generator, 2, draws=draws)
+        return [torch.cat(part) for part in zip(*made, strict=True)]
+
+    mean, sample = parts(seeded(), draws=3)
+    first = seeded()
+    others = [seeded(int(seed)) for seed in torch.randint(2**62, (2,), generator=first)]
+    alone = [parts(each) for each in (first, *others)]
+    assert torch.allclose(mean, torch.stack([each[0] for each in alone]).mean(0), atol=1e-5)
+    assert torch.allclose(sample, alone[0][1], atol=1e-5)
+    assert not torch.allclose(mean, alone[0][0], atol=1e-3)
+
+
+def test_a_seeded_clip_of_several_draws_is_the_same_however_windows_are_grouped(make_denoiser) -> None:
+    denoiser, scheduler = make_denoiser(), make_scheduler("sample")
+    reference, speech = clip(denoiser, 40)
+    one, many = (
+        sample_clip(denoiser, scheduler, reference, speech, 2, 1.0, seeded(), batch, draws=2) for batch in (1, 8)
+    )
+    assert torch.allclose(one, many, atol=1e-5)
