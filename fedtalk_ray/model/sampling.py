@@ -26,8 +26,8 @@ DEFAULT_GUIDANCE = 1.0
 """How far the sound's effect is exaggerated; 1 is not at all. On five unseen GRID speakers 2 opened the lips 1.6
 times too far and cost 1.2 dB in the mouth for 0.02 of lip correlation."""
 DEFAULT_DRAWS = 2
-"""Noises over which the mean is averaged when a video is made. On seven unseen GRID clips 1 / 2 / 4 / 6 of them gave the
-mouth 29.30 / 29.40 / 29.45 / 29.47 dB; each costs one denoising step."""
+"""Noises over which the mean is averaged when a video is made. On seven unseen GRID clips 1 / 2 / 4 / 6 of them gave
+the mouth 29.30 / 29.40 / 29.45 / 29.47 dB; each costs one denoising step."""
 DEFAULT_BATCH = 8
 """Windows that the denoiser predicts at once. On a CPU core 2 to 32 are about equally fast, 8 a little the fastest."""
 
@@ -88,7 +88,8 @@ def sample_parts(
 
     reference: latents [C, h, w]. speech: [T, hops, mel], T >= 1; it may be a view that overlaps itself, only what a
     group of windows needs is copied. identity: the face's embedding [D], for a denoiser that takes one. draws: noises
-    over which the mean is averaged; the sample is that of the first. Memory does not depend on T. Noise is drawn on the CPU, frame after frame: a seeded `generator` means the same clip on every device.
+    over which the mean is averaged; the sample is that of the first. Memory does not depend on T. Noise is drawn on the
+    CPU, frame after frame: a seeded `generator` means the same clip on every device.
     """
     base = bare_denoiser(denoiser)
     device, window = base.device, base.config.window
