@@ -123,7 +123,7 @@ def sample_parts(
     seeds = torch.randint(2**62, (draws - 1,), generator=generator)
     others = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
     drawn = [step(first, _noise(length, shape, source, device)) for source in (generator, *others)]
-    frames = (_averaged(pieces, channels) for pieces in zip(*drawn, strict=True))
+    frames: Iterator[torch.Tensor] = (_averaged(pieces, channels) for pieces in zip(*drawn, strict=True))
     for timestep in scheduler.timesteps[1:]:
         frames = step(timestep, frames)
     made = 0
