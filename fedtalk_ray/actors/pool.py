@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayTaskError
 
 from fedtalk_ray.actors.client import ClientSlot
 from fedtalk_ray.actors.cluster import check_fits
@@ -15,6 +15,9 @@ from fedtalk_ray.errors import ClusterError, UserError
 from fedtalk_ray.federation.checkpoint import Checkpoint, config_fingerprint, load_checkpoint, save_checkpoint
 from fedtalk_ray.federation.cohort import into_chunks
 from fedtalk_ray.federation.server import ParameterServer
+
+DEATHS = (RayActorError, OutOfMemoryError)
+"""What a caller sees of an actor that is gone: it died, or its node ran out of memory and Ray killed it."""
 
 SlotActor: Any = ray.remote(ClientSlot)
 ServerActor: Any = ray.remote(ParameterServer)
@@ -76,7 +79,7 @@ class SlotPool:
         """
         try:
             return ray.get(ref)
-        except RayActorError as error:
+        except DEATHS as error:
             if self.has(seat):
                 self._slots.remove(seat.slot)
             if not self._slots:
@@ -120,14 +123,14 @@ def fetch(refs: Any, timeout: float | None = None) -> Any:
     """`ray.get`, with a dead actor or a user's error inside one turned into one clear line."""
     try:
         return ray.get(refs, timeout=timeout)
-    except (RayTaskError, RayActorError) as error:
+    except (RayTaskError, *DEATHS) as error:
         cause = getattr(error, "cause", None)
         if isinstance(cause, UserError):
             raise cause from None
-        if isinstance(error, RayTaskError) and not isinstance(cause, RayActorError):
+        if isinstance(error, RayTaskError) and not isinstance(cause, DEATHS):
             raise
         # A slot that died while it worked reaches us through the server's call, which waited for its update.
-        died = str(cause if isinstance(cause, RayActorError) else error).strip().splitlines()
+        died = str(cause if isinstance(cause, DEATHS) else error).strip().splitlines()
         raise ClusterError(
             f"an actor of the run died ({died[0] if died else 'no reason given'}); the last checkpoint is intact: "
             "go on with --resume"

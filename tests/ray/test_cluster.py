@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
+from ray.exceptions import OutOfMemoryError
 
 from fedtalk_ray.actors.cluster import check_fits
 from fedtalk_ray.actors.pool import SlotActor, SlotPool, fetch, start_server
@@ -96,3 +97,16 @@ def test_a_killed_parameter_server_comes_back_at_its_round(make_config: Make, tm
     fetch(server.apply.remote(2, PlainUpdate(2, np.array([2, 0, 0, 0], np.float32), 2.0)))
     # Heavy ball 0.5: m1 = (.5, 1, 1.5, 2), m2 = m1 / 2 + (1, 0, 0, 0); theta = m1 + m2.
     np.testing.assert_allclose(fetch(server.shared.remote()), [1.75, 1.5, 2.25, 3.0])
+
+
+@ray.remote
+def out_of_memory() -> None:
+    raise OutOfMemoryError("Task was killed due to the node running low on memory.\nmore lines")
+
+
+def test_a_node_without_memory_is_one_line() -> None:
+    with pytest.raises(
+        ClusterError, match=r"died \(Task was killed due to the node running low on memory\.\)"
+    ) as caught:
+        fetch(out_of_memory.remote())
+    assert "--resume" in str(caught.value) and "\n" not in str(caught.value)
