@@ -65,14 +65,7 @@ class SecureAggregator:
         self.ledger = Ledger(folder)
         self._exchange: SecureServer | None = None
         self._plan: Plan | None = None
-
-    @property
-    def parties(self) -> int:
-        return self._exchange.parties if self._exchange else 0
-
-    @property
-    def survivors(self) -> int:
-        return len(self._exchange.survivors) if self._exchange else 0
+        self.survivors = 0
 
     def begin(self, round_number: int, cohort: list[str], backbone: bytes, shared: bytes, clip_norm: float) -> bytes:
         """Starts an exchange; returns its signed plan. Raises `BudgetSpent` where the round would overspend."""
@@ -112,13 +105,17 @@ class SecureAggregator:
             self._charge()
         return Collected(answers, answered, dict(rejected), aborted)
 
-    def decoded(self) -> Averaged:
-        """The averaged update of the exchange whose last stage was closed. Raises `Aborted` for an absurd sum."""
-        if self._exchange is None or self._plan is None:
+    def decoded(self, round_number: int) -> Averaged:
+        """The averaged update of this round's exchange, whose last stage was closed. A sum is decoded once.
+
+        Raises `Aborted` for an absurd sum, and where there is none.
+        """
+        exchange, plan = self._exchange, self._plan
+        if exchange is None or plan is None or plan.round != round_number:
             raise Aborted(Code.LOST)
-        return self.codec.decode(
-            self._exchange.total(), len(self._exchange.survivors), self._exchange.parties, self._plan.clip_norm
-        )
+        self._exchange = None
+        self.survivors = len(exchange.survivors)
+        return self.codec.decode(exchange.total(), self.survivors, exchange.parties, plan.clip_norm)
 
     def check_budget(self, exchange: int, round_number: int, cohort: list[str]) -> None:
         """Raises `BudgetSpent` when one more round would go beyond `privacy.epsilon`."""

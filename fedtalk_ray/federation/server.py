@@ -96,7 +96,7 @@ class ParameterServer:
         secure = self._secure()
         averaged = None
         try:
-            averaged = secure.decoded() if aborted is None else None
+            averaged = secure.decoded(round_number) if aborted is None else None
         except Aborted as error:
             aborted = str(error.code)
         figures: dict[str, Any] = {"survivors": secure.survivors if averaged else 0, "clip_norm": self._clip_norm}

@@ -67,7 +67,7 @@ def frozen_digest(model: PeftModel, shared: str, factors: str) -> bytes:
     for name, value in sorted(model.state_dict().items()):
         if name not in moving:
             total.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
-            total.update(value.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes())
+            total.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
     return total.digest()
 
 

@@ -85,6 +85,15 @@ class Roster:
     server: bytes
 
 
+def is_usable(public: bytes) -> bool:
+    """Whether a peer's X25519 key is 32 bytes and of no small order, with which every secret would be known."""
+    try:
+        ExchangeKey(bytes(range(KEY_BYTES))).derive(public, b"", "", "", "")
+    except ValueError:
+        return False
+    return True
+
+
 @dataclass(frozen=True)
 class ExchangeKey:
     """An X25519 key for one round."""

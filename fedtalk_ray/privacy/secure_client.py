@@ -1,7 +1,8 @@
 """A client's side of the secure protocol, for one round: a plain state machine without network, clock or Ray.
 
-Guarantee, against the server together with fewer than t of any client's holders: of this client's vector they learn
-nothing but what the sum over at least `Limits.survivors` clients tells. The client answers every stage at most once
+Guarantee, against an honest but curious server together with fewer than t of this client's h holders, and against a
+server that lies together with fewer than 2t - h of them: of this client's vector they learn nothing but what the sum
+over at least `Limits.survivors` clients tells. The client answers every stage at most once
 and only in order; whatever looks wrong makes it raise `Aborted`, drop its secrets, and answer nothing more. Against
 active servers this rests on the pinned keys (`keys.Roster`) and on the consistency stage: a client opens self masks of
 survivors and pairwise masks of dropouts only for a set that enough of its holders have signed.
@@ -107,7 +108,8 @@ class SecureClient:
         stream = Mask(len(masked))
         stream.add(masked, self._seed)
         for partner in owners:
-            mask = self._masking.derive(self._keys[partner][1], self._session, "mask", *sorted((self._name, partner)))
+            first, second = sorted((self._name, partner))
+            mask = self._derive(self._masking, self._keys[partner][1], "mask", first, second)
             (stream.add if self._name < partner else stream.subtract)(masked, mask)
         return self._send(MaskedInput(self._name, masked))
 
@@ -188,8 +190,13 @@ class SecureClient:
 
     def _cipher(self, owner: str, holder: str, peer: str) -> ChaCha20Poly1305:
         """One key for each direction: the label names owner and holder in that order."""
-        key = self._encryption.derive(self._keys[peer][0], self._session, "share", owner, holder)
-        return ChaCha20Poly1305(key)
+        return ChaCha20Poly1305(self._derive(self._encryption, self._keys[peer][0], "share", owner, holder))
+
+    def _derive(self, own: ExchangeKey, peer: bytes, label: str, first: str, second: str) -> bytes:
+        try:
+            return own.derive(peer, self._session, label, first, second)
+        except ValueError as error:
+            raise self._abort(Code.BAD_KEYS, "a key that gives everybody the same secret") from error
 
     def _associated(self, owner: str, holder: str) -> bytes:
         return joined(self._session, owner.encode(), holder.encode())
@@ -234,7 +241,7 @@ class SecureClient:
         self._next = "nothing"
         self._held = {}
         self._seed = b""
-        del self._encryption, self._masking
+        self._encryption = self._masking = ExchangeKey(b"")
 
 
 def open_plan(frame: Buffer, roster: Roster, run: str) -> Plan:

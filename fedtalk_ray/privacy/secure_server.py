@@ -9,6 +9,9 @@ state as it was. What it holds of a client's vector is one masked sum over all o
 `close` is a deadline: who has not answered by then has dropped out. See `rehearsal.run` for the whole in one place.
 """
 
+from collections.abc import Callable
+from functools import partial
+from itertools import combinations, islice
 from typing import Any
 
 import numpy as np
@@ -29,10 +32,13 @@ from fedtalk_ray.messages import (
 )
 from fedtalk_ray.privacy import protocol, shamir
 from fedtalk_ray.privacy.graph import neighbours
-from fedtalk_ray.privacy.keys import KEY_BYTES, ExchangeKey, Roster, SigningKey
+from fedtalk_ray.privacy.keys import ExchangeKey, Roster, SigningKey, is_usable
 from fedtalk_ray.privacy.masking import Mask
 from fedtalk_ray.privacy.protocol import STAGES, Aborted, Code, Limits, Rejected
 from fedtalk_ray.privacy.wire import Buffer
+
+_TRIES = 200
+"""Sets of shares that are tried for one secret."""
 
 _KINDS: dict[str, Any] = {
     "advertise": Advertisement,
@@ -111,7 +117,7 @@ class SecureServer:
     def _take_advertise(self, message: Advertisement) -> None:
         keys = (message.encryption_key, message.masking_key)
         taken = {key for pair in self._keys.values() for key in pair}
-        if any(len(key) != KEY_BYTES or key in taken for key in keys) or keys[0] == keys[1]:
+        if keys[0] == keys[1] or any(key in taken or not is_usable(key) for key in keys):
             raise Rejected(Code.BAD_KEYS)
         self._keys[message.client] = keys
 
@@ -179,9 +185,7 @@ class SecureServer:
     def _close_unmask(self, alive: list[str]) -> dict[str, bytes]:
         stream = Mask(len(self._total))
         for client in self.survivors:
-            seed = self._recover(self._seed_shares.get(client, {}))
-            if protocol.seed_commitment(self.session, client, seed) != self._commitments[client]:
-                raise Aborted(Code.CANNOT_UNMASK, "a self-mask seed is not the one that was committed to")
+            seed = self._recover(self._seed_shares.get(client, {}), partial(self._committed_to, client))
             stream.subtract(self._total, seed)
         for client in self._dropped:
             partners = [other for other in self._neighbours[client] if other in self.survivors]
@@ -192,23 +196,31 @@ class SecureServer:
 
     def _remove_pairs(self, client: str, partners: list[str], stream: Mask) -> None:
         """Takes the masks that survivors share with a client that dropped out off the sum."""
-        key = ExchangeKey(self._recover(self._key_shares.get(client, {})))
-        if key.public != self._keys[client][1]:
-            raise Aborted(Code.CANNOT_UNMASK, "a masking key is not the one that was advertised")
+        advertised = self._keys[client][1]
+        key = ExchangeKey(
+            self._recover(self._key_shares.get(client, {}), lambda secret: ExchangeKey(secret).public == advertised)
+        )
         for partner in partners:
             mask = key.derive(self._keys[partner][1], self.session, "mask", *sorted((client, partner)))
             # The survivor added where its name comes first, and subtracted otherwise.
             (stream.subtract if partner < client else stream.add)(self._total, mask)
 
-    def _recover(self, shares: dict[str, bytes]) -> bytes:
+    def _committed_to(self, client: str, seed: bytes) -> bool:
+        return protocol.seed_commitment(self.session, client, seed) == self._commitments[client]
+
+    def _recover(self, shares: dict[str, bytes], is_right: Callable[[bytes], bool]) -> bytes:
+        """A secret from any t shares that give the right one: a dealer may have dealt a holder a wrong share."""
         needed = self._limits.threshold(self.parties)
         if len(shares) < needed:
             raise Aborted(Code.CANNOT_UNMASK, f"{len(shares)} good shares of a secret, {needed} are needed")
-        chosen = sorted(shares)[:needed]
-        try:
-            return shamir.reconstruct({self._points[holder]: shares[holder] for holder in chosen})
-        except ValueError as error:
-            raise Aborted(Code.CANNOT_UNMASK, str(error)) from error
+        for chosen in islice(combinations(sorted(shares), needed), _TRIES):
+            try:
+                secret = shamir.reconstruct({self._points[holder]: shares[holder] for holder in chosen})
+            except ValueError:
+                continue
+            if is_right(secret):
+                return secret
+        raise Aborted(Code.CANNOT_UNMASK, "no shares of a secret give what was committed to")
 
     def _key_of(self, message: Any) -> bytes | None:
         return self._roster.clients.get(message.client) if message.client in self._plan.cohort else None

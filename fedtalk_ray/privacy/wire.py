@@ -43,7 +43,13 @@ def encode(message: Any) -> bytes:
 
 def decode(kind: type[Message], data: Buffer) -> Message:
     """The inverse of `encode`. Arrays are read-only views of `data`, so that megabytes are not copied."""
-    reader = _Reader(memoryview(data).cast("B"))
+    try:
+        view = memoryview(data)
+    except TypeError as error:
+        raise MalformedMessage(f"a {type(data).__name__} is no run of bytes") from error
+    if view.format != "B" or not view.c_contiguous:
+        raise MalformedMessage(f"a {type(data).__name__} of this kind is no run of bytes")
+    reader = _Reader(view.cast("B"))
     message = _read(kind, reader)
     if reader.position != len(reader.data):
         raise MalformedMessage(f"{len(reader.data) - reader.position} bytes follow the message")

@@ -240,3 +240,22 @@ def test_a_damaged_adapter_is_refused_in_one_line(make_denoiser, tmp_path: Path)
     with pytest.raises(RunError, match=str(tmp_path)) as caught:
         adapters.load_adapter(model, "shared", tmp_path / "shared")
     assert "\n" not in str(caught.value)
+
+
+def test_ffa_federates_every_b_and_no_a(make_denoiser) -> None:
+    model = adapters.with_adapters(make_denoiser(), 2, 4.0, 2)
+    whole = [name for name, _ in adapters.shared_parameters(model, "adapter")]
+    part = [name for name, _ in adapters.shared_parameters(model, "adapter", "ffa")]
+    assert part == [name for name in whole if ".lora_B." in name] and 0 < len(part) < len(whole)
+
+
+def test_the_digest_of_what_is_frozen_sees_the_backbone_and_not_what_moves(make_denoiser) -> None:
+    model = adapters.with_adapters(make_denoiser(), 2, 4.0, 2)
+    ab, ffa = (adapters.frozen_digest(model, "adapter", factors) for factors in ("ab", "ffa"))
+    for parameters in (adapters.shared_parameters(model, "adapter"), adapters.identity_parameters(model)):
+        for _, parameter in parameters:
+            parameter.data += 1
+    assert adapters.frozen_digest(model, "adapter", "ab") == ab
+    assert adapters.frozen_digest(model, "adapter", "ffa") != ffa, "a frozen A is part of what all must share"
+    next(p for n, p in sorted(model.named_parameters()) if ".lora_" not in n).data += 1e-3
+    assert adapters.frozen_digest(model, "adapter", "ab") != ab

@@ -1,0 +1,238 @@
+"""The secure protocol under random networks and lying servers: no order of events opens a wrong sum or a vector.
+
+`FEDTALK_CASES` sets how many cases each test tries.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+
+from fedtalk_ray.messages import Consistency, Survivors, Unmasking, UnmaskRequest
+from fedtalk_ray.privacy import protocol
+from fedtalk_ray.privacy.protocol import STAGES, Aborted, Code
+
+if TYPE_CHECKING:
+    from tests.unit.privacy.conftest import Exchange
+
+Make = Callable[..., "Exchange"]
+
+CASES = int(os.environ.get("FEDTALK_CASES", "200"))
+SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
+
+NUMBERS = st.integers(0, 2**16)
+"""Picks one of however many things there are, by its remainder."""
+
+REFUSED = {
+    Code.MALFORMED,
+    Code.UNKNOWN_CLIENT,
+    Code.BAD_SIGNATURE,
+    Code.WRONG_STAGE,
+    Code.DUPLICATE,
+    Code.NOT_IN_ROUND,
+    None,
+}
+"""What a server says to frames that honest clients made, wherever and however often they come, and to damaged ones."""
+
+
+def network(make_exchange: Make, pasts: dict[int, Exchange]) -> type[RuleBasedStateMachine]:
+    """Honest clients and an honest server with a network between them that loses, repeats, reorders and damages.
+
+    Only the first two clients get frames that are not meant for them, so that many exchanges reach their end.
+    """
+
+    class Network(RuleBasedStateMachine):
+        @initialize(count=st.integers(4, 6))
+        def begin(self, count: int) -> None:
+            if count not in pasts:
+                pasts[count] = make_exchange(count, number=1)
+                pasts[count].finish()
+            self.past = pasts[count]
+            self.exchange = make_exchange(count, number=2, people=self.past.people)
+            self.names = self.exchange.plan.cohort
+            self.up: list[bytes] = []
+            self.down: list[bytes] = [b""]
+            self.masked: set[str] = set()
+
+        def ask(self, name: str, frame: bytes, stage: str) -> bytes | None:
+            """A second answer to a stage fails in `Exchange.ask`."""
+            answer = self.exchange.try_ask(name, frame, stage)
+            if answer is not None:
+                self.up.append(answer)
+            return answer
+
+        def give(self, frame: bytes) -> Code | None:
+            stage, before = self.exchange.server.stage, self.exchange.state()
+            code = self.exchange.give(frame)
+            assert code in REFUSED
+            assert (self.exchange.state() == before) == (code is not None)
+            if code is None and stage == "mask":
+                self.masked.add(self.exchange.opened(frame).client)
+            return code
+
+        def honest(self, name: str) -> None:
+            """What should happen: the client's answer to what it was sent, at once to the server."""
+            if name in self.exchange.inbox and self.exchange.server.stage in STAGES:
+                answer = self.ask(name, self.exchange.inbox[name], self.exchange.server.stage)
+                if answer is not None:
+                    assert self.give(answer) is None
+
+        @rule(order=st.permutations(range(6)), late=st.integers(0, 20))
+        def whole_stage(self, order: list[int], late: int) -> None:
+            """Everybody in any order, but for one whose answer may come after the stage was closed."""
+            if self.exchange.server.stage not in STAGES:
+                return
+            for place in order:
+                if place < len(self.names) and place != late:
+                    self.honest(self.names[place])
+            held = None
+            if late < len(self.names) and self.names[late] in self.exchange.inbox:
+                name = self.names[late]
+                held = self.ask(name, self.exchange.inbox[name], self.exchange.server.stage)
+            self.exchange.inbox = {}
+            with contextlib.suppress(Aborted):
+                self.exchange.close()
+            self.down += self.exchange.inbox.values()
+            if held is not None:
+                assert self.give(held) == Code.WRONG_STAGE
+
+        @rule(order=st.permutations(range(6)))
+        def another_whole_stage(self, order: list[int]) -> None:
+            self.whole_stage(order, 6)
+
+        @rule(who=NUMBERS)
+        def one_answer(self, who: int) -> None:
+            self.honest(self.names[who % len(self.names)])
+
+        @rule(who=NUMBERS)
+        def answer_that_is_lost(self, who: int) -> None:
+            name = self.names[who % 2]
+            if name in self.exchange.inbox and self.exchange.server.stage in STAGES:
+                self.ask(name, self.exchange.inbox[name], self.exchange.server.stage)
+
+        @rule(which=NUMBERS)
+        def frame_of_anybody_comes_again(self, which: int) -> None:
+            if self.up:
+                self.give(self.up[which % len(self.up)])
+
+        @rule(which=NUMBERS, bit=NUMBERS)
+        def frame_of_anybody_with_a_bit_flipped(self, which: int, bit: int) -> None:
+            if self.up:
+                frame = self.up[which % len(self.up)]
+                assert self.give(self.exchange.flipped(frame, bit % (8 * len(frame)))) is not None
+
+        @rule(which=NUMBERS)
+        def frame_of_the_exchange_before(self, which: int) -> None:
+            frames = list(self.past.sent.values())
+            assert self.give(frames[which % len(frames)]) in (Code.BAD_SIGNATURE, Code.WRONG_STAGE)
+
+        @rule(who=NUMBERS, bit=NUMBERS)
+        def question_with_a_bit_flipped(self, who: int, bit: int) -> None:
+            name = self.names[who % 2]
+            frame = self.exchange.inbox.get(name)
+            if frame and self.exchange.server.stage in STAGES:
+                damaged = self.exchange.flipped(frame, bit % (8 * len(frame)))
+                assert self.ask(name, damaged, self.exchange.server.stage) is None
+                self.exchange.check_silent(name)
+
+        @rule(who=NUMBERS, stage=st.sampled_from(STAGES), which=NUMBERS)
+        def question_of_any_time_to_anybody(self, who: int, stage: str, which: int) -> None:
+            self.ask(self.names[who % 2], self.down[which % len(self.down)], stage)
+
+        @rule(who=NUMBERS, stage=st.sampled_from(STAGES[1:]))
+        def question_of_the_exchange_before(self, who: int, stage: str) -> None:
+            name = self.names[who % 2]
+            assert self.ask(name, self.past.heard[stage, name], stage) is None
+
+        @invariant()
+        def the_sum_is_right_or_closed(self) -> None:
+            server = self.exchange.server
+            if server.stage == "open":
+                assert set(server.survivors) == self.masked
+                assert len(self.masked) >= max(2 * server.parties // 3 + 1, 3)
+                self.exchange.check_sum()
+            else:
+                with pytest.raises(Aborted):
+                    server.total()
+
+        @invariant()
+        def nobody_gave_away_both_shares_of_an_owner(self) -> None:
+            for (stage, _), frame in self.exchange.sent.items():
+                if stage == "unmask":
+                    message = self.exchange.opened(frame)
+                    seeds, keys = owners(message)
+                    assert not seeds & keys
+                    assert seeds <= set(self.exchange.server.survivors)
+
+    return Network
+
+
+def owners(message: Unmasking) -> tuple[set[str], set[str]]:
+    return {share.owner for share in message.self_mask_shares}, {share.owner for share in message.masking_key_shares}
+
+
+def test_no_network_makes_a_wrong_sum(make_exchange: Make) -> None:
+    machine = network(make_exchange, {})
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=CASES, stateful_step_count=25, deadline=None, suppress_health_check=SLOW, print_blob=True
+        ),
+    )
+
+
+@settings(max_examples=CASES, deadline=None, suppress_health_check=SLOW)
+@given(data=st.data(), count=st.integers(4, 6))
+def test_no_lies_about_the_survivors_open_a_vector(make_exchange: Make, data: st.DataObject, count: int) -> None:
+    """The server tells up to three stories to as many groups of clients, asks each for what suits it, and has as many
+    clients in league with it as two thresholds allow, 2t - n - 1. It passes on every signature that it has or can make.
+
+    For no honest client may it then hold t shares of the self mask's seed and, of the pairwise masks, either t shares
+    of the client's own key or of every other honest client's.
+    """
+    needed = 2 * count // 3 + 1
+    exchange = make_exchange(count).until("confirm")
+    names = exchange.plan.cohort
+    colluders = set(names[: data.draw(st.integers(0, 2 * needed - count - 1), label="colluders")])
+    honest = [name for name in names if name not in colluders]
+    missing = st.sets(st.sampled_from(names), max_size=2).map(lambda out: tuple(n for n in names if n not in out))
+    stories = data.draw(st.lists(missing, min_size=1, max_size=3, unique=True), label="stories")
+    story = st.sampled_from(stories)
+    signed = []
+    for survivors in stories:
+        confirmed = protocol.survivors_hash(exchange.server.session, survivors)
+        signed += [exchange.signed(Consistency(name, confirmed)) for name in colluders]
+    told = {}
+    for name in honest:
+        told[name] = data.draw(story, label=f"{name} is told")
+        answer = exchange.try_ask(name, exchange.signed(Survivors(told[name])), "confirm")
+        signed += [answer] if answer is not None else []
+    seeds: dict[str, set[str]] = {name: set(colluders) for name in names}
+    keys: dict[str, set[str]] = {name: set(colluders) for name in names}
+    for name in honest:
+        survivors = told[name]
+        dropped = tuple(other for other in names if other not in survivors)
+        if data.draw(st.integers(0, 4), label="another request") == 0:
+            survivors = data.draw(story)
+            dropped = tuple(data.draw(st.sets(st.sampled_from(names), max_size=3)))
+        request = exchange.signed(UnmaskRequest(survivors, dropped, tuple(signed)))
+        answer = exchange.try_ask(name, request, "unmask")
+        if answer is None:
+            continue
+        given_seeds, given_keys = owners(exchange.opened(answer))
+        assert not given_seeds & given_keys
+        for owner in given_seeds:
+            seeds[owner].add(name)
+        for owner in given_keys:
+            keys[owner].add(name)
+    for name in honest:
+        others = [len(keys[other]) >= needed for other in honest if other != name]
+        if len(seeds[name]) >= needed:
+            assert len(keys[name]) < needed and not all(others)
