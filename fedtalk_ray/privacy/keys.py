@@ -94,28 +94,28 @@ def is_usable(public: bytes) -> bool:
     return True
 
 
-@dataclass(frozen=True)
 class ExchangeKey:
-    """An X25519 key for one round."""
+    """An X25519 key for one round. What it agrees on with a peer is computed once."""
 
-    secret: bytes = field(repr=False)
+    def __init__(self, secret: bytes) -> None:
+        self.secret = secret
+        self._key = X25519PrivateKey.from_private_bytes(secret)
+        self._agreed: dict[bytes, bytes] = {}
+        self.public = self._key.public_key().public_bytes_raw()
 
     @classmethod
     def generate(cls) -> "ExchangeKey":
         return cls(os.urandom(KEY_BYTES))
-
-    @property
-    def public(self) -> bytes:
-        return X25519PrivateKey.from_private_bytes(self.secret).public_key().public_bytes_raw()
 
     def derive(self, peer: bytes, session: bytes, label: str, first: str, second: str) -> bytes:
         """HKDF-SHA256(X25519, salt = session, info = label, first, second), 32 bytes; the peer derives the same.
 
         `ValueError` for a peer's key of small order, with which the shared secret would be known to everybody.
         """
-        shared = X25519PrivateKey.from_private_bytes(self.secret).exchange(X25519PublicKey.from_public_bytes(peer))
+        if peer not in self._agreed:
+            self._agreed[peer] = self._key.exchange(X25519PublicKey.from_public_bytes(peer))
         info = joined(label.encode(), first.encode(), second.encode())
-        return HKDF(SHA256(), KEY_BYTES, salt=session, info=info).derive(shared)
+        return HKDF(SHA256(), KEY_BYTES, salt=session, info=info).derive(self._agreed[peer])
 
 
 def joined(*parts: bytes) -> bytes:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from fedtalk_ray.messages import Plan
-from fedtalk_ray.privacy.graph import threshold
+from fedtalk_ray.privacy.graph import COMPLETE_UP_TO, threshold
 from fedtalk_ray.privacy.keys import SigningKey, digest, joined, verify
 from fedtalk_ray.privacy.wire import Buffer, MalformedMessage, decode, encode
 
@@ -74,13 +74,14 @@ class Aborted(ProtocolError):
 @dataclass(frozen=True)
 class Limits:
     """floor: fewest survivors, whatever the cohort. Below `PRODUCTION_FLOOR` only where the configuration names it
-    insecure."""
+    insecure. complete_up_to: clients up to which everybody shares masks with everybody (`graph`)."""
 
     floor: int = PRODUCTION_FLOOR
+    complete_up_to: int = COMPLETE_UP_TO
 
     def threshold(self, clients: int) -> int:
         """Shamir's t among a client's holders, for `clients` that advertised keys."""
-        return threshold(clients)
+        return threshold(clients, self.complete_up_to)
 
     def survivors(self, clients: int) -> int:
         """m_min = max(2n/3 + 1 rounded down, floor): fewest masked inputs whose sum may be opened."""

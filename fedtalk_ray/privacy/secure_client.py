@@ -77,7 +77,7 @@ class SecureClient:
         self._enter("share")
         self._keys = self._checked_keys(self._receive(frame, Advertised).advertisements)
         self._session = protocol.session_of(self._context, self._keys)
-        self._neighbours = neighbours(list(self._keys), self._session)[self._name]
+        self._neighbours = neighbours(list(self._keys), self._session, self._limits.complete_up_to)[self._name]
         holders = (*self._neighbours, self._name)
         threshold = self._limits.threshold(self.parties)
         if len(holders) < threshold or self.parties < self._limits.survivors(self.parties):
@@ -241,7 +241,8 @@ class SecureClient:
         self._next = "nothing"
         self._held = {}
         self._seed = b""
-        self._encryption = self._masking = ExchangeKey(b"")
+        vars(self).pop("_encryption", None)
+        vars(self).pop("_masking", None)
 
 
 def open_plan(frame: Buffer, roster: Roster, run: str) -> Plan:

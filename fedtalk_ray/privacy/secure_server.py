@@ -123,7 +123,7 @@ class SecureServer:
 
     def _close_advertise(self, alive: list[str]) -> dict[str, bytes]:
         self.session = protocol.session_of(self._context, self._keys)
-        self._neighbours = neighbours(alive, self.session)
+        self._neighbours = neighbours(alive, self.session, self._limits.complete_up_to)
         self._points = protocol.points(alive)
         frame = self._signed(Advertised(tuple(self._frames["advertise"][client] for client in alive)))
         return dict.fromkeys(alive, frame)

@@ -22,7 +22,7 @@ from time import process_time
 import numpy as np
 
 from fedtalk_ray.observability import ticker
-from fedtalk_ray.privacy.graph import degree, threshold
+from fedtalk_ray.privacy.graph import COMPLETE_UP_TO, degree, threshold
 from fedtalk_ray.privacy.keys import Roster, SigningKey
 from fedtalk_ray.privacy.protocol import STAGES, Limits
 from fedtalk_ray.privacy.rehearsal import plan_for
@@ -62,12 +62,16 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description="Secure aggregation beside Flower's, CPU time and bytes.")
     parser.add_argument("--clients", type=int, nargs="+", default=[16, 64, 256])
     parser.add_argument("--values", type=int, nargs="+", default=[100_000, 1_000_000])
+    parser.add_argument(
+        "--complete-up-to", type=int, default=COMPLETE_UP_TO, help="sparse graphs above so many clients"
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--flower-env", type=Path, default=Path(".venv-flower"))
     parser.add_argument("--no-flower", action="store_true")
     options = parser.parse_args(arguments)
+    sparse = options.complete_up_to
     cases = [(clients, values) for clients in options.clients for values in options.values]
-    flower = {} if options.no_flower else flower_calls(options.flower_env, cases)
+    flower = {} if options.no_flower else flower_calls(options.flower_env, cases, sparse)
     print(
         "| clients | values | client, ms | server, ms | round, s | up, MB a client | Flower: client | server | round |"
     )
@@ -76,7 +80,7 @@ def main(arguments: list[str]) -> None:
         for clients, values in cases:
             runs = []
             for _ in range(options.repeats):
-                runs.append(exchange(clients, values))
+                runs.append(exchange(clients, values, sparse))
                 tick()
             client, server, sent = (median(run[place] for run in runs) for place in range(3))
             line = [
@@ -86,7 +90,7 @@ def main(arguments: list[str]) -> None:
                 f"{1e3 * server:.0f}",
                 f"{on_two_cores(clients, client, server):.2f}",
             ]
-            line += [f"{sent / 1e6:.2f}", *flower_columns(clients, flower.get((clients, values)))]
+            line += [f"{sent / 1e6:.2f}", *flower_columns(clients, flower.get((clients, values)), sparse)]
             print("| " + " | ".join(map(str, line)) + " |", flush=True)
 
 
@@ -94,14 +98,14 @@ def on_two_cores(clients: int, client: float, server: float) -> float:
     return clients * client / 2 + server
 
 
-def exchange(count: int, values: int) -> tuple[float, float, float]:
+def exchange(count: int, values: int, complete_up_to: int) -> tuple[float, float, float]:
     """Seconds of CPU per client, of the server, and bytes that a client sends. The sum is checked."""
     rng = np.random.default_rng(0)
     names = [f"c{place:04d}" for place in range(count)]
     vectors = {name: rng.integers(0, 2**32, values, np.uint32) for name in names}
     keys, server_key = {name: SigningKey.generate() for name in names}, SigningKey.generate()
     roster = Roster({name: key.public for name, key in keys.items()}, server_key.public)
-    plan, limits = plan_for(tuple(names)), Limits()
+    plan, limits = plan_for(tuple(names)), Limits(complete_up_to=complete_up_to)
     server = SecureServer(plan, server_key, roster, limits, values)
     clients = {name: SecureClient(name, keys[name], roster, plan, limits) for name in names}
     dropping, frames = set(names[::10]), dict.fromkeys(names, b"")
@@ -131,25 +135,25 @@ def exchange(count: int, values: int) -> tuple[float, float, float]:
     return client_time / count, server_time, sent / count
 
 
-def flower_calls(folder: Path, cases: list[tuple[int, int]]) -> dict[tuple[int, int], dict[str, float]]:
+def flower_calls(folder: Path, cases: list[tuple[int, int]], sparse: int) -> dict[tuple[int, int], dict[str, float]]:
     """Seconds of a mask, a split and a combination in Flower, by (clients, values)."""
     python = folder / "bin" / "python"
     if not python.exists():
         print(f"making {folder} with {FLOWER}", file=sys.stderr)
         venv.create(folder, with_pip=True)
         subprocess.run([python, "-m", "pip", "install", "-q", FLOWER], check=True)
-    asked = [(degree(clients) + 1, threshold(clients), values) for clients, values in cases]
+    asked = [(degree(clients, sparse) + 1, threshold(clients, sparse), values) for clients, values in cases]
     done = subprocess.run([python, "-c", FLOWER_CALLS, json.dumps(asked)], check=True, capture_output=True, text=True)
     return dict(zip(cases, json.loads(done.stdout.splitlines()[-1]), strict=True))
 
 
-def flower_columns(clients: int, call: dict[str, float] | None) -> list[str]:
+def flower_columns(clients: int, call: dict[str, float] | None, sparse: int) -> list[str]:
     """A client makes a mask with each neighbour and one of its own, and splits two secrets. The server combines one
     secret for everybody, and takes off a mask for each survivor and for each pair of a dropout with a survivor."""
     if call is None:
         return ["", "", ""]
     dropped = -(-clients // 10)
-    neighbours = degree(clients)
+    neighbours = degree(clients, sparse)
     client = (neighbours + 1) * call["mask"] + 2 * call["split"]
     pairs = dropped * neighbours * (clients - dropped) / (clients - 1)
     server = clients * call["combine"] + (clients - dropped + pairs) * call["mask"]
