@@ -32,21 +32,22 @@ DIMENSION = 5
 
 
 def config(**privacy: object) -> TrainConfig:
+    size = 64 if privacy.get("clipping") == "adaptive" else 4
     settings = {"mechanism": "skellam", "noise_multiplier": 1.0, "clip_norm": 1.0, "insecure_min_survivors": 3}
-    tree = {"run": "r", "shards": "s", "pretrained": "p", "cohort": {"size": 4}, "privacy": settings | privacy}
+    tree = {"run": "r", "shards": "s", "pretrained": "p", "cohort": {"size": size}, "privacy": settings | privacy}
     return parse_config(tree, "test")
 
 
 class Run:
     """A run's folder with four clients of one value each, all in this process."""
 
-    def __init__(self, folder: Path, settings: TrainConfig) -> None:
-        self.folder, self.config = folder, settings
+    def __init__(self, folder: Path, settings: TrainConfig, cohort: list[str] | None = None) -> None:
+        self.folder, self.config, self.cohort = folder, settings, cohort or COHORT
         self.checkpoints = folder / "checkpoints"
         save_checkpoint(
             self.checkpoints, Checkpoint(0, np.zeros(DIMENSION, np.float32), {}), config_fingerprint(settings)
         )
-        self.keys = {name: SigningKey.generate() for name in COHORT}
+        self.keys = {name: SigningKey.generate() for name in self.cohort}
         server = SigningKey.kept_in(self.checkpoints / SERVER_KEY)
         self.roster = Roster({name: key.public for name, key in self.keys.items()}, server.public)
         write_roster(folder / ROSTER, "run", self.roster)
@@ -58,11 +59,11 @@ class Run:
         """One whole round from whatever is on disk; `boundary` is told where it is."""
         server = self.server()
         number = server.round() + 1
-        plan = open_plan(server.begin(number, COHORT, bytes(32)), self.roster, "run")
+        plan = open_plan(server.begin(number, self.cohort, bytes(32)), self.roster, "run")
         boundary("begun")
         limits, codec = limits_of(self.config), make_codec(self.config, DIMENSION)
-        clients = {name: SecureClient(name, self.keys[name], self.roster, plan, limits) for name in COHORT}
-        frames = dict.fromkeys(COHORT, b"")
+        clients = {name: SecureClient(name, self.keys[name], self.roster, plan, limits) for name in self.cohort}
+        frames = dict.fromkeys(self.cohort, b"")
         for stage in STAGES:
             answers = []
             for name, frame in frames.items():
@@ -196,3 +197,18 @@ def test_a_damaged_ledger_stops_everything(tmp_path: Path, text: str) -> None:
     (tmp_path / LEDGER).write_text(text)
     with pytest.raises(RunError, match="is damaged"):
         Ledger(tmp_path)
+
+
+def test_the_clip_norm_follows_the_cohort_and_outlives_a_restart(tmp_path: Path) -> None:
+    """64 clients, all below C = 1: the quantile is near 1, so the next C is near exp(-0.2 * 0.5) = 0.905.
+
+    The count's noise is n / 20 = 3.2, a share of 0.05: C lies within 0.905 +- 6 * 0.2 * 0.05 * 0.905.
+    """
+    cohort = [f"c{place:02d}" for place in range(64)]
+    run = Run(tmp_path, config(clipping="adaptive"), cohort)
+    first = run.round()
+    assert first._clip_norm == pytest.approx(0.905, abs=0.055) and first._clip_norm != 1.0
+    again = run.server()
+    assert again._clip_norm == first._clip_norm
+    plan = open_plan(again.begin(2, cohort, bytes(32)), run.roster, "run")
+    assert plan.clip_norm == first._clip_norm
