@@ -24,7 +24,7 @@ class PrivacyPlan:
         """Epsilon of the whole run by view."""
         noise = Noise(self.kind, multiplier, _STEPS, _VALUES)
         server = epsilon([Rounds(noise, 1.0, self.cap)], self.delta)
-        # Who knows less cannot learn more, whatever the bound for sampled rounds gives.
+        # Nobody takes part more often than the cap allows, whatever the bound for sampled rounds gives.
         return {"release": min(epsilon([Rounds(noise, self.rate, self.rounds)], self.delta), server), "server": server}
 
     def multiplier(self, target: float, view: str) -> float:

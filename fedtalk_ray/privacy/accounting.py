@@ -90,12 +90,13 @@ def noise_multiplier(target: float, delta: float, *, rate: float, count: int, ma
     low, high = 0.2, 0.4
     while over(high) > 0:
         low, high = high, 2 * high
-        if high > 1000:
+        if high > 2000:
             raise ValueError(f"no noise multiplier up to 1000 gives epsilon {target:g} at delta {delta:g}")
     if over(low) <= 0:
         return low
-    # Rounded up: the root itself may lie a hair above the target.
-    return math.ceil(1000 * brentq(over, low, high, xtol=2e-4)) / 1000
+    found = math.ceil(1000 * brentq(over, low, high, xtol=2e-4)) / 1000
+    # The root itself may lie a hair above the target, and so may what it is rounded up to.
+    return found if over(found) <= 0 else found + 0.001
 
 
 def _renyi(noise: Noise, rate: float) -> np.ndarray:

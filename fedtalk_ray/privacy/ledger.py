@@ -95,14 +95,14 @@ class Ledger:
             cost = {name: sum(c.noise.multiplier**-2 for c in charges if name in c.clients) for name in counts}
             worst = max(cost, key=lambda name: cost[name])
             server = merged([Rounds(charge.noise, 1.0, 1) for charge in charges if worst in charge.clients])
-        known, known_bound = epsilon(server, delta), epsilon_bound(server, delta) if server else 0.0
+        # Sampling never hurts, whatever the bound for sampled rounds gives: nobody is in more than all of the rounds.
+        unsampled = merged([Rounds(part.noise, 1.0, part.count) for part in release])
         return Spent(
             delta,
-            # Who knows less cannot learn more, whatever the bound for sampled rounds gives.
-            min(epsilon(release, delta), known),
-            known,
-            min(epsilon_bound(release, delta), known_bound) if release else 0.0,
-            known_bound,
+            min(epsilon(release, delta), epsilon(unsampled, delta)),
+            epsilon(server, delta),
+            min(epsilon_bound(release, delta), epsilon_bound(unsampled, delta)) if release else 0.0,
+            epsilon_bound(server, delta) if server else 0.0,
             len(charges),
             most,
         )

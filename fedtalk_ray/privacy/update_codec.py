@@ -68,11 +68,24 @@ class UpdateCodec:
             bits = SCALE_BITS if self._private else 30 - math.ceil(math.log2(largest + 1))
         self.scale = 2.0**bits
         self.sensitivity = rounded_norm(self._norm, self.length, self.scale)
+        fewest = max(min(limits.floor, cohort), cohort // 2)
+        if config.colluders >= limits.survivors(fewest):
+            raise ConfigError(
+                f"privacy.colluders is {config.colluders}, and a sum of {limits.survivors(fewest)} clients may be "
+                "opened: nobody would be left to add noise; lower it"
+            )
         reach = largest + _SIGMAS * self._deviation(largest, largest) / self.scale
         if not check_range(reach, self.scale):
             raise ConfigError(
                 f"privacy.scale_bits is {bits}: a sum over {largest} clients with its noise could reach "
                 f"{reach:.0f} * 2^{bits}, beyond 2^31; lower it"
+            )
+        rate = self._share(fewest) / 2 if config.mechanism == "skellam" else 0.0
+        if rate > noise.LARGEST_RATE:
+            raise ConfigError(
+                f"privacy.scale_bits is {bits}: noise of multiplier {multiplier:g} shared by "
+                f"{limits.survivors(fewest)} clients needs a Poisson rate of {rate:.2g}, beyond "
+                f"{noise.LARGEST_RATE:.2g}; take {math.floor(bits - math.log2(rate / noise.LARGEST_RATE) / 2)} or less"
             )
 
     @property
@@ -89,21 +102,27 @@ class UpdateCodec:
 
         Raises `Aborted` for values that are not finite.
         """
+        if not self._private:
+            # The weight is sent too, as a number of at most 1, and must be the one that the update was multiplied by.
+            weight = min(weight, 1.0) if math.isfinite(weight) else weight
         clipped, bound = weigh_and_clip(update, weight, clip_norm)
         if self._private:
             extra = [0.0, self._bit * (0.5 - bound)]
         else:
-            extra = [min(weight, 1.0), float(bound)]
+            extra = [weight, float(bound)]
         integers = to_integers(np.concatenate([clipped, extra]), self.scale, rng, self._norm)
         if self._config.mechanism == "skellam":
-            integers += noise.skellam(self.length, self._share(parties), rng)
+            try:
+                integers += noise.skellam(self.length, self._share(parties), rng)
+            except ValueError as error:
+                raise Aborted(Code.TOO_FEW, f"{parties} clients cannot make the noise: {error}") from error
         return to_ring(integers)
 
     def decode(self, total: np.ndarray, survivors: int, parties: int, clip_norm: float) -> Averaged:
         """The averaged update from the opened sum, uint32 [D + 2]. Raises `Aborted` for one no honest clients make."""
         values = from_ring(total, self.scale)
         deviation = self._deviation(survivors, parties) / self.scale
-        honest = survivors * self._norm
+        honest = survivors * self.sensitivity / self.scale
         spread = deviation * (math.sqrt(self.length) + _SIGMAS)
         if np.abs(values).max() > honest + _SIGMAS * deviation or np.linalg.norm(values) > honest + spread:
             raise Aborted(Code.SUM_TOO_LARGE)

@@ -299,3 +299,9 @@ def test_equal_rounds_are_counted_together() -> None:
     parts = [Rounds(one, 0.5, 1), Rounds(other, 0.5, 2), Rounds(one, 0.5, 3), Rounds(one, 1.0, 4)]
     assert merged(parts) == [Rounds(one, 0.5, 4), Rounds(other, 0.5, 2), Rounds(one, 1.0, 4)]
     assert epsilon(merged(parts), DELTA) == pytest.approx(epsilon(parts, DELTA))
+
+
+@pytest.mark.parametrize("target", [9.96, 7.52, 9.38])
+def test_the_noise_for_a_budget_never_overspends_it(target: float) -> None:
+    plan = PrivacyPlan("skellam", 1e-5, 1.0, 12, 12)
+    assert plan.spent(plan.multiplier(target, "server"))["server"] <= target

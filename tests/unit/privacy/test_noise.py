@@ -115,3 +115,12 @@ def test_all_256_bits_of_a_generators_seed_count(monkeypatch: pytest.MonkeyPatch
     asked = iter(seeds)
     monkeypatch.setattr(os, "urandom", lambda size: next(asked)[:size])
     assert len({int(system_rng().integers(2**63)) for _ in seeds}) == len(seeds)
+
+
+def test_all_of_the_systems_randomness_counts_for_gaussian_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A generator that kept 32 bits of its seed would repeat itself where only the others differ."""
+    drawn = []
+    for last in (0, 1):
+        monkeypatch.setattr("os.urandom", lambda count, last=last: bytes([last]) + bytes(count - 1))
+        drawn.append(gaussian(8, 1.0))
+    assert not np.allclose(*drawn)

@@ -1395,6 +1395,14 @@ def test_an_opened_sum_is_applied_once(make_exchange: Make, tmp_path: Path) -> N
     assert hash_of(run.server) == once
 
 
+def test_an_opened_sum_is_not_taken_for_another_rounds(make_exchange: Make, tmp_path: Path) -> None:
+    run = Run(tmp_path, make_exchange)
+    run.begin().until("open")
+    with contextlib.suppress(ValueError):
+        run.server.finish(2)
+    assert hash_of(run.server) == run.start
+
+
 # What a client never sends, and how much noise it adds.
 
 

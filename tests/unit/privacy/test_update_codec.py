@@ -12,6 +12,7 @@ from fedtalk_ray.config import PrivacyConfig
 from fedtalk_ray.errors import ConfigError
 from fedtalk_ray.privacy.accounting import Noise
 from fedtalk_ray.privacy.fixed_point import to_integers, to_ring
+from fedtalk_ray.privacy.noise import system_rng
 from fedtalk_ray.privacy.protocol import Aborted, Code, Limits
 from fedtalk_ray.privacy.update_codec import EXTRA, UpdateCodec
 
@@ -310,10 +311,10 @@ def test_a_simulated_cohorts_count_of_the_clipped_is_as_noisy_as_the_larger_ones
 @pytest.mark.parametrize(
     ("cohort", "multiplier", "bits", "fits"),
     [
-        (64, 1.3, 24, True),  # 64 + 8 * 1.3 * sqrt(64 / 43) = 76.7, and 2^31 / 2^24 = 128
-        (64, 1.3, 25, False),
-        (64, 6.5, 24, True),  # 127.4
-        (64, 6.7, 24, False),  # 129.4
+        (64, 1.3, 25, False),  # 64 + 8 * 1.3 * sqrt(64 / 43) = 76.7, and 2^31 / 2^25 = 64
+        (64, 6.7, 24, False),  # 129.4 and 128
+        (4000, 9.0, 19, True),  # 4000 + 8 * 9 * sqrt(4000 / 2667) = 4088.2, and 2^31 / 2^19 = 4096
+        (4000, 10.0, 19, False),  # 4098.0
         (8192, 1.3, 18, False),
         (8100, 1.3, 18, True),
     ],
@@ -356,3 +357,31 @@ def test_what_is_not_finite_never_leaves_the_client(mechanism: str, bad: float, 
     with pytest.raises(Aborted) as refused, np.errstate(over="ignore"):
         codec.encode(np.array([0.1, bad, 0.2]), weight, 1.0, 8, np.random.default_rng(0))
     assert refused.value.code == Code.NOT_FINITE
+
+
+def test_noise_that_numpy_cannot_make_is_refused_before_the_run() -> None:
+    config = PrivacyConfig(mechanism="skellam", noise_multiplier=4.3, clip_norm=1)
+    with pytest.raises(ConfigError, match=r"scale_bits is 18: noise of multiplier 4\.3 .* take 17 or less"):
+        UpdateCodec(config, 4.3, 100, 8, Limits(8))
+    coarser = config.model_copy(update={"scale_bits": 17})
+    UpdateCodec(coarser, 4.3, 100, 8, Limits(8)).encode(np.zeros(100, np.float32), 1.0, 1.0, 8, system_rng())
+
+
+def test_more_colluders_than_survivors_are_refused_before_the_run() -> None:
+    config = PrivacyConfig(mechanism="skellam", noise_multiplier=1, clip_norm=1, colluders=8)
+    with pytest.raises(ConfigError, match=r"privacy\.colluders is 8, and a sum of 8 clients may be opened"):
+        UpdateCodec(config, 1.0, 100, 8, Limits(8))
+
+
+def test_a_weight_above_one_does_not_scale_the_mean() -> None:
+    codec, rng = UpdateCodec(PrivacyConfig(), 0.0, 3, 8, Limits(8)), np.random.default_rng(0)
+    update = np.array([0.1, 0.2, 0.3], np.float32)
+    total = np.sum([codec.encode(update, 3.0, 10.0, 8, rng) for _ in range(8)], axis=0, dtype=np.uint32)
+    np.testing.assert_allclose(codec.decode(total, 8, 8, 10.0).update, update, atol=1e-4)
+
+
+def test_a_sum_of_equal_clipped_updates_is_no_absurd_one() -> None:
+    codec, rng = UpdateCodec(PrivacyConfig(), 0.0, 1000, 8, Limits(8)), np.random.default_rng(0)
+    update = (np.random.default_rng(1).normal(size=1000) * 10).astype(np.float32)
+    total = np.sum([codec.encode(update, 1.0, 1.0, 8, rng) for _ in range(8)], axis=0, dtype=np.uint32)
+    assert codec.decode(total, 8, 8, 1.0).unclipped == pytest.approx(0.0, abs=1e-6)
