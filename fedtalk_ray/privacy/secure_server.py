@@ -9,9 +9,9 @@ state as it was. What it holds of a client's vector is one masked sum over all o
 `close` is a deadline: who has not answered by then has dropped out. See `rehearsal.run` for the whole in one place.
 """
 
+import random
 from collections.abc import Callable
 from functools import partial
-from itertools import combinations, islice
 from typing import Any
 
 import numpy as np
@@ -213,7 +213,10 @@ class SecureServer:
         needed = self._limits.threshold(self.parties)
         if len(shares) < needed:
             raise Aborted(Code.CANNOT_UNMASK, f"{len(shares)} good shares of a secret, {needed} are needed")
-        for chosen in islice(combinations(sorted(shares), needed), _TRIES):
+        # Sets in their order would keep the first holder for hundreds of tries; at random each is left out soon.
+        draw = random.Random(0)
+        for _ in range(_TRIES):
+            chosen = draw.sample(sorted(shares), needed)
             try:
                 secret = shamir.reconstruct({self._points[holder]: shares[holder] for holder in chosen})
             except ValueError:
