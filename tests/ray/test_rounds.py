@@ -163,7 +163,9 @@ def test_nothing_private_crosses_in_any_message(make_config: Make, tmp_path: Pat
     answers["export"] = slot.export(theta, str(tmp_path / "export"))
     answers["use_statistics"] = slot.use_statistics(answers["statistics"])
     offered = {name for name in dir(ClientSlot) if not name.startswith("_")}
-    assert offered == set(answers), "a new method must be added here and its answer looked at"
+    # What secure rounds are made of is recorded and looked at byte by byte in test_secure_rounds.
+    secure = {"backbone", "enrol", "train", "answer"}
+    assert offered == set(answers) | secure, "a new method must be added here and its answer looked at"
 
     assert isinstance(answers["fit"], PlainUpdate) and isinstance(answers["held_out_loss"], HeldOutLoss)
     for name in ("sample", "export", "use_statistics"):

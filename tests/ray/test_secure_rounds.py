@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+from ray import cloudpickle
 from scipy.stats import chisquare
 
 from fedtalk_ray.actors import exchange
@@ -28,6 +29,7 @@ from fedtalk_ray.privacy.keys import Roster, SigningKey
 from fedtalk_ray.privacy.protocol import STAGES, Frame
 from fedtalk_ray.privacy.wire import decode, encode
 from fedtalk_ray.rounds import train
+from tests.ray.test_rounds import private_bytes
 
 Make = Callable[..., TrainConfig]
 
@@ -134,15 +136,17 @@ def recorded(make_config: Make, crowd: Path, tmp_path_factory: pytest.TempPathFa
     plan = server.call("begin", 1, clients, slot.backbone())
     said = slot.train(clients, 1, start, plan)
     assert said.clients == tuple(clients)
+    told = [said]
     updates = dict(slot._secure._updates)
     frames = dict.fromkeys(said.clients, b"")
     for stage in STAGES:
         said, payload = slot.answer(stage, frames)
+        told.append(said)
         collected = server.call("collect", stage, payload)
         assert collected.aborted is None and not said.refused
         frames = collected.frames
     figures = server.call("finish", 1)
-    return {"config": config, "slot": slot, "seen": server.seen, "updates": updates, "figures": figures}
+    return {"config": config, "slot": slot, "seen": server.seen, "updates": updates, "figures": figures, "said": told}
 
 
 def test_a_secure_round_is_the_plain_one_for_fedavg(recorded: dict[str, Any], tmp_path: Path) -> None:
@@ -199,6 +203,24 @@ def test_everything_that_reaches_the_server_is_on_the_list(recorded: dict[str, A
                 assert message.client in clients
                 check_sizes(message, len(clients), recorded["slot"].start().size)
     assert tuple(stages) == STAGES
+
+
+def test_nothing_private_is_in_any_byte_that_leaves_a_secure_slot(recorded: dict[str, Any]) -> None:
+    """Pictures, sound, latents, identity adapters and the updates themselves, searched for in all that was sent."""
+    slot, config = recorded["slot"], recorded["config"]
+    clients = load_manifest(config.shards).clients()
+    secrets = list(private_bytes(slot, config, clients))
+    assert len(secrets) > 10
+    for name, (update, _) in recorded["updates"].items():
+        # A stretch of sixteen values of which none is zero.
+        begin = int(np.flatnonzero(np.convolve(update != 0, np.ones(16), "valid") == 16)[0])
+        secrets.append((f"update of {name}", update[begin : begin + 16].tobytes()))
+    frames = [bytes(frame) for method, arguments in recorded["seen"] if method == "collect" for frame in arguments[1]]
+    sent = [*frames, slot.backbone(), *slot.enrol(clients).values(), cloudpickle.dumps(recorded["said"])]
+    assert not [what for what, secret in secrets for each in sent if secret in each]
+    # The search can find: a frame with an update in it would be caught.
+    leak = frames[0] + recorded["updates"][clients[0]][0].tobytes()
+    assert [what for what, secret in secrets if secret in leak] == [f"update of {clients[0]}"]
 
 
 def check_sizes(message: Any, clients: int, dimension: int) -> None:
