@@ -40,9 +40,17 @@ def demo(
 
 @app.command()
 def prepare(
-    corpus: Annotated[str, typer.Option(help="grid, folder or synthetic.")],
+    corpus: Annotated[
+        str,
+        typer.Option(
+            help="grid, folder, synthetic, ravdess, crema-d, lrs3, voxceleb2 or hdtf (layouts: docs/corpora.md)."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Shards folder to write.")],
-    root: Annotated[Path | None, typer.Option(help="The corpus: <root>/<identity>/<clip>. Not for synthetic.")] = None,
+    root: Annotated[
+        Path | None,
+        typer.Option(help="The corpus as it was unpacked; grid and folder: <root>/<identity>/<clip>."),
+    ] = None,
     size: Annotated[int, typer.Option(help="Side of the face crops in pixels, a multiple of 16.")] = 64,
     autoencoder: Annotated[str, typer.Option(help='"patch", a folder, or a hub id of diffusers.')] = "patch",
     speech: Annotated[
@@ -52,12 +60,18 @@ def prepare(
         str, typer.Option(help='"none", "dlib", "facenet", "facenet:WEIGHTS.pt", or an ONNX face network.')
     ] = "none",
     only: Annotated[str | None, typer.Option(help="Only these identities, by commas.")] = None,
+    max_clips: Annotated[
+        int | None, typer.Option(help="At most so many clips per identity, spread evenly over its clips.")
+    ] = None,
     identities: Annotated[int, typer.Option(help="synthetic: how many people.")] = 8,
     clips: Annotated[int, typer.Option(help="synthetic: clips per person.")] = 6,
     seed: Annotated[int, typer.Option(help="synthetic: which people.")] = 0,
     unseen: Annotated[
         str | None,
-        typer.Option(help="Keep these for testing only: a number (the last N) or names; else who has one clip."),
+        typer.Option(
+            help="Keep these for testing only: a number (the last N; 0: nobody) or names. Else the test set that lrs3 "
+            "and voxceleb2 define; elsewhere who has one clip."
+        ),
     ] = None,
     address: Address = "default",
     overwrite: Overwrite = False,
@@ -67,14 +81,18 @@ def prepare(
     Example: `fedtalk prepare --corpus grid --root data/grid --out shards/grid`
     """
     from fedtalk_ray.actors.cluster import connect
-    from fedtalk_ray.data.corpora import list_corpus, only_identities
+    from fedtalk_ray.data.corpora import at_most, list_corpus, only_identities, own_test_set
     from fedtalk_ray.data.prepare import REJECTS
     from fedtalk_ray.data.prepare import prepare as run_prepare
 
     sources = list_corpus(corpus, root, identities=identities, clips=clips, seed=seed)
     if only is not None:
         sources = only_identities(sources, [name.strip() for name in only.split(",")])
+    if max_clips is not None:
+        sources = at_most(sources, max_clips)
     held_back = unseen and (int(unseen) if unseen.isdecimal() else [name.strip() for name in unseen.split(",")])
+    if unseen is None and (held_out := own_test_set(sources)):
+        print(f"unseen: the {len(held_out)} identities of {corpus}'s own test set (--unseen says otherwise)")
     connect(address)
     manifest = run_prepare(
         corpus,

@@ -13,7 +13,7 @@ import numpy as np
 import ray
 import ray.data
 
-from fedtalk_ray.data.corpora import ClipSource, CorpusError, load_clip
+from fedtalk_ray.data.corpora import ClipSource, CorpusError, load_clip, named, own_test_set
 from fedtalk_ray.data.faces import NoFaceError
 from fedtalk_ray.data.identity_embedding import NO_IDENTITY, clip_identity, load_identity_embedder
 from fedtalk_ray.data.shards import IDENTITY, Manifest, ShardWriter
@@ -47,14 +47,14 @@ def prepare(
 
     autoencoder, speech, identity: as `load_autoencoder`, `load_speech_features` and `load_identity_embedder` take them;
     "none" stores no embedding. Paths must be reached by the whole cluster.
-    unseen: who is kept for testing only, by name or the last so many; None keeps those with a single clip (when
-    `unseen` is given, these are trained on, though they cannot be clients). Raises `CorpusError` when more than half of
-    the clips had to be rejected; then nothing is written.
+    unseen: who is kept for testing only, by name or the last so many; None keeps the corpus's own test set, or, where
+    it defines none, those with a single clip (otherwise these are trained on, though they cannot be clients). Raises
+    `CorpusError` when more than half of the clips had to be rejected; then nothing is written.
     """
     if size % SIZE_STEP or size < 2 * SIZE_STEP:
         raise CorpusError(f"--size {size}: must be a multiple of {SIZE_STEP}, at least {2 * SIZE_STEP}")
     names = sorted({source.identity for source in sources})
-    held_back = unseen_names(unseen, names)
+    held_back = unseen_names(own_test_set(sources) if unseen is None else unseen, names)
     # All three are loaded here too, so that a source that cannot be used is refused before any clip is read.
     fingerprint = encoder_fingerprint(load_autoencoder(autoencoder))
     load_speech_features(speech)
@@ -98,7 +98,7 @@ def unseen_names(unseen: int | Sequence[str] | None, names: list[str]) -> set[st
         return None
     chosen = set(names[len(names) - unseen :] if isinstance(unseen, int) else unseen)
     if unknown := sorted(chosen - set(names)):
-        raise CorpusError(f"--unseen {unknown[0]}: no such identity; the corpus has {', '.join(names)}")
+        raise CorpusError(f"--unseen {unknown[0]}: no such identity; the corpus has {named(names)}")
     if (isinstance(unseen, int) and unseen >= len(names)) or len(chosen) == len(names):
         raise CorpusError(f"--unseen {unseen} leaves no identity to train on: the corpus has {len(names)}")
     return chosen
@@ -111,7 +111,7 @@ def _pipeline(  # type: ignore[no-untyped-def]
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    items = [vars(source) | {"path": source.path or ""} for source in sources]
+    items = [source.row() for source in sources]
     # Two clips a block: small enough to stream, large enough to pay for a task.
     dataset = ray.data.from_items(items, override_num_blocks=max(1, len(items) // 2))
     dataset = dataset.map(_read, fn_kwargs={"size": size})
@@ -126,7 +126,7 @@ def _pipeline(  # type: ignore[no-untyped-def]
 
 
 def _read(item: dict, size: int) -> dict:
-    source = ClipSource(**item | {"path": item["path"] or None})
+    source = ClipSource.from_row(item)
     row = {"identity": source.identity, "clip": source.clip, "path": item["path"], "reason": "", "length": 0,
            "size": size, "frames": b"", "waveform": b""}  # fmt: skip
     try:

@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 
 from fedtalk_ray.data import synthetic
-from fedtalk_ray.data.corpora import ClipSource, CorpusError, list_corpus, list_synthetic, load_clip, only_identities
+from fedtalk_ray.data.corpora import (
+    ClipSource,
+    CorpusError,
+    at_most,
+    list_corpus,
+    list_synthetic,
+    load_clip,
+    only_identities,
+    own_test_set,
+)
 from fedtalk_ray.data.faces import NoFaceError
 from fedtalk_ray.data.video import VideoError, write_video
 
@@ -65,7 +74,9 @@ def refusal(*arguments: object, **options: int) -> str:
 
 
 def test_what_cannot_be_listed_is_named(tmp_path: Path) -> None:
-    assert refusal("vox", tmp_path) == "corpus 'vox' is unknown; known: grid, folder, synthetic"
+    assert refusal("vox", tmp_path) == (
+        "corpus 'vox' is unknown; known: grid, folder, synthetic, ravdess, crema-d, lrs3, voxceleb2, hdtf"
+    )
     assert refusal("grid", None) == "corpus grid needs --root, the folder that holds <identity>/<clip>"
     missing = tmp_path / "none"
     assert refusal("grid", missing) == f"corpus folder {missing} does not exist"
@@ -122,3 +133,41 @@ def test_only_some_identities_in_their_order() -> None:
     ]  # fmt: skip
     with pytest.raises(CorpusError, match=r"--only id0009: no such identity; the corpus has id0000, id0001, id0002"):
         only_identities(sources, ["id0009"])
+
+
+def clips_of(**counts: int) -> list[ClipSource]:
+    return [ClipSource(name, str(index)) for name, count in counts.items() for index in range(count)]
+
+
+def test_at_most_so_many_clips_from_all_over_an_identity() -> None:
+    kept = at_most(clips_of(ann=10, bob=2, cid=3), 3)
+    assert names(kept) == [
+        ("ann", "0"), ("ann", "3"), ("ann", "6"), ("bob", "0"), ("bob", "1"), ("cid", "0"), ("cid", "1"), ("cid", "2"),
+    ]  # fmt: skip
+    with pytest.raises(CorpusError, match=r"--max-clips 0: must be at least 1"):
+        at_most(clips_of(ann=1), 0)
+
+
+def test_a_test_set_is_what_the_corpus_holds_out_and_somebody_must_be_left() -> None:
+    held = [ClipSource("zoe", "0", held_out=True), ClipSource("ada", "0", held_out=True)]
+    assert own_test_set(clips_of(ann=2)) is None
+    assert own_test_set([*clips_of(ann=2), *held]) == ["ada", "zoe"]
+    with pytest.raises(CorpusError, match=r"all 2 identities are of the corpus's own test set"):
+        own_test_set(held)
+
+
+def test_of_many_identities_the_first_are_named() -> None:
+    sources = [ClipSource(f"id{who:04d}", "0") for who in range(300)]
+    with pytest.raises(CorpusError, match=r"id0019, \.\.\. \(300 in all\)$"):
+        only_identities(sources, ["id9"])
+
+
+def test_a_clip_crosses_as_a_row_and_comes_back() -> None:
+    plain = ClipSource("ann", "a")
+    whole = ClipSource("ann", "a", "x.mp4", begin=1.5, end=3.0, crop=(1, 2, 3, 4), sound="x.wav", held_out=True)
+    for source in (plain, whole):
+        row = source.row()
+        assert ClipSource.from_row(row | {"crop": np.array(row["crop"])}) == source
+    assert {key: type(value) for key, value in plain.row().items()} == {
+        key: type(value) for key, value in whole.row().items()
+    }, "columns of one type, whatever the clip"
