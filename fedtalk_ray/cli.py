@@ -49,7 +49,7 @@ def prepare(
     out: Annotated[Path, typer.Option(help="Shards folder to write.")],
     root: Annotated[
         Path | None,
-        typer.Option(help="The corpus as it was unpacked; grid and folder: <root>/<identity>/<clip>."),
+        typer.Option(help="The corpus as it was unpacked; grid and folder: ROOT/IDENTITY/CLIP."),
     ] = None,
     size: Annotated[int, typer.Option(help="Side of the face crops in pixels, a multiple of 16.")] = 64,
     autoencoder: Annotated[str, typer.Option(help='"patch", a folder, or a hub id of diffusers.')] = "patch",

@@ -101,3 +101,43 @@ def test_pretraining_names_a_wrong_loss_and_a_wrong_preset(refused: Callable[...
     assert "loss: unknown key 'snyc'; the nearest valid key is 'sync'" in refused(*arguments, "--loss", "snyc=1")
     assert "loss: tdc is -1: " in refused(*arguments, "--loss", "tdc=-1")
     assert "unknown preset 'bse'" in refused(*arguments, "--preset", "bse")
+
+
+def test_a_corpus_with_a_test_set_of_its_own_says_who_is_unseen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from fedtalk_ray.data import corpora, prepare
+
+    for name in ("trainval/abc/50001.mp4", "trainval/abc/50002.mp4", "trainval/abd/50001.mp4", "test/xyz/00001.mp4"):
+        (tmp_path / "lrs3" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "lrs3" / name).write_bytes(b"")
+    asked: list[tuple[list[str], object]] = []
+
+    def stop(corpus: str, sources: list[corpora.ClipSource], out: Path, *, unseen: object, **_: object) -> None:
+        asked.append(([source.clip for source in sources], unseen))
+        raise corpora.CorpusError("stop here")
+
+    monkeypatch.setattr(prepare, "prepare", stop)
+    monkeypatch.setattr("fedtalk_ray.actors.cluster.connect", lambda address: None)
+    command = ["prepare", "--corpus", "lrs3", "--root", str(tmp_path / "lrs3"), "--out", str(tmp_path / "shards")]
+    for more in ([], ["--unseen", "abd", "--max-clips", "1"], ["--unseen", "0"]):
+        with pytest.raises(SystemExit):
+            main([*command, *more])
+    # The corpus's own set is the default of `prepare` itself, so nothing is handed over for it.
+    assert asked == [
+        (["50001", "50002", "50001", "00001"], None),
+        (["50001", "50001", "00001"], ["abd"]),
+        (["50001", "50002", "50001", "00001"], 0),
+    ]
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == ["unseen: the 1 identities of lrs3's own test set (--unseen says otherwise)"]
+
+
+def test_a_corpus_folder_one_level_off_is_answered_with_the_right_one(
+    refused: Callable[..., str], tmp_path: Path
+) -> None:
+    (tmp_path / "Actor_01").mkdir()
+    (tmp_path / "Actor_01" / "01-01-03-01-02-01-01.mp4").write_bytes(b"")
+    wrong = tmp_path / "Actor_01"
+    line = refused("prepare", "--corpus", "ravdess", "--root", wrong, "--out", tmp_path / "shards")
+    assert line.endswith(f"but {tmp_path} does: give --root {tmp_path}")
