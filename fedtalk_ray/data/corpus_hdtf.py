@@ -46,7 +46,7 @@ class Lists:
 def list_hdtf(root: Path) -> list[ClipSource]:
     """`[PART_]<video>_<n>.mp4` and, for videos without such clips, whole ones in `root` or `_videos_raw`.
 
-    Raises `CorpusError`; the lists are needed only where there is a whole video to cut.
+    Raises `CorpusError`; the lists are needed only where nothing has been cut: without them whole videos are skipped.
     """
     files = sorted(root.glob("[!.]*.mp4"))
     cut = [(path, name) for path in files if (name := _CLIP.fullmatch(path.stem))]
@@ -57,7 +57,7 @@ def list_hdtf(root: Path) -> list[ClipSource]:
         if (name := _VIDEO.fullmatch(path.stem)) and name[1] not in done
     ]
     sources = [piece for path, name in cut if name[1] not in _TWICE for piece in _cut_clip(path, name[1], int(name[2]))]
-    if whole:
+    if whole and (not cut or lists_folder(root)):
         lists = read_lists(root)
         sources += [piece for path, video in whole for piece in _whole_video(path, video, lists)]
     if not sources:
@@ -70,17 +70,21 @@ def person(video: str) -> str:
     return video if video.startswith("Radio") else video.rstrip("0123456789")
 
 
+def lists_folder(root: Path) -> Path | None:
+    """Where the lists lie: `root` or its `HDTF_dataset`."""
+    folders = (root, root / "HDTF_dataset")
+    return next((folder for folder in folders if next(folder.glob("*_annotion_time.txt"), None)), None)
+
+
 def read_lists(root: Path) -> Lists:
-    """The lists in `root` or `root/HDTF_dataset`. Raises `CorpusError` when none or not all of a part are there."""
-    for folder in (root, root / "HDTF_dataset"):
-        parts = [part for part in PARTS if (folder / f"{part}_annotion_time.txt").is_file()]
-        if parts:
-            break
-    else:
+    """The lists of every part that has one. Raises `CorpusError` when none or not all of a part are there."""
+    folder = lists_folder(root)
+    if folder is None:
         raise CorpusError(
             f"corpus hdtf: {root} holds whole videos, but neither it nor its HDTF_dataset holds RD_annotion_time.txt, "
             "WDA_... or WRA_..., which say where their clips lie: copy HDTF_dataset of the HDTF repository there"
         )
+    parts = [part for part in PARTS if (folder / f"{part}_annotion_time.txt").is_file()]
     lists = Lists()
     for part in parts:
         paths = [folder / f"{part}_{name}.txt" for name in _LISTS]

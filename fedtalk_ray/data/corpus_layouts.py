@@ -86,11 +86,12 @@ def list_voxceleb2(root: Path) -> list[ClipSource]:
     `mp4` is heard where a video is silent.
     """
     deep = "mp4/id[0-9]*/[!.]*/[!.]*.mp4"
-    patterns = (deep, *(f"{name}/{deep}" for name in VOXCELEB2_SETS))
+    patterns = (*(f"{name}/{deep}" for name in VOXCELEB2_SETS), deep)
     sources: list[ClipSource] = []
     for name in VOXCELEB2_SETS:
         sources += _voxceleb2(root / name, _files(root / name, (deep,)), {}, name)
-    if mixed := _files(root, (deep,)):
+    one_set_alone = root.name in VOXCELEB2_SETS and not (root / VOXCELEB2_META).is_file()
+    if not one_set_alone and (mixed := _files(root, (deep,))):
         sources += _voxceleb2(root, mixed, read_voxceleb2_sets(root / VOXCELEB2_META), None)
     if not sources:
         raise nothing_found("voxceleb2", root, "dev|test/mp4/idNNNNN/<video>/NNNNN.mp4", patterns)

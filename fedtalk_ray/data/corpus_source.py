@@ -51,11 +51,14 @@ class ClipSource:
 
 
 def nothing_found(corpus: str, root: Path, expected: str, patterns: tuple[str, ...]) -> CorpusError:
-    """Says what a corpus folder should hold, and which folder near it does hold that, when there is one."""
+    """Says what a corpus folder should hold, and which folder near it does, by the first pattern that is found."""
     below = sorted(path for path in root.glob("[!.]*") if path.is_dir())[:100]
     above = root.absolute().parent
     near = [above, above.parent, *below, *(deep for path in below[:10] for deep in path.glob("[!.]*/"))]
-    for folder in near:
-        if any(next(folder.glob(pattern), None) for pattern in patterns):
-            return CorpusError(f"corpus {corpus}: {root} holds no {expected}, but {folder} does: give --root {folder}")
+    for pattern in patterns:
+        for folder in near:
+            if next(folder.glob(pattern), None):
+                return CorpusError(
+                    f"corpus {corpus}: {root} holds no {expected}, but {folder} does: give --root {folder}"
+                )
     return CorpusError(f"corpus {corpus}: {root} holds no {expected}")

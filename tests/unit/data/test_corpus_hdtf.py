@@ -148,6 +148,13 @@ def test_a_video_with_cut_clips_is_not_cut_again(tmp_path: Path) -> None:
     assert [source.clip for source in list_corpus("hdtf", tmp_path)] == ["Radio11_0"]
 
 
+def test_without_lists_whole_videos_beside_cut_clips_are_skipped(tmp_path: Path) -> None:
+    (tmp_path / "_videos_raw").mkdir()
+    for name in ("RD_Radio11_000.mp4", "demo.mp4", "_videos_raw/RD_Radio11.mp4", "_videos_raw/RD_Radio12.mp4"):
+        (tmp_path / name).write_bytes(b"")
+    assert [source.clip for source in list_corpus("hdtf", tmp_path)] == ["Radio11_0"]
+
+
 def test_missing_lists_and_wrong_folders_are_named(tmp_path: Path) -> None:
     root = tmp_path / "a" / "hdtf"
     raw = root / "_videos_raw"

@@ -251,8 +251,8 @@ def test_voxceleb2_in_one_folder_needs_its_table(tmp_path: Path) -> None:
 
 def test_voxceleb2_says_which_folder(tmp_path: Path) -> None:
     root = touch(tmp_path / "vox2", "dev/mp4/id00012/21Uxsk56VDQ/00001.mp4")
-    for wrong in (root / "dev" / "mp4", tmp_path):
-        assert refusal("voxceleb2", wrong).endswith("give --root " + str(root if wrong == tmp_path else root / "dev"))
+    for wrong in (root / "dev", root / "dev" / "mp4", tmp_path):
+        assert refusal("voxceleb2", wrong).endswith(f"but {root} does: give --root {root}")
 
 
 @pytest.mark.parametrize(
