@@ -11,8 +11,10 @@ Ray's workers at the driver's own priority. `jobs/benchmarks/rounds/measure.py` 
 
 The first round warms up and is only in "start to first round": process start, imports, Ray and that round. CPU of a
 run is the mean over the later rounds (background work comes in bursts), wall is their median. The table shows medians
-over repeats. "Difference" is the largest of any parameter, over the largest parameter of the bare loop; with
---population each contestant draws its own cohorts, so a bare loop replays those and is compared with.
+over repeats. The difference of the final model from the bare loop's is given twice: its norm over the model's norm,
+and its largest value over the model's largest. Flower's grows with clients and rounds, as it averages parameters in
+float32 and in the order of arrival where the others average updates: its arithmetic, repeated in one process, comes to
+5.5e-7 and 1.7e-6 for 128 clients and 11 rounds. With --population each contestant draws its own cohorts, so a bare loop replays those and is compared with.
 
 The environments and the report of each run lie in the cache folder. A contestant that fails leaves a hole in the
 table, its log beside its report, and exit code 1.
@@ -49,7 +51,7 @@ SETTINGS = {
 }
 COLUMNS = (
     "clients | population | contestant | CPU, s a round | CPU over bare | wall, s a round | wall over bare"
-    " | start to first round, s | PSS after round 1, MiB | PSS at the end, MiB | difference"
+    " | start to first round, s | PSS after round 1, MiB | PSS at the end, MiB | difference, norm | largest"
 )
 
 
@@ -65,7 +67,7 @@ class Run:
 
     report: dict[str, Any]
     bare: dict[str, Any] | None
-    difference: float | None
+    difference: tuple[float, float] | None
 
     def row(self) -> list[float | None]:
         cpu, wall = cpu_a_round(self.report), wall_a_round(self.report)
@@ -77,7 +79,7 @@ class Run:
             self.report["start_to_first_round_s"],
             self.report["pss_mib_first_round"],
             self.report["pss_mib_end"],
-            self.difference,
+            *(self.difference or (None, None)),
         ]
 
 
@@ -168,10 +170,10 @@ def run(python: Path, name: str, case: Case, rounds: int, workers: int, out: Pat
     return dict(json.loads(out.read_text(encoding="utf-8")))
 
 
-def difference(report: dict[str, Any], bare: dict[str, Any] | None, folder: Path) -> float | None:
-    """How far the final model is from the bare loop's, or from a replay of this run's own cohorts."""
+def difference(report: dict[str, Any], bare: dict[str, Any] | None, folder: Path) -> tuple[float, float] | None:
+    """How far the final model is from the bare loop's, or from a replay of this run's own cohorts: norm, largest."""
     if report is bare:
-        return 0.0
+        return 0.0, 0.0
     vector = np.load(folder / report["vector"])
     if report["population"] > report["clients"]:
         expected = initial_vector()
@@ -181,7 +183,8 @@ def difference(report: dict[str, Any], bare: dict[str, Any] | None, folder: Path
         expected = np.load(folder / bare["vector"])
     else:
         return None
-    return float(np.abs(vector - expected).max() / np.abs(expected).max())
+    off = (vector - expected).astype(np.float64)
+    return float(np.linalg.norm(off) / np.linalg.norm(expected)), float(np.abs(off).max() / np.abs(expected).max())
 
 
 def cpu_a_round(report: dict[str, Any]) -> float:
@@ -193,7 +196,7 @@ def wall_a_round(report: dict[str, Any]) -> float:
 
 
 def line(case: Case, name: str, runs: list[Run]) -> str:
-    shapes = (".3f", ".2f", ".3f", ".2f", ".1f", ".0f", ".0f", ".1e")
+    shapes = (".3f", ".2f", ".3f", ".2f", ".1f", ".0f", ".0f", ".1e", ".1e")
     cells = []
     for place, shape in enumerate(shapes):
         known = [value for run in runs if (value := run.row()[place]) is not None]
