@@ -14,7 +14,8 @@ run is the mean over the later rounds (background work comes in bursts), wall is
 over repeats. The difference of the final model from the bare loop's is given twice: its norm over the model's norm,
 and its largest value over the model's largest. Flower's grows with clients and rounds, as it averages parameters in
 float32 and in the order of arrival where the others average updates: its arithmetic, repeated in one process, comes to
-5.5e-7 and 1.7e-6 for 128 clients and 11 rounds. With --population each contestant draws its own cohorts, so a bare loop replays those and is compared with.
+5.5e-7 and 1.7e-6 for 128 clients and 11 rounds. With --population each contestant draws its own
+cohorts, so a bare loop replays those and is compared with.
 
 The environments and the report of each run lie in the cache folder. A contestant that fails leaves a hole in the
 table, its log beside its report, and exit code 1.
