@@ -9,210 +9,24 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from fedtalk_ray.errors import ConfigError
-
-
-class Section(BaseModel):
-    """A part of the tree: immutable, no unknown keys, field docstrings become descriptions."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
-
-
-class LossConfig(Section):
-    """Weights of the training loss; 0 switches a term off."""
-
-    tdc: float = Field(0.25, ge=0)
-    """Temporal-Denoising Consistency: error of frame differences (lambda_tdc in the paper)."""
-    motion: float = Field(0.0, ge=0)
-    """Squared error of the motion that the sound alone suggests, against the frame's true residual on the reference.
-    For a backbone that starts untrained (1 is good); pretraining has a part of its own for this, and taught further by
-    pictures of a few faces, its lip shapes get worse."""
-    identity: float = Field(0.0, ge=0)
-    """1 - cosine similarity of identity embeddings, generated against true frame."""
-    perceptual: float = Field(0.0, ge=0)
-    """Distance of the identity encoder's inner features, generated against true frame."""
-    sync: float = Field(0.0, ge=0)
-    """How little a sync network believes that the predicted lips speak the sound (`model.sync.sync_loss`)."""
-    mouth_weight: float = Field(5.0, ge=1)
-    """How much more the mouth region counts in the diffusion and TDC terms than the rest of the face."""
-    noise_bias: float = Field(4.0, ge=1)
-    """Timesteps are drawn as T * (1 - u^bias), u uniform: 1 is uniform, more dwells on noisy steps, where motion must
-    come from the sound. On GRID after 4 CPU minutes lip correlation on unseen speakers was 0.41 at 2 and 0.55 at 4."""
-    speech_dropout: float = Field(0.1, ge=0, le=1)
-    """Share of windows trained without sound, so that generation can be guided by sound (classifier-free)."""
-
-
-class LocalConfig(Section):
-    """One client's work in one round."""
-
-    steps: int = Field(20, ge=1)
-    """Optimiser steps on the shared parameters."""
-    batch_size: int = Field(4, ge=1)
-    """Windows per step (per accumulation micro-step)."""
-    accumulate: int = Field(1, ge=1)
-    """Micro-batches whose gradients are summed before each step: more windows per step in the same memory."""
-    learning_rate: float = Field(1e-3, gt=0)
-    """AdamW's, constant within a round; the optimiser's state does not outlive the round."""
-    clip_norm: float = Field(1.0, gt=0)
-    """Gradients are scaled down to this global norm."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
-    autocast: bool = True
-    """bf16 where the device has it natively (recent GPUs); no effect on CPUs."""
-    identity_steps: int = Field(5, ge=0)
-    """Steps on the client's own identity adapter, after the shared ones and with those frozen; it never leaves the
-    client."""
-    score_windows: int = Field(12, ge=2)
-    """Held-out windows that a client generates to score itself (IDSim, TempStab)."""
-    loss: LossConfig = LossConfig()
-
-
-class AdapterConfig(Section):
-    """The LoRA adapters (PEFT): `shared` is federated, `identity` stays with its client."""
-
-    rank: int = Field(8, ge=1)
-    """Of `shared`: more can be learned, more is sent."""
-    alpha: float = Field(16.0, gt=0)
-    """LoRA's scale is alpha / rank."""
-    identity_rank: int = Field(4, ge=1)
-    """Of `identity`; its alpha is twice this."""
-
-
-class StrategyConfig(Section):
-    """How client updates are weighted and what each client minimises."""
-
-    name: str = "isfa"
-    """fedavg: w_k ~ n_k. fedprox: fedavg with a proximal term. isfa: w_k ~ n_k exp(gamma s_k).
-    A file in `fedtalk_ray/federation/strategies` adds one under its own name."""
-    gamma: float = Field(8.0, ge=0)
-    """ISFA: how strongly the reliability score bends the weights; 0 is fedavg. At 8 a client that fails one of the two
-    scores counts a fiftieth of one that passes both."""
-    alpha: float = Field(0.5, ge=0, le=1)
-    """ISFA: s = alpha * IDSim + (1 - alpha) * TempStab."""
-    mu: float = Field(0.01, ge=0)
-    """FedProx: weight of mu / 2 * ||theta - theta_round||^2 in the client's loss."""
-
-
-class ServerConfig(Section):
-    """The server optimiser, which takes the averaged update as a gradient (Reddi et al. 2021)."""
-
-    optimizer: Literal["sgd", "adam"] = "sgd"
-    """sgd with or without momentum, or adam (FedAdam)."""
-    learning_rate: float = Field(1.0, gt=0)
-    """1 with sgd and no momentum is plain averaging."""
-    momentum: float = Field(0.0, ge=0, lt=1)
-    """sgd: heavy-ball momentum. adam: beta 1."""
-    beta2: float = Field(0.99, ge=0, lt=1)
-    """adam only."""
-    epsilon: float = Field(1e-3, gt=0)
-    """adam only: the adaptivity tau of FedAdam."""
-
-
-class CohortConfig(Section):
-    """Who takes part in a round."""
-
-    size: int = Field(16, ge=1)
-    """Clients per round; all of them when there are not more. With `poisson`, the number expected."""
-    sampling: Literal["uniform", "poisson"] | None = None
-    """uniform: without replacement. poisson: everybody by a coin of their own, from the system's randomness, which is
-    what amplifies privacy. null: poisson with noise (`privacy.mechanism`), else uniform."""
-    clients: list[str] | None = None
-    """The population by identity; null takes every identity of the shards that can be a client."""
-
-
-class PrivacyConfig(Section):
-    """Client-level differential privacy, and what secure aggregation has to know (docs/privacy.md)."""
-
-    mechanism: Literal["none", "skellam", "gaussian"] = "none"
-    """skellam: every client adds a part of the noise, nobody sees a sum without it. gaussian: the server adds it and
-    must be trusted. none: no differential privacy, whatever the aggregation."""
-    epsilon: float | None = Field(None, gt=0)
-    """The budget: noise is chosen for it where `noise_multiplier` is null; no round that would overspend runs."""
-    delta: float = Field(1e-5, gt=0, lt=1)
-    """Should be well below 1 / clients."""
-    noise_multiplier: float | None = Field(None, gt=0)
-    """z: the noise's deviation over one client's largest effect. null: the smallest that keeps to `epsilon`."""
-    view: Literal["release", "server"] = "release"
-    """Whose epsilon is held to the budget: release, who sees the models and not the cohorts; server, who knows them."""
-    participation_cap: int | None = Field(None, ge=1)
-    """Rounds in which a client takes part at most. null: as often as it is drawn."""
-    clip_norm: float | None = Field(None, gt=0)
-    """C: bound on a client's weighted update. null: 10 without noise, where it is not meant to bind; set it with
-    noise."""
-    clipping: Literal["fixed", "adaptive"] = "fixed"
-    """adaptive: C follows the median norm (Andrew et al. 2021), from a cohort of 64."""
-    samples_cap: int = Field(10_000, ge=1)
-    """n_max: training frames of a client that count at most."""
-    weight_reference: float | None = Field(None, gt=0)
-    """w_ref: weights are divided by it. null: `samples_cap`, so that none exceeds 1. With noise, at or below the median
-    weight of the population."""
-    mean_weight: float = Field(1.0, gt=0)
-    """With noise: the public denominator, sum over survivors of this much each. It acts as a step size."""
-    colluders: int = Field(0, ge=0)
-    """skellam: clients that may add no noise without weakening the guarantee."""
-    scale_bits: int | None = Field(None, ge=8, le=30)
-    """Sums are counted in steps of 2^-bits. null: 18 with noise, else as fine as the cohort allows."""
-    insecure_min_survivors: int | None = Field(None, ge=2)
-    """Opens sums of fewer clients than 8. For trials: a sum of few says much about each. Insecure, and named so."""
-    simulated_cohort: int | None = Field(None, ge=1)
-    """Noise as a cohort of so many would have it relative to the mean, on a smaller real one. A simulation of utility:
-    the real clients get less privacy than the printed figure."""
-    simulated_population: int | None = Field(None, ge=1)
-    """Whom the simulated cohort is drawn from."""
-
-    @model_validator(mode="after")
-    def _complete(self) -> "PrivacyConfig":
-        if self.mechanism != "none":
-            if self.epsilon is None and self.noise_multiplier is None:
-                raise ValueError(f"mechanism {self.mechanism} needs `epsilon` or `noise_multiplier`")
-            if self.clip_norm is None:
-                raise ValueError(f"mechanism {self.mechanism} needs `clip_norm`, near a weighted update's usual norm")
-        elif self.epsilon is not None or self.noise_multiplier is not None:
-            raise ValueError("`epsilon` and `noise_multiplier` need a mechanism: skellam or gaussian")
-        if (self.simulated_cohort is None) != (self.simulated_population is None):
-            raise ValueError("`simulated_cohort` and `simulated_population` go together")
-        if self.simulated_cohort and self.simulated_population and self.simulated_cohort > self.simulated_population:
-            raise ValueError("`simulated_cohort` is larger than `simulated_population`")
-        return self
-
-
-class SlotConfig(Section):
-    """Client slots: Ray actors that hold the model and work for one client after another."""
-
-    count: int = Field(2, ge=1)
-    """How many slots; results are bit-identical only for the same count (sums are added slot by slot)."""
-    num_gpus: float = Field(0.0, ge=0)
-    """GPUs per slot, whole or a fraction that divides one (0.25 puts four slots on a GPU)."""
-    num_cpus: float = Field(0.0, ge=0)
-    """CPUs that Ray reserves per slot. 0 leaves them to the readers of shards; a slot still computes on one thread."""
-    threads: int = Field(1, ge=1)
-    """Compute threads of one slot on a CPU; several slots beat several threads."""
-    placement_timeout_s: float = Field(120.0, gt=0)
-    """How long to wait until all slots are up, before saying what is missing."""
-
-
-class StreamConfig(Section):
-    """How slots read their clients' shards (Ray Data)."""
-
-    memory_mb: int = Field(256, ge=16)
-    """Budget of one slot's reader in the object store."""
-    shuffle_windows: int = Field(64, ge=1)
-    """Windows held to shuffle among."""
-
-
-class EvaluationConfig(Section):
-    """What is measured during training, on the clients' held-out (val) clips."""
-
-    every: int = Field(1, ge=1)
-    """Rounds between two evaluations of the held-out loss."""
-    clients: int = Field(8, ge=1)
-    """Clients that report a held-out loss: the first so many of the population, always the same."""
-    windows: int = Field(4, ge=1)
-    """Held-out windows per client, always the same ones with the same noise."""
-    sample_every: int = Field(5, ge=1)
-    """Rounds between two sample videos and contact sheets."""
+from fedtalk_ray.settings import (
+    AdapterConfig,
+    CohortConfig,
+    EvaluationConfig,
+    FailureConfig,
+    LocalConfig,
+    LossConfig,
+    PopulationConfig,
+    PrivacyConfig,
+    Section,
+    ServerConfig,
+    SlotConfig,
+    StrategyConfig,
+    StreamConfig,
+)
 
 
 class TrainConfig(Section):
@@ -237,6 +51,7 @@ class TrainConfig(Section):
     """What of the shared adapter is trained and summed. ab: both LoRA factors; averages of A and of B apart are not the
     average of BA. ffa: only B, on an A frozen from the run's seed (Sun et al. 2024): exact, half the vector, and noise
     stays linear. null: ffa with noise, else ab."""
+    population: PopulationConfig = PopulationConfig()
     cohort: CohortConfig = CohortConfig()
     strategy: StrategyConfig = StrategyConfig()
     privacy: PrivacyConfig = PrivacyConfig()
@@ -245,6 +60,7 @@ class TrainConfig(Section):
     adapter: AdapterConfig = AdapterConfig()
     slots: SlotConfig = SlotConfig()
     stream: StreamConfig = StreamConfig()
+    failures: FailureConfig = FailureConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     address: str = "default"
     """Ray cluster. "local" starts one for this run; "auto" or host:port joins one; "default" joins the one that
@@ -281,10 +97,40 @@ class TrainConfig(Section):
             raise ValueError("privacy.clipping adaptive needs a cohort of 64 or more; smaller ones drown in its noise")
         if privacy.clipping == "adaptive" and self.aggregation == "plain":
             raise ValueError("privacy.clipping adaptive needs aggregation: secure, whose sum counts who was clipped")
-        if privacy.mechanism != "none" and self.cohort.sampling == "uniform" and privacy.view == "release":
+        unamplified = self.cohort.sampling not in (None, "poisson")
+        if privacy.mechanism != "none" and unamplified and privacy.view == "release":
             raise ValueError(
                 "privacy.view release counts on cohort.sampling poisson; leave it out, or hold view server"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_drawn(self) -> "TrainConfig":
+        cohort = self.cohort
+        if cohort.sampling in ("size", "reliable") and self.aggregation == "secure":
+            what = "sample counts" if cohort.sampling == "size" else "scores"
+            raise ValueError(
+                f"cohort.sampling {cohort.sampling} looks at clients' {what}, which aggregation: secure hides; use "
+                "uniform or balanced, or aggregation: plain"
+            )
+        if self.privacy.mechanism != "none" and (cohort.over_select or self.failures.deadline_s or cohort.trace):
+            raise ValueError(
+                "cohort.over_select, cohort.trace and failures.deadline_s let the fast and the present in more often "
+                "than the account of epsilon knows; leave them out with a privacy.mechanism"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _can_grow(self) -> "TrainConfig":
+        slots = self.slots
+        if slots.at_least is not None:
+            if slots.at_least > slots.count:
+                raise ValueError(f"slots.at_least {slots.at_least} is more than slots.count {slots.count}")
+            if not (slots.num_gpus or slots.num_cpus or slots.memory_mb):
+                raise ValueError(
+                    "slots.at_least needs slots.num_gpus, slots.num_cpus or slots.memory_mb: a slot that reserves "
+                    "nothing makes no cluster grow"
+                )
         return self
 
     @property

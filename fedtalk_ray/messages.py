@@ -4,8 +4,8 @@ The shared parameters, a float32 vector, go from the parameter server to the slo
 
 `aggregation: secure`  the five messages of the protocol's stages (`Advertisement` to `Unmasking`), as canonical signed
                        bytes (`privacy.wire`). Of a client's update only `MaskedInput` is sent, uniform to the server.
-`aggregation: plain`   a `PlainUpdate`, in the clear. Scores travel in its `ClientReport`s, sample counts also show in
-                       `total_weight`.
+`aggregation: plain`   a `PlainUpdate`, in the clear, to the server. Scores travel in the `ClientReport`s of a `Fitted`
+                       to the driver, sample counts also show in `total_weight`.
 
 Raw frames, sound, latents and identity adapters have no message and never leave the client's side.
 """
@@ -31,6 +31,17 @@ class ClientReport:
 
 
 @dataclass(frozen=True)
+class Fitted:
+    """A slot's word on a chunk of clients under plain aggregation: whose updates are in the sum, and their reports.
+
+    Reports are left out where the server is to add noise.
+    """
+
+    clients: tuple[str, ...]
+    reports: tuple[ClientReport, ...] = ()
+
+
+@dataclass(frozen=True)
 class PlainUpdate:
     """One slot's chunk of clients, summed: sum_k w_k * Delta_k, and sum_k w_k beside it.
 
@@ -40,7 +51,6 @@ class PlainUpdate:
     round: int
     weighted_sum: np.ndarray
     total_weight: float
-    reports: tuple[ClientReport, ...] = field(default=())
 
     def nbytes(self) -> int:
         """Size of the vector on the wire."""

@@ -10,8 +10,6 @@ Under `aggregation: secure` the sum is opened over masked vectors only (`actors/
 `privacy.mechanism` over clipped and noisy ones.
 """
 
-import secrets
-from dataclasses import asdict
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -21,21 +19,26 @@ from PIL import Image
 
 from fedtalk_ray.actors.cluster import connect
 from fedtalk_ray.actors.exchange import secure_round
-from fedtalk_ray.actors.pool import SlotPool, fetch, start_server
+from fedtalk_ray.actors.parameter_server import RoundLost, ask, start_server
+from fedtalk_ray.actors.plain_round import plain_round
+from fedtalk_ray.actors.pool import SlotPool, results
 from fedtalk_ray.config import TrainConfig, save_config
+from fedtalk_ray.data.population import Population
 from fedtalk_ray.data.shards import Manifest, load_manifest
 from fedtalk_ray.data.video import FPS, read_video
 from fedtalk_ray.errors import RunError, UserError
-from fedtalk_ray.federation.aggregation import normalised
 from fedtalk_ray.federation.checkpoint import config_fingerprint, drop_checkpoint, load_checkpoint
-from fedtalk_ray.federation.cohort import poisson_cohort, sample_cohort
+from fedtalk_ray.federation.cohort import sample_cohort
+from fedtalk_ray.federation.failure_policy import policy_of
 from fedtalk_ray.federation.history import History, read_history
 from fedtalk_ray.federation.privacy_plan import sampling_rate, with_noise
-from fedtalk_ray.federation.secure_aggregator import ROSTER, SERVER_KEY, BudgetSpent, limits_of, write_roster
-from fedtalk_ray.messages import HeldOutLoss, PlainUpdate, StatisticsUpdate
+from fedtalk_ray.federation.roster import ROSTER, RosterFile, extend_roster
+from fedtalk_ray.federation.sampler import Sampler
+from fedtalk_ray.federation.secure_aggregator import SERVER_KEY, BudgetSpent, limits_of
+from fedtalk_ray.messages import HeldOutLoss, StatisticsUpdate
 from fedtalk_ray.observability import RunLog, progress
 from fedtalk_ray.outputs import new_file, writing
-from fedtalk_ray.privacy.keys import Roster, SigningKey
+from fedtalk_ray.privacy.keys import SigningKey
 from fedtalk_ray.privacy.protocol import Code
 
 HISTORY = "history.jsonl"
@@ -51,6 +54,7 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
     """
     manifest = load_manifest(config.shards)
     config, population = settled(config, manifest)
+    sampler = Sampler(config, population)
     run, first = open_run(config, resume)
     try:
         connect(config.address, dashboard=True)
@@ -68,10 +72,8 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
             agree_on_units(pool, sample_cohort(population, config.cohort.size, config.seed, 1))
         rate = sampling_rate(config, len(population))
         server = start_server(config, run / "checkpoints", pool.vector, rate)
-        if config.aggregation == "secure":
-            enrol(pool, population, run)
         # Whose held-out loss is looked at: under secure aggregation clients tell none.
-        examined = population if config.aggregation == "plain" else manifest.unseen()
+        examined = population[: config.evaluation.clients] if config.aggregation == "plain" else manifest.unseen()
 
         def close_round(record: dict[str, Any], started: float) -> None:
             number, shared = record["round"], server.shared.remote()
@@ -79,7 +81,7 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
             if examined and (last or number % config.evaluation.every == 0):
                 record["held_out_loss"] = evaluate(pool, examined[: config.evaluation.clients], number, shared)
             if last or number % config.evaluation.sample_every == 0:
-                write_samples(pool, manifest, population, run, number, shared, log)
+                write_samples(pool, manifest, population[0], run, number, shared, log)
             record["seconds"] = round(monotonic() - started, 2)
             history.append(record)
             log_round(log, record)
@@ -89,13 +91,17 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
             close_round({"round": missing, "aggregation": config.aggregation, "interrupted": True}, monotonic())
         for number in progress(range(first, config.rounds + 1), config.rounds + 1 - first, "train"):
             started = monotonic()
-            cohort = choose_cohort(config, population, number, server)
-            shared = server.shared.remote()  # one numpy array in the store, read by every slot without a copy
+            past = read_history(run / HISTORY) if sampler.looks_back else []
+            spent = ask(server, "participations") if config.privacy.participation_cap else {}
+            cohort = sampler.cohort(number, past, spent)
+            pool.fit_to(len(cohort))
             try:
-                record = run_round(config, pool, server, number, cohort, shared)
+                record = run_round(config, pool, server, run, number, cohort)
+                if sampler.looks_back:
+                    record["cohort"] = cohort
             except BudgetSpent:
                 # The rounds before are paid for: their model is the result.
-                write_samples(pool, manifest, population, run, number - 1, shared, log)
+                write_samples(pool, manifest, population[0], run, number - 1, server.shared.remote(), log)
                 raise
             close_round(record, started)
     finally:
@@ -105,53 +111,48 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
 
 
 def run_round(
-    config: TrainConfig, pool: SlotPool, server: Any, number: int, cohort: list[str], shared: Any
+    config: TrainConfig, pool: SlotPool, server: Any, run: Path, number: int, cohort: list[str]
 ) -> dict[str, Any]:
     """Trains the cohort and moves the shared parameters on; returns the round's line for the history."""
     fewest = limits_of(config).floor if config.aggregation == "secure" else 1
     if len(cohort) < fewest:
-        figures = fetch(server.finish.remote(number, str(Code.TOO_FEW)))
+        figures = ask(server, "finish", number, str(Code.TOO_FEW))
         counts = {"cohort": len(cohort)}
         return {"round": number, "aggregation": config.aggregation, "counts": counts, **figures}
+    enough = config.cohort.size if config.cohort.over_select else None
+    one_round = secure_round if config.aggregation == "secure" else plain_round
     if config.aggregation == "secure":
-        return secure_round(pool, server, number, cohort, shared)
-    updates = pool.map("fit", cohort, number, shared, label=f"round{number}.fit")
-    charged = cohort if config.privacy.mechanism != "none" else None
-    norm = fetch(server.apply.options(name=f"round{number}.apply").remote(number, *updates, cohort=charged))
-    return summary(number, cohort, fetch(updates), norm)
+        enrol(pool, cohort, run)
+    policy, attempts = policy_of(config.failures), 0
+    while True:
+        # One numpy array in the store, read by every slot without a copy.
+        shared = server.shared.remote()
+        try:
+            return one_round(config, pool, server, number, cohort, shared, enough) | (
+                {"attempts": attempts + 1} if attempts else {}
+            )
+        except RoundLost as lost:
+            attempts += 1
+            if not policy.tries_again(attempts):
+                raise RunError(
+                    f"round {number} was lost {attempts} times ({lost}); the last checkpoint is intact: go on with "
+                    "--resume"
+                ) from lost
 
 
-def choose_cohort(config: TrainConfig, population: list[str], number: int, server: Any) -> list[str]:
-    """Who takes part in a round: drawn from the seed, or for privacy's sake by nobody's seed."""
-    if not config.poisson:
-        return sample_cohort(population, config.cohort.size, config.seed, number)
-    cap = config.privacy.participation_cap
-    spent = fetch(server.participations.remote()) if cap is not None else {}
-    return poisson_cohort(population, min(1.0, config.cohort.size / len(population)), spent, cap)
+def enrol(pool: SlotPool, cohort: list[str], run: Path) -> None:
+    """Adds the public keys of those who take part for the first time to the roster, which only ever grows."""
+    known = RosterFile(run / ROSTER).read()[0].clients if (run / ROSTER).is_file() else {}
+    if new := [client for client in cohort if client not in known]:
+        outcomes = pool.run("enrol", new)
+        keys = {name: key for outcome in outcomes for name, key in results(outcome).items()}
+        extend_roster(run / ROSTER, SigningKey.kept_in(run / "checkpoints" / SERVER_KEY).public, keys)
 
 
-def enrol(pool: SlotPool, population: list[str], run: Path) -> None:
-    """Writes the roster of all public keys at a run's start; clients refuse another one later."""
-    if (run / ROSTER).is_file():
-        return
-    keys = {name: key for part in fetch(pool.map("enrol", population)) for name, key in part.items()}
-    server = SigningKey.kept_in(run / "checkpoints" / SERVER_KEY)
-    write_roster(run / ROSTER, secrets.token_hex(16), Roster(keys, server.public))
-
-
-def settled(config: TrainConfig, manifest: Manifest) -> tuple[TrainConfig, list[str]]:
+def settled(config: TrainConfig, manifest: Manifest) -> tuple[TrainConfig, Population]:
     """The configuration with its noise settled for this population, and the population."""
-    population = choose_population(config, manifest)
+    population = Population(manifest, config.population, config.seed, config.cohort.clients)
     return with_noise(config, len(population)), population
-
-
-def choose_population(config: TrainConfig, manifest: Manifest) -> list[str]:
-    """The clients of this run, sorted. Raises `ShardError` for one that the shards cannot serve."""
-    names = manifest.clients() if config.cohort.clients is None else sorted(config.cohort.clients)
-    manifest.check_clients(names)
-    if not names:
-        raise RunError(f"shards {config.shards} hold no client: an identity needs two clips, one of them held out")
-    return names
 
 
 def open_run(config: TrainConfig, resume: bool) -> tuple[Path, int]:
@@ -185,56 +186,31 @@ def may_repeat(config: TrainConfig) -> bool:
 
 def agree_on_units(pool: SlotPool, clients: list[str]) -> None:
     """Without a pretrained backbone, the first cohort's summed latent statistics fix the units for everybody."""
-    parts: list[StatisticsUpdate] = fetch(pool.map("statistics", clients))
-    total = StatisticsUpdate(np.sum([part.sums for part in parts], axis=0))
-    fetch(pool.each("use_statistics", total))
+    parts: list[StatisticsUpdate] = [results(outcome) for outcome in pool.run("statistics", clients)]
+    pool.tell_all("use_statistics", StatisticsUpdate(np.sum([part.sums for part in parts], axis=0)))
 
 
 def evaluate(pool: SlotPool, clients: list[str], number: int, shared: Any) -> float:
     """Mean held-out loss over the clients, each on its own clips with its own adapter."""
-    parts: list[HeldOutLoss] = fetch(
-        pool.map("held_out_loss", clients, number, shared, label=f"round{number}.evaluate")
-    )
+    outcomes = pool.run("held_out_loss", clients, number, shared, label=f"round{number}.evaluate")
+    parts: list[HeldOutLoss] = [results(outcome) for outcome in outcomes]
     return sum(part.total for part in parts) / sum(part.clients for part in parts)
 
 
 def write_samples(
-    pool: SlotPool, manifest: Manifest, population: list[str], run: Path, number: int, shared: Any, log: RunLog
+    pool: SlotPool, manifest: Manifest, first: str, run: Path, number: int, shared: Any, log: RunLog
 ) -> None:
     """Exports the model, and lets it speak a held-out clip of somebody nobody trained on and of the first client.
 
     The client's sample stays in the client's folder, since it shows the client's face.
     """
-    fetch(pool.one("export", shared, str(run)))
-    own = run / "clients" / population[0] / "samples"
-    places = {population[0]: own} | dict.fromkeys(manifest.unseen()[:1], run / "samples")
-    calls = [
-        pool.one("sample", identity, number, shared, str(place), slot=slot)
-        for slot, (identity, place) in enumerate(places.items())
-    ]
-    fetch(calls)
+    pool.one("export", shared, str(run))
+    places = {first: run / "clients" / first / "samples"} | dict.fromkeys(manifest.unseen()[:1], run / "samples")
+    for identity, place in places.items():
+        pool.one("sample", identity, number, shared, str(place))
     for sheet in (run / "samples").glob(f"round-{number:05d}.png"):
         log.image(number, "sample/unseen", np.asarray(Image.open(sheet)))
         log.video(number, "sample/speaking", read_video(sheet.with_suffix(".mp4")).frames, FPS)
-
-
-def summary(number: int, cohort: list[str], updates: list[PlainUpdate], norm: float) -> dict[str, Any]:
-    """One line of history.jsonl."""
-    record = {
-        "round": number,
-        "aggregation": "plain",
-        "update_norm": norm,
-        "bytes_up": sum(update.nbytes() for update in updates),
-    }
-    reports = {report.client: report for update in updates for report in update.reports}
-    if reports:
-        shares = normalised(reports[client].weight for client in cohort)
-        losses = [reports[client].losses for client in cohort]
-        record["loss"] = {name: float(np.mean([terms[name] for terms in losses])) for name in losses[0]}
-        record["clients"] = [
-            asdict(reports[client]) | {"share": share} for client, share in zip(cohort, shares, strict=True)
-        ]
-    return record
 
 
 def log_round(log: RunLog, record: dict[str, Any]) -> None:

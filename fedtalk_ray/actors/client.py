@@ -14,8 +14,10 @@ import torch
 
 from fedtalk_ray.actors.secure_clients import SecureClients
 from fedtalk_ray.config import TrainConfig
-from fedtalk_ray.data.shards import load_manifest, read_pieces, shard_files
-from fedtalk_ray.data.stream import stream_windows
+from fedtalk_ray.data.population import Population
+from fedtalk_ray.data.shard_reader import read_pieces
+from fedtalk_ray.data.shards import ARRAYS, Piece, load_manifest
+from fedtalk_ray.data.stream import stream_batches
 from fedtalk_ray.data.windows import WindowBatch, held_out_windows
 from fedtalk_ray.errors import RunError, TrainingError
 from fedtalk_ray.evaluation.samples import write_sample
@@ -23,14 +25,14 @@ from fedtalk_ray.federation.aggregation import WeightedSum
 from fedtalk_ray.federation.secure_aggregator import clip_norm_of
 from fedtalk_ray.federation.seeding import derive_seed
 from fedtalk_ray.federation.strategies import load_strategy
-from fedtalk_ray.messages import Answers, ClientReport, HeldOutLoss, PlainUpdate, StatisticsUpdate
+from fedtalk_ray.messages import Answers, ClientReport, Fitted, HeldOutLoss, PlainUpdate, StatisticsUpdate
 from fedtalk_ray.model import adapters
 from fedtalk_ray.privacy.clipping import weigh_and_clip
 from fedtalk_ray.privacy.protocol import Aborted, Code
 from fedtalk_ray.training.backbone import build_pipeline, set_statistics, statistics_of
 from fedtalk_ray.training.client_state import load_identity, save_identity
 from fedtalk_ray.training.export import export_model
-from fedtalk_ray.training.local import LocalTrainer, batches_needed
+from fedtalk_ray.training.local import Halted, LocalTrainer, batches_needed
 
 ENROLMENT_CLIPS = 8
 
@@ -40,6 +42,7 @@ class ClientSlot:
 
     def __init__(self, config: TrainConfig) -> None:
         self._config = config
+        self._stopped = 0
 
     def start(self) -> np.ndarray:
         """Loads the model; returns the shared parameters before round 1, float32 [D], the same in every slot.
@@ -54,6 +57,8 @@ class ClientSlot:
             # A fraction of a GPU is only admission control to Ray: hold this slot to its share of the memory.
             torch.cuda.set_per_process_memory_fraction(config.slots.num_gpus)
         self._manifest = load_manifest(config.shards)
+        self._population = Population(self._manifest, config.population, config.seed, config.cohort.clients)
+        self._unseen = frozenset(self._manifest.unseen())
         self._strategy = load_strategy(config.strategy)
         self._pipeline = build_pipeline(config, self._manifest)
         self._trainer = LocalTrainer(self._pipeline, config, device)
@@ -71,8 +76,15 @@ class ClientSlot:
         """These clients' public signing keys."""
         return self._secure.enrol(clients)
 
-    def train(self, clients: list[str], round_number: int, shared: np.ndarray, plan: bytes) -> Answers:
-        """Secure rounds: trains these clients and keeps their updates here; says only who is ready."""
+    def stop(self, call: int) -> None:
+        """Lets a call of `fit` or `train`, by its number, end with the clients that are done. Heard while it works."""
+        self._stopped = max(self._stopped, call)
+
+    def train(self, clients: list[str], round_number: int, shared: np.ndarray, plan: bytes, call: int = 1) -> Answers:
+        """Secure rounds: trains these clients and keeps their updates here; says only who is ready.
+
+        call: its number for `stop`, larger than those before.
+        """
         ready, refused = [], {}
         try:
             self._secure.open_round(plan)
@@ -81,11 +93,13 @@ class ClientSlot:
         for client in clients:
             try:
                 self._secure.join(client, shared)
-                report, update = self._fit_one(round_number, client, shared)
+                report, update = self._fit_one(round_number, client, shared, call)
                 self._secure.offer(client, update, report.weight)
                 ready.append(client)
             except Aborted as error:
                 refused[client] = str(error.code)
+            except Halted:
+                break
             except TrainingError:
                 # A score or an update that is not finite: the client abstains.
                 refused[client] = str(Code.NOT_FINITE)
@@ -98,32 +112,38 @@ class ClientSlot:
     def statistics(self, clients: list[str]) -> StatisticsUpdate:
         """Sums over these clients' training latents, for a backbone that nobody pretrained."""
         self._only_in_the_clear("statistics")
-        parts = [
-            statistics_of(read_pieces(self._config.shards, self._manifest, client, "train", ("latents",)))
-            for client in clients
-        ]
+        parts = [statistics_of(self._pieces(client, "train", ("latents",))) for client in clients]
         return StatisticsUpdate(np.sum(parts, axis=0))
 
     def use_statistics(self, total: StatisticsUpdate) -> None:
         """Fixes the units of latents and residuals from everybody's sums."""
         set_statistics(self._trainer.model.get_base_model(), total.sums)
 
-    def fit(self, clients: list[str], round_number: int, shared: np.ndarray) -> PlainUpdate:
-        """Trains these clients one after another from the same shared parameters; returns their weighted sum.
+    def fit(
+        self, clients: list[str], round_number: int, shared: np.ndarray, call: int = 1
+    ) -> tuple[Fitted, PlainUpdate | None]:
+        """Trains these clients one after another from the same shared parameters; who is done, and their weighted sum.
 
         Where the server is to add noise, every client's update is weighted and clipped first, and counts once.
+        call: its number for `stop`, larger than those before. Without a client that is done there is no sum.
         """
         self._only_in_the_clear("updates")
-        total, reports = WeightedSum(), []
+        total, reports, done = WeightedSum(), [], []
         for client in clients:
-            report, update = self._fit_one(round_number, client, shared)
+            try:
+                report, update = self._fit_one(round_number, client, shared, call)
+            except Halted:
+                break
+            done.append(client)
             if self._config.privacy.mechanism == "none":
                 total.add(update, report.weight)
                 reports.append(report)
             else:
                 clipped, _ = weigh_and_clip(update, report.weight, clip_norm_of(self._config))
                 total.add(clipped.astype(np.float32), 1.0)
-        return PlainUpdate(round_number, total.vector(), total.total_weight, tuple(reports))
+        if not done:
+            return Fitted(()), None
+        return Fitted(tuple(done), tuple(reports)), PlainUpdate(round_number, total.vector(), total.total_weight)
 
     def held_out_loss(self, clients: list[str], round_number: int, shared: np.ndarray) -> HeldOutLoss:
         """Loss on held-out windows, each with its client's own adapter as it is after `round_number`.
@@ -131,7 +151,7 @@ class ClientSlot:
         Of clients the val clips, under plain aggregation only; of people whom nobody trains on the test clips.
         """
         losses = []
-        if not set(clients) <= set(self._manifest.unseen()):
+        if not self._unseen.issuperset(clients):
             self._only_in_the_clear("losses")
         for client in clients:
             self._load(client, shared, round_number + 1)
@@ -140,9 +160,8 @@ class ClientSlot:
 
     def sample(self, identity: str, round_number: int, shared: np.ndarray, folder: str) -> None:
         """Writes a video and a contact sheet of one held-out clip to `folder`, with the adapters as after the round."""
-        split = "val" if identity in self._manifest.clients() else "test"
         self._load(identity, shared, round_number + 1)
-        piece = next(read_pieces(self._config.shards, self._manifest, identity, split))
+        piece = next(self._pieces(identity, self._held_out(identity)))
         write_sample(self._pipeline, piece, Path(folder), f"round-{round_number:05d}")
 
     def export(self, shared: np.ndarray, run: str) -> None:
@@ -155,7 +174,9 @@ class ClientSlot:
         if self._config.aggregation == "secure":
             raise RunError(f"clients' {what} are not sent in the clear under aggregation: secure")
 
-    def _fit_one(self, round_number: int, client: str, shared: np.ndarray) -> tuple[ClientReport, np.ndarray]:
+    def _fit_one(
+        self, round_number: int, client: str, shared: np.ndarray, call: int
+    ) -> tuple[ClientReport, np.ndarray]:
         config = self._config
         seed = derive_seed(config.seed, "fit", round_number, client)
         identity = self._identity(client, round_number)
@@ -168,9 +189,10 @@ class ClientSlot:
             seed=seed,
             proximal=self._strategy.proximal,
             score_alpha=self._strategy.score_alpha,
+            halted=lambda: self._stopped >= call,
         )
         save_identity(self._trainer.model, config.run, client, round_number)
-        samples = self._manifest.frames(client, "train")
+        samples = self._population.frames(client)
         reference = 1.0
         if config.aggregation == "secure" or config.privacy.mechanism != "none":
             # Public bounds, so that one client's weight is bounded whatever it holds.
@@ -191,28 +213,40 @@ class ClientSlot:
 
     def _batches(self, client: str, seed: int) -> Iterator[WindowBatch]:
         config = self._config
-        needed = batches_needed(config) * config.local.batch_size
-        pieces = self._manifest.pieces(client, "train")
-        return stream_windows(
-            shard_files(config.shards, client, "train"),
-            self._manifest.shapes,
+        return stream_batches(
+            config.shards,
+            self._manifest,
+            self._population.portions(client),
             window=self._trainer.window,
-            windows_per_piece=-(-needed // pieces),
+            windows=batches_needed(config) * config.local.batch_size,
             batch_size=config.local.batch_size,
             seed=seed % 2**32,
-            memory_mb=config.stream.memory_mb,
-            shuffle_windows=config.stream.shuffle_windows,
+            stream=config.stream,
         )
 
+    def _held_out(self, client: str) -> str:
+        """The split that this client, or somebody whom nobody trains on, is judged by."""
+        return "test" if client in self._unseen else "val"
+
+    def _pieces(self, client: str, split: str, columns: tuple[str, ...] = tuple(ARRAYS)) -> Iterator[Piece]:
+        """A client's pieces, of all identities that it holds; its own part of them where they are trained on."""
+        if client in self._unseen:
+            yield from read_pieces(self._config.shards, self._manifest, client, split, columns)
+            return
+        for portion in self._population.portions(client):
+            only = portion.pieces if split == "train" else None
+            yield from read_pieces(self._config.shards, self._manifest, portion.identity, split, columns, only)
+
     def _windows(self, client: str, count: int) -> WindowBatch:
-        split = "test" if client in self._manifest.unseen() else "val"
-        pieces = read_pieces(self._config.shards, self._manifest, client, split, ("latents", "speech"))
+        pieces = self._pieces(client, self._held_out(client), ("latents", "speech"))
         return held_out_windows(pieces, self._trainer.window, count)
 
     def _enrolment(self, client: str) -> torch.Tensor:
         """The first frame of a few training clips, latents float32 [M, C, h, w]: who this client is."""
-        pieces = read_pieces(self._config.shards, self._manifest, client, "train", ("latents",))
-        first = (piece.latents[0] for piece in pieces if piece.begin == 0)
+        # A virtual client may hold only later parts of its clips.
+        whole = self._config.population.clients is None
+        pieces = self._pieces(client, "train", ("latents",))
+        first = (piece.latents[0] for piece in pieces if piece.begin == 0 or not whole)
         return torch.from_numpy(np.stack(list(islice(first, ENROLMENT_CLIPS)))).float()
 
     def _identity(self, client: str, round_number: int) -> np.ndarray | None:

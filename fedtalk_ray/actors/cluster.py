@@ -1,13 +1,11 @@
-"""Joining or starting a Ray cluster, and checking that it can hold what the configuration asks for."""
+"""Joining or starting a Ray cluster."""
 
 import logging
 import os
 import sys
-from math import floor
 
 import ray
 
-from fedtalk_ray.config import SlotConfig
 from fedtalk_ray.errors import ClusterError
 
 
@@ -50,36 +48,3 @@ def connect(address: str = "default", dashboard: bool = False) -> None:
         raise ClusterError(f"no Ray cluster answers at address {address!r}: {error}") from error
     if context.dashboard_url:
         print(f"Ray dashboard: http://{context.dashboard_url}", file=sys.stderr)
-
-
-def check_fits(slots: SlotConfig) -> None:
-    """Raises `ClusterError`, with the arithmetic, when the connected cluster can never place that many slots.
-
-    Ray itself would wait for ever: a slot lives on one node, and a fraction of a GPU on one GPU.
-    """
-    if slots.num_gpus > 1 and slots.num_gpus != floor(slots.num_gpus):
-        raise ClusterError(
-            f"slots.num_gpus is {slots.num_gpus}: Ray gives whole GPUs or a fraction of one, for example 0.5, 1 or 2"
-        )
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    gpus = [int(node.get("GPU", 0)) for node in nodes]
-    cpus = [float(node.get("CPU", 0)) for node in nodes]
-    room = sum(_slots_on(slots, gpu, cpu) for gpu, cpu in zip(gpus, cpus, strict=True))
-    if room < slots.count:
-        per_gpu = f" ({floor(1 / slots.num_gpus + 1e-9)} per GPU)" if 0 < slots.num_gpus <= 1 else ""
-        raise ClusterError(
-            f"{slots.count} slots of {slots.num_gpus:g} GPU{per_gpu} and {slots.num_cpus:g} CPU do not fit: the "
-            f"cluster has room for {room} (GPUs by node: {gpus}, CPUs by node: {[round(cpu) for cpu in cpus]}); lower "
-            "slots.count, slots.num_gpus or slots.num_cpus, or add nodes"
-        )
-
-
-def _slots_on(slots: SlotConfig, gpus: int, cpus: float) -> int:
-    room = slots.count
-    if slots.num_gpus > 1:
-        room = min(room, gpus // int(slots.num_gpus))
-    elif slots.num_gpus > 0:
-        room = min(room, gpus * floor(1 / slots.num_gpus + 1e-9))
-    if slots.num_cpus > 0:
-        room = min(room, floor(cpus / slots.num_cpus + 1e-9))
-    return room

@@ -1,5 +1,6 @@
 """One secure round over the slots: train, then the protocol's five stages, each a call to every slot and one to the
-server. Clients of a slot that dies drop out, and the survivors' shares take their masks off the sum.
+server. Clients of a slot that dies drop out, and the survivors' shares take their masks off the sum; while they still
+train, another slot takes them up.
 
 The driver passes references on: masked vectors go from the slots to the server and not through it.
 """
@@ -7,48 +8,47 @@ The driver passes references on: masked vectors go from the slots to the server 
 from time import monotonic
 from typing import Any
 
-import ray
-
-from fedtalk_ray.actors.pool import Seat, SlotPool, fetch
+from fedtalk_ray.actors.parameter_server import RoundLost, ask
+from fedtalk_ray.actors.pool import DIED, LATE, Slot, SlotPool
+from fedtalk_ray.config import TrainConfig
+from fedtalk_ray.federation.failure_policy import policy_of
 from fedtalk_ray.messages import Answers, Collected
-from fedtalk_ray.privacy.protocol import STAGES
+from fedtalk_ray.privacy.protocol import STAGES, Code
 
 
-def secure_round(pool: SlotPool, server: Any, number: int, cohort: list[str], shared: Any) -> dict[str, Any]:
-    """Runs round `number`; returns its line for the history. The model is as it was where that says `aborted`."""
-    begin = server.begin.options(name=f"round{number}.begin")
-    plan = fetch(begin.remote(number, cohort, pool.one("backbone")))
-    seats = pool.seats(cohort)
+def secure_round(
+    config: TrainConfig, pool: SlotPool, server: Any, number: int, cohort: list[str], shared: Any, enough: int | None
+) -> dict[str, Any]:
+    """Runs round `number`; returns its line for the history. The model is as it was where that says `aborted`.
+
+    enough: clients that close the training. Raises `QuorumLost`, and `RoundLost` when the server's exchange is gone.
+    """
+    plan = ask(server, "begin", number, cohort, pool.one("backbone"), label=f"round{number}.begin")
     seconds: dict[str, float] = {}
     refused: dict[str, int] = {}
     counts: dict[str, int] = {"cohort": len(cohort)}
     started = monotonic()
-    label = f"round{number}.train"
-    calls = [(seat, seat.slot.train.options(name=label).remote(seat.clients, number, shared, plan)) for seat in seats]
-    trained = {name for _, answers in _answers(pool, calls, refused) for name in answers.clients}
-    counts["trained"] = len(trained)
+    seats = _train(pool, number, cohort, shared, plan, enough, refused)
+    counts["trained"] = sum(len(clients) for _, clients in seats)
+    policy_of(config.failures).check_quorum(number, counts["trained"], enough or len(cohort), refused)
     seconds["train"] = monotonic() - started
-    frames: dict[str, bytes] = dict.fromkeys(trained, b"")
+    frames: dict[str, bytes] = {client: b"" for _, clients in seats for client in clients}
     collected = Collected({}, 0, {})
     for stage in STAGES:
         started = monotonic()
-        calls, payloads = [], {}
-        for seat in seats:
-            asked = {client: frames[client] for client in seat.clients if client in frames}
-            if asked and pool.has(seat):
-                options = {"num_returns": 2, "name": f"round{number}.{stage}"}
-                said, payloads[seat] = seat.slot.answer.options(**options).remote(stage, asked)
-                calls.append((seat, said))
-        arrived = [payloads[seat] for seat, _ in _answers(pool, calls, refused)]
-        collect = server.collect.options(name=f"round{number}.collect")
-        collected = fetch(collect.remote(stage, *arrived))
+        arrived = _answers(pool, number, stage, seats, frames, refused)
+        collected = ask(server, "collect", stage, *arrived, label=f"round{number}.collect")
         counts[stage], frames = collected.answered, collected.frames
         seconds[stage] = monotonic() - started
         for code, messages in collected.rejected.items():
             refused[code] = refused.get(code, 0) + messages
+        if collected.aborted == Code.LOST:
+            raise RoundLost("the parameter server came back without the exchange")
         if collected.aborted:
             break
-    figures = fetch(server.finish.options(name=f"round{number}.finish").remote(number, collected.aborted))
+    figures = ask(server, "finish", number, collected.aborted, label=f"round{number}.finish")
+    if figures.get("aborted") == Code.LOST:
+        raise RoundLost("the parameter server came back without the sum")
     return {
         "round": number,
         "aggregation": "secure",
@@ -60,18 +60,76 @@ def secure_round(pool: SlotPool, server: Any, number: int, cohort: list[str], sh
     }
 
 
-def _answers(pool: SlotPool, calls: list[tuple[Seat, Any]], refused: dict[str, int]) -> list[tuple[Seat, Answers]]:
-    """Whoever answered, in the order of the calls. A dead slot leaves the pool; refusals are counted by their code."""
-    heard: list[tuple[Seat, Answers]] = []
-    if not calls:
-        return heard
-    ray.wait([ref for _, ref in calls], num_returns=len(calls), fetch_local=False)
-    for seat, ref in calls:
-        answers = pool.result_of(seat, ref)
-        if answers is None:
-            refused["slot died"] = refused.get("slot died", 0) + len(seat.clients)
+def _train(
+    pool: SlotPool,
+    number: int,
+    cohort: list[str],
+    shared: Any,
+    plan: bytes,
+    enough: int | None,
+    refused: dict[str, int],
+) -> list[tuple[Slot, list[str]]]:
+    """Which clients are ready, and on which slot their updates lie. Who is not is counted by the reason."""
+    outcomes = pool.run(
+        "train",
+        cohort,
+        number,
+        shared,
+        plan,
+        label=f"round{number}.train",
+        stoppable=True,
+        enough=enough,
+        done=lambda said: len(said.clients),
+    )
+    seats = []
+    for outcome in outcomes:
+        if outcome.said is None or outcome.slot is None:
+            refused[outcome.lost] = refused.get(outcome.lost, 0) + len(outcome.clients)
             continue
-        heard.append((seat, answers))
-        for code in answers.refused.values():
-            refused[code] = refused.get(code, 0) + 1
-    return heard
+        seats.append((outcome.slot, list(outcome.said.clients)))
+        _count(refused, outcome.said)
+        silent = len(outcome.clients) - len(outcome.said.clients) - len(outcome.said.refused)
+        if silent:
+            refused[LATE] = refused.get(LATE, 0) + silent
+    return seats
+
+
+def _answers(
+    pool: SlotPool,
+    number: int,
+    stage: str,
+    seats: list[tuple[Slot, list[str]]],
+    frames: dict[str, bytes],
+    refused: dict[str, int],
+) -> list[Any]:
+    """References to everybody's answers to one stage."""
+    by_slot: dict[Slot, dict[str, bytes]] = {}
+    for slot, clients in seats:
+        asked = {client: frames[client] for client in clients if client in frames}
+        if not pool.has(slot):
+            _lost(refused, len(asked))
+        elif asked:
+            by_slot.setdefault(slot, {}).update(asked)
+    calls, payloads = [], []
+    for slot, asked in by_slot.items():
+        said, payload = slot.actor.answer.options(num_returns=2, name=f"round{number}.{stage}").remote(stage, asked)
+        calls.append((slot, said))
+        payloads.append(payload)
+    arrived = []
+    for (slot, _), payload, answers in zip(calls, payloads, pool.gather(calls), strict=True):
+        if answers is None:
+            _lost(refused, len(by_slot[slot]))
+            continue
+        arrived.append(payload)
+        _count(refused, answers)
+    return arrived
+
+
+def _lost(refused: dict[str, int], clients: int) -> None:
+    if clients:
+        refused[DIED] = refused.get(DIED, 0) + clients
+
+
+def _count(refused: dict[str, int], answers: Answers) -> None:
+    for code in answers.refused.values():
+        refused[code] = refused.get(code, 0) + 1

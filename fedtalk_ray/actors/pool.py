@@ -1,137 +1,348 @@
-"""The pool of client slots, and the parameter server, as Ray actors. Nothing else makes actors."""
+"""The pool of client slots: how many there are, where, and how work is dealt to them while any of them may die.
 
-from dataclasses import dataclass
-from pathlib import Path
+The driver waits for events and never polls: one `ray.wait` over everything under way, new slots that are starting up
+included. A chunk of clients whose slot died goes to another slot; a slot that died is replaced.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import ceil
 from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayTaskError
+from ray.autoscaler.sdk import request_resources
+from ray.exceptions import ActorUnschedulableError, OutOfMemoryError, RayActorError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fedtalk_ray.actors.client import ClientSlot
-from fedtalk_ray.actors.cluster import check_fits
+from fedtalk_ray.actors.placement import bundles, check_fits, next_nodes, nodes_of
 from fedtalk_ray.config import TrainConfig
 from fedtalk_ray.errors import ClusterError, UserError
-from fedtalk_ray.federation.checkpoint import Checkpoint, config_fingerprint, load_checkpoint, save_checkpoint
 from fedtalk_ray.federation.cohort import into_chunks
-from fedtalk_ray.federation.server import ParameterServer
+from fedtalk_ray.federation.failure_policy import policy_of
 
-DEATHS = (RayActorError, OutOfMemoryError)
-"""What a caller sees of an actor that is gone: it died, or its node ran out of memory and Ray killed it."""
+DEATHS = (RayActorError, ActorUnschedulableError, OutOfMemoryError)
+"""What a caller sees of an actor that is gone: it died with or without its node, or for want of memory."""
 
-SlotActor: Any = ray.remote(ClientSlot)
-ServerActor: Any = ray.remote(ParameterServer)
+CONTROL = "control"
+SLOT_OPTIONS = {"concurrency_groups": {CONTROL: 1}}
+"""A slot hears `stop` while it trains, on a thread of its own."""
+
+DIED, LATE = "slot died", "late"
+
+
+@dataclass(eq=False)
+class Slot:
+    """One actor, on a node by name. starting: its first call, until that returned."""
+
+    actor: Any
+    node: str
+    starting: ray.ObjectRef | None
 
 
 @dataclass(frozen=True, eq=False)
-class Seat:
-    """A slot and the clients that it stands for throughout one round."""
+class Outcome:
+    """What became of a chunk of clients.
 
-    slot: Any
+    slot: who worked for it. said: the call's first result, None where the chunk was lost. payload: a reference to its
+    second one. lost: why ("slot died", "late"), empty where it was not.
+    """
+
     clients: list[str]
+    slot: Slot | None
+    said: Any = None
+    payload: ray.ObjectRef | None = None
+    lost: str = ""
+
+
+@dataclass
+class _Work:
+    """The chunks of one `SlotPool.run`."""
+
+    queue: deque[int]
+    attempts: list[int]
+    outcomes: list[Outcome]
+    running: dict[ray.ObjectRef, tuple[Slot, int, ray.ObjectRef | None]] = field(default_factory=dict)
 
 
 class SlotPool:
-    """`config.slots.count` client slots that are up and hold the model."""
+    """The client slots of one run."""
 
-    def __init__(self, config: TrainConfig) -> None:
-        """Raises `ClusterError` when the slots cannot be placed, and the slot's own error when it cannot start."""
-        slots = config.slots
-        check_fits(slots)
-        # No restarts and no retries: a slot that came back would hold nothing, and the round loop must decide.
-        actor = SlotActor.options(num_gpus=slots.num_gpus, num_cpus=slots.num_cpus, max_restarts=0, max_task_retries=0)
-        self._slots = [actor.remote(config) for _ in range(slots.count)]
-        try:
-            self.vector = fetch([slot.start.remote() for slot in self._slots], slots.placement_timeout_s)[0]
-        except GetTimeoutError as error:
-            free = ray.available_resources()
-            raise ClusterError(
-                f"{slots.count} slots were not up after {slots.placement_timeout_s:g} s (free now: "
-                f"{free.get('CPU', 0):g} CPU, {free.get('GPU', 0):g} GPU); raise slots.placement_timeout_s or free "
-                "what other jobs hold"
-            ) from error
+    def __init__(self, config: TrainConfig, slot_class: type = ClientSlot) -> None:
+        """Starts as many slots as the run begins with, and waits for them.
 
-    def map(self, method: str, clients: list[str], *arguments: Any, label: str | None = None) -> list[ray.ObjectRef]:
-        """Deals the clients over the slots and calls `method(chunk, *arguments)` on each; results in slot order.
-
-        `label` is the call's name in the Ray dashboard.
+        slot_class: a plain class made with the configuration; its `start()` returns the shared parameters before round
+        1. Raises `ClusterError` when the slots cannot be placed, and the slot's own error when it cannot start.
         """
-        chunks = into_chunks(clients, len(self._slots))
-        return [
-            getattr(slot, method).options(name=label or f"slot.{method}").remote(chunk, *arguments)
-            for slot, chunk in zip(self._slots, chunks, strict=False)
-        ]
-
-    def seats(self, clients: list[str]) -> list[Seat]:
-        """The clients dealt over the slots, for rounds of several steps in which a client stays where it is."""
-        return [
-            Seat(slot, chunk) for slot, chunk in zip(self._slots, into_chunks(clients, len(self._slots)), strict=False)
-        ]
-
-    def has(self, seat: Seat) -> bool:
-        """Whether the seat's slot is still there."""
-        return seat.slot in self._slots
-
-    def result_of(self, seat: Seat, ref: ray.ObjectRef) -> Any:
-        """A call's result, or None when the slot died; it then leaves the pool, and the others go on.
-
-        Raises `ClusterError` when no slot is left.
-        """
+        self._config, self._slots_config = config, config.slots
+        self._policy = policy_of(config.failures)
+        self._class = ray.remote(**SLOT_OPTIONS)(slot_class)
+        self._slots: list[Slot] = []
+        self._calls = 0
+        self._told: list[tuple[str, tuple[Any, ...]]] = []
+        self.vector: np.ndarray = np.zeros(0, np.float32)
+        check_fits(config.slots, nodes_of(ray.nodes()))
         try:
-            return ray.get(ref)
-        except DEATHS as error:
-            if self.has(seat):
-                self._slots.remove(seat.slot)
-            if not self._slots:
-                raise ClusterError(
-                    "all slots of the run died; the last checkpoint is intact: go on with --resume"
-                ) from error
-            return None
-        except RayTaskError as error:
-            if isinstance(error.cause, UserError):
-                raise error.cause from None
+            self._start(config.slots.count)
+            self._await(config.slots.at_least or config.slots.count)
+        except BaseException:
+            self.close()
             raise
 
-    def each(self, method: str, *arguments: Any) -> list[ray.ObjectRef]:
-        """Calls `method(*arguments)` on every slot."""
-        return [getattr(slot, method).remote(*arguments) for slot in self._slots]
+    @property
+    def ready(self) -> list[Slot]:
+        """Slots that hold the model."""
+        return [slot for slot in self._slots if slot.starting is None]
 
-    def one(self, method: str, *arguments: Any, slot: int = 0) -> ray.ObjectRef:
-        """Calls `method(*arguments)` on one slot, for work that any can do."""
-        return getattr(self._slots[slot % len(self._slots)], method).remote(*arguments)
+    def fit_to(self, clients: int) -> None:
+        """Before a round of so many clients: slots that died or whose node left are replaced, and with `slots.at_least`
+        the pool grows or shrinks to what the cohort asks for and the cluster has.
+
+        Waits for one slot at most: the others take clients up when they are there.
+        """
+        slots = self._slots_config
+        nodes = {node.name for node in nodes_of(ray.nodes())}
+        for slot in [slot for slot in self._slots if slot.node not in nodes]:
+            self._lose(slot)
+        wanted = slots.count
+        if slots.at_least is not None:
+            wanted = min(slots.count, max(slots.at_least, ceil(clients / slots.clients_per_slot)))
+            request_resources(bundles=bundles(wanted, slots))
+            for slot in self._slots[wanted:]:
+                self._lose(slot)
+        missing = wanted - len(self._slots)
+        if missing and (self._policy.replace or slots.at_least is not None):
+            self._start(missing)
+        self._await(1)
+
+    def run(
+        self,
+        method: str,
+        clients: list[str],
+        *arguments: Any,
+        label: str | None = None,
+        payload: bool = False,
+        stoppable: bool = False,
+        enough: int | None = None,
+        done: Callable[[Any], int] = lambda said: 0,
+    ) -> list[Outcome]:
+        """Calls `method(chunk, *arguments)` for chunks of the clients, on whichever slot is free; outcomes by chunk.
+
+        The chunks depend on `slots.count` and not on the slots that are alive. label: the call's name in the dashboard.
+        payload: whether the method returns two things, of which the second stays where it is. stoppable: whether it
+        takes `call=` and can be stopped by `stop(call)`: at `failures.deadline_s`, and once `enough` clients are done,
+        counted by `done` on what chunks return. Raises `ClusterError` when no slot is left, a user's error as itself.
+        """
+        self._calls += 1
+        options = {"name": label or f"slot.{method}", "num_returns": 2 if payload else 1}
+        keywords = {"call": self._calls} if stoppable else {}
+        # With more chunks than slots there is something to leave out once enough have arrived.
+        chunks = into_chunks(clients, self._slots_config.count * (4 if enough else 1))
+        work = _Work(deque(range(len(chunks))), [0] * len(chunks), [Outcome(chunk, None) for chunk in chunks])
+        deadline = time.monotonic() + self._policy.deadline_s if stoppable and self._policy.deadline_s else None
+        stopped = False
+        while work.queue or work.running:
+            busy = {slot for slot, _, _ in work.running.values()}
+            for slot in self.ready:
+                if work.queue and slot not in busy:
+                    index = work.queue.popleft()
+                    call = getattr(slot.actor, method).options(**options)
+                    found = call.remote(chunks[index], *arguments, **keywords)
+                    first, second = found if payload else (found, None)
+                    work.running[first] = (slot, index, second)
+            if not work.running and not self._any_starting():
+                self._start(1 if self._policy.replace else 0)
+            arrived = self._wait([*work.running], deadline)
+            for ref in arrived:
+                self._settle(work, ref, done)
+            finished = sum(done(outcome.said) for outcome in work.outcomes if outcome.said is not None)
+            late = deadline is not None and time.monotonic() >= deadline
+            if stoppable and not stopped and (late or (enough is not None and finished >= enough)):
+                stopped = True
+                self._stop(work)
+                deadline = time.monotonic() + self._policy.grace_s
+            elif stopped and late:
+                for slot, index, _ in work.running.values():
+                    self._lose(slot)
+                    work.outcomes[index] = Outcome(chunks[index], None, lost=LATE)
+                work.running.clear()
+        return work.outcomes
+
+    def gather(self, calls: list[tuple[Slot, ray.ObjectRef]]) -> list[Any]:
+        """The results of calls that only these slots can answer, in order; None for those of a slot that died.
+
+        Where the configuration has a deadline, a slot that is silent for `failures.grace_s` counts as dead.
+        """
+        timeout = self._policy.grace_s if self._policy.deadline_s else None
+        refs = [ref for _, ref in calls]
+        if refs:
+            ray.wait(refs, num_returns=len(refs), timeout=timeout, fetch_local=False)
+        results = []
+        for slot, ref in calls:
+            try:
+                results.append(fetch_one(ref, timeout=None if timeout is None else 0.0))
+            except (*DEATHS, TimeoutError):
+                self._lose(slot)
+                results.append(None)
+        return results
+
+    def has(self, slot: Slot) -> bool:
+        """Whether the slot is still there."""
+        return slot in self._slots
+
+    def tell_all(self, method: str, *arguments: Any) -> None:
+        """Calls `method(*arguments)` on every slot there is, and on every one that comes later before it works."""
+        self._told.append((method, arguments))
+        self.gather([(slot, getattr(slot.actor, method).remote(*arguments)) for slot in self.ready])
+
+    def one(self, method: str, *arguments: Any) -> Any:
+        """The result of `method(*arguments)` on one slot, for work that any can do; on another one when it dies."""
+        attempts = 0
+        while True:
+            if not self.ready:
+                self._await(1)
+            slot = self.ready[attempts % len(self.ready)]
+            try:
+                return fetch_one(getattr(slot.actor, method).remote(*arguments))
+            except DEATHS as error:
+                self._lose(slot)
+                attempts += 1
+                if not self._policy.tries_again(attempts):
+                    raise ClusterError(f"{attempts} slots died at {method}: {first_line(error)}") from error
 
     def close(self) -> None:
-        for slot in self._slots:
-            ray.kill(slot)
+        if self._slots_config.at_least is not None:
+            request_resources(bundles=[])
+        for slot in list(self._slots):
+            self._lose(slot)
+
+    def _start(self, wanted: int) -> None:
+        """Starts up to `wanted` slots where there is room for them."""
+        slots = self._slots_config
+        held = [slot.node for slot in self._slots]
+        for name in next_nodes(wanted, held, nodes_of(ray.nodes()), slots):
+            # No restarts and no retries: a slot that came back would hold nothing, and the pool must decide.
+            actor = self._class.options(
+                num_gpus=slots.num_gpus,
+                num_cpus=slots.num_cpus,
+                memory=slots.memory_mb << 20 or None,
+                max_restarts=0,
+                max_task_retries=0,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(name, soft=False),
+            ).remote(self._config)
+            self._slots.append(Slot(actor, name, actor.start.remote()))
+        if not self._slots:
+            raise ClusterError(
+                "all slots of the run died, and no other one can be started; the last checkpoint is intact: go on with "
+                "--resume"
+            )
+
+    def _await(self, fewest: int) -> None:
+        """Waits until so many slots are ready. Raises `ClusterError` after `slots.placement_timeout_s`."""
+        slots = self._slots_config
+        deadline = time.monotonic() + slots.placement_timeout_s
+        tries = 0
+        while len(self.ready) < fewest:
+            self._wait([], deadline)
+            if len(self._slots) < fewest:
+                tries += 1
+                if not self._policy.tries_again(tries):
+                    raise ClusterError(
+                        f"slots died {tries} times while they started; look at the actors in the Ray dashboard, and "
+                        "at memory and GPUs of their nodes"
+                    )
+                self._start(fewest - len(self._slots))
+            if len(self.ready) < fewest and time.monotonic() >= deadline:
+                free = ray.available_resources()
+                gib = free.get("memory", 0) / 2**30
+                raise ClusterError(
+                    f"{len(self.ready)} of {fewest} slots were up after {slots.placement_timeout_s:g} s (free "
+                    f"now: {free.get('CPU', 0):g} CPU, {free.get('GPU', 0):g} GPU, {gib:.1f} GiB); "
+                    "raise slots.placement_timeout_s or free what other jobs hold"
+                )
+
+    def _wait(self, running: list[ray.ObjectRef], deadline: float | None) -> list[ray.ObjectRef]:
+        """Waits for anything to happen; returns which of `running` arrived. Slots that have started become ready."""
+        starting = {slot.starting: slot for slot in self._slots if slot.starting is not None}
+        timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
+        refs = [*running, *starting]
+        if not refs:
+            return []
+        arrived, _ = ray.wait(refs, num_returns=1, timeout=timeout, fetch_local=False)
+        more, _ = ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=False)
+        for ref in dict.fromkeys([*arrived, *more]):
+            if ref in starting:
+                slot = starting[ref]
+                try:
+                    vector = fetch_one(ref)
+                except DEATHS:
+                    self._lose(slot)
+                    continue
+                slot.starting = None
+                # Calls of one caller reach an actor in their order.
+                for method, arguments in self._told:
+                    getattr(slot.actor, method).remote(*arguments)
+                if not len(self.vector):
+                    self.vector = vector
+        return [ref for ref in dict.fromkeys([*arrived, *more]) if ref not in starting]
+
+    def _settle(self, work: _Work, ref: ray.ObjectRef, done: Callable[[Any], int]) -> None:
+        slot, index, payload = work.running.pop(ref)
+        clients = work.outcomes[index].clients
+        try:
+            work.outcomes[index] = Outcome(clients, slot, fetch_one(ref), payload)
+        except DEATHS:
+            self._lose(slot)
+            work.attempts[index] += 1
+            if self._policy.tries_again(work.attempts[index]):
+                work.queue.append(index)
+                if self._policy.replace:
+                    self._start(1)
+            else:
+                work.outcomes[index] = Outcome(clients, None, lost=DIED)
+
+    def _stop(self, work: _Work) -> None:
+        """Lets nobody begin any more, and tells those at work to return what they have."""
+        for index in work.queue:
+            work.outcomes[index] = Outcome(work.outcomes[index].clients, None, lost=LATE)
+        work.queue.clear()
+        for slot, _, _ in work.running.values():
+            slot.actor.stop.options(concurrency_group=CONTROL).remote(self._calls)
+
+    def _lose(self, slot: Slot) -> None:
+        """Takes a slot out of the pool; it may only be unreachable, and must not go on holding its place."""
+        if slot in self._slots:
+            self._slots.remove(slot)
+            ray.kill(slot.actor)
+
+    def _any_starting(self) -> bool:
+        return any(slot.starting is not None for slot in self._slots)
 
 
-def start_server(config: TrainConfig, folder: Path, initial: np.ndarray, rate: float = 1.0) -> Any:
-    """The parameter server's actor, at its newest checkpoint, or at round 0 with the `initial` parameters float32 [D].
-
-    It comes back by itself when it dies, from its checkpoint; applying a round twice is harmless. The parameters reach
-    it through the first checkpoint: large arguments of an actor may be gone by the time it has to start again.
-    rate: the probability with which a client is in a cohort, for the ledger.
-    """
-    fingerprint = config_fingerprint(config)
-    if load_checkpoint(folder, fingerprint) is None:
-        save_checkpoint(folder, Checkpoint(0, initial, {}), fingerprint)
-    actor = ServerActor.options(num_cpus=0, max_restarts=-1, max_task_retries=3)
-    return actor.remote(str(folder), config, fingerprint, rate)
-
-
-def fetch(refs: Any, timeout: float | None = None) -> Any:
-    """`ray.get`, with a dead actor or a user's error inside one turned into one clear line."""
-    try:
-        return ray.get(refs, timeout=timeout)
-    except (RayTaskError, *DEATHS) as error:
-        cause = getattr(error, "cause", None)
-        if isinstance(cause, UserError):
-            raise cause from None
-        if isinstance(error, RayTaskError) and not isinstance(cause, DEATHS):
-            raise
-        # A slot that died while it worked reaches us through the server's call, which waited for its update.
-        died = str(cause if isinstance(cause, DEATHS) else error).strip().splitlines()
+def results(outcome: Outcome) -> Any:
+    """What a chunk's call returned, where nobody may be missing. Raises `ClusterError`."""
+    if outcome.said is None:
         raise ClusterError(
-            f"an actor of the run died ({died[0] if died else 'no reason given'}); the last checkpoint is intact: "
-            "go on with --resume"
-        ) from error
+            f"the work on {', '.join(outcome.clients[:3])} was lost with every slot that tried it; the last checkpoint "
+            "is intact: go on with --resume"
+        )
+    return outcome.said
+
+
+def fetch_one(ref: ray.ObjectRef, timeout: float | None = None) -> Any:
+    """`ray.get`, with a user's error inside raised as itself. Raises `DEATHS` for an actor that is gone."""
+    try:
+        return ray.get(ref, timeout=timeout)
+    except RayTaskError as error:
+        if isinstance(error.cause, (UserError, *DEATHS)):
+            raise error.cause from None
+        raise
+
+
+def first_line(error: Exception) -> str:
+    """Ray's errors are many lines long; the first says what happened."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else "no reason given"

@@ -5,12 +5,13 @@ this round's keys and its update in a `SecureClient` object here. Nothing of it 
 `answer` returns is signed, masked or encrypted.
 
     RUN/clients/<id>/signing.key     Ed25519, for its owner only
-    RUN/clients/<id>/protocol.json   the last exchange, rounds taken part in, the roster's hash when first seen
+    RUN/clients/<id>/protocol.json   the last exchange, rounds taken part in, the roster as last seen
 """
 
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ import numpy as np
 
 from fedtalk_ray.config import TrainConfig
 from fedtalk_ray.federation.checkpoint import config_digest
-from fedtalk_ray.federation.secure_aggregator import ROSTER, limits_of, make_codec, read_roster
+from fedtalk_ray.federation.roster import ROSTER, Pin, RosterFile
+from fedtalk_ray.federation.secure_aggregator import limits_of, make_codec
 from fedtalk_ray.messages import Answers, Plan
 from fedtalk_ray.outputs import new_file
 from fedtalk_ray.privacy.keys import SigningKey
@@ -41,25 +43,29 @@ class SecureClients:
         self._sides: dict[str, SecureClient] = {}
         self._updates: dict[str, tuple[np.ndarray, float]] = {}
         self._plan: Plan | None = None
+        self._frame = b""
+        self._file = RosterFile(Path(config.run) / ROSTER)
 
     def enrol(self, clients: list[str]) -> dict[str, bytes]:
         """These clients' public keys; makes the secret ones at the first call."""
         return {client: self._signing_key(client).public for client in clients}
 
     def open_round(self, frame: bytes) -> Plan:
-        """The server's plan, and an end to whatever was going on before. Raises `Aborted`."""
-        self._sides, self._updates = {}, {}
-        roster, run = read_roster(Path(self._config.run) / ROSTER)
-        self._roster, self._plan = roster, open_plan(frame, roster, run)
+        """The server's plan, and an end to whatever another one was about. Raises `Aborted`."""
+        if frame == self._frame and self._plan is not None:
+            # Another chunk of the same exchange.
+            return self._plan
+        self._sides, self._updates, self._plan = {}, {}, None
+        roster, run = self._file.read()
+        self._roster, self._plan, self._frame = roster, open_plan(frame, roster, run), frame
         return self._plan
 
     def join(self, client: str, shared: np.ndarray) -> None:
         """Lets a client look at the plan before it trains. Raises `Aborted` when it will not take part."""
         plan, state = self._plan, self._state(client)
         assert plan is not None
-        pinned = hashlib.sha256((Path(self._config.run) / ROSTER).read_bytes()).hexdigest()
-        if state.get("roster", pinned) != pinned:
-            raise Aborted(Code.NOT_PINNED, "the roster is not the one that this client saw first")
+        if "roster" in state and not self._file.keeps(Pin(**state["roster"])):
+            raise Aborted(Code.NOT_PINNED, "the roster does not begin with what this client saw before")
         check_plan(
             plan,
             client,
@@ -71,8 +77,6 @@ class SecureClients:
         cap = self._config.privacy.participation_cap
         if cap is not None and state.get("participations", 0) >= cap:
             raise Aborted(Code.CAP_REACHED)
-        # Before anything is sent: an exchange that was seen is never answered again.
-        self._keep(client, {**state, "roster": pinned, "exchange": plan.exchange})
         key = self._signing_key(client)
         self._sides[client] = SecureClient(client, key, self._roster, plan, limits_of(self._config))
 
@@ -100,6 +104,11 @@ class SecureClients:
     def _answer(self, client: str, stage: str, frame: bytes) -> bytes:
         side = self._sides[client]
         if stage == "advertise":
+            # Before anything is sent: an exchange that was answered is never answered again. Until then another slot
+            # may take the client up.
+            assert self._plan is not None
+            seen = {"roster": asdict(self._file.pin()), "exchange": self._plan.exchange}
+            self._keep(client, self._state(client) | seen)
             return side.advertise()
         if stage != "mask":
             return bytes(getattr(side, stage)(frame))

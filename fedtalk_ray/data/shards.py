@@ -10,16 +10,18 @@ columns. `identity` is one vector a clip, repeated in each of its pieces. A spli
 of a held-out clip was ever trained on.
 """
 
+import hashlib
 import itertools
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow.fs import FileSystem
 
+from fedtalk_ray.data.storage import beneath, is_folder, located
 from fedtalk_ray.errors import ShardError
 
 SCHEMA_VERSION = 1
@@ -62,10 +64,19 @@ class ClipEntry:
     pieces: int
 
 
+@dataclass(frozen=True)
+class FileEntry:
+    """One Parquet file as it was written. footer: SHA-256 of its last bytes, which describe all the others."""
+
+    bytes: int
+    footer: str
+
+
 @dataclass
 class Manifest:
     """What a shard folder holds. `shapes` are per-frame shapes of the bytes columns (of one sample for waveform).
 
+    files: "client=s1/train-000.parquet" -> its entry; shards of older versions list none, and theirs go unchecked.
     speech and identity: the sources of `data.speech.load_speech_features` and `data.identity_embedding`, "none" for no
     embedding. Their defaults are what shards of older versions hold.
     """
@@ -82,6 +93,7 @@ class Manifest:
     speech: str = "log-mel"
     identity: str = "none"
     identity_dimensions: int = 0
+    files: dict[str, FileEntry] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     def clients(self) -> list[str]:
@@ -137,62 +149,50 @@ def split_of(index: int) -> str:
 
 
 def load_manifest(root: str | Path) -> Manifest:
-    """Reads and checks `SHARDS/manifest.json`. Raises `ShardError`."""
-    path = Path(root) / MANIFEST
-    if not Path(root).is_dir():
-        raise ShardError(f"shards folder {root} does not exist; make it with `fedtalk prepare --out {root}`")
-    if not path.is_file():
-        raise ShardError(f"folder {root} holds no {MANIFEST}: it was not written by `fedtalk prepare`")
+    """Reads and checks `SHARDS/manifest.json`. root: a folder or a URI (`data.storage`). Raises `ShardError`."""
+    place = beneath(root, MANIFEST)
+    system, path = located(place)
     try:
-        tree = json.loads(path.read_text())
+        if not is_folder(root):
+            raise ShardError(f"shards folder {root} does not exist; make it with `fedtalk prepare --out {root}`")
+        if not system.get_file_info(path).is_file:
+            raise ShardError(f"folder {root} holds no {MANIFEST}: it was not written by `fedtalk prepare`")
+        with system.open_input_file(path) as file:
+            text = file.read()
+    except OSError as error:
+        raise ShardError(f"{place} cannot be read: {' '.join(str(error).split())}") from error
+    try:
+        tree = json.loads(text)
         if tree["schema_version"] != SCHEMA_VERSION:
-            raise ShardError(f"{path} has schema version {tree['schema_version']}, this program reads {SCHEMA_VERSION}")
+            raise ShardError(
+                f"{place} has schema version {tree['schema_version']}, this program reads {SCHEMA_VERSION}"
+            )
         tree["identities"] = {who: [ClipEntry(**clip) for clip in clips] for who, clips in tree["identities"].items()}
+        tree["files"] = {name: FileEntry(**entry) for name, entry in tree.get("files", {}).items()}
         return Manifest(**tree)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ShardError(
-            f"{path} is damaged ({error.__class__.__name__}: {error}); prepare the shards again"
+            f"{place} is damaged ({error.__class__.__name__}: {error}); prepare the shards again"
         ) from error
 
 
-def shard_files(root: str | Path, client: str, split: str) -> list[str]:
-    """The Parquet files of one client's split, sorted; empty when there are none."""
-    return sorted(str(path) for path in (Path(root) / f"client={client}").glob(f"{split}-*.parquet"))
+def entry_of(system: FileSystem, path: str) -> FileEntry:
+    """What the manifest should say of a file. A file too short to have a footer has all of its bytes hashed."""
+    with system.open_input_file(path) as file:
+        size = file.size()
+        # The last eight bytes of Parquet: the footer's length, then "PAR1".
+        ending = file.read_at(8, max(0, size - 8))
+        length = int.from_bytes(ending[:4], "little") + 8
+        length = length if len(ending) == 8 and length <= size else size
+        return FileEntry(size, hashlib.sha256(file.read_at(length, size - length)).hexdigest())
 
 
-def read_pieces(
-    root: str | Path, manifest: Manifest, client: str, split: str, columns: tuple[str, ...] = tuple(ARRAYS)
-) -> Iterator[Piece]:
-    """Pieces in stored order, one row group in memory at a time; only the named bytes columns and identity are read."""
-    files = shard_files(root, client, split)
-    if not files and manifest.pieces(client, split):
-        raise ShardError(
-            f"{Path(root) / f'client={client}'} holds no {split}-*.parquet though the manifest lists "
-            f"{manifest.pieces(client, split)} piece(s); prepare the shards again"
-        )
-    for file in files:
-        try:
-            with pq.ParquetFile(file) as parquet:
-                names = ["client", "clip", "begin", *columns, *stored_identity(parquet.schema_arrow)]
-                for group in range(parquet.num_row_groups):
-                    table = parquet.read_row_group(group, columns=names)
-                    for row in table.to_pylist():
-                        yield decode_row(row, manifest.shapes)
-        except (pa.ArrowInvalid, OSError, KeyError, ValueError) as error:
-            raise ShardError(f"shard {file} cannot be read: {' '.join(str(error).split())}") from error
-
-
-def stored_identity(schema: pa.Schema) -> list[str]:
-    """The identity column's name, or nothing for a file of an older version."""
-    return [IDENTITY] if IDENTITY in schema.names else []
-
-
-def decode_row(row: dict, shapes: dict[str, list[int]]) -> Piece:
-    arrays = {
-        name: np.frombuffer(row.get(name, b""), dtype).reshape(-1, *shapes[name]) for name, dtype in ARRAYS.items()
+def list_shard_files(folder: Path) -> dict[str, FileEntry]:
+    """The entries of all Parquet files in a local shards folder."""
+    system, _ = located(folder)
+    return {
+        str(path.relative_to(folder)): entry_of(system, str(path)) for path in sorted(folder.glob("client=*/*.parquet"))
     }
-    identity = np.frombuffer(row.get(IDENTITY, b""), np.float32)
-    return Piece(row["client"], row["clip"], row["begin"], **arrays, identity=identity)
 
 
 class ShardWriter:
@@ -242,6 +242,7 @@ class ShardWriter:
     def close(self) -> Manifest:
         """Finishes the files and writes the manifest."""
         self._close_client()
+        self._manifest.files = list_shard_files(self._folder)
         (self._folder / MANIFEST).write_text(json.dumps(asdict(self._manifest), indent=1))
         return self._manifest
 
@@ -259,7 +260,9 @@ class ShardWriter:
             path = self._folder / f"client={self._client}" / f"{split}-000.parquet"
             path.parent.mkdir(parents=True, exist_ok=True)
             # Latents and pictures are noise to a general compressor: it would cost time and save little.
-            self._writers[split] = pq.ParquetWriter(path, self._schema, compression="none", use_dictionary=False)
+            self._writers[split] = pq.ParquetWriter(
+                path, self._schema, compression="none", use_dictionary=False, write_page_checksum=True
+            )
         self._writers[split].write_table(pa.Table.from_pylist(rows, schema=self._schema))
 
     def _close_client(self) -> None:

@@ -1,65 +1,123 @@
-"""Shards to training batches, through Ray Data: windows are cut, shuffled and batched in bounded memory."""
+"""Shards to training batches in bounded memory: pieces are read in random order, cut into windows, shuffled, batched.
 
-import logging
-from collections.abc import Iterator
+Two readers give the same batches for the same seed:
+
+direct  row groups are read in this process, one at a time. For shards that are small and on a local disk.
+ray     row groups are read and cut by Ray Data's tasks, ahead of the training. For shards that are large or far away.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
-import ray.data
+import torch
 
-from fedtalk_ray.data.shards import decode_row, stored_identity
-from fedtalk_ray.data.windows import WindowBatch, cut_windows
+from fedtalk_ray.data.cut import COLUMNS, Cut, Window, each_window
+from fedtalk_ray.data.population import Portion
+from fedtalk_ray.data.shard_reader import Group, GroupReader, list_groups
+from fedtalk_ray.data.shards import ROW_GROUP_BYTES, Manifest
+from fedtalk_ray.data.storage import is_remote
+from fedtalk_ray.data.windows import WindowBatch
+from fedtalk_ray.errors import ShardError
+from fedtalk_ray.settings import StreamConfig
 
 
-def stream_windows(
-    files: list[str],
-    shapes: dict[str, list[int]],
+def stream_batches(
+    root: str | Path,
+    manifest: Manifest,
+    portions: Iterable[Portion],
     *,
     window: int,
-    windows_per_piece: int,
+    windows: int,
     batch_size: int,
     seed: int,
-    memory_mb: int,
-    shuffle_windows: int,
+    stream: StreamConfig,
 ) -> Iterator[WindowBatch]:
-    """One pass over one client's files: `windows_per_piece` random windows of each piece, shuffled.
+    """One pass over a client's training pieces: at least `windows` random windows, the same number of each piece.
 
-    files: Parquet files of `data.shards`. shapes: the manifest's. memory_mb bounds the object store that the reader
-    uses; at most `shuffle_windows` windows are held to shuffle among. The same seed gives the same batches.
+    root, manifest: the shards. portions: what of them is the client's. window: frames. The same seed gives the same
+    batches, whichever reader. What is read stops when the caller stops. Raises `ShardError` for shards that cannot be
+    read and for a `stream.memory_mb` too small for them.
     """
-    context = ray.data.DataContext.get_current()
-    # Ray 2.60's new Parquet reader starts many actors and can stall on two CPUs.
-    if hasattr(context, "use_datasource_v2"):
-        context.use_datasource_v2 = False
-    context.enable_progress_bars = False
-    context.execution_options.preserve_order = True
-    context.execution_options.resource_limits = ray.data.ExecutionResources(object_store_memory=memory_mb << 20)
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    dataset = ray.data.read_parquet(
-        files,
-        columns=["client", "clip", "begin", "latents", "speech", *stored_identity(pq.read_schema(files[0]))],
-        partitioning=None,
-        override_num_blocks=len(files),
-    )
-    cut = {"shapes": shapes, "window": window, "count": windows_per_piece, "seed": seed}
-    # One piece a batch: what a task holds is bounded by a piece and its windows.
-    dataset = dataset.map_batches(_cut_windows, batch_size=1, fn_kwargs=cut)
-    batches = dataset.iter_torch_batches(
-        batch_size=batch_size,
-        drop_last=True,
-        local_shuffle_buffer_size=shuffle_windows,
-        local_shuffle_seed=seed,
-        prefetch_batches=1,
-    )
-    for batch in batches:
-        yield WindowBatch(**{name: values.float() for name, values in batch.items()})
+    groups = [
+        group
+        for portion in portions
+        for group in list_groups(root, manifest, portion.identity, "train", portion.pieces)
+    ]
+    pieces = sum(len(group.rows) for group in groups)
+    if not pieces:
+        raise ShardError(f"{root} holds nothing to train on for {', '.join(portion.identity for portion in portions)}")
+    rng = np.random.default_rng([seed, 1])
+    # Whole row groups in random order: a client who needs few windows then reads few groups.
+    groups = [groups[index] for index in rng.permutation(len(groups))]
+    cut = Cut(manifest.shapes, window, -(-windows // pieces), seed)
+    check_budget(manifest, window, cut.count, stream)
+    if chosen_reader(root, groups, stream) == "ray":
+        # Here, because Ray Data takes seconds to import and most clients are read directly.
+        from fedtalk_ray.data.read_ahead import read_ahead
+
+        found = read_ahead(groups, cut, stream.memory_mb)
+    else:
+        found = read_directly(groups, cut)
+    yield from _batched(shuffled(found, stream.shuffle_windows, rng), batch_size)
 
 
-def _cut_windows(rows: dict[str, np.ndarray], shapes: dict[str, list[int]], window: int, count: int, seed: int) -> dict:
-    piece = decode_row({name: values[0] for name, values in rows.items()}, shapes)
-    # The piece's own name seeds its windows: the order in which tasks run does not matter.
-    name = np.frombuffer(f"{piece.clip}/{piece.begin}".encode(), np.uint8)
-    rng = np.random.default_rng([seed, *name])
-    cut = cut_windows(piece.latents, piece.speech, window, count, rng, piece.identity)
-    # Arrow has no tensors without elements: where there is no embedding, its column is left out.
-    return cut if len(piece.identity) else {name: values for name, values in cut.items() if name != "identity"}
+def chosen_reader(root: str | Path, groups: list[Group], stream: StreamConfig) -> str:
+    """ "direct" or "ray": what `stream.reader` says, or by where the files lie and how large they are together."""
+    if stream.reader != "auto":
+        return stream.reader
+    sizes = {group.file: group.entry.bytes for group in groups if group.entry is not None}
+    return "ray" if is_remote(root) or sum(sizes.values()) > stream.direct_mb << 20 else "direct"
+
+
+def check_budget(manifest: Manifest, window: int, count: int, stream: StreamConfig) -> None:
+    """Raises `ShardError` when what has to be held at once does not fit into `stream.memory_mb`.
+
+    Held are the windows to shuffle among, and one row group as it is read and cut.
+    """
+    frame = sum(2 * int(np.prod(manifest.shapes[name])) for name in COLUMNS)
+    one = (window + 1) * frame
+    longest = max(-(-clip.frames // clip.pieces) for clips in manifest.identities.values() for clip in clips)
+    needed = stream.shuffle_windows * one + max(ROW_GROUP_BYTES, longest * frame) + count * one
+    if needed > stream.memory_mb << 20:
+        raise ShardError(
+            f"stream.memory_mb is {stream.memory_mb}, and {needed / 2**20:.0f} are needed for the piece that is read "
+            f"and {stream.shuffle_windows} windows of {one / 2**20:.2f} MiB to shuffle among; raise it, or lower "
+            "stream.shuffle_windows"
+        )
+
+
+def read_directly(groups: list[Group], cut: Cut) -> Iterator[Window]:
+    """Windows in the order of the groups, read in this process."""
+    reader = GroupReader(cut.shapes, COLUMNS)
+    try:
+        for group in groups:
+            for stacked in cut.windows(reader, group):
+                yield from each_window(stacked)
+    finally:
+        reader.close()
+
+
+def shuffled(windows: Iterable[Window], held: int, rng: np.random.Generator) -> Iterator[Window]:
+    """The windows in another order: `held` of them wait, and each new one takes the place of a random one."""
+    waiting: list[Window] = []
+    for window in windows:
+        if len(waiting) < held:
+            waiting.append(window)
+            continue
+        place = int(rng.integers(held))
+        yield waiting[place]
+        waiting[place] = window
+    for index in rng.permutation(len(waiting)):
+        yield waiting[index]
+
+
+def _batched(windows: Iterable[Window], size: int) -> Iterator[WindowBatch]:
+    batch: list[Window] = []
+    for window in windows:
+        batch.append(window)
+        if len(batch) == size:
+            yield WindowBatch(
+                **{name: torch.from_numpy(np.stack([one[name] for one in batch])).float() for name in batch[0]}
+            )
+            batch = []

@@ -1,7 +1,7 @@
 """Unreliable clients: a copy of shards in which some clients' clips to train on and to score with are corrupted.
 
 Who was corrupted and how is written to SHARDS/unreliable.json, for reports only: training never reads it. Test clips,
-all other clients and the manifest stay as they were, byte for byte.
+all other clients and what the manifest says of clips stay as they were, byte for byte.
 
 The kinds: "shuffled frames" (pictures permuted in time, sound untouched), "wrong sound" (the sound of another client's
 clips), "mixed identities" (every clip is one of another client, so that the client holds several people).
@@ -10,23 +10,15 @@ clips), "mixed identities" (every clip is one of another client, so that the cli
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fedtalk_ray.data.shards import (
-    ARRAYS,
-    IDENTITY,
-    Manifest,
-    Piece,
-    decode_row,
-    load_manifest,
-    read_pieces,
-    shard_files,
-)
+from fedtalk_ray.data.shard_reader import decode_row, read_pieces, shard_files
+from fedtalk_ray.data.shards import ARRAYS, IDENTITY, MANIFEST, Manifest, Piece, list_shard_files, load_manifest
 from fedtalk_ray.errors import ShardError
 from fedtalk_ray.outputs import new_folder
 
@@ -91,6 +83,9 @@ def corrupt_shards(
                 shutil.copyfile(file, place)
             else:
                 _rewrite(file, place, shards, manifest, client, victims[client], seed)
+        tree = json.loads((folder / MANIFEST).read_text())
+        tree["files"] = {name: asdict(entry) for name, entry in list_shard_files(folder).items()}
+        (folder / MANIFEST).write_text(json.dumps(tree, indent=1))
         record = {"shards": str(shards), "share": share, "seed": seed, "clients": dict(sorted(victims.items()))}
         (folder / UNRELIABLE).write_text(json.dumps(record, indent=1))
     return victims
@@ -114,7 +109,8 @@ def _rewrite(file: Path, place: Path, shards: Path, manifest: Manifest, client: 
     donor: Donor | None = None
     with pq.ParquetFile(file) as source:
         schema = source.schema_arrow
-        with pq.ParquetWriter(place, schema, compression="none", use_dictionary=False) as writer:
+        options = {"compression": "none", "use_dictionary": False, "write_page_checksum": True}
+        with pq.ParquetWriter(place, schema, **options) as writer:
             for group in range(source.num_row_groups):
                 rows = source.read_row_group(group).to_pylist()
                 for row in rows:

@@ -9,11 +9,12 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from fedtalk_ray.config import Section, TrainConfig, load_config, parse_config
+from fedtalk_ray.config import TrainConfig, load_config, parse_config
 from fedtalk_ray.data.shards import load_manifest
 from fedtalk_ray.data.unreliable import unreliable_clients
 from fedtalk_ray.errors import ConfigError
 from fedtalk_ray.evaluation.window_figures import GROUPS, MEASURES
+from fedtalk_ray.settings import Section
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 """Names a folder."""

@@ -11,7 +11,8 @@ import torch
 from fedtalk_ray.data.faces import DETECT_EVERY, NoFaceError
 from fedtalk_ray.data.pictures import read_still
 from fedtalk_ray.data.portrait import Portrait, crop_portrait
-from fedtalk_ray.data.shards import Piece, load_manifest, read_pieces
+from fedtalk_ray.data.shard_reader import read_pieces
+from fedtalk_ray.data.shards import Piece, load_manifest
 from fedtalk_ray.data.video import FPS, VideoError, read_audio, read_pictures, write_video
 from fedtalk_ray.errors import RunError, UserError
 from fedtalk_ray.evaluation.samples import enlarge

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fedtalk_ray.data.shards import Manifest, Piece, read_pieces
+from fedtalk_ray.data.shard_reader import read_pieces
+from fedtalk_ray.data.shards import ARRAYS, Manifest, Piece
 from fedtalk_ray.errors import ShardError
 
 GROUPS = ("seen", "unseen")
@@ -82,11 +83,11 @@ def read_clips(shards: str | Path, manifest: Manifest, split: str, entries: list
 
 
 def _read(
-    shards: str | Path, manifest: Manifest, identity: str, split: str, *columns: tuple[str, ...]
+    shards: str | Path, manifest: Manifest, identity: str, split: str, columns: tuple[str, ...] = tuple(ARRAYS)
 ) -> Iterator[Piece]:
     for part in SPLITS[split]:
         if manifest.pieces(identity, part):
-            yield from read_pieces(shards, manifest, identity, part, *columns)
+            yield from read_pieces(shards, manifest, identity, part, columns)
 
 
 def another_real_clip(shards: str | Path, manifest: Manifest, identity: str, clip: str) -> np.ndarray | None:

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fedtalk_ray.config import LossConfig
-from fedtalk_ray.data.shards import load_manifest, read_pieces
+from fedtalk_ray.data.shard_reader import read_pieces
+from fedtalk_ray.data.shards import load_manifest
 from fedtalk_ray.data.windows import WindowBatch, held_out_windows
 from fedtalk_ray.errors import ShardError
 from fedtalk_ray.evaluation import metrics
@@ -21,6 +21,7 @@ from fedtalk_ray.model.autoencoder import decode_latents
 from fedtalk_ray.model.denoiser import bare_denoiser
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
 from fedtalk_ray.model.sampling import DEFAULT_STEPS
+from fedtalk_ray.settings import LossConfig
 from fedtalk_ray.training.backbone import check_fits
 from fedtalk_ray.training.client_state import CURRENT, client_folder
 from fedtalk_ray.training.export import load_model

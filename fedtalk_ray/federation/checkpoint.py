@@ -27,8 +27,9 @@ _FREE_TO_CHANGE: Any = {
     "rounds": True,
     "address": True,
     "evaluation": True,
-    "slots": {"placement_timeout_s"},
-    "stream": {"memory_mb"},
+    "failures": True,
+    "slots": {"placement_timeout_s", "at_least", "clients_per_slot", "num_cpus", "memory_mb"},
+    "stream": {"reader", "direct_mb", "memory_mb"},
 }
 """Settings that a resumed run may change: they do not alter what a round computes."""
 

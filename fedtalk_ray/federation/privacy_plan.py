@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
-from fedtalk_ray.config import PrivacyConfig, TrainConfig
+from fedtalk_ray.config import TrainConfig
 from fedtalk_ray.errors import ConfigError
 from fedtalk_ray.privacy.accounting import Kind, Noise, Rounds, epsilon, noise_multiplier
+from fedtalk_ray.settings import PrivacyConfig
 
 _STEPS, _VALUES = 2.0**18, 10**8
 """Finer steps and shorter vectors give less; what they add to Skellam's bound is far below a thousandth."""

@@ -12,9 +12,10 @@ from typing import Any
 from fedtalk_ray.config import TrainConfig
 from fedtalk_ray.errors import RunError, UserError
 from fedtalk_ray.federation.checkpoint import config_digest
+from fedtalk_ray.federation.roster import ROSTER, RosterFile
 from fedtalk_ray.messages import Collected, Plan
 from fedtalk_ray.outputs import new_file
-from fedtalk_ray.privacy.keys import Roster, SigningKey
+from fedtalk_ray.privacy.keys import SigningKey
 from fedtalk_ray.privacy.ledger import Charge, Ledger
 from fedtalk_ray.privacy.protocol import PRODUCTION_FLOOR, Aborted, Code, Limits, Rejected
 from fedtalk_ray.privacy.secure_server import SecureServer
@@ -23,7 +24,6 @@ from fedtalk_ray.privacy.wire import Buffer
 
 EXCHANGE = "exchange.json"
 SERVER_KEY = "server.key"
-ROSTER = "roster.json"
 
 
 class BudgetSpent(UserError):
@@ -60,6 +60,7 @@ class SecureAggregator:
         self._folder, self._config, self._rate = folder, config, rate
         self._digest = config_digest(config)
         self._key = SigningKey.kept_in(folder / SERVER_KEY)
+        self._roster = RosterFile(folder.parent / ROSTER)
         self._limits = limits_of(config)
         self.codec = make_codec(config, dimension)
         self.ledger = Ledger(folder)
@@ -72,9 +73,9 @@ class SecureAggregator:
         self._exchange = None
         number = self._next_exchange()
         self.check_budget(number, round_number, cohort)
-        roster, run = read_roster(self._folder.parent / ROSTER)
+        roster, run = self._roster.read()
         if roster.server != self._key.public:
-            raise RunError(f"{self._folder.parent / ROSTER} names another server than {self._folder / SERVER_KEY}")
+            raise RunError(f"{self._roster.path} names another server than {self._folder / SERVER_KEY}")
         with new_file(self._folder / EXCHANGE) as place:
             place.write_text(json.dumps({"exchange": number}))
         plan = Plan(run, number, round_number, backbone, shared, self._digest, clip_norm, tuple(sorted(cohort)))
@@ -164,20 +165,3 @@ class SecureAggregator:
         written = int(json.loads(path.read_text())["exchange"]) if path.exists() else 0
         charged = max((charge.exchange for charge in self.ledger.charges), default=0)
         return max(written, charged) + 1
-
-
-def write_roster(path: Path, run: str, roster: Roster) -> None:
-    """RUN/roster.json: the run's random name and everybody's public key."""
-    clients = {name: key.hex() for name, key in sorted(roster.clients.items())}
-    with new_file(path) as place:
-        place.write_text(json.dumps({"run": run, "server": roster.server.hex(), "clients": clients}, indent=1))
-
-
-def read_roster(path: Path) -> tuple[Roster, str]:
-    """The roster and the run's name. Raises `RunError` for a missing or damaged file."""
-    try:
-        tree = json.loads(path.read_text())
-        clients = {name: bytes.fromhex(key) for name, key in tree["clients"].items()}
-        return Roster(clients, bytes.fromhex(tree["server"])), str(tree["run"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"roster {path} cannot be read ({error}); it was written when the run started") from error

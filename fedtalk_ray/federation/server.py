@@ -17,7 +17,7 @@ from fedtalk_ray.federation.secure_aggregator import SecureAggregator, clip_norm
 from fedtalk_ray.federation.server_optimizer import make_optimizer
 from fedtalk_ray.messages import Collected, PlainUpdate
 from fedtalk_ray.privacy.clipping import adapted
-from fedtalk_ray.privacy.protocol import Aborted
+from fedtalk_ray.privacy.protocol import Aborted, Code
 from fedtalk_ray.privacy.wire import Buffer
 
 
@@ -90,15 +90,18 @@ class ParameterServer:
         """Applies the opened sum and checkpoints; returns what may be logged.
 
         aborted: why the round is given up; the model then stays as it is, and the round counts as gone through.
+        A server that died and came back says that the exchange is lost, and nothing is gone through.
         """
-        if round_number <= self._round:
-            return {}
         secure = self._secure()
+        if round_number <= self._round:
+            return secure.figures()
         averaged = None
         try:
             averaged = secure.decoded(round_number) if aborted is None else None
         except Aborted as error:
             aborted = str(error.code)
+            if error.code == Code.LOST:
+                return {"aborted": aborted}
         figures: dict[str, Any] = {"survivors": secure.survivors if averaged else 0, "clip_norm": self._clip_norm}
         if averaged is None:
             figures["aborted"] = aborted

@@ -4,7 +4,7 @@ from typing import Protocol
 
 import numpy as np
 
-from fedtalk_ray.config import ServerConfig
+from fedtalk_ray.settings import ServerConfig
 
 
 class ServerOptimizer(Protocol):

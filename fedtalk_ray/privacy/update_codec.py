@@ -16,13 +16,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedtalk_ray.config import PrivacyConfig
 from fedtalk_ray.errors import ConfigError
 from fedtalk_ray.privacy import noise
 from fedtalk_ray.privacy.accounting import Noise
 from fedtalk_ray.privacy.clipping import bit_size, weigh_and_clip
 from fedtalk_ray.privacy.fixed_point import SCALE_BITS, check_range, from_ring, rounded_norm, to_integers, to_ring
 from fedtalk_ray.privacy.protocol import Aborted, Code, Limits
+from fedtalk_ray.settings import PrivacyConfig
 
 EXTRA = 2
 """Values after the update's own: weight and bit."""

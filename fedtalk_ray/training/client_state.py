@@ -3,8 +3,9 @@
     RUN/clients/<id>/identity/            a PEFT folder, the newest
     RUN/clients/<id>/identity.previous/   the one before
 
-`state.json` in each says after which round it was written. A run that died in the middle of a round has newer adapters
-than its checkpoint; asking for the state *before* a round finds the right one, and resuming repeats the round exactly.
+`state.json` in each says after which round it was written, the client's last, and in how many it took part. A run that
+died in the middle of a round has newer adapters than its checkpoint; asking for the state *before* a round finds the
+right one, and resuming repeats the round exactly.
 """
 
 import json
@@ -32,7 +33,9 @@ def save_identity(model: peft.PeftModel, run: str | Path, client: str, round_num
         for file in (place / CURRENT).iterdir():
             file.rename(place / file.name)
         (place / CURRENT).rmdir()
-        (place / "state.json").write_text(json.dumps({"round": round_number}))
+        before = identity_before(run, client, round_number)
+        state = {"round": round_number, "participations": 1 + (participations(before) if before else 0)}
+        (place / "state.json").write_text(json.dumps(state))
     if written_after(folder / CURRENT) not in (None, round_number):
         shutil.rmtree(folder / OLDEST, ignore_errors=True)
         if (folder / PREVIOUS).exists():
@@ -60,6 +63,11 @@ def load_identity(model: peft.PeftModel, run: str | Path, client: str, round_num
         return None
     adapters.load_adapter(model, adapters.IDENTITY, folder)
     return adapters.to_vector(adapters.identity_parameters(model))
+
+
+def participations(folder: Path) -> int:
+    """The rounds that the client has taken part in by an adapter folder's time; 0 where that is not known."""
+    return int(json.loads((folder / "state.json").read_text()).get("participations", 0))
 
 
 def written_after(folder: Path) -> int | None:

@@ -9,13 +9,13 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from fedtalk_ray.config import LossConfig
 from fedtalk_ray.data.shards import Piece
 from fedtalk_ray.data.speech import LOG_MEL
 from fedtalk_ray.data.windows import WindowBatch
 from fedtalk_ray.model.autoencoder import encode_pixels
 from fedtalk_ray.model.denoiser import TalkingHeadDenoiser
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline, make_critic, make_sync_loss
+from fedtalk_ray.settings import LossConfig
 from fedtalk_ray.training.augment import vary_pictures, vary_speech
 from fedtalk_ray.training.losses import window_loss
 from fedtalk_ray.training.schedule import cosine, optimise

@@ -35,6 +35,10 @@ class LocalResult:
     reliability: Reliability | None
 
 
+class Halted(Exception):
+    """The caller asked for an end before the client was done; nothing of its work is kept."""
+
+
 class LocalTrainer:
     """The denoiser with its two adapters on one device, and what it takes to train and score them."""
 
@@ -84,16 +88,17 @@ class LocalTrainer:
         seed: int,
         proximal: float = 0.0,
         score_alpha: float | None = None,
+        halted: Callable[[], bool] = lambda: False,
     ) -> LocalResult:
         """Local training of one client in one round.
 
         shared: float32 [D] from the server. identity: float32 [E] or None for a first time. batches: at least
         `batches_needed(config)` of them. held_out, enrolment: what `score_client` judges by. proximal: FedProx's mu.
-        score_alpha: ISFA's alpha; None skips the score.
+        score_alpha: ISFA's alpha; None skips the score. halted: asked before every step; `Halted` is raised at a yes.
         """
         local = self._config.local
         generator = torch.Generator().manual_seed(seed)
-        source = iter(batches)
+        source = _until(halted, batches)
         self.load(shared, identity, seed)
         losses = self._optimise(self.shared(), source, local.steps, generator, proximal)
         update = adapters.to_vector(self.shared()) - shared
@@ -189,6 +194,15 @@ class LocalTrainer:
         device = torch.device(self._device).type
         wanted = self._config.local.autocast and device == "cuda" and torch.cuda.is_bf16_supported()
         return torch.autocast(device, torch.bfloat16, enabled=wanted)
+
+
+def _until(halted: Callable[[], bool], batches: Iterable[WindowBatch]) -> Iterator[WindowBatch]:
+    if halted():
+        raise Halted
+    for batch in batches:
+        yield batch
+        if halted():
+            raise Halted
 
 
 def batches_needed(config: TrainConfig) -> int:

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from fedtalk_ray.config import load_config
-from fedtalk_ray.data.shards import Piece, load_manifest, read_pieces
+from fedtalk_ray.data.shard_reader import read_pieces
+from fedtalk_ray.data.shards import Piece, load_manifest
 from fedtalk_ray.data.windows import WindowBatch, held_out_windows
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.federation.checkpoint import load_checkpoint

@@ -13,8 +13,8 @@ from time import monotonic
 import numpy as np
 import torch
 
-from fedtalk_ray.config import LossConfig
-from fedtalk_ray.data.shards import load_manifest, read_pieces
+from fedtalk_ray.data.shard_reader import read_pieces
+from fedtalk_ray.data.shards import load_manifest
 from fedtalk_ray.errors import ShardError
 from fedtalk_ray.model.autoencoder import PatchAutoencoder
 from fedtalk_ray.model.identity import IdentityEncoder
@@ -23,6 +23,7 @@ from fedtalk_ray.model.presets import PresetError, preset, sizes
 from fedtalk_ray.model.sync import SyncNetwork
 from fedtalk_ray.observability import RunLog, ticker
 from fedtalk_ray.outputs import new_folder
+from fedtalk_ray.settings import LossConfig
 from fedtalk_ray.training.backbone import check_fits, untrained_pipeline
 from fedtalk_ray.training.calibration import calibrate
 from fedtalk_ray.training.decoder import autoencoder_psnr, train_decoder

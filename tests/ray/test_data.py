@@ -6,14 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from fedtalk_ray.data.corpora import CorpusError, list_files
+from fedtalk_ray.data.population import Portion
 from fedtalk_ray.data.prepare import prepare
-from fedtalk_ray.data.shards import load_manifest, read_pieces, shard_files
-from fedtalk_ray.data.stream import stream_windows
+from fedtalk_ray.data.shard_reader import read_pieces
+from fedtalk_ray.data.shards import load_manifest
+from fedtalk_ray.data.stream import stream_batches
 from fedtalk_ray.data.synthetic import render_clip
 from fedtalk_ray.data.video import write_video
+from fedtalk_ray.data.windows import WindowBatch
+from fedtalk_ray.errors import ShardError
 from fedtalk_ray.model.autoencoder import encode_frames, load_autoencoder
+from fedtalk_ray.settings import StreamConfig
 
 
 def test_the_drawn_corpus_becomes_shards_that_hold_it(shards: Path) -> None:
@@ -57,38 +63,46 @@ def test_more_than_half_rejected_is_an_error_and_leaves_nothing(ray_cluster: Non
     assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
 
 
-def stream(shards: Path, seed: int, windows: int = 12) -> list[np.ndarray]:
-    manifest = load_manifest(shards)
-    batches = stream_windows(
-        shard_files(shards, "id0000", "train"),
-        manifest.shapes,
+def stream(shards: str | Path, reader: str, seed: int = 5, **settings: int) -> list[WindowBatch]:
+    batches = stream_batches(
+        shards,
+        load_manifest(shards),
+        [Portion("id0000"), Portion("id0001", frozenset({1}))],
         window=4,
-        windows_per_piece=windows,
+        windows=30,
         batch_size=3,
         seed=seed,
-        memory_mb=64,
-        shuffle_windows=8,
+        stream=StreamConfig(reader=reader, **{"memory_mb": 64, "shuffle_windows": 8} | settings),
     )
-    return [batch.latents.numpy() for batch in batches]
+    return list(batches)
+
+
+def test_both_readers_give_the_same_batches(shards: Path) -> None:
+    near, far = stream(shards, "direct"), stream(shards, "ray")
+    assert len(near) == len(far) == 10
+    for ours, theirs in zip(near, far, strict=True):
+        for name, values in vars(ours).items():
+            assert values.dtype == getattr(theirs, name).dtype
+            assert torch.equal(values, getattr(theirs, name)), name
+    other = stream(shards, "ray", seed=6)
+    assert not torch.equal(other[0].latents, near[0].latents)
+
+
+def test_a_damaged_shard_is_one_clear_line_through_ray_data_too(shards: Path, tmp_path: Path) -> None:
+    shutil.copytree(shards, tmp_path / "shards")
+    file = tmp_path / "shards" / "client=id0000" / "train-000.parquet"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    file.write_bytes(data)
+    with pytest.raises(ShardError, match=r"train-000.parquet cannot be read: .*CRC") as caught:
+        stream(tmp_path / "shards", "ray")
+    assert "\n" not in str(caught.value)
 
 
 def test_streamed_windows_are_stretches_of_the_clients_training_clips(shards: Path) -> None:
     manifest = load_manifest(shards)
     pieces = [piece.latents.astype(np.float32) for piece in read_pieces(shards, manifest, "id0000", "train")]
+    pieces += [piece.latents.astype(np.float32) for piece in read_pieces(shards, manifest, "id0001", "train")][1:]
     stretches = {piece[begin : begin + 4].tobytes() for piece in pieces for begin in range(len(piece) - 3)}
-    windows = [window for batch in stream(shards, seed=5) for window in batch]
-    assert len(windows) == 12 * len(pieces)
-    assert all(window.tobytes() in stretches for window in windows)
-
-
-def test_a_seed_fixes_the_stream_and_another_changes_it(shards: Path) -> None:
-    first, again, other = (np.concatenate(stream(shards, seed)) for seed in (5, 5, 6))
-    assert first.tobytes() == again.tobytes()
-    assert first.tobytes() != other.tobytes()
-    order = [window.tobytes() for window in first]
-    halves = [{window.tobytes() for window in first[:12]}, {window.tobytes() for window in first[12:]}]
-    # Shuffled across the two clips: neither half of the stream is one clip's.
-    manifest = load_manifest(shards)
-    piece = next(read_pieces(shards, manifest, "id0000", "train")).latents.astype(np.float32)
-    own = {piece[begin : begin + 4].tobytes() for begin in range(len(piece) - 3)}
-    assert all(half & own for half in halves) and len(order) == len(first)
+    windows = [window.numpy() for batch in stream(shards, "ray") for window in batch.latents]
+    assert len(windows) == 30 and all(window.tobytes() in stretches for window in windows)

@@ -14,12 +14,13 @@ from ray import cloudpickle
 
 from fedtalk_ray.actors.client import ClientSlot
 from fedtalk_ray.config import TrainConfig
-from fedtalk_ray.data.shards import load_manifest, read_pieces
+from fedtalk_ray.data.shard_reader import read_pieces
+from fedtalk_ray.data.shards import load_manifest
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.federation.checkpoint import load_checkpoint
 from fedtalk_ray.federation.cohort import sample_cohort
 from fedtalk_ray.federation.history import read_history
-from fedtalk_ray.messages import HeldOutLoss, PlainUpdate
+from fedtalk_ray.messages import Fitted, HeldOutLoss, PlainUpdate
 from fedtalk_ray.rounds import train
 from fedtalk_ray.training.client_state import load_identity
 
@@ -51,8 +52,8 @@ def test_two_actors_and_a_server_do_what_a_bare_loop_does(
     theta, momentum = first, np.float32(0)
     for number in range(1, 4):
         cohort = sample_cohort(manifest.clients(), 2, config.seed, number)
-        updates = [slot.fit([client], number, theta) for client in cohort]
-        scores = [update.reports[0].score for update in updates]
+        fitted, updates = zip(*(slot.fit([client], number, theta) for client in cohort), strict=True)
+        scores = [said.reports[0].score for said in fitted]
         samples = [manifest.frames(client, "train") for client in cohort]
         weights = [n * exp(config.strategy.gamma * s) for n, s in zip(samples, scores, strict=True) if s is not None]
         deltas = [update.weighted_sum / update.total_weight for update in updates]
@@ -165,9 +166,16 @@ def test_nothing_private_crosses_in_any_message(make_config: Make, tmp_path: Pat
     offered = {name for name in dir(ClientSlot) if not name.startswith("_")}
     # What secure rounds are made of is recorded and looked at byte by byte in test_secure_rounds.
     secure = {"backbone", "enrol", "train", "answer"}
-    assert offered == set(answers) | secure, "a new method must be added here and its answer looked at"
+    # `stop` takes a number and returns nothing.
+    assert slot.stop(0) is None
+    assert offered == set(answers) | secure | {"stop"}, "a new method must be added here and its answer looked at"
 
-    assert isinstance(answers["fit"], PlainUpdate) and isinstance(answers["held_out_loss"], HeldOutLoss)
+    said, update = answers["fit"]
+    assert (
+        isinstance(said, Fitted)
+        and isinstance(update, PlainUpdate)
+        and isinstance(answers["held_out_loss"], HeldOutLoss)
+    )
     for name in ("sample", "export", "use_statistics"):
         assert answers[name] is None
     channels = manifest.shapes["latents"][0]

@@ -22,10 +22,11 @@ from fedtalk_ray.data.shards import load_manifest
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.federation.checkpoint import Checkpoint, config_fingerprint, load_checkpoint, save_checkpoint
 from fedtalk_ray.federation.history import read_history
-from fedtalk_ray.federation.secure_aggregator import ROSTER, SERVER_KEY, make_codec, write_roster
+from fedtalk_ray.federation.roster import ROSTER, extend_roster
+from fedtalk_ray.federation.secure_aggregator import SERVER_KEY, make_codec
 from fedtalk_ray.federation.server import ParameterServer
 from fedtalk_ray.messages import Advertisement, Consistency, MaskedInput, SealedShares, Unmasking
-from fedtalk_ray.privacy.keys import Roster, SigningKey
+from fedtalk_ray.privacy.keys import SigningKey
 from fedtalk_ray.privacy.protocol import STAGES, Frame
 from fedtalk_ray.privacy.wire import decode, encode
 from fedtalk_ray.rounds import train
@@ -60,7 +61,8 @@ def in_the_clear(config: TrainConfig, folder: Path, clients: list[str]) -> tuple
     tree = config.model_dump(mode="json") | {"run": str(folder), "aggregation": "plain"}
     slot = ClientSlot(TrainConfig.model_validate(tree | {"privacy": {}}))
     start = slot.start()
-    update = slot.fit(clients, 1, start)
+    _, update = slot.fit(clients, 1, start)
+    assert update is not None
     return start, update.weighted_sum / update.total_weight, update.total_weight / PRIVACY["samples_cap"]
 
 
@@ -80,23 +82,22 @@ def test_a_third_of_the_slots_dies_in_mid_round_and_the_sum_is_the_survivors(
     config = secure(make_config, tmp_path / "run", crowd, slots={"count": 3}, rounds=2)
     answers_of, killed = exchange._answers, []
 
-    def kill_after_sharing(pool: Any, calls: list, refused: dict) -> list:
-        heard = answers_of(pool, calls, refused)
-        stages.append(len(heard))
-        if len(stages) == 3 and not killed:  # trained, advertised, shared
-            killed.append(heard[-1][0])
-            ray.kill(killed[0].slot)
+    def kill_after_sharing(pool: Any, number: int, stage: str, seats: list, *rest: Any) -> list:
+        heard = answers_of(pool, number, stage, seats, *rest)
+        if stage == "share" and not killed:
+            slot, clients = seats[-1]
+            killed.extend(clients)
+            ray.kill(slot.actor)
         return heard
 
-    stages: list[int] = []
     monkeypatch.setattr(exchange, "_answers", kill_after_sharing)
     train(config)
     first, second = read_history(tmp_path / "run" / "history.jsonl")
     assert first["survivors"] == 5 and first["counts"]["share"] == 7 and first["counts"]["mask"] == 5
     assert first["refused"]["slot died"] == 2
-    # Round 2 goes on with the two slots that are left, and everybody is back in it.
+    # Round 2 goes on with another slot in its place, and everybody is back in it.
     assert second["survivors"] == 7 and "aborted" not in second
-    survivors = [name for name in load_manifest(crowd).clients() if name not in killed[0].clients]
+    survivors = [name for name in load_manifest(crowd).clients() if name not in killed]
     kept = load_checkpoint_of_round(config, 1)
     start, mean, weights = in_the_clear(config, tmp_path / "bare", survivors)
     bound = make_codec(config, len(start)).error_bound(5, weights, PRIVACY["clip_norm"])
@@ -131,7 +132,7 @@ def recorded(make_config: Make, crowd: Path, tmp_path_factory: pytest.TempPathFa
     fingerprint = config_fingerprint(config)
     save_checkpoint(folder / "checkpoints", Checkpoint(0, start, {}), fingerprint)
     key = SigningKey.kept_in(folder / "checkpoints" / SERVER_KEY)
-    write_roster(folder / ROSTER, "run", Roster(slot.enrol(clients), key.public))
+    extend_roster(folder / ROSTER, key.public, slot.enrol(clients))
     server = Recorder(ParameterServer(str(folder / "checkpoints"), config, fingerprint))
     plan = server.call("begin", 1, clients, slot.backbone())
     said = slot.train(clients, 1, start, plan)

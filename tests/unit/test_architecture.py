@@ -16,6 +16,7 @@ import pytest
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("outputs",),
+    ("settings",),
     ("config", "messages", "observability"),
     ("data", "model", "privacy", "federation"),
     ("training",),
@@ -31,6 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 SIDEWAYS: tuple[tuple[str, str], ...] = (
     ("fedtalk_ray.data.prepare", "fedtalk_ray.model.autoencoder"),
     ("fedtalk_ray.federation.*", "fedtalk_ray.privacy"),
+    ("fedtalk_ray.federation.sampler", "fedtalk_ray.data.population"),
     ("fedtalk_ray.model.*", "fedtalk_ray.data.face_template"),
     ("fedtalk_ray.model.*", "fedtalk_ray.data.identity_embedding"),
     ("fedtalk_ray.model.*", "fedtalk_ray.data.speech"),
@@ -41,7 +43,7 @@ MAY_IMPORT_RAY: tuple[str, ...] = (
     "fedtalk_ray/actors/*",
     "fedtalk_ray/cli.py",
     "fedtalk_ray/data/prepare.py",
-    "fedtalk_ray/data/stream.py",
+    "fedtalk_ray/data/read_ahead.py",
     "fedtalk_ray/demo.py",
     "fedtalk_ray/observability.py",
     "fedtalk_ray/rounds.py",
@@ -269,7 +271,7 @@ def test_what_is_allowed_passes(tmp_path: Path) -> None:
             "fedtalk_ray/__init__.py": "__version__ = '0'",
             "fedtalk_ray/config.py": "from fedtalk_ray import __version__\nfrom fedtalk_ray.errors import E",
             "fedtalk_ray/messages.py": "import numpy as np\nnp.load(0, allow_pickle=False)",
-            "fedtalk_ray/data/stream.py": "import ray\nfrom . import video\nfrom ..config import Config\nimport rayon",
+            "fedtalk_ray/data/read_ahead.py": "import ray\nfrom . import video\nfrom ..config import C\nimport rayon",
             "fedtalk_ray/data/prepare.py": "from fedtalk_ray.model.autoencoder import encode",
             "fedtalk_ray/model/pipeline.py": "from fedtalk_ray.data import face_template, video",
             "fedtalk_ray/training/fit.py": "import pickle\nimport torch\ntorch.load(0)\nimport fedtalk_ray.model.unet",

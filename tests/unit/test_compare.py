@@ -12,7 +12,8 @@ import torch
 from fedtalk_ray.cli import main
 from fedtalk_ray.compare import FIGURES, figure, measured, report, why
 from fedtalk_ray.config import parse_config
-from fedtalk_ray.data.shards import load_manifest, read_pieces
+from fedtalk_ray.data.shard_reader import read_pieces
+from fedtalk_ray.data.shards import load_manifest
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.evaluation.evaluate import Instruments
 from fedtalk_ray.evaluation.experiment import Experiment, Planned

@@ -9,7 +9,7 @@ from fedtalk_ray.config import TrainConfig, load_config, parse_config
 from fedtalk_ray.data.shards import ClipEntry, Manifest
 from fedtalk_ray.errors import RunError, ShardError
 from fedtalk_ray.outputs import OutputError
-from fedtalk_ray.rounds import choose_population, open_run
+from fedtalk_ray.rounds import open_run, settled
 
 
 def manifest(**clips: int) -> Manifest:
@@ -31,17 +31,17 @@ def config(tmp_path: Path) -> Callable[..., TrainConfig]:
 
 
 def test_everybody_who_can_be_a_client_is_one(config: Callable[..., TrainConfig]) -> None:
-    assert choose_population(config(), manifest(b=3, a=2, lonely=1)) == ["a", "b"]
+    assert list(settled(config(), manifest(b=3, a=2, lonely=1))[1]) == ["a", "b"]
 
 
 def test_a_client_with_one_clip_is_refused_by_name(config: Callable[..., TrainConfig]) -> None:
     with pytest.raises(ShardError, match="client 'lonely' has 1 clip"):
-        choose_population(config(cohort={"clients": ["a", "lonely"]}), manifest(a=2, lonely=1))
+        settled(config(cohort={"clients": ["a", "lonely"]}), manifest(a=2, lonely=1))
 
 
 def test_shards_without_any_client_are_refused(config: Callable[..., TrainConfig]) -> None:
-    with pytest.raises(RunError, match="hold no client"):
-        choose_population(config(), manifest(x=1, y=1))
+    with pytest.raises(ShardError, match="hold no client"):
+        settled(config(), manifest(x=1, y=1))
 
 
 def test_a_new_run_writes_its_resolved_configuration(config: Callable[..., TrainConfig]) -> None:

@@ -7,8 +7,8 @@ import importlib
 import pkgutil
 from typing import Protocol
 
-from fedtalk_ray.config import StrategyConfig
 from fedtalk_ray.errors import ConfigError
+from fedtalk_ray.settings import StrategyConfig
 
 
 class Strategy(Protocol):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedtalk_ray.data.shards import Manifest, read_pieces
+from fedtalk_ray.data.shard_reader import read_pieces
+from fedtalk_ray.data.shards import Manifest
 from fedtalk_ray.data.speech import MEL_BINS, WINDOW_HOPS
 from fedtalk_ray.errors import RunError, ShardError
 from fedtalk_ray.evaluation import metrics

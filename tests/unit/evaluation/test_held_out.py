@@ -4,7 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedtalk_ray.data.shards import ClipEntry, Manifest, read_pieces
+from fedtalk_ray.data.shard_reader import read_pieces
+from fedtalk_ray.data.shards import ClipEntry, Manifest
 from fedtalk_ray.errors import ShardError
 from fedtalk_ray.evaluation.held_out import another_real_clip, choose_clips, read_clips
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedtalk_ray.data.shards import read_pieces
+from fedtalk_ray.data.shard_reader import read_pieces
 from fedtalk_ray.data.windows import held_out_windows
 from fedtalk_ray.errors import ShardError
 from fedtalk_ray.evaluation import metrics

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedtalk_ray.federation.cohort import into_chunks, poisson_cohort, sample_cohort
+from fedtalk_ray.privacy.noise import system_rng
 
 TEN = [f"s{index}" for index in range(10)]
 
@@ -62,7 +63,7 @@ def test_clients_are_dealt_round_robin() -> None:
 def test_poisson_cohorts_take_everybody_by_a_coin_of_their_own() -> None:
     """400 cohorts of 50 clients at 0.3: each client is in 120 +- 9; sizes vary as a binomial's do."""
     population = [f"c{index:02d}" for index in range(50)]
-    cohorts = [poisson_cohort(population, 0.3, {}, None) for _ in range(400)]
+    cohorts = [poisson_cohort(population, 0.3, {}, None, system_rng()) for _ in range(400)]
     counts = np.array([sum(name in cohort for cohort in cohorts) for name in population])
     assert np.abs(counts - 120).max() < 6 * np.sqrt(400 * 0.3 * 0.7)
     sizes = np.array([len(cohort) for cohort in cohorts])
@@ -73,10 +74,10 @@ def test_poisson_cohorts_take_everybody_by_a_coin_of_their_own() -> None:
 def test_no_seed_repeats_a_poisson_cohort() -> None:
     population = [f"c{index}" for index in range(60)]
     np.random.seed(0)
-    first = poisson_cohort(population, 0.5, {}, None)
+    first = poisson_cohort(population, 0.5, {}, None, system_rng())
     np.random.seed(0)
-    assert poisson_cohort(population, 0.5, {}, None) != first
+    assert poisson_cohort(population, 0.5, {}, None, system_rng()) != first
 
 
 def test_who_reached_the_participation_cap_stays_out() -> None:
-    assert poisson_cohort(["a", "b", "c"], 1.0, {"a": 2, "b": 1}, 2) == ["b", "c"]
+    assert poisson_cohort(["a", "b", "c"], 1.0, {"a": 2, "b": 1}, 2, system_rng()) == ["b", "c"]

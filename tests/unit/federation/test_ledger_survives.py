@@ -11,13 +11,12 @@ import pytest
 from fedtalk_ray.config import TrainConfig, parse_config
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.federation.checkpoint import Checkpoint, config_fingerprint, save_checkpoint
+from fedtalk_ray.federation.roster import ROSTER, RosterFile, extend_roster
 from fedtalk_ray.federation.secure_aggregator import (
-    ROSTER,
     SERVER_KEY,
     BudgetSpent,
     limits_of,
     make_codec,
-    write_roster,
 )
 from fedtalk_ray.federation.server import ParameterServer
 from fedtalk_ray.privacy.accounting import Noise
@@ -50,7 +49,8 @@ class Run:
         self.keys = {name: SigningKey.generate() for name in self.cohort}
         server = SigningKey.kept_in(self.checkpoints / SERVER_KEY)
         self.roster = Roster({name: key.public for name, key in self.keys.items()}, server.public)
-        write_roster(folder / ROSTER, "run", self.roster)
+        extend_roster(folder / ROSTER, server.public, self.roster.clients)
+        self.name = RosterFile(folder / ROSTER).read()[1]
 
     def server(self) -> ParameterServer:
         return ParameterServer(str(self.checkpoints), self.config, config_fingerprint(self.config), rate=0.5)
@@ -59,7 +59,7 @@ class Run:
         """One whole round from whatever is on disk; `boundary` is told where it is."""
         server = self.server()
         number = server.round() + 1
-        plan = open_plan(server.begin(number, self.cohort, bytes(32)), self.roster, "run")
+        plan = open_plan(server.begin(number, self.cohort, bytes(32)), self.roster, self.name)
         boundary("begun")
         limits, codec = limits_of(self.config), make_codec(self.config, DIMENSION)
         clients = {name: SecureClient(name, self.keys[name], self.roster, plan, limits) for name in self.cohort}
@@ -210,5 +210,5 @@ def test_the_clip_norm_follows_the_cohort_and_outlives_a_restart(tmp_path: Path)
     assert first._clip_norm == pytest.approx(0.905, abs=0.055) and first._clip_norm != 1.0
     again = run.server()
     assert again._clip_norm == first._clip_norm
-    plan = open_plan(again.begin(2, cohort, bytes(32)), run.roster, "run")
+    plan = open_plan(again.begin(2, cohort, bytes(32)), run.roster, run.name)
     assert plan.clip_norm == first._clip_norm

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from fedtalk_ray.config import ServerConfig
 from fedtalk_ray.federation.server_optimizer import make_optimizer
+from fedtalk_ray.settings import ServerConfig
 
 VECTORS = arrays(np.float32, 6, elements=st.floats(-1e3, 1e3, width=32))
 

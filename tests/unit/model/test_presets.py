@@ -16,7 +16,6 @@ from diffusers import AutoencoderKL
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fedtalk_ray.config import LossConfig
 from fedtalk_ray.data.windows import WindowBatch
 from fedtalk_ray.errors import UserError
 from fedtalk_ray.model import adapters
@@ -24,6 +23,7 @@ from fedtalk_ray.model.autoencoder import encode_pixels, load_autoencoder
 from fedtalk_ray.model.denoiser import TalkingHeadDenoiser, bare_denoiser
 from fedtalk_ray.model.presets import PRESETS, PresetError, build, count_parameters, preset, training_memory
 from fedtalk_ray.model.schedule import make_scheduler
+from fedtalk_ray.settings import LossConfig
 from fedtalk_ray.training.losses import window_loss
 
 PARAMETERS = {"tiny": 2_985_712, "base": 177_712_548, "large": 594_056_484}

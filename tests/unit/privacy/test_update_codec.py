@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedtalk_ray.config import PrivacyConfig
 from fedtalk_ray.errors import ConfigError
 from fedtalk_ray.privacy.accounting import Noise
 from fedtalk_ray.privacy.fixed_point import to_integers, to_ring
 from fedtalk_ray.privacy.noise import system_rng
 from fedtalk_ray.privacy.protocol import Aborted, Code, Limits
 from fedtalk_ray.privacy.update_codec import EXTRA, UpdateCodec
+from fedtalk_ray.settings import PrivacyConfig
 
 SIGMAS = 5.5
 

@@ -131,7 +131,7 @@ def test_the_names_on_disk_are_peft_folders_and_nothing_half_written_stays(model
             "adapter_model.safetensors",
             "state.json",
         ]
-        assert json.loads((folder / name / "state.json").read_text()) == {"round": number}
+        assert json.loads((folder / name / "state.json").read_text()) == {"round": number, "participations": number}
         assert written_after(folder / name) == number
 
 

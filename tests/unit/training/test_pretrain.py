@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from fedtalk_ray.config import LossConfig
-from fedtalk_ray.data.shards import Piece, load_manifest, read_pieces
+from fedtalk_ray.data.shard_reader import read_pieces
+from fedtalk_ray.data.shards import Piece, load_manifest
 from fedtalk_ray.data.speech import LogMel
 from fedtalk_ray.errors import ShardError
 from fedtalk_ray.model.autoencoder import PatchAutoencoder, encode_frames, encoder_fingerprint, frames_to_pixels
 from fedtalk_ray.model.identity import IdentityEncoder
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
 from fedtalk_ray.model.presets import PresetError
+from fedtalk_ray.settings import LossConfig
 from fedtalk_ray.training.decoder import autoencoder_psnr, random_frames, train_decoder
 from fedtalk_ray.training.denoiser import random_batch, set_units, train_denoiser
 from fedtalk_ray.training.identity import train_identity

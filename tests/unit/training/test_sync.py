@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedtalk_ray.data.shards import Piece, load_manifest, read_pieces
+from fedtalk_ray.data.shard_reader import read_pieces
+from fedtalk_ray.data.shards import Piece, load_manifest
 from fedtalk_ray.errors import ShardError
 from fedtalk_ray.model.autoencoder import encode_frames, frames_to_pixels, load_autoencoder
 from fedtalk_ray.model.sync import SyncNetwork, find_offset

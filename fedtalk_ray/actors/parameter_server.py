@@ -1,0 +1,62 @@
+"""The parameter server as a Ray actor that comes back by itself from its checkpoint."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from fedtalk_ray.config import TrainConfig
+from fedtalk_ray.errors import UserError
+from fedtalk_ray.federation.checkpoint import Checkpoint, config_fingerprint, load_checkpoint, save_checkpoint
+from fedtalk_ray.federation.server import ParameterServer
+
+RETRIES = 3
+"""Times that Ray calls a server again which died at a call. All calls may be repeated."""
+
+
+class RoundLost(Exception):
+    """What a round had gathered is gone with a server or a node; the model is as it was."""
+
+
+ServerActor: Any = ray.remote(ParameterServer)
+
+
+def start_server(config: TrainConfig, folder: Path, initial: np.ndarray, rate: float = 1.0) -> Any:
+    """The server's actor, at its newest checkpoint, or at round 0 with the `initial` parameters float32 [D].
+
+    The parameters reach it through the first checkpoint: large arguments of an actor may be gone by the time it has to
+    start again. It stays with the driver, on a node that no autoscaler takes away, where that node has room.
+    rate: the probability with which a client is in a cohort, for the ledger.
+    """
+    fingerprint = config_fingerprint(config)
+    if load_checkpoint(folder, fingerprint) is None:
+        save_checkpoint(folder, Checkpoint(0, initial, {}), fingerprint)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    actor = ServerActor.options(num_cpus=0, max_restarts=-1, max_task_retries=RETRIES, scheduling_strategy=here)
+    return actor.remote(str(folder), config, fingerprint, rate)
+
+
+def ask(server: Any, method: str, *arguments: Any, label: str | None = None, **keywords: Any) -> Any:
+    """The result of a server's method. label: the call's name in the dashboard.
+
+    Raises `RoundLost` when the server stays away or what it was to add up is gone, and a user's error as itself.
+    """
+    try:
+        call = getattr(server, method).options(name=label or f"server.{method}")
+        return ray.get(call.remote(*arguments, **keywords))
+    except (RayActorError, OutOfMemoryError, ObjectLostError) as error:
+        raise RoundLost(_first_line(error)) from error
+    except RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        if isinstance(error.cause, RayActorError | OutOfMemoryError | ObjectLostError):
+            raise RoundLost(_first_line(error.cause)) from error
+        raise
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,71 @@
+"""One round in the clear: every chunk of clients comes back as one weighted sum, and the server adds the sums up.
+
+The driver passes references on: sums go from the slots to the server and not through it.
+"""
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from fedtalk_ray.actors.parameter_server import ask
+from fedtalk_ray.actors.pool import SlotPool
+from fedtalk_ray.config import TrainConfig
+from fedtalk_ray.federation.aggregation import normalised
+from fedtalk_ray.federation.failure_policy import policy_of
+from fedtalk_ray.messages import ClientReport, Fitted
+
+
+def plain_round(
+    config: TrainConfig, pool: SlotPool, server: Any, number: int, cohort: list[str], shared: Any, enough: int | None
+) -> dict[str, Any]:
+    """Runs round `number`; returns its line for the history.
+
+    enough: clients that close the round. Raises `QuorumLost`, and `RoundLost` when the sums were lost with their node.
+    """
+    outcomes = pool.run(
+        "fit",
+        cohort,
+        number,
+        shared,
+        label=f"round{number}.fit",
+        payload=True,
+        stoppable=True,
+        enough=enough,
+        done=lambda said: len(said.clients),
+    )
+    heard: list[Fitted] = [outcome.said for outcome in outcomes if outcome.said is not None]
+    answered = [client for said in heard for client in said.clients]
+    lost: dict[str, int] = {}
+    for outcome in outcomes:
+        missing = len(outcome.clients) - (len(outcome.said.clients) if outcome.said is not None else 0)
+        if missing:
+            why = outcome.lost or "late"
+            lost[why] = lost.get(why, 0) + missing
+    policy_of(config.failures).check_quorum(number, len(answered), min(len(cohort), enough or len(cohort)), lost)
+    sums = [outcome.payload for outcome in outcomes if outcome.said is not None and outcome.said.clients]
+    charged = sorted(answered) if config.privacy.mechanism != "none" else None
+    norm = ask(server, "apply", number, *sums, cohort=charged, label=f"round{number}.apply")
+    record = {
+        "round": number,
+        "aggregation": "plain",
+        "update_norm": norm,
+        "bytes_up": len(sums) * 4 * len(pool.vector),
+    }
+    if lost:
+        record["counts"] = {"cohort": len(cohort), "trained": len(answered)}
+        record["refused"] = lost
+    return record | clients_of(sorted(answered), heard)
+
+
+def clients_of(answered: list[str], heard: list[Fitted]) -> dict[str, Any]:
+    """What clients report in the clear, with their shares of the sum; nothing where they report nothing."""
+    reports: dict[str, ClientReport] = {report.client: report for said in heard for report in said.reports}
+    if not reports:
+        return {}
+    shares = normalised(reports[client].weight for client in answered)
+    losses = [reports[client].losses for client in answered]
+    return {
+        "loss": {name: float(np.mean([terms[name] for terms in losses])) for name in losses[0]},
+        "clients": [asdict(reports[client]) | {"share": share} for client, share in zip(answered, shares, strict=True)],
+    }

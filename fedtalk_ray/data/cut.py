@@ -1,0 +1,47 @@
+"""From the pieces of a row group to single windows, the same whichever process does it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fedtalk_ray.data.shard_reader import Group, GroupReader
+from fedtalk_ray.data.windows import cut_windows
+from fedtalk_ray.errors import ShardError
+
+COLUMNS = ("latents", "speech")
+"""The bytes columns that windows are cut from."""
+
+Window = dict[str, np.ndarray]
+"""latents [T, C, h, w], speech [T, hops, mel], reference [C, h, w] as stored, identity float32 [D]."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How pieces become windows; a part of what Ray Data's tasks are told."""
+
+    shapes: dict[str, list[int]] = field(hash=False)
+    window: int
+    count: int
+    seed: int
+
+    def windows(self, reader: GroupReader, group: Group) -> Iterator[dict[str, np.ndarray]]:
+        """`count` random windows of each of the group's pieces, stacked piece by piece."""
+        for piece in reader.read(group):
+            # The piece's own name seeds its windows: the order in which tasks run does not matter.
+            name = np.frombuffer(f"{piece.client}/{piece.clip}/{piece.begin}".encode(), np.uint8)
+            rng = np.random.default_rng([self.seed, *name])
+            if len(piece.latents) < self.window:
+                raise ShardError(
+                    f"shard {group.file}: clip {piece.clip} has a piece of {len(piece.latents)} frames, and a window "
+                    f"takes {self.window}"
+                )
+            yield cut_windows(piece.latents, piece.speech, self.window, self.count, rng, piece.identity)
+
+
+def each_window(stacked: dict[str, np.ndarray]) -> Iterator[Window]:
+    """The windows of a stack, one by one."""
+    count = len(stacked["latents"])
+    for index in range(count):
+        # A copy: a view would keep all windows of the piece for as long as one of them waits to be shuffled.
+        yield {name: values[index] if count == 1 else values[index].copy() for name, values in stacked.items()}

@@ -1,0 +1,97 @@
+"""RUN/roster.jsonl: everybody's long-term public key, a file that only ever grows.
+
+    {"run": "<random name of the run>", "server": "<Ed25519 public key, hex>"}
+    {"client": "s1", "key": "<Ed25519 public key, hex>"}
+
+Clients are enrolled when they take part for the first time, so that a population of any size costs nothing to open. A
+client keeps the length and the hash of what it saw at its last exchange (`Pin`) and refuses a file that does not begin
+with just that: nobody's key can be exchanged for another one afterwards. It does trust the file for whom it never met;
+in a deployment a directory that the server does not run stands in its place (docs/privacy.md).
+"""
+
+import hashlib
+import json
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fedtalk_ray.errors import RunError
+from fedtalk_ray.outputs import new_file, writing
+from fedtalk_ray.privacy.keys import Roster
+
+ROSTER = "roster.jsonl"
+
+
+@dataclass(frozen=True)
+class Pin:
+    """The beginning of a roster: so many bytes with this SHA-256."""
+
+    length: int
+    digest: str
+
+
+@dataclass
+class RosterFile:
+    """Reads the file, and the lines that are new at every later call."""
+
+    path: Path
+    _data: bytes = b""
+    _run: str = ""
+    _server: bytes = b""
+    _clients: dict[str, bytes] = field(default_factory=dict)
+    _digests: dict[int, str] = field(default_factory=dict)
+
+    def read(self) -> tuple[Roster, str]:
+        """The roster and the run's name. Raises `RunError` for a missing or damaged file."""
+        try:
+            data = whole_lines(self.path.read_bytes())
+            if not data.startswith(self._data) or not self._data:
+                self._data, self._clients, self._digests = b"", {}, {}
+                first = json.loads(data.splitlines()[0])
+                self._run, self._server = str(first["run"]), bytes.fromhex(first["server"])
+            begin = len(self._data) or data.index(b"\n") + 1
+            for line in data[begin:].splitlines():
+                entry = json.loads(line)
+                if entry["client"] in self._clients:
+                    raise ValueError(f"client {entry['client']} has two keys")
+                self._clients[str(entry["client"])] = bytes.fromhex(entry["key"])
+            self._data = data
+            return Roster(dict(self._clients), self._server), self._run
+        except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+            raise RunError(
+                f"roster {self.path} cannot be read ({error}); it is written while the run goes on"
+            ) from error
+
+    def pin(self) -> Pin:
+        """What a client keeps of the file as it was last read."""
+        return Pin(len(self._data), self._digest(len(self._data)))
+
+    def keeps(self, pin: Pin) -> bool:
+        """Whether the file as it was last read begins with what was pinned."""
+        return pin.length <= len(self._data) and self._digest(pin.length) == pin.digest
+
+    def _digest(self, length: int) -> str:
+        if length not in self._digests:
+            self._digests[length] = hashlib.sha256(memoryview(self._data)[:length]).hexdigest()
+        return self._digests[length]
+
+
+def extend_roster(path: Path, server: bytes, keys: Mapping[str, bytes]) -> None:
+    """Adds clients' public keys at the end; makes the file, and the run's random name, at the first call."""
+    lines = "".join(json.dumps({"client": name, "key": key.hex()}) + "\n" for name, key in sorted(keys.items()))
+    if not path.is_file():
+        head = json.dumps({"run": secrets.token_hex(16), "server": server.hex()}) + "\n"
+        with new_file(path) as place:
+            place.write_text(head + lines)
+        return
+    with writing(path), open(path, "r+b") as file:
+        # A line that a killed driver left half written was never read by anybody.
+        file.truncate(len(whole_lines(file.read())))
+        file.seek(0, 2)
+        file.write(lines.encode())
+
+
+def whole_lines(data: bytes) -> bytes:
+    """`data` up to its last line break."""
+    return data[: data.rfind(b"\n") + 1]

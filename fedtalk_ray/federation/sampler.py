@@ -1,0 +1,124 @@
+"""Which clients are asked in a round, by `cohort.sampling`. What each way looks at stands beside it.
+
+uniform   nothing.
+poisson   nothing; the coins are the system's, because cohorts that somebody could work out amplify no privacy.
+size      training frames, from the shards' manifest. Only where these are no secret (aggregation: plain).
+balanced  who took part how often, from the history of cohorts that the server knows in any case.
+reliable  the last reliability scores that clients reported in the clear (aggregation: plain). Who never took part
+          counts as the best seen so far, so that everybody is tried.
+A trace of when clients are on narrows any of the first and the last three to those that are on.
+"""
+
+import csv
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedtalk_ray.config import TrainConfig
+from fedtalk_ray.data.population import Population
+from fedtalk_ray.errors import ConfigError
+from fedtalk_ray.federation.cohort import poisson_cohort, sample_cohort, weighted_cohort
+from fedtalk_ray.federation.seeding import derive_seed
+from fedtalk_ray.privacy.noise import system_rng
+
+
+class Sampler:
+    """Draws cohorts from a population, the same ones for the same seed and history (but for poisson)."""
+
+    def __init__(self, config: TrainConfig, population: Population) -> None:
+        """Raises `ConfigError` for a trace that cannot be read or that names nobody of the population."""
+        self._config, self._population = config, population
+        self._way = "poisson" if config.poisson else config.cohort.sampling or "uniform"
+        self._trace = read_trace(config.cohort.trace, population) if config.cohort.trace else None
+        self._sizes: np.ndarray | None = None
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether `cohort` needs the history."""
+        return self._way in ("balanced", "reliable")
+
+    def cohort(
+        self, round_number: int, history: Sequence[Mapping[str, Any]] = (), spent: Mapping[str, int] | None = None
+    ) -> list[str]:
+        """The clients of a round, sorted.
+
+        history: the rounds so far, as in history.jsonl. spent: how often clients were in charged rounds, for
+        `privacy.participation_cap`.
+        """
+        config, population = self._config, self._population
+        if self._way == "poisson":
+            rate = min(1.0, config.cohort.size / len(population))
+            return poisson_cohort(population, rate, spent or {}, config.privacy.participation_cap, system_rng())
+        size = ceil(config.cohort.size * (1 + config.cohort.over_select))
+        present: Sequence[str] = population
+        if self._trace is not None:
+            present = self._trace.present((round_number - 1) * config.cohort.trace_round_s)
+        if self._way == "uniform":
+            return sample_cohort(present, size, config.seed, round_number)
+        rng = np.random.default_rng(derive_seed(config.seed, "cohort", round_number))
+        return sorted(weighted_cohort(present, size, self._log_weights(present, history), rng))
+
+    def _log_weights(self, present: Sequence[str], history: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        """Logarithms of the clients' chances against each other."""
+        if self._way == "size":
+            return np.log([self._population.frames(client) for client in present])
+        if self._way == "balanced":
+            taken = Counter(client for record in history for client in record.get("cohort", ()))
+            # Who was in one round less comes before everybody who was in one more.
+            return -1e6 * np.array([taken[client] for client in present], float)
+        scores: dict[str, float] = {}
+        for record in history:
+            scores |= {c["client"]: c["score"] for c in record.get("clients", ()) if c["score"] is not None}
+        best = max(scores.values(), default=0.0)
+        return self._config.strategy.gamma * np.array([scores.get(client, best) for client in present], float)
+
+
+class Trace:
+    """When clients are on: changes in order of time, each with who is on from then."""
+
+    def __init__(self, spans: Mapping[str, Sequence[tuple[float, float]]]) -> None:
+        """spans: client -> (on, off) in seconds; on is within, off is not."""
+        self._spans = {client: sorted(times) for client, times in spans.items()}
+
+    def present(self, second: float) -> list[str]:
+        """Who is on at a time, sorted."""
+        return sorted(client for client, times in self._spans.items() if _within(times, second))
+
+
+def read_trace(path: str, population: Population) -> Trace:
+    """A CSV file with a header `client,on,off`. Raises `ConfigError` naming the line."""
+    spans: dict[str, list[tuple[float, float]]] = {}
+    try:
+        with open(Path(path), newline="") as file:
+            table = csv.DictReader(file)
+            if table.fieldnames is None or list(table.fieldnames) != ["client", "on", "off"]:
+                raise ConfigError(f"cohort.trace {path} must begin with the line client,on,off")
+            for number, row in enumerate(table, 2):
+                try:
+                    on, off = float(row["on"]), float(row["off"])
+                except (TypeError, ValueError) as error:
+                    raise ConfigError(f"cohort.trace {path} line {number}: on and off must be seconds") from error
+                if not 0 <= on < off:
+                    raise ConfigError(f"cohort.trace {path} line {number}: on {on:g} must be before off {off:g}")
+                if row["client"] not in population:
+                    raise ConfigError(
+                        f"cohort.trace {path} line {number}: client {row['client']!r} is not in the population "
+                        f"({population[0]} to {population[-1]})"
+                    )
+                spans.setdefault(row["client"], []).append((on, off))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cohort.trace {path} cannot be read: {error}") from error
+    if not spans:
+        raise ConfigError(f"cohort.trace {path} names no client")
+    return Trace(spans)
+
+
+def _within(times: Sequence[tuple[float, float]], second: float) -> bool:
+    """Spans of one client may overlap; they are sorted by their beginning."""
+    begun = bisect_right(times, (second, float("inf")))
+    return any(off > second for _, off in times[:begun])

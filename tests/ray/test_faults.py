@@ -1,0 +1,210 @@
+"""Slots that die, hang or are late, servers that come back, and pools that grow: what a round makes of it."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import ray
+
+from fedtalk_ray.actors.pool import SlotPool
+from fedtalk_ray.config import TrainConfig
+from fedtalk_ray.errors import ClusterError
+from fedtalk_ray.federation.checkpoint import load_checkpoint
+from fedtalk_ray.federation.failure_policy import QuorumLost
+from fedtalk_ray.federation.history import read_history
+from fedtalk_ray.rounds import train
+
+Make = Callable[..., TrainConfig]
+
+
+class Counting:
+    """A slot whose clients are numbers: no model, and each client does what its name says.
+
+    "3" is done at once. "sleep 5" takes five seconds or until it is stopped. "die FILE" kills the process unless FILE
+    exists, and makes it first, so that it dies once. "poison" kills every time. "hang" listens to nobody.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.stopped = 0
+
+    def start(self) -> np.ndarray:
+        return np.ones(2, np.float32)
+
+    def stop(self, call: int) -> None:
+        self.stopped = max(self.stopped, call)
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def work(self, clients: list[str], call: int = 0) -> tuple[str, ...]:
+        done = []
+        for client in clients:
+            what, _, argument = client.partition(" ")
+            if what == "poison":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if what == "die" and not os.path.exists(argument):
+                Path(argument).touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            ends = time.monotonic() + (float(argument) if what == "sleep" else 60 if what == "hang" else 0)
+            while time.monotonic() < ends and (what == "hang" or self.stopped < call):
+                time.sleep(0.02)
+            if what == "sleep" and self.stopped >= call:
+                break
+            done.append(client)
+        return tuple(done)
+
+
+@pytest.fixture
+def pool_of(make_config: Make, ray_cluster: None, tmp_path: Path):
+    """Pools of `Counting` slots, closed after the test."""
+    pools = []
+
+    def make(slots: int = 2, **failures: Any) -> SlotPool:
+        config = make_config(tmp_path / "run", slots={"count": slots}, failures=failures)
+        pools.append(SlotPool(config, Counting))
+        return pools[-1]
+
+    yield make
+    for pool in pools:
+        pool.close()
+
+
+def work(pool: SlotPool, clients: list[str], **options: Any) -> list[tuple[Any, str]]:
+    found = pool.run("work", clients, stoppable=True, done=len, **options)
+    return [(outcome.said, outcome.lost) for outcome in found]
+
+
+def test_a_chunk_whose_slot_died_is_done_by_another_one(pool_of: Callable[..., SlotPool], tmp_path: Path) -> None:
+    pool = pool_of()
+    clients = ["1", f"die {tmp_path / 'once'}", "3", "4"]
+    assert work(pool, clients) == [(("1", "3"), ""), ((clients[1], "4"), "")]
+    pool.fit_to(4)
+    assert len(pool._slots) == 2, "and the dead slot was replaced"
+
+
+def test_a_chunk_that_kills_every_slot_is_left_out(pool_of: Callable[..., SlotPool]) -> None:
+    pool = pool_of(retries=1)
+    assert work(pool, ["1", "poison"]) == [(("1",), ""), (None, "slot died")]
+
+
+def test_without_replacement_the_last_slot_is_the_end(pool_of: Callable[..., SlotPool], tmp_path: Path) -> None:
+    pool = pool_of(slots=1, replace=False)
+    with pytest.raises(ClusterError, match=r"all slots of the run died.* go on with --resume"):
+        work(pool, [f"die {tmp_path / 'once'}"])
+
+
+def test_who_is_late_is_left_out_and_the_others_count(pool_of: Callable[..., SlotPool]) -> None:
+    pool = pool_of(deadline_s=1.0)
+    started = time.monotonic()
+    assert work(pool, ["1", "2", "sleep 30", "sleep 30", "5"]) == [(("1",), ""), (("2",), "")]
+    assert time.monotonic() - started < 10
+    assert work(pool, ["1", "2"]) == [(("1",), ""), (("2",), "")], "a stop is for one call only"
+
+
+def test_a_slot_that_does_not_hear_is_taken_for_dead(pool_of: Callable[..., SlotPool]) -> None:
+    pool = pool_of(deadline_s=0.5, grace_s=0.5)
+    assert work(pool, ["1", "hang"]) == [(("1",), ""), (None, "late")]
+    assert len(pool.ready) == 1
+    pool.fit_to(2)
+    assert work(pool, ["1", "2"]) == [(("1",), ""), (("2",), "")]
+
+
+def test_a_round_closes_when_enough_are_done(pool_of: Callable[..., SlotPool]) -> None:
+    pool = pool_of()
+    clients = ["1", "2", "sleep 30", "sleep 30", "5", "6", "7", "8"]
+    started = time.monotonic()
+    found = work(pool, clients, enough=2)
+    assert time.monotonic() - started < 10
+    done = [client for said, _ in found for client in said or ()]
+    assert len(done) >= 2 and not {"sleep 30"} & set(done)
+    assert len(found) == 8, "small chunks, so that something can be left out"
+
+
+def test_a_frozen_slot_is_lost_to_a_stage_that_only_it_can_answer(pool_of: Callable[..., SlotPool]) -> None:
+    pool = pool_of(deadline_s=5, grace_s=1.0)
+    first, second = pool.ready
+    pid = ray.get(second.actor.pid.remote())
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        calls = [(slot, slot.actor.work.remote(["1"])) for slot in (first, second)]
+        assert pool.gather(calls) == [("1",), None]
+        assert not pool.has(second)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+
+
+def slot_processes() -> list[int]:
+    """Client slots that this process's own cluster runs. Other clusters of the machine are nobody's to kill."""
+    children = psutil.Process().children(recursive=True)
+    return [child.pid for child in children if "ray::ClientSlot" in " ".join(child.cmdline())]
+
+
+def parameters(config: TrainConfig) -> np.ndarray:
+    checkpoint = load_checkpoint(Path(config.run) / "checkpoints")
+    assert checkpoint is not None
+    return checkpoint.parameters
+
+
+def test_a_run_whose_slots_are_killed_again_and_again_ends_as_if_nothing_had_been(
+    make_config: Make, tmp_path: Path
+) -> None:
+    """Plain sums are added chunk by chunk in a fixed order, so not a bit may differ."""
+    calm = make_config(tmp_path / "calm", rounds=2, cohort={"size": 3})
+    train(calm)
+    rough = make_config(tmp_path / "rough", rounds=2, cohort={"size": 3}, failures={"retries": 5})
+    ended = threading.Event()
+    killed = 0
+
+    def kill() -> None:
+        nonlocal killed
+        rng = np.random.default_rng(0)
+        while not ended.wait(rng.uniform(4, 8)) and killed < 3:
+            if pids := slot_processes():
+                os.kill(int(rng.choice(pids)), signal.SIGKILL)
+                killed += 1
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        train(rough)
+    finally:
+        ended.set()
+        killer.join()
+    assert killed
+    assert parameters(rough).tobytes() == parameters(calm).tobytes()
+    assert [record["round"] for record in read_history(tmp_path / "rough" / "history.jsonl")] == [1, 2]
+
+
+def test_a_round_without_a_quorum_ends_the_run_with_its_checkpoint_intact(make_config: Make, tmp_path: Path) -> None:
+    config = make_config(tmp_path / "run", cohort={"size": 3}, failures={"deadline_s": 0.01, "quorum": 1.0})
+    with pytest.raises(QuorumLost, match=r"round 1: 0 of 3 clients answered \(3 late\)"):
+        train(config)
+    checkpoint = load_checkpoint(tmp_path / "run" / "checkpoints")
+    assert checkpoint is not None and checkpoint.round == 0
+    train(make_config(tmp_path / "run", cohort={"size": 3}, rounds=1), resume=True)
+    assert [record["round"] for record in read_history(tmp_path / "run" / "history.jsonl")] == [1]
+
+
+def test_virtual_clients_train_by_ray_data_and_by_availability(make_config: Make, tmp_path: Path) -> None:
+    """Twenty clients of three identities, two of them on in round 1 and one in round 2; read by Ray Data."""
+    trace = tmp_path / "trace.csv"
+    trace.write_text("client,on,off\nclient0000003,0,60\nclient0000011,0,120\n")
+    config = make_config(
+        tmp_path / "run",
+        rounds=2,
+        population={"clients": 20},
+        cohort={"size": 2, "trace": str(trace)},
+        stream={"reader": "ray"},
+        evaluation={"sample_every": 100, "windows": 1, "clients": 1},
+    )
+    train(config)
+    first, second = read_history(tmp_path / "run" / "history.jsonl")
+    assert [report["client"] for report in first["clients"]] == ["client0000003", "client0000011"]
+    assert [report["client"] for report in second["clients"]] == ["client0000011"]

@@ -1,0 +1,162 @@
+"""Cohort samplers: whom each prefers, what it looks at, and traces of when clients are on."""
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedtalk_ray.config import parse_config
+from fedtalk_ray.data.population import Population
+from fedtalk_ray.data.shards import ClipEntry, Manifest
+from fedtalk_ray.errors import ConfigError
+from fedtalk_ray.federation.cohort import weighted_cohort
+from fedtalk_ray.federation.sampler import Sampler, Trace, read_trace
+from fedtalk_ray.settings import PopulationConfig
+
+
+def people(**frames: int) -> Population:
+    """Clients with so many training frames each."""
+    clips = {name: [ClipEntry("c", "train", count, 1), ClipEntry("v", "val", 75, 1)] for name, count in frames.items()}
+    return Population(Manifest("grid", 64, 25, 16_000, "patch", "f", {}, clips), PopulationConfig())
+
+
+EIGHT = people(**{f"s{k}": 100 * (k + 1) for k in range(8)})
+
+
+def sampler(population: Population = EIGHT, aggregation: str = "plain", gamma: float = 8.0, **cohort: Any) -> Sampler:
+    tree = {"run": "r", "shards": "s", "pretrained": "p", "aggregation": aggregation, "strategy": {"gamma": gamma}}
+    return Sampler(parse_config(tree | {"cohort": {"size": 3} | cohort}, "test"), population)
+
+
+@pytest.mark.parametrize("way", ["uniform", "size", "balanced", "reliable"])
+def test_a_round_and_a_seed_decide_the_cohort(way: str) -> None:
+    first = [sampler(sampling=way).cohort(number, []) for number in range(1, 20)]
+    assert first == [sampler(sampling=way).cohort(number, []) for number in range(1, 20)]
+    assert len({tuple(cohort) for cohort in first}) > 5
+    assert all(cohort == sorted(set(cohort)) and len(cohort) == 3 for cohort in first)
+
+
+def test_size_draws_in_proportion_to_training_frames() -> None:
+    drawn = Counter(sampler(sampling="size", size=1).cohort(number)[0] for number in range(1, 6001))
+    for k in range(8):
+        assert drawn[f"s{k}"] / 6000 == pytest.approx((k + 1) / 36, abs=0.015)
+
+
+def test_balanced_asks_everybody_before_anybody_twice() -> None:
+    chosen, history = sampler(sampling="balanced", size=2), []
+    for number in range(1, 13):
+        history.append({"round": number, "cohort": chosen.cohort(number, history)})
+    for begin in range(0, 12, 4):
+        asked = [client for record in history[begin : begin + 4] for client in record["cohort"]]
+        assert sorted(asked) == list(EIGHT)
+
+
+def test_reliable_prefers_who_scored_well_and_tries_who_is_unknown() -> None:
+    scores = {"s0": 0.1, "s1": 0.2, "s2": 0.9, "s3": 0.95}
+    history = [{"round": 1, "clients": [{"client": name, "score": score} for name, score in scores.items()]}]
+    chosen = sampler(sampling="reliable", size=1, gamma=2.0)
+    drawn = Counter(chosen.cohort(number, history)[0] for number in range(1, 6001))
+    weights = np.exp(2.0 * np.array([0.1, 0.2, 0.9, 0.95, 0.95, 0.95, 0.95, 0.95]))
+    for name, chance in zip(EIGHT, weights / weights.sum(), strict=True):
+        assert drawn[name] / 6000 == pytest.approx(chance, abs=0.02)
+
+
+@pytest.mark.parametrize("way", ["size", "reliable"])
+def test_what_secure_aggregation_hides_is_no_sampler_s_to_see(way: str) -> None:
+    with pytest.raises(
+        ConfigError, match=f"cohort.sampling {way} looks at clients' .* which aggregation: secure hides"
+    ):
+        sampler(aggregation="secure", sampling=way, size=8)
+    sampler(aggregation="secure", sampling="balanced", size=8)
+
+
+def test_more_are_asked_than_are_needed() -> None:
+    assert len(sampler(over_select=0.5, size=4).cohort(1)) == 6
+    assert len(sampler(over_select=1.0, size=7).cohort(1)) == 8, "nobody is asked twice"
+
+
+def trace(tmp_path: Path, *lines: str) -> str:
+    path = tmp_path / "trace.csv"
+    path.write_text("\n".join(["client,on,off", *lines]) + "\n")
+    return str(path)
+
+
+def test_only_clients_that_are_on_are_asked(tmp_path: Path) -> None:
+    path = trace(tmp_path, "s0,0,60", "s1,0,120", "s2,60,180", "s1,150,400", "s3,1000,2000")
+    chosen = sampler(trace=path, trace_round_s=60, size=3)
+    cohorts = [chosen.cohort(number) for number in (1, 2, 3, 4, 18)]
+    assert cohorts == [["s0", "s1"], ["s1", "s2"], ["s2"], ["s1"], ["s3"]]
+    assert chosen.cohort(9) == []
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    spans=st.dictionaries(
+        st.sampled_from("abc"), st.lists(st.tuples(st.integers(0, 20), st.integers(1, 9)), max_size=4), max_size=3
+    ),
+    second=st.integers(0, 30),
+)
+def test_a_trace_says_who_is_on(spans: dict[str, list[tuple[int, int]]], second: int) -> None:
+    times = {name: [(float(on), float(on + length)) for on, length in parts] for name, parts in spans.items()}
+    naive = sorted(name for name, parts in times.items() if any(on <= second < off for on, off in parts))
+    assert Trace(times).present(second) == naive
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        (["s0,0"], "line 2: on and off must be seconds"),
+        (["s0,0,60", "s0,x,60"], "line 3: on and off must be seconds"),
+        (["s0,60,60"], "line 2: on 60 must be before off 60"),
+        (["s0,-5,60"], "line 2: on -5"),
+        (["zoe,0,60"], "line 2: client 'zoe' is not in the population"),
+        ([], "names no client"),
+    ],
+)
+def test_a_wrong_trace_is_named_with_its_line(tmp_path: Path, lines: list[str], says: str) -> None:
+    with pytest.raises(ConfigError, match=says) as caught:
+        read_trace(trace(tmp_path, *lines), EIGHT)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_trace_that_is_no_trace_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_trace(str(tmp_path / "none.csv"), EIGHT)
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ConfigError, match="must begin with the line client,on,off"):
+        read_trace(str(tmp_path / "other.csv"), EIGHT)
+
+
+def test_noise_allows_no_sampler_that_its_account_does_not_know(config: Callable[..., Any]) -> None:
+    for cohort, failures in (({"over_select": 0.5}, {}), ({"trace": "t.csv"}, {}), ({}, {"deadline_s": 5})):
+        with pytest.raises(ConfigError, match="more often than the account of epsilon knows"):
+            config(cohort=cohort, failures=failures)
+
+
+@pytest.fixture
+def config() -> Callable[..., Any]:
+    def make(cohort: dict, failures: dict) -> Any:
+        tree = {"run": "r", "shards": "s", "pretrained": "p", "failures": failures, "cohort": {"size": 16} | cohort}
+        return parse_config(tree | {"privacy": {"mechanism": "skellam", "epsilon": 8, "clip_norm": 1}}, "test")
+
+    return make
+
+
+def test_weights_decide_without_replacement() -> None:
+    """Two of three with weights 1, 2, 3: a pair's chance is the sum over both orders of drawing one after the other."""
+    drawn: Counter[tuple[str, ...]] = Counter()
+    rng = np.random.default_rng(0)
+    for _ in range(20_000):
+        drawn[tuple(sorted(weighted_cohort(["a", "b", "c"], 2, np.log([1.0, 2.0, 3.0]), rng)))] += 1
+    expected = {
+        "ab": 1 / 6 * 2 / 5 + 2 / 6 * 1 / 4,
+        "ac": 1 / 6 * 3 / 5 + 3 / 6 * 1 / 3,
+        "bc": 2 / 6 * 3 / 4 + 3 / 6 * 2 / 3,
+    }
+    for pair, chance in expected.items():
+        assert drawn[tuple(pair)] / 20_000 == pytest.approx(chance, abs=0.012)
