@@ -11,8 +11,6 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from tensorboard.compat.proto.summary_pb2 import Summary
-from torch.utils.tensorboard import SummaryWriter
 
 Item = TypeVar("Item")
 
@@ -58,6 +56,9 @@ class RunLog:
     """TensorBoard of one run: scalars, pictures and short videos by round."""
 
     def __init__(self, folder: Path, first_round: int = 0) -> None:
+        # Here, because it imports torch, which a driver needs for nothing else.
+        from torch.utils.tensorboard import SummaryWriter
+
         # After a resume, events from the round that runs again on would show twice: purge them.
         self._writer = SummaryWriter(str(folder), purge_step=first_round)
 
@@ -72,6 +73,8 @@ class RunLog:
     def video(self, round_number: int, name: str, frames: np.ndarray, fps: int) -> None:
         """frames: uint8 [T, H, W, 3]; TensorBoard plays an animated GIF where it shows images."""
         pictures = [Image.fromarray(frame) for frame in frames]
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
         gif = io.BytesIO()
         pictures[0].save(gif, "GIF", save_all=True, append_images=pictures[1:], duration=1000 // fps, loop=0)
         height, width = frames.shape[1:3]

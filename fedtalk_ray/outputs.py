@@ -6,6 +6,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from fedtalk_ray.errors import UserError
 
 
@@ -76,3 +78,8 @@ def writing(path: str | Path) -> Iterator[None]:
         if error.errno is None:
             raise
         raise OutputError(f"cannot write {path}: {error.strerror}; nothing was left half written") from error
+    except SafetensorError as error:
+        # The system's refusal, as safetensors tells it: "... I/O error: No space left on device (os error 28)".
+        if "os error" not in str(error):
+            raise
+        raise OutputError(f"cannot write {path}: {error}; nothing was left half written") from error

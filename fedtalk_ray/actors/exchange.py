@@ -9,7 +9,8 @@ from time import monotonic
 from typing import Any
 
 from fedtalk_ray.actors.parameter_server import RoundLost, ask
-from fedtalk_ray.actors.pool import DIED, LATE, Slot, SlotPool
+from fedtalk_ray.actors.pool import DIED, LATE, SlotPool
+from fedtalk_ray.actors.slot import Slot
 from fedtalk_ray.config import TrainConfig
 from fedtalk_ray.federation.failure_policy import policy_of
 from fedtalk_ray.messages import Answers, Collected
@@ -112,7 +113,7 @@ def _answers(
             by_slot.setdefault(slot, {}).update(asked)
     calls, payloads = [], []
     for slot, asked in by_slot.items():
-        said, payload = slot.actor.answer.options(num_returns=2, name=f"round{number}.{stage}").remote(stage, asked)
+        said, payload = slot.call("answer", stage, asked, label=f"round{number}.{stage}", returns=2)
         calls.append((slot, said))
         payloads.append(payload)
     arrived = []

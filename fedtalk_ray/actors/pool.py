@@ -17,8 +17,8 @@ from ray.autoscaler.sdk import request_resources
 from ray.exceptions import ActorUnschedulableError, OutOfMemoryError, RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from fedtalk_ray.actors.client import ClientSlot
 from fedtalk_ray.actors.placement import bundles, check_fits, next_nodes, nodes_of
+from fedtalk_ray.actors.slot import CLIENT_SLOT, Slot, start_slot
 from fedtalk_ray.config import TrainConfig
 from fedtalk_ray.errors import ClusterError, UserError
 from fedtalk_ray.federation.cohort import into_chunks
@@ -27,20 +27,7 @@ from fedtalk_ray.federation.failure_policy import policy_of
 DEATHS = (RayActorError, ActorUnschedulableError, OutOfMemoryError)
 """What a caller sees of an actor that is gone: it died with or without its node, or for want of memory."""
 
-CONTROL = "control"
-SLOT_OPTIONS = {"concurrency_groups": {CONTROL: 1}}
-"""A slot hears `stop` while it trains, on a thread of its own."""
-
 DIED, LATE = "slot died", "late"
-
-
-@dataclass(eq=False)
-class Slot:
-    """One actor, on a node by name. starting: its first call, until that returned."""
-
-    actor: Any
-    node: str
-    starting: ray.ObjectRef | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,15 +58,16 @@ class _Work:
 class SlotPool:
     """The client slots of one run."""
 
-    def __init__(self, config: TrainConfig, slot_class: type = ClientSlot) -> None:
+    def __init__(self, config: TrainConfig, held: str | type = CLIENT_SLOT) -> None:
         """Starts as many slots as the run begins with, and waits for them.
 
-        slot_class: a plain class made with the configuration; its `start()` returns the shared parameters before round
-        1. Raises `ClusterError` when the slots cannot be placed, and the slot's own error when it cannot start.
+        held: what each slot holds, a plain class made with the configuration or where it is; its `start()` returns
+        the shared parameters before round 1. Raises `ClusterError` when the slots cannot be placed, and the slot's own
+        error when it cannot start.
         """
         self._config, self._slots_config = config, config.slots
         self._policy = policy_of(config.failures)
-        self._class = ray.remote(**SLOT_OPTIONS)(slot_class)
+        self._held = held
         self._slots: list[Slot] = []
         self._calls = 0
         self._told: list[tuple[str, tuple[Any, ...]]] = []
@@ -137,7 +125,6 @@ class SlotPool:
         counted by `done` on what chunks return. Raises `ClusterError` when no slot is left, a user's error as itself.
         """
         self._calls += 1
-        options = {"name": label or f"slot.{method}", "num_returns": 2 if payload else 1}
         keywords = {"call": self._calls} if stoppable else {}
         # With more chunks than slots there is something to leave out once enough have arrived.
         chunks = into_chunks(clients, self._slots_config.count * (4 if enough else 1))
@@ -149,8 +136,8 @@ class SlotPool:
             for slot in self.ready:
                 if work.queue and slot not in busy:
                     index = work.queue.popleft()
-                    call = getattr(slot.actor, method).options(**options)
-                    found = call.remote(chunks[index], *arguments, **keywords)
+                    returns = 2 if payload else 1
+                    found = slot.call(method, chunks[index], *arguments, label=label, returns=returns, **keywords)
                     first, second = found if payload else (found, None)
                     work.running[first] = (slot, index, second)
             if not work.running and not self._any_starting():
@@ -196,7 +183,7 @@ class SlotPool:
     def tell_all(self, method: str, *arguments: Any) -> None:
         """Calls `method(*arguments)` on every slot there is, and on every one that comes later before it works."""
         self._told.append((method, arguments))
-        self.gather([(slot, getattr(slot.actor, method).remote(*arguments)) for slot in self.ready])
+        self.gather([(slot, slot.call(method, *arguments)) for slot in self.ready])
 
     def one(self, method: str, *arguments: Any) -> Any:
         """The result of `method(*arguments)` on one slot, for work that any can do; on another one when it dies."""
@@ -206,7 +193,7 @@ class SlotPool:
                 self._await(1)
             slot = self.ready[attempts % len(self.ready)]
             try:
-                return fetch_one(getattr(slot.actor, method).remote(*arguments))
+                return fetch_one(slot.call(method, *arguments))
             except DEATHS as error:
                 self._lose(slot)
                 attempts += 1
@@ -224,16 +211,8 @@ class SlotPool:
         slots = self._slots_config
         held = [slot.node for slot in self._slots]
         for name in next_nodes(wanted, held, nodes_of(ray.nodes()), slots):
-            # No restarts and no retries: a slot that came back would hold nothing, and the pool must decide.
-            actor = self._class.options(
-                num_gpus=slots.num_gpus,
-                num_cpus=slots.num_cpus,
-                memory=slots.memory_mb << 20 or None,
-                max_restarts=0,
-                max_task_retries=0,
-                scheduling_strategy=NodeAffinitySchedulingStrategy(name, soft=False),
-            ).remote(self._config)
-            self._slots.append(Slot(actor, name, actor.start.remote()))
+            here = NodeAffinitySchedulingStrategy(name, soft=False)
+            self._slots.append(start_slot(self._held, self._config, name, here))
         if not self._slots:
             raise ClusterError(
                 "all slots of the run died, and no other one can be started; the last checkpoint is intact: go on with "
@@ -284,7 +263,7 @@ class SlotPool:
                 slot.starting = None
                 # Calls of one caller reach an actor in their order.
                 for method, arguments in self._told:
-                    getattr(slot.actor, method).remote(*arguments)
+                    slot.call(method, *arguments)
                 if not len(self.vector):
                     self.vector = vector
         return [ref for ref in dict.fromkeys([*arrived, *more]) if ref not in starting]
@@ -310,13 +289,13 @@ class SlotPool:
             work.outcomes[index] = Outcome(work.outcomes[index].clients, None, lost=LATE)
         work.queue.clear()
         for slot, _, _ in work.running.values():
-            slot.actor.stop.options(concurrency_group=CONTROL).remote(self._calls)
+            slot.stop(self._calls)
 
     def _lose(self, slot: Slot) -> None:
         """Takes a slot out of the pool; it may only be unreachable, and must not go on holding its place."""
         if slot in self._slots:
             self._slots.remove(slot)
-            ray.kill(slot.actor)
+            slot.kill()
 
     def _any_starting(self) -> bool:
         return any(slot.starting is not None for slot in self._slots)

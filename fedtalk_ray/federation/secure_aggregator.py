@@ -6,6 +6,7 @@ A plain class inside the parameter server. Nothing that it holds tells a single 
 import json
 from collections import Counter
 from collections.abc import Iterable
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,9 @@ def limits_of(config: TrainConfig) -> Limits:
 def make_codec(config: TrainConfig, dimension: int) -> UpdateCodec:
     """The codec that clients and server share. With Poisson cohorts, sums of up to twice the expected size fit."""
     size = config.cohort.size
+    largest = 2 * size if config.poisson else ceil(size * (1 + config.cohort.over_select))
     multiplier = config.privacy.noise_multiplier or 0.0
-    return UpdateCodec(
-        config.privacy, multiplier, dimension, size, limits_of(config), largest=2 * size if config.poisson else size
-    )
+    return UpdateCodec(config.privacy, multiplier, dimension, size, limits_of(config), largest=largest)
 
 
 def clip_norm_of(config: TrainConfig) -> float:

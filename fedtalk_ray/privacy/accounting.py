@@ -23,8 +23,6 @@ from functools import cache
 from typing import Literal
 
 import numpy as np
-from opacus.accountants import PRVAccountant
-from opacus.accountants.analysis.rdp import compute_rdp, get_privacy_spent
 from scipy.optimize import brentq
 from scipy.special import gammaln, logsumexp
 
@@ -61,6 +59,9 @@ def epsilon(rounds: Iterable[Rounds], delta: float) -> float:
         return 0.0
     if any(part.noise.kind == "skellam" for part in parts):
         return epsilon_bound(parts, delta)
+    # Imported where they are called: Opacus takes seconds, and every parameter server imports this module.
+    from opacus.accountants import PRVAccountant
+
     accountant = PRVAccountant()
     accountant.history = [(part.noise.multiplier, part.rate, part.count) for part in parts]
     with warnings.catch_warnings(), np.errstate(divide="ignore"):
@@ -70,6 +71,8 @@ def epsilon(rounds: Iterable[Rounds], delta: float) -> float:
 
 def epsilon_bound(rounds: Iterable[Rounds], delta: float) -> float:
     """The upper bound by Renyi divergence, for either noise."""
+    from opacus.accountants.analysis.rdp import get_privacy_spent
+
     total = np.zeros(len(ORDERS))
     for part in rounds:
         total += part.count * _renyi(part.noise, part.rate)
@@ -102,6 +105,8 @@ def noise_multiplier(target: float, delta: float, *, rate: float, count: int, ma
 def _renyi(noise: Noise, rate: float) -> np.ndarray:
     """Renyi divergence of one round at every order."""
     if noise.kind == "gaussian":
+        from opacus.accountants.analysis.rdp import compute_rdp
+
         return np.array(compute_rdp(q=rate, noise_multiplier=noise.multiplier, steps=1, orders=list(ORDERS)))
     whole = cache(lambda order: skellam_divergence(order, noise))
     return np.array([whole(order) if rate >= 1 else amplified(order, rate, whole) for order in ORDERS])

@@ -1,5 +1,7 @@
 """Federated rounds beside a bare loop: CPU and wall time, start, memory, of pfl-research, Flower and this project.
 
+hand is the least that Ray can do (`rounds/hand_made.py`), ours+dp this project with clipping and Gaussian noise.
+
 python -m jobs.benchmarks.compare_rounds
 python -m jobs.benchmarks.compare_rounds --clients 8 --rounds 3 --repeats 1 --only bare,pfl
 python -m jobs.benchmarks.compare_rounds --population 1000,10000,100000
@@ -39,7 +41,16 @@ from jobs.benchmarks.environments import FLOWER, PFL, python_with, same_numbers
 from jobs.benchmarks.rounds.work import initial_vector, one_round
 
 FOLDER = Path(__file__).parent / "rounds"
-SCRIPTS = {"bare": "bare", "pfl": "with_pfl", "flower": "with_flower", "ours": "with_fedtalk"}
+SCRIPTS = {
+    "bare": "bare",
+    "pfl": "with_pfl",
+    "flower": "with_flower",
+    "hand": "hand_made",
+    "ours": "with_fedtalk",
+    "ours+dp": "with_fedtalk",
+}
+EXTRA = {"ours+dp": {"FEDTALK_NOISE": "1"}}
+"""Settings of one contestant alone."""
 NEEDS = {"pfl": PFL, "flower": FLOWER}
 POPULATION_COHORT = 16
 SETTINGS = {
@@ -163,7 +174,11 @@ def run(python: Path, name: str, case: Case, rounds: int, workers: int, out: Pat
     log = out.with_suffix(".log")
     with log.open("wb") as sink:
         code = subprocess.run(
-            command, env=surroundings | SETTINGS, cwd=FOLDER.parents[2], stdout=sink, stderr=subprocess.STDOUT
+            command,
+            env=surroundings | SETTINGS | EXTRA.get(name, {}),
+            cwd=FOLDER.parents[2],
+            stdout=sink,
+            stderr=subprocess.STDOUT,
         ).returncode
     if code or not out.exists():
         print(f"{name} failed with exit code {code}: see {log}", file=sys.stderr)

@@ -81,16 +81,16 @@ def main() -> None:
         bare = Bare(config, client)
         connect(config.address)
         pool = SlotPool(config, Measured)
-        actor, shared = pool.ready[0].actor, ray.put(bare.shared)
+        slot, shared = pool.ready[0], ray.put(bare.shared)
         ratios: dict[str, list[float]] = {"CPU": [], "wall": []}
         seconds: dict[str, list[float]] = {"bare": [], "slot": []}
         for number in progress(range(chosen.repeats + 1), chosen.repeats + 1, "take turns"):
             before = time.process_time(), time.perf_counter()
             bare.run()
             ours = time.process_time() - before[0], time.perf_counter() - before[1]
-            before = ray.get(actor.cpu.remote()), time.perf_counter()
-            ray.get(actor.fit.options(num_returns=2).remote([client], number + 1, shared, number + 1))
-            theirs = ray.get(actor.cpu.remote()) - before[0], time.perf_counter() - before[1]
+            before = ray.get(slot.call("cpu")), time.perf_counter()
+            ray.get(slot.call("fit", [client], number + 1, shared, number + 1, returns=2))
+            theirs = ray.get(slot.call("cpu")) - before[0], time.perf_counter() - before[1]
             if number:  # the first turn warms both up
                 ratios["CPU"].append(ours[0] / theirs[0])
                 ratios["wall"].append(ours[1] / theirs[1])

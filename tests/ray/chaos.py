@@ -18,7 +18,7 @@ from fedtalk_ray.federation.history import read_history
 from fedtalk_ray.rounds import HISTORY
 from tests.ray.own_cluster import ENVIRONMENT, OwnCluster, kill, workers
 
-SLOT = ("ClientSlot", ".fit", ".train", ".evaluate", ".advertise", ".share", ".mask", ".consistency", ".unmask")
+SLOT = ("SlotProcess", ".fit", ".train", ".evaluate", ".advertise", ".share", ".mask", ".consistency", ".unmask")
 SERVER = ("ParameterServer", "server.", ".apply", ".begin", ".collect", ".finish")
 
 
@@ -39,7 +39,6 @@ def run_under_chaos(
     kills: dict[str, int],
     seed: int,
     pause: float,
-    limit: float,
 ) -> Chaos:
     """Runs `config` to its end while `kills` ("slot", "server", "node", "driver" -> how often) happen.
 

@@ -48,11 +48,18 @@ class OwnCluster:
     def __init__(self, folder: Path, *, cpus: int = 2, gpus: int = 0, autoscaling: Path | None = None, port: int = 0):
         """autoscaling: Ray's YAML for nodes that come and go by themselves; it names `port`."""
         self._folder, self._nodes = folder, 0
-        spare = free_ports(7)
+        spare = free_ports(8)
         port = port or spare.pop()
-        others = [number for number in spare if number != port][:5]
+        others = [number for number in spare if number != port][:6]
         self.address = f"127.0.0.1:{port}"
-        named = ("node-manager", "object-manager", "ray-client-server", "dashboard-agent-listen", "metrics-export")
+        named = (
+            "node-manager",
+            "object-manager",
+            "ray-client-server",
+            "dashboard-agent-listen",
+            "metrics-export",
+            "dashboard",
+        )
         options = [f"--{name}-port={number}" for name, number in zip(named, others, strict=True)]
         environment = dict(ENVIRONMENT)
         if autoscaling is not None:

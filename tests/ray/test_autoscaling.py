@@ -105,11 +105,14 @@ def growing(tmp_path: Path) -> Iterator[str]:
         cluster.close()
 
 
+@pytest.mark.timeout(600)
 def test_the_pool_grows_with_the_cohort_and_lets_the_nodes_go(growing: str, make_config: Make, tmp_path: Path) -> None:
     config = make_config(
         tmp_path / "run",
         address=growing,
-        rounds=8,
+        rounds=12,
+        # Long enough rounds for nodes to come within a few.
+        local={"steps": 6, "identity_steps": 0, "batch_size": 2, "score_windows": 2},
         population={"clients": 12},
         cohort={"size": 6},
         slots={"count": 6, "at_least": 2, "num_gpus": 0.5, "placement_timeout_s": 200},

@@ -130,10 +130,10 @@ def test_a_round_closes_when_enough_are_done(pool_of: Callable[..., SlotPool]) -
 def test_a_frozen_slot_is_lost_to_a_stage_that_only_it_can_answer(pool_of: Callable[..., SlotPool]) -> None:
     pool = pool_of(deadline_s=5, grace_s=1.0)
     first, second = pool.ready
-    pid = ray.get(second.actor.pid.remote())
+    pid = ray.get(second.call("pid"))
     os.kill(pid, signal.SIGSTOP)
     try:
-        calls = [(slot, slot.actor.work.remote(["1"])) for slot in (first, second)]
+        calls = [(slot, slot.call("work", ["1"])) for slot in (first, second)]
         assert pool.gather(calls) == [("1",), None]
         assert not pool.has(second)
     finally:
@@ -143,7 +143,7 @@ def test_a_frozen_slot_is_lost_to_a_stage_that_only_it_can_answer(pool_of: Calla
 def slot_processes() -> list[int]:
     """Client slots that this process's own cluster runs. Other clusters of the machine are nobody's to kill."""
     children = psutil.Process().children(recursive=True)
-    return [child.pid for child in children if "ray::ClientSlot" in " ".join(child.cmdline())]
+    return [child.pid for child in children if "ray::SlotProcess" in " ".join(child.cmdline())]
 
 
 def parameters(config: TrainConfig) -> np.ndarray:

@@ -105,6 +105,18 @@ def test_a_third_of_the_slots_dies_in_mid_round_and_the_sum_is_the_survivors(
     assert np.linalg.norm(kept - start - mean) <= bound + 1e-5 * np.linalg.norm(mean)
 
 
+def test_more_are_asked_than_needed_and_a_slot_takes_several_chunks_of_one_exchange(
+    make_config: Make, crowd: Path, tmp_path: Path
+) -> None:
+    """Seven are asked, in chunks of one; the round closes when five are done, or a few more that were at it."""
+    config = secure(make_config, tmp_path / "run", crowd, cohort={"size": 5, "over_select": 0.4})
+    train(config)
+    (record,) = read_history(tmp_path / "run" / "history.jsonl")
+    assert record["counts"]["cohort"] == 7 and 5 <= record["survivors"] == record["counts"]["trained"] <= 7
+    assert "aborted" not in record and record["update_norm"] > 0
+    assert record["refused"].get("late", 0) == 7 - record["survivors"]
+
+
 def load_checkpoint_of_round(config: TrainConfig, number: int) -> np.ndarray:
     from safetensors.numpy import load_file
 

@@ -56,6 +56,8 @@ PICKLERS = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "tor
 
 SAYS_NOTHING = {"util", "utils", "helper", "helpers", "manager", "managers", "common", "misc"}
 
+WALL_CLOCKS = {"time.time", "time.time_ns", "datetime.now", "datetime.utcnow", "datetime.datetime.now"}
+
 MAX_LINES = 400
 
 
@@ -195,7 +197,21 @@ def nothing_received_is_unpickled(sources: list[Source]) -> list[str]:
 
 
 Rule = Callable[[list[Source]], list[str]]
+
+
+def no_deadline_trusts_the_clock(sources: list[Source]) -> list[str]:
+    """The wall clock jumps, when it is set or a machine sleeps: what waits or measures uses `time.monotonic`."""
+    return [
+        f"{source.path}:{node.lineno}: {ast.unparse(node)} can jump; use time.monotonic"
+        for source in sources
+        if source.path.startswith("fedtalk_ray/")
+        for node in ast.walk(source.tree)
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in WALL_CLOCKS
+    ]
+
+
 RULES: tuple[Rule, ...] = (
+    no_deadline_trusts_the_clock,
     ray_stays_in_its_place,
     layers_run_one_way,
     names_say_something,
@@ -229,6 +245,7 @@ def plant(root: Path, files: dict[str, str]) -> list[Source]:
 PLANTED: tuple[tuple[Rule, str, str, str], ...] = (
     # rule, file, its text, what the one violation must say
     (ray_stays_in_its_place, "training/fit.py", "import ray.data", "training/fit.py:1: imports ray.data"),
+    (no_deadline_trusts_the_clock, "rounds.py", "import time\nx = time.time()", "rounds.py:2: time.time can jump"),
     (ray_stays_in_its_place, "data/video.py", "def f():\n    from ray import get", "data/video.py:2: imports ray.get"),
     (layers_run_one_way, "model/unet.py", "from fedtalk_ray.training import fit", "model may not import training"),
     (layers_run_one_way, "model/unet.py", "from ..rounds import run", "imports fedtalk_ray.rounds.run"),

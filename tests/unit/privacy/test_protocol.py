@@ -1576,7 +1576,7 @@ def test_a_mask_that_is_put_on_before_the_weight_is_noticed(
 def test_the_accountant_that_reports_too_little_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The GDP accountant says 1.6177 where 1.83 is right."""
     with monkeypatch.context() as patch:
-        patch.setattr(accounting, "PRVAccountant", GaussianAccountant)
+        patch.setattr("opacus.accountants.PRVAccountant", GaussianAccountant)
         reference = [accounting.Rounds(accounting.Noise("gaussian", 1.0), 0.01, 1000)]
         assert accounting.epsilon(reference, 1e-5) == pytest.approx(1.6177, abs=1e-3)
         with pytest.raises(AssertionError):

@@ -1,0 +1,83 @@
+"""A client slot as Ray sees it: a process on a node, found by name, that holds one plain object.
+
+The process itself imports the class it is to hold, so that a driver starts without torch, diffusers and peft, which
+take longer to import than Ray to start.
+"""
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import ray
+
+from fedtalk_ray.config import TrainConfig
+
+CLIENT_SLOT = "fedtalk_ray.actors.client:ClientSlot"
+CONTROL = "control"
+
+
+class SlotProcess:
+    """Holds an object and calls its methods."""
+
+    def __init__(self, held: str | type, config: TrainConfig) -> None:
+        """held: a class made with the configuration, or where it is, as "module:Name"."""
+        if isinstance(held, str):
+            module, _, name = held.partition(":")
+            made: Any = getattr(import_module(module), name)
+        else:
+            made = held
+        self._held = made(config)
+
+    def __repr__(self) -> str:
+        """What the dashboard shows."""
+        return type(self._held).__name__
+
+    def call(self, method: str, *arguments: Any, **keywords: Any) -> Any:
+        return getattr(self._held, method)(*arguments, **keywords)
+
+
+# `stop` is heard on a thread of its own while another method is at work.
+_SlotActor: Any = ray.remote(concurrency_groups={CONTROL: 1})(SlotProcess)
+
+
+@dataclass(eq=False)
+class Slot:
+    """One slot. node: its node's id. starting: its first call, until that returned."""
+
+    actor: Any
+    node: str
+    starting: ray.ObjectRef | None = None
+
+    def call(self, method: str, *arguments: Any, label: str | None = None, returns: int = 1, **keywords: Any) -> Any:
+        """Starts `method(*arguments, **keywords)`; one reference for each thing it returns.
+
+        label: the call's name in the dashboard.
+        """
+        options = {"name": label or f"slot.{method}", "num_returns": returns}
+        return self.actor.call.options(**options).remote(method, *arguments, **keywords)
+
+    def stop(self, call: int) -> None:
+        """Tells the slot, whatever it is at, to end the call of that number."""
+        self.actor.call.options(name="slot.stop", concurrency_group=CONTROL).remote("stop", call)
+
+    def kill(self) -> None:
+        ray.kill(self.actor)
+
+
+def start_slot(held: str | type, config: TrainConfig, node: str, strategy: Any) -> Slot:
+    """A new slot that begins with `start()`, on the node that Ray's scheduling `strategy` names.
+
+    No restarts and no retries: a slot that came back would hold nothing, and the pool must decide.
+    """
+    slots = config.slots
+    actor = _SlotActor.options(
+        num_gpus=slots.num_gpus,
+        num_cpus=slots.num_cpus,
+        memory=slots.memory_mb << 20 or None,
+        max_restarts=0,
+        max_task_retries=0,
+        scheduling_strategy=strategy,
+    ).remote(held, config)
+    slot = Slot(actor, node)
+    slot.starting = slot.call("start")
+    return slot
