@@ -65,6 +65,7 @@ def run_under_chaos(
             else:
                 assert driver.returncode == 0, _said(folder)
                 if len(read_history(Path(config.run) / HISTORY)) == config.rounds:
+                    assert not order, f"the run ended before {order} could be killed: give it more rounds"
                     return chaos
             if not order:
                 continue

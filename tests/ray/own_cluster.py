@@ -21,6 +21,7 @@ ENVIRONMENT = os.environ | {
     "OMP_NUM_THREADS": "1",
 }
 GIB = 1 << 30
+FAKE_HEAD = "f" * 51 + "00000"
 
 
 def free_ports(count: int) -> list[int]:
@@ -68,7 +69,9 @@ class OwnCluster:
                 "RAY_FAKE_CLUSTER": "1",
                 "RAY_enable_autoscaler_v2": "1",
                 "AUTOSCALER_UPDATE_INTERVAL_S": "1",
-                "RAY_OVERRIDE_NODE_ID_FOR_TESTING": "f" * 51 + "00000",
+                # By which the fake provider knows the head.
+                "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD,
+                "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD,
             }
         head = ["--head", f"--port={port}", "--include-dashboard=false", *options]
         self._processes = [self._start(head, cpus, gpus, environment)]
@@ -124,10 +127,12 @@ def kill(pid: int) -> bool:
 
 def workers(cluster_address: str, *titles: str) -> list[int]:
     """Worker processes of this cluster whose title (class, or the call they are at) contains one of `titles`."""
-    found = []
+    found, port = [], ":" + cluster_address.rpartition(":")[2]
     for raylet in psutil.process_iter(["cmdline"]):
         command = raylet.info["cmdline"] or []
-        if command and "raylet" in command[0] and any(cluster_address in part for part in command):
+        # Whatever address of this machine the head chose, the port is the cluster's.
+        gcs = next((part for part in command if part.startswith("--gcs-address=")), "")
+        if command and "raylet" in command[0] and gcs.endswith(port):
             for child in raylet.children():
                 try:
                     title = " ".join(child.cmdline())

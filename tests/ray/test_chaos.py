@@ -64,15 +64,7 @@ def check_private(make_config: Make, cluster: OwnCluster, folder: Path, kills: d
         evaluation={"every": 100, "sample_every": 100, "windows": 1},
         server={},
     )
-    chaos = run_under_chaos(
-        cluster,
-        config,
-        folder / "chaos-private",
-        kills=kills,
-        seed=2,
-        pause=5.0,
-        limit=40.0 * sum(kills.values()) + 300,
-    )
+    chaos = run_under_chaos(cluster, config, folder / "chaos-private", kills=kills, seed=2, pause=5.0)
     print(f"killed {dict(chaos.killed)}, {chaos.starts} starts")
     told = read_history(folder / "private" / "history.jsonl")
     assert [record["round"] for record in told] == list(range(1, rounds + 1))
@@ -88,8 +80,4 @@ def check_private(make_config: Make, cluster: OwnCluster, folder: Path, kills: d
 
 
 def test_a_plain_run_survives_everything(make_config: Make, cluster: OwnCluster, tmp_path: Path) -> None:
-    check_plain(make_config, cluster, tmp_path, {"slot": 2, "server": 1, "node": 1, "driver": 1}, rounds=5)
-
-
-def test_a_private_run_survives_everything(make_config: Make, cluster: OwnCluster, tmp_path: Path) -> None:
-    check_private(make_config, cluster, tmp_path, {"slot": 2, "server": 1, "driver": 1}, rounds=4)
+    check_plain(make_config, cluster, tmp_path, {"slot": 2, "server": 1, "node": 1, "driver": 1}, rounds=10)
