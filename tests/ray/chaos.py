@@ -28,7 +28,6 @@ class Chaos:
 
     killed: Counter[str] = field(default_factory=Counter)
     starts: int = 0
-    output: str = ""
 
 
 def run_under_chaos(

@@ -124,3 +124,14 @@ def test_a_server_needs_a_checkpoint_of_its_own_configuration(tmp_path: Path) ->
     start(tmp_path, fingerprint="one")
     with pytest.raises(RunError, match=r"another configuration \(one, not two\)"):
         ParameterServer(str(tmp_path), CONFIGS[0], "two")
+
+
+def test_a_round_with_nobody_there_goes_by_without_a_trace_in_the_model(tmp_path: Path) -> None:
+    """As when a trace says that no client is on: in the clear there is nothing to abort, and the next round follows."""
+    server = start(tmp_path)
+    before = server.shared().tobytes()
+    for _ in range(2):  # asked again, by a caller that was restarted
+        assert server.finish(1, "too few clients") == {"survivors": 0, "aborted": "too few clients"}
+    assert server.round() == 1 and server.shared().tobytes() == before
+    assert start(tmp_path).round() == 1
+    assert server.apply(2, *updates(2)) > 0
