@@ -1,12 +1,91 @@
-"""Sixty kills: the same checks as in tests/ray/test_chaos.py, for longer."""
+"""Slots, servers, nodes and drivers killed at random moments: five times, and sixty.
 
+A handful of killed slots is in tests/ray/test_faults.py.
+"""
+
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from fedtalk_ray.config import TrainConfig
+from fedtalk_ray.federation.checkpoint import load_checkpoint
+from fedtalk_ray.federation.history import read_history
+from fedtalk_ray.privacy.ledger import Ledger
+from fedtalk_ray.rounds import train
+from tests.ray.chaos import run_under_chaos
 from tests.ray.conftest import make_config, pretrained, ray_cluster, shards  # noqa: F401 (fixtures)
 from tests.ray.own_cluster import OwnCluster
-from tests.ray.test_chaos import Make, check_plain, check_private, cluster  # noqa: F401 (a fixture)
+
+Make = Callable[..., TrainConfig]
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[OwnCluster]:
+    found = OwnCluster(tmp_path)
+    try:
+        yield found
+    finally:
+        found.close()
+
+
+def check_plain(make: Make, cluster: OwnCluster, folder: Path, kills: dict[str, int], rounds: int) -> None:
+    """The final adapter is an undisturbed run's to the bit, and every round is told once."""
+    tree = {"rounds": rounds, "cohort": {"size": 3}, "evaluation": {"every": 3, "sample_every": 100, "windows": 1}}
+    calm = make(folder / "calm", **tree)
+    train(calm)
+    rough = make(folder / "rough", **tree, failures={"retries": 20})
+    chaos = run_under_chaos(cluster, rough, folder / "chaos", kills=kills, seed=1, pause=4.0)
+    print(f"killed {dict(chaos.killed)}, {chaos.starts} starts")
+    first, second = (load_checkpoint(Path(config.run) / "checkpoints") for config in (calm, rough))
+    assert first is not None and second is not None and second.round == rounds
+    assert first.parameters.tobytes() == second.parameters.tobytes()
+    told = read_history(folder / "rough" / "history.jsonl")
+    assert [record["round"] for record in told] == list(range(1, rounds + 1))
+    calm_loss = read_history(folder / "calm" / "history.jsonl")[-1]["held_out_loss"]
+    assert told[-1]["held_out_loss"] == pytest.approx(calm_loss, rel=1e-6)
+
+
+def check_private(make: Make, cluster: OwnCluster, folder: Path, kills: dict[str, int], rounds: int) -> None:
+    """Ledger and history agree, and no round is charged for nothing or goes through twice."""
+    config = make(
+        folder / "private",
+        rounds=rounds,
+        aggregation="secure",
+        population={"clients": 12},
+        cohort={"size": 6, "sampling": "uniform"},
+        privacy={
+            "mechanism": "skellam",
+            "noise_multiplier": 1.0,
+            "clip_norm": 1.0,
+            "view": "server",
+            "insecure_min_survivors": 2,
+            "samples_cap": 200,
+        },
+        strategy={"name": "uniform"},
+        failures={"retries": 20, "quorum": 0.0},
+        evaluation={"every": 100, "sample_every": 100, "windows": 1},
+        server={},
+    )
+    chaos = run_under_chaos(cluster, config, folder / "chaos-private", kills=kills, seed=2, pause=5.0)
+    print(f"killed {dict(chaos.killed)}, {chaos.starts} starts")
+    told = read_history(folder / "private" / "history.jsonl")
+    assert [record["round"] for record in told] == list(range(1, rounds + 1))
+    ledger = Ledger(folder / "private" / "checkpoints")
+    exchanges = [charge.exchange for charge in ledger.charges]
+    assert len(exchanges) == len(set(exchanges)), "no exchange is charged twice"
+    opened = {record["round"] for record in told if "aborted" not in record}
+    assert opened <= {charge.round for charge in ledger.charges} <= set(range(1, rounds + 1))
+    spent = ledger.spent(config.privacy.delta)
+    assert told[-1]["epsilon_server"] == pytest.approx(spent.server) or "interrupted" in told[-1]
+    checkpoint = load_checkpoint(folder / "private" / "checkpoints")
+    assert checkpoint is not None and checkpoint.round == rounds and np.isfinite(checkpoint.parameters).all()
+
+
+@pytest.mark.timeout(900)
+def test_a_plain_run_survives_everything(make_config: Make, cluster: OwnCluster, tmp_path: Path) -> None:  # noqa: F811
+    check_plain(make_config, cluster, tmp_path, {"slot": 2, "server": 1, "node": 1, "driver": 1}, rounds=10)
 
 
 @pytest.mark.timeout(3600)

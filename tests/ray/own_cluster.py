@@ -76,10 +76,8 @@ class OwnCluster:
         head = ["--head", f"--port={port}", "--include-dashboard=false", *options]
         self._processes = [self._start(head, cpus, gpus, environment)]
         deadline = time.monotonic() + 120
-        while True:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
+        # The port answers before the cluster does; this is the last line that the head prints.
+        while "will now block" not in self.log():
             assert self._processes[0].poll() is None and time.monotonic() < deadline, self.log()
             time.sleep(0.5)
 
