@@ -29,7 +29,7 @@ from fedtalk_ray.data.video import FPS, read_video
 from fedtalk_ray.errors import RunError, UserError
 from fedtalk_ray.federation.checkpoint import config_fingerprint, drop_checkpoint, load_checkpoint
 from fedtalk_ray.federation.cohort import sample_cohort
-from fedtalk_ray.federation.failure_policy import policy_of
+from fedtalk_ray.federation.failure_policy import FailurePolicy
 from fedtalk_ray.federation.history import History, read_history
 from fedtalk_ray.federation.privacy_plan import sampling_rate, with_noise
 from fedtalk_ray.federation.roster import ROSTER, RosterFile, extend_roster
@@ -72,14 +72,15 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
             agree_on_units(pool, sample_cohort(population, config.cohort.size, config.seed, 1))
         rate = sampling_rate(config, len(population))
         server = start_server(config, run / "checkpoints", pool.vector, rate)
+        roster = RosterFile(run / ROSTER)
         # Whose held-out loss is looked at: under secure aggregation clients tell none.
-        examined = population[: config.evaluation.clients] if config.aggregation == "plain" else manifest.unseen()
+        examined = (population if config.aggregation == "plain" else manifest.unseen())[: config.evaluation.clients]
 
         def close_round(record: dict[str, Any], started: float) -> None:
             number, shared = record["round"], server.shared.remote()
             last = number == config.rounds
             if examined and (last or number % config.evaluation.every == 0):
-                record["held_out_loss"] = evaluate(pool, examined[: config.evaluation.clients], number, shared)
+                record["held_out_loss"] = evaluate(pool, examined, number, shared)
             if last or number % config.evaluation.sample_every == 0:
                 write_samples(pool, manifest, population[0], run, number, shared, log)
             record["seconds"] = round(monotonic() - started, 2)
@@ -96,7 +97,7 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
             cohort = sampler.cohort(number, past, spent)
             pool.fit_to(len(cohort))
             try:
-                record = run_round(config, pool, server, run, number, cohort)
+                record = run_round(config, pool, server, roster, number, cohort)
                 if sampler.looks_back:
                     record["cohort"] = cohort
             except BudgetSpent:
@@ -111,7 +112,7 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
 
 
 def run_round(
-    config: TrainConfig, pool: SlotPool, server: Any, run: Path, number: int, cohort: list[str]
+    config: TrainConfig, pool: SlotPool, server: Any, roster: RosterFile, number: int, cohort: list[str]
 ) -> dict[str, Any]:
     """Trains the cohort and moves the shared parameters on; returns the round's line for the history."""
     fewest = limits_of(config).floor if config.aggregation == "secure" else 1
@@ -122,31 +123,28 @@ def run_round(
     enough = config.cohort.size if config.cohort.over_select else None
     one_round = secure_round if config.aggregation == "secure" else plain_round
     if config.aggregation == "secure":
-        enrol(pool, cohort, run)
-    policy, attempts = policy_of(config.failures), 0
+        enrol(pool, cohort, roster)
+    policy, attempts = FailurePolicy(config.failures), 0
     while True:
         # One numpy array in the store, read by every slot without a copy.
         shared = server.shared.remote()
         try:
-            return one_round(config, pool, server, number, cohort, shared, enough) | (
-                {"attempts": attempts + 1} if attempts else {}
-            )
-        except RoundLost as lost:
+            record = one_round(config, pool, server, number, cohort, shared, enough)
+            return record | {"attempts": attempts + 1} if attempts else record
+        except RoundLost:
             attempts += 1
             if not policy.tries_again(attempts):
-                raise RunError(
-                    f"round {number} was lost {attempts} times ({lost}); the last checkpoint is intact: go on with "
-                    "--resume"
-                ) from lost
+                raise
 
 
-def enrol(pool: SlotPool, cohort: list[str], run: Path) -> None:
+def enrol(pool: SlotPool, cohort: list[str], roster: RosterFile) -> None:
     """Adds the public keys of those who take part for the first time to the roster, which only ever grows."""
-    known = RosterFile(run / ROSTER).read()[0].clients if (run / ROSTER).is_file() else {}
+    known = roster.read()[0].clients if roster.path.is_file() else {}
     if new := [client for client in cohort if client not in known]:
         outcomes = pool.run("enrol", new)
         keys = {name: key for outcome in outcomes for name, key in results(outcome).items()}
-        extend_roster(run / ROSTER, SigningKey.kept_in(run / "checkpoints" / SERVER_KEY).public, keys)
+        server = SigningKey.kept_in(roster.path.parent / "checkpoints" / SERVER_KEY)
+        extend_roster(roster.path, server.public, keys)
 
 
 def settled(config: TrainConfig, manifest: Manifest) -> tuple[TrainConfig, Population]:
@@ -205,9 +203,8 @@ def write_samples(
     The client's sample stays in the client's folder, since it shows the client's face.
     """
     pool.one("export", shared, str(run))
-    places = {first: run / "clients" / first / "samples"} | dict.fromkeys(manifest.unseen()[:1], run / "samples")
-    for identity, place in places.items():
-        pool.one("sample", identity, number, shared, str(place))
+    for outcome in pool.run("sample", [first, *manifest.unseen()[:1]], number, shared, label=f"round{number}.sample"):
+        results(outcome)
     for sheet in (run / "samples").glob(f"round-{number:05d}.png"):
         log.image(number, "sample/unseen", np.asarray(Image.open(sheet)))
         log.video(number, "sample/speaking", read_video(sheet.with_suffix(".mp4")).frames, FPS)

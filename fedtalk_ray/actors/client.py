@@ -30,7 +30,7 @@ from fedtalk_ray.model import adapters
 from fedtalk_ray.privacy.clipping import weigh_and_clip
 from fedtalk_ray.privacy.protocol import Aborted, Code
 from fedtalk_ray.training.backbone import build_pipeline, set_statistics, statistics_of
-from fedtalk_ray.training.client_state import load_identity, save_identity
+from fedtalk_ray.training.client_state import client_folder, load_identity, save_identity
 from fedtalk_ray.training.export import export_model
 from fedtalk_ray.training.local import Halted, LocalTrainer, batches_needed
 
@@ -158,11 +158,17 @@ class ClientSlot:
             losses.append(self._trainer.held_out_loss(self._windows(client, self._config.evaluation.windows), seed=0))
         return HeldOutLoss(float(np.sum(losses)), len(losses))
 
-    def sample(self, identity: str, round_number: int, shared: np.ndarray, folder: str) -> None:
-        """Writes a video and a contact sheet of one held-out clip to `folder`, with the adapters as after the round."""
-        self._load(identity, shared, round_number + 1)
-        piece = next(self._pieces(identity, self._held_out(identity)))
-        write_sample(self._pipeline, piece, Path(folder), f"round-{round_number:05d}")
+    def sample(self, identities: list[str], round_number: int, shared: np.ndarray) -> None:
+        """Writes a video and a contact sheet of a held-out clip of each, with the adapters as after the round.
+
+        A client's to its own folder, because it shows the client's face; of others to RUN/samples.
+        """
+        for identity in identities:
+            run = Path(self._config.run)
+            place = (run if identity in self._unseen else client_folder(run, identity)) / "samples"
+            self._load(identity, shared, round_number + 1)
+            piece = next(self._pieces(identity, self._held_out(identity)))
+            write_sample(self._pipeline, piece, place, f"round-{round_number:05d}")
 
     def export(self, shared: np.ndarray, run: str) -> None:
         """Writes what others load: RUN/pipeline (diffusers) and RUN/adapters/shared (PEFT)."""

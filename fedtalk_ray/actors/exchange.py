@@ -5,15 +5,16 @@ train, another slot takes them up.
 The driver passes references on: masked vectors go from the slots to the server and not through it.
 """
 
+from collections import Counter
 from time import monotonic
 from typing import Any
 
 from fedtalk_ray.actors.parameter_server import RoundLost, ask
-from fedtalk_ray.actors.pool import DIED, LATE, SlotPool
+from fedtalk_ray.actors.pool import DIED, LATE, SlotPool, unheard
 from fedtalk_ray.actors.slot import Slot
 from fedtalk_ray.config import TrainConfig
-from fedtalk_ray.federation.failure_policy import policy_of
-from fedtalk_ray.messages import Answers, Collected
+from fedtalk_ray.federation.failure_policy import FailurePolicy
+from fedtalk_ray.messages import Collected
 from fedtalk_ray.privacy.protocol import STAGES, Code
 
 
@@ -26,12 +27,14 @@ def secure_round(
     """
     plan = ask(server, "begin", number, cohort, pool.one("backbone"), label=f"round{number}.begin")
     seconds: dict[str, float] = {}
-    refused: dict[str, int] = {}
+    refused: Counter[str] = Counter()
     counts: dict[str, int] = {"cohort": len(cohort)}
     started = monotonic()
     seats = _train(pool, number, cohort, shared, plan, enough, refused)
     counts["trained"] = sum(len(clients) for _, clients in seats)
-    policy_of(config.failures).check_quorum(number, counts["trained"], enough or len(cohort), refused)
+    # Who refused did answer: with too few left the protocol itself gives the round up, and the run goes on.
+    answered = len(cohort) - sum(refused[why] for why in (DIED, LATE))
+    FailurePolicy(config.failures).check_quorum(number, answered, min(len(cohort), enough or len(cohort)), refused)
     seconds["train"] = monotonic() - started
     frames: dict[str, bytes] = {client: b"" for _, clients in seats for client in clients}
     collected = Collected({}, 0, {})
@@ -41,8 +44,7 @@ def secure_round(
         collected = ask(server, "collect", stage, *arrived, label=f"round{number}.collect")
         counts[stage], frames = collected.answered, collected.frames
         seconds[stage] = monotonic() - started
-        for code, messages in collected.rejected.items():
-            refused[code] = refused.get(code, 0) + messages
+        refused.update(collected.rejected)
         if collected.aborted == Code.LOST:
             raise RoundLost("the parameter server came back without the exchange")
         if collected.aborted:
@@ -68,7 +70,7 @@ def _train(
     shared: Any,
     plan: bytes,
     enough: int | None,
-    refused: dict[str, int],
+    refused: Counter[str],
 ) -> list[tuple[Slot, list[str]]]:
     """Which clients are ready, and on which slot their updates lie. Who is not is counted by the reason."""
     outcomes = pool.run(
@@ -82,16 +84,12 @@ def _train(
         enough=enough,
         done=lambda said: len(said.clients),
     )
+    refused.update(unheard(outcomes))
     seats = []
     for outcome in outcomes:
-        if outcome.said is None or outcome.slot is None:
-            refused[outcome.lost] = refused.get(outcome.lost, 0) + len(outcome.clients)
-            continue
-        seats.append((outcome.slot, list(outcome.said.clients)))
-        _count(refused, outcome.said)
-        silent = len(outcome.clients) - len(outcome.said.clients) - len(outcome.said.refused)
-        if silent:
-            refused[LATE] = refused.get(LATE, 0) + silent
+        if outcome.said is not None and outcome.slot is not None:
+            seats.append((outcome.slot, list(outcome.said.clients)))
+            refused.update(outcome.said.refused.values())
     return seats
 
 
@@ -101,14 +99,14 @@ def _answers(
     stage: str,
     seats: list[tuple[Slot, list[str]]],
     frames: dict[str, bytes],
-    refused: dict[str, int],
+    refused: Counter[str],
 ) -> list[Any]:
     """References to everybody's answers to one stage."""
     by_slot: dict[Slot, dict[str, bytes]] = {}
     for slot, clients in seats:
         asked = {client: frames[client] for client in clients if client in frames}
-        if not pool.has(slot):
-            _lost(refused, len(asked))
+        if asked and not pool.has(slot):
+            refused[DIED] += len(asked)
         elif asked:
             by_slot.setdefault(slot, {}).update(asked)
     calls, payloads = [], []
@@ -119,18 +117,8 @@ def _answers(
     arrived = []
     for (slot, _), payload, answers in zip(calls, payloads, pool.gather(calls), strict=True):
         if answers is None:
-            _lost(refused, len(by_slot[slot]))
+            refused[DIED] += len(by_slot[slot])
             continue
         arrived.append(payload)
-        _count(refused, answers)
+        refused.update(answers.refused.values())
     return arrived
-
-
-def _lost(refused: dict[str, int], clients: int) -> None:
-    if clients:
-        refused[DIED] = refused.get(DIED, 0) + clients
-
-
-def _count(refused: dict[str, int], answers: Answers) -> None:
-    for code in answers.refused.values():
-        refused[code] = refused.get(code, 0) + 1

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from fedtalk_ray.actors.deaths import LOSSES, fetch, first_line
 from fedtalk_ray.config import TrainConfig
-from fedtalk_ray.errors import UserError
+from fedtalk_ray.errors import RunError
 from fedtalk_ray.federation.checkpoint import Checkpoint, config_fingerprint, load_checkpoint, save_checkpoint
 from fedtalk_ray.federation.server import ParameterServer
 
@@ -17,7 +17,7 @@ RETRIES = 3
 """Times that Ray calls a server again which died at a call. All calls may be repeated."""
 
 
-class RoundLost(Exception):
+class RoundLost(RunError):
     """What a round had gathered is gone with a server or a node; the model is as it was."""
 
 
@@ -44,19 +44,11 @@ def ask(server: Any, method: str, *arguments: Any, label: str | None = None, **k
 
     Raises `RoundLost` when the server stays away or what it was to add up is gone, and a user's error as itself.
     """
+    call = getattr(server, method).options(name=label or f"server.{method}")
     try:
-        call = getattr(server, method).options(name=label or f"server.{method}")
-        return ray.get(call.remote(*arguments, **keywords))
-    except (RayActorError, OutOfMemoryError, ObjectLostError) as error:
-        raise RoundLost(_first_line(error)) from error
-    except RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise error.cause from None
-        if isinstance(error.cause, RayActorError | OutOfMemoryError | ObjectLostError):
-            raise RoundLost(_first_line(error.cause)) from error
-        raise
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+        return fetch(call.remote(*arguments, **keywords))
+    except LOSSES as error:
+        raise RoundLost(
+            f"{label or method} was lost with the parameter server or a node ({first_line(error)}); the last "
+            "checkpoint is intact: go on with --resume"
+        ) from error

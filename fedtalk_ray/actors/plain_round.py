@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from fedtalk_ray.actors.parameter_server import ask
-from fedtalk_ray.actors.pool import SlotPool
+from fedtalk_ray.actors.pool import SlotPool, unheard
 from fedtalk_ray.config import TrainConfig
 from fedtalk_ray.federation.aggregation import normalised
-from fedtalk_ray.federation.failure_policy import policy_of
+from fedtalk_ray.federation.failure_policy import FailurePolicy
 from fedtalk_ray.messages import ClientReport, Fitted
 
 
@@ -36,13 +36,8 @@ def plain_round(
     )
     heard: list[Fitted] = [outcome.said for outcome in outcomes if outcome.said is not None]
     answered = [client for said in heard for client in said.clients]
-    lost: dict[str, int] = {}
-    for outcome in outcomes:
-        missing = len(outcome.clients) - (len(outcome.said.clients) if outcome.said is not None else 0)
-        if missing:
-            why = outcome.lost or "late"
-            lost[why] = lost.get(why, 0) + missing
-    policy_of(config.failures).check_quorum(number, len(answered), min(len(cohort), enough or len(cohort)), lost)
+    lost = unheard(outcomes)
+    FailurePolicy(config.failures).check_quorum(number, len(answered), min(len(cohort), enough or len(cohort)), lost)
     sums = [outcome.payload for outcome in outcomes if outcome.said is not None and outcome.said.clients]
     charged = sorted(answered) if config.privacy.mechanism != "none" else None
     norm = ask(server, "apply", number, *sums, cohort=charged, label=f"round{number}.apply")

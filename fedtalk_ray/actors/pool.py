@@ -5,7 +5,7 @@ included. A chunk of clients whose slot died goes to another slot; a slot that d
 """
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import ceil
@@ -14,18 +14,15 @@ from typing import Any
 import numpy as np
 import ray
 from ray.autoscaler.sdk import request_resources
-from ray.exceptions import ActorUnschedulableError, OutOfMemoryError, RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from fedtalk_ray.actors.deaths import DEATHS, fetch, first_line
 from fedtalk_ray.actors.placement import bundles, check_fits, next_nodes, nodes_of
 from fedtalk_ray.actors.slot import CLIENT_SLOT, Slot, start_slot
 from fedtalk_ray.config import TrainConfig
-from fedtalk_ray.errors import ClusterError, UserError
+from fedtalk_ray.errors import ClusterError
 from fedtalk_ray.federation.cohort import into_chunks
-from fedtalk_ray.federation.failure_policy import policy_of
-
-DEATHS = (RayActorError, ActorUnschedulableError, OutOfMemoryError)
-"""What a caller sees of an actor that is gone: it died with or without its node, or for want of memory."""
+from fedtalk_ray.federation.failure_policy import FailurePolicy
 
 DIED, LATE = "slot died", "late"
 
@@ -52,6 +49,7 @@ class _Work:
     queue: deque[int]
     attempts: list[int]
     outcomes: list[Outcome]
+    stopped: bool = False
     running: dict[ray.ObjectRef, tuple[Slot, int, ray.ObjectRef | None]] = field(default_factory=dict)
 
 
@@ -65,8 +63,8 @@ class SlotPool:
         the shared parameters before round 1. Raises `ClusterError` when the slots cannot be placed, and the slot's own
         error when it cannot start.
         """
-        self._config, self._slots_config = config, config.slots
-        self._policy = policy_of(config.failures)
+        self._config = config
+        self._policy = FailurePolicy(config.failures)
         self._held = held
         self._slots: list[Slot] = []
         self._calls = 0
@@ -91,7 +89,7 @@ class SlotPool:
 
         Waits for one slot at most: the others take clients up when they are there.
         """
-        slots = self._slots_config
+        slots = self._config.slots
         nodes = {node.name for node in nodes_of(ray.nodes())}
         for slot in [slot for slot in self._slots if slot.node not in nodes]:
             self._lose(slot)
@@ -102,7 +100,7 @@ class SlotPool:
             for slot in self._slots[wanted:]:
                 self._lose(slot)
         missing = wanted - len(self._slots)
-        if missing and (self._policy.replace or slots.at_least is not None):
+        if missing and (self._config.failures.replace or slots.at_least is not None):
             self._start(missing)
         self._await(1)
 
@@ -127,10 +125,10 @@ class SlotPool:
         self._calls += 1
         keywords = {"call": self._calls} if stoppable else {}
         # With more chunks than slots there is something to leave out once enough have arrived.
-        chunks = into_chunks(clients, self._slots_config.count * (4 if enough else 1))
+        chunks = into_chunks(clients, self._config.slots.count * (4 if enough else 1))
         work = _Work(deque(range(len(chunks))), [0] * len(chunks), [Outcome(chunk, None) for chunk in chunks])
-        deadline = time.monotonic() + self._policy.deadline_s if stoppable and self._policy.deadline_s else None
-        stopped = False
+        allowed = self._config.failures.deadline_s if stoppable else None
+        deadline = None if allowed is None else time.monotonic() + allowed
         while work.queue or work.running:
             busy = {slot for slot, _, _ in work.running.values()}
             for slot in self.ready:
@@ -141,17 +139,16 @@ class SlotPool:
                     first, second = found if payload else (found, None)
                     work.running[first] = (slot, index, second)
             if not work.running and not self._any_starting():
-                self._start(1 if self._policy.replace else 0)
+                self._start(1 if self._config.failures.replace else 0)
             arrived = self._wait([*work.running], deadline)
             for ref in arrived:
                 self._settle(work, ref, done)
             finished = sum(done(outcome.said) for outcome in work.outcomes if outcome.said is not None)
             late = deadline is not None and time.monotonic() >= deadline
-            if stoppable and not stopped and (late or (enough is not None and finished >= enough)):
-                stopped = True
+            if stoppable and not work.stopped and (late or (enough is not None and finished >= enough)):
                 self._stop(work)
-                deadline = time.monotonic() + self._policy.grace_s
-            elif stopped and late:
+                deadline = time.monotonic() + self._config.failures.grace_s
+            elif work.stopped and late:
                 for slot, index, _ in work.running.values():
                     self._lose(slot)
                     work.outcomes[index] = Outcome(chunks[index], None, lost=LATE)
@@ -163,14 +160,14 @@ class SlotPool:
 
         Where the configuration has a deadline, a slot that is silent for `failures.grace_s` counts as dead.
         """
-        timeout = self._policy.grace_s if self._policy.deadline_s else None
+        timeout = self._config.failures.grace_s if self._config.failures.deadline_s else None
         refs = [ref for _, ref in calls]
         if refs:
             ray.wait(refs, num_returns=len(refs), timeout=timeout, fetch_local=False)
         results = []
         for slot, ref in calls:
             try:
-                results.append(fetch_one(ref, timeout=None if timeout is None else 0.0))
+                results.append(fetch(ref, timeout=None if timeout is None else 0.0))
             except (*DEATHS, TimeoutError):
                 self._lose(slot)
                 results.append(None)
@@ -193,7 +190,7 @@ class SlotPool:
                 self._await(1)
             slot = self.ready[attempts % len(self.ready)]
             try:
-                return fetch_one(slot.call(method, *arguments))
+                return fetch(slot.call(method, *arguments))
             except DEATHS as error:
                 self._lose(slot)
                 attempts += 1
@@ -201,14 +198,14 @@ class SlotPool:
                     raise ClusterError(f"{attempts} slots died at {method}: {first_line(error)}") from error
 
     def close(self) -> None:
-        if self._slots_config.at_least is not None:
+        if self._config.slots.at_least is not None:
             request_resources(bundles=[])
         for slot in list(self._slots):
             self._lose(slot)
 
     def _start(self, wanted: int) -> None:
         """Starts up to `wanted` slots where there is room for them."""
-        slots = self._slots_config
+        slots = self._config.slots
         held = [slot.node for slot in self._slots]
         for name in next_nodes(wanted, held, nodes_of(ray.nodes()), slots):
             here = NodeAffinitySchedulingStrategy(name, soft=False)
@@ -221,7 +218,7 @@ class SlotPool:
 
     def _await(self, fewest: int) -> None:
         """Waits until so many slots are ready. Raises `ClusterError` after `slots.placement_timeout_s`."""
-        slots = self._slots_config
+        slots = self._config.slots
         deadline = time.monotonic() + slots.placement_timeout_s
         tries = 0
         while len(self.ready) < fewest:
@@ -256,7 +253,7 @@ class SlotPool:
             if ref in starting:
                 slot = starting[ref]
                 try:
-                    vector = fetch_one(ref)
+                    vector = fetch(ref)
                 except DEATHS:
                     self._lose(slot)
                     continue
@@ -272,19 +269,20 @@ class SlotPool:
         slot, index, payload = work.running.pop(ref)
         clients = work.outcomes[index].clients
         try:
-            work.outcomes[index] = Outcome(clients, slot, fetch_one(ref), payload)
+            work.outcomes[index] = Outcome(clients, slot, fetch(ref), payload)
         except DEATHS:
             self._lose(slot)
             work.attempts[index] += 1
-            if self._policy.tries_again(work.attempts[index]):
+            if self._policy.tries_again(work.attempts[index]) and not work.stopped:
                 work.queue.append(index)
-                if self._policy.replace:
+                if self._config.failures.replace:
                     self._start(1)
             else:
                 work.outcomes[index] = Outcome(clients, None, lost=DIED)
 
     def _stop(self, work: _Work) -> None:
         """Lets nobody begin any more, and tells those at work to return what they have."""
+        work.stopped = True
         for index in work.queue:
             work.outcomes[index] = Outcome(work.outcomes[index].clients, None, lost=LATE)
         work.queue.clear()
@@ -301,27 +299,20 @@ class SlotPool:
         return any(slot.starting is not None for slot in self._slots)
 
 
+def unheard(outcomes: list[Outcome]) -> Counter[str]:
+    """Why clients neither were done nor refused -> how many. For calls that say `clients`, and perhaps `refused`."""
+    counts: Counter[str] = Counter()
+    for outcome in outcomes:
+        spoke = 0 if outcome.said is None else len(outcome.said.clients) + len(getattr(outcome.said, "refused", ()))
+        counts[outcome.lost or LATE] += len(outcome.clients) - spoke
+    return +counts
+
+
 def results(outcome: Outcome) -> Any:
     """What a chunk's call returned, where nobody may be missing. Raises `ClusterError`."""
-    if outcome.said is None:
+    if outcome.slot is None:
         raise ClusterError(
             f"the work on {', '.join(outcome.clients[:3])} was lost with every slot that tried it; the last checkpoint "
             "is intact: go on with --resume"
         )
     return outcome.said
-
-
-def fetch_one(ref: ray.ObjectRef, timeout: float | None = None) -> Any:
-    """`ray.get`, with a user's error inside raised as itself. Raises `DEATHS` for an actor that is gone."""
-    try:
-        return ray.get(ref, timeout=timeout)
-    except RayTaskError as error:
-        if isinstance(error.cause, (UserError, *DEATHS)):
-            raise error.cause from None
-        raise
-
-
-def first_line(error: Exception) -> str:
-    """Ray's errors are many lines long; the first says what happened."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else "no reason given"

@@ -5,7 +5,7 @@ this round's keys and its update in a `SecureClient` object here. Nothing of it 
 `answer` returns is signed, masked or encrypted.
 
     RUN/clients/<id>/signing.key     Ed25519, for its owner only
-    RUN/clients/<id>/protocol.json   the last exchange, rounds taken part in, the roster as last seen
+    RUN/clients/<id>/protocol.json   the last exchange and masked round, rounds taken part in, the roster as last seen
 """
 
 import hashlib
@@ -74,6 +74,9 @@ class SecureClients:
             shared=hashlib.sha256(np.ascontiguousarray(shared).tobytes()).digest(),
             config=self._digest,
         )
+        if plan.round <= state.get("masked", 0):
+            # Two sums over one round, whose survivors differ by one client, would tell that client's update.
+            raise Aborted(Code.OLD_ROUND, f"round {plan.round} has this client's masked update already")
         cap = self._config.privacy.participation_cap
         if cap is not None and state.get("participations", 0) >= cap:
             raise Aborted(Code.CAP_REACHED)
@@ -117,7 +120,8 @@ class SecureClients:
         vector = self._codec.encode(update, weight, self._plan.clip_norm, side.parties, system_rng())
         masked = side.mask(frame, vector)
         state = self._state(client)
-        self._keep(client, {**state, "participations": state.get("participations", 0) + 1})
+        taken = {"participations": state.get("participations", 0) + 1, "masked": self._plan.round}
+        self._keep(client, state | taken)
         return masked
 
     def _signing_key(self, client: str) -> SigningKey:

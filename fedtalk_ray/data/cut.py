@@ -1,5 +1,6 @@
 """From the pieces of a row group to single windows, the same whichever process does it."""
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -29,8 +30,8 @@ class Cut:
         """`count` random windows of each of the group's pieces, stacked piece by piece."""
         for piece in reader.read(group):
             # The piece's own name seeds its windows: the order in which tasks run does not matter.
-            name = np.frombuffer(f"{piece.client}/{piece.clip}/{piece.begin}".encode(), np.uint8)
-            rng = np.random.default_rng([self.seed, *name])
+            name = f"{self.seed}/{piece.client}/{piece.clip}/{piece.begin}"
+            rng = np.random.default_rng(int.from_bytes(hashlib.blake2b(name.encode(), digest_size=16).digest()))
             if len(piece.latents) < self.window:
                 raise ShardError(
                     f"shard {group.file}: clip {piece.clip} has a piece of {len(piece.latents)} frames, and a window "

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from fedtalk_ray.data.shards import Manifest
+from fedtalk_ray.data.shards import Manifest, piece_bounds
 from fedtalk_ray.errors import ShardError
 from fedtalk_ray.settings import PopulationConfig
 
@@ -48,6 +48,7 @@ class Population(Sequence[str]):
                 f"{len(self.identities)} that can be clients"
             )
         self._dealt = lru_cache(maxsize=64)(self._deal)
+        self._lengths = lru_cache(maxsize=1024)(self._measure)
 
     def __len__(self) -> int:
         return self._config.clients or len(self.identities)
@@ -116,13 +117,10 @@ class Population(Sequence[str]):
         return [frozenset(part.tolist()) for part in np.split(order, np.cumsum(sizes)[:-1])]
 
     def _frames(self, portion: Portion) -> int:
-        clips = [clip for clip in self.manifest.identities[portion.identity] if clip.split == "train"]
-        if portion.pieces is None:
-            return sum(clip.frames for clip in clips)
-        # As the shard writer cuts a clip into equal pieces.
-        lengths = [
-            length
-            for clip in clips
-            for length in np.diff(np.linspace(0, clip.frames, clip.pieces + 1).astype(int)).tolist()
-        ]
-        return sum(lengths[piece] for piece in portion.pieces)
+        lengths = self._lengths(portion.identity)
+        return sum(lengths) if portion.pieces is None else sum(lengths[piece] for piece in portion.pieces)
+
+    def _measure(self, identity: str) -> list[int]:
+        """Frames of each training piece: a clip is cut into equal ones, as the shard writer cuts it."""
+        clips = [clip for clip in self.manifest.identities[identity] if clip.split == "train"]
+        return [length for clip in clips for length in np.diff(piece_bounds(clip.frames, clip.pieces)).tolist()]

@@ -153,13 +153,12 @@ def _cells(column: pa.ChunkedArray) -> list[Any]:
 
 def _files(root: str | Path, manifest: Manifest, client: str, split: str) -> list[str]:
     files = shard_files(root, client, split)
-    listed = [name for name in manifest.files if name.startswith(f"client={client}/{split}-")]
-    missing = sorted(set(listed) - {f"client={client}/{file.rsplit('/', 1)[-1]}" for file in files})
-    if missing or (not files and manifest.pieces(client, split)):
+    found = {file.rsplit("/", 1)[-1] for file in files}
+    first = f"{split}-000.parquet"  # the writer makes one file of a split
+    if first not in found and (f"client={client}/{first}" in manifest.files or manifest.pieces(client, split)):
         raise ShardError(
-            f"{beneath(root, f'client={client}')} holds no {missing[0].rsplit('/', 1)[-1] if missing else split + '-*'}"
-            f"{'' if missing else '.parquet'} though the manifest lists {manifest.pieces(client, split)} piece(s); "
-            "prepare the shards again"
+            f"{beneath(root, f'client={client}')} holds no {first} though the manifest lists "
+            f"{manifest.pieces(client, split)} piece(s); prepare the shards again"
         )
     return files
 

@@ -176,6 +176,11 @@ def load_manifest(root: str | Path) -> Manifest:
         ) from error
 
 
+def piece_bounds(frames: int, pieces: int) -> np.ndarray:
+    """Where the pieces of a clip begin and end, int [pieces + 1]."""
+    return np.linspace(0, frames, pieces + 1).astype(int)
+
+
 def entry_of(system: FileSystem, path: str) -> FileEntry:
     """What the manifest should say of a file. A file too short to have a footer has all of its bytes hashed."""
     with system.open_input_file(path) as file:
@@ -231,7 +236,7 @@ class ShardWriter:
             raise ValueError(f"identity of clip {clip!r} is {identity.shape}, not {self._manifest.identity_dimensions}")
         samples = self._manifest.sample_rate // self._manifest.fps
         # Equal pieces: a short rest could not hold a window.
-        bounds = np.linspace(0, frames, -(-frames // PIECE_FRAMES) + 1).astype(int).tolist()
+        bounds = piece_bounds(frames, -(-frames // PIECE_FRAMES)).tolist()
         for begin, end in itertools.pairwise(bounds):
             row = {name: arrays[name][begin:end].astype(kind).tobytes() for name, kind in ARRAYS.items()}
             row["waveform"] = arrays["waveform"][begin * samples : end * samples].astype(np.int16).tobytes()

@@ -6,7 +6,7 @@ direct  row groups are read in this process, one at a time. For shards that are 
 ray     row groups are read and cut by Ray Data's tasks, ahead of the training. For shards that are large or far away.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from fedtalk_ray.settings import StreamConfig
 def stream_batches(
     root: str | Path,
     manifest: Manifest,
-    portions: Iterable[Portion],
+    portions: Sequence[Portion],
     *,
     window: int,
     windows: int,
@@ -51,7 +51,7 @@ def stream_batches(
     # Whole row groups in random order: a client who needs few windows then reads few groups.
     groups = [groups[index] for index in rng.permutation(len(groups))]
     cut = Cut(manifest.shapes, window, -(-windows // pieces), seed)
-    check_budget(manifest, window, cut.count, stream)
+    check_budget(manifest, portions, window, cut.count, stream)
     if chosen_reader(root, groups, stream) == "ray":
         # Here, because Ray Data takes seconds to import and most clients are read directly.
         from fedtalk_ray.data.read_ahead import read_ahead
@@ -70,14 +70,17 @@ def chosen_reader(root: str | Path, groups: list[Group], stream: StreamConfig) -
     return "ray" if is_remote(root) or sum(sizes.values()) > stream.direct_mb << 20 else "direct"
 
 
-def check_budget(manifest: Manifest, window: int, count: int, stream: StreamConfig) -> None:
+def check_budget(
+    manifest: Manifest, portions: Sequence[Portion], window: int, count: int, stream: StreamConfig
+) -> None:
     """Raises `ShardError` when what has to be held at once does not fit into `stream.memory_mb`.
 
     Held are the windows to shuffle among, and one row group as it is read and cut.
     """
     frame = sum(2 * int(np.prod(manifest.shapes[name])) for name in COLUMNS)
     one = (window + 1) * frame
-    longest = max(-(-clip.frames // clip.pieces) for clips in manifest.identities.values() for clip in clips)
+    clips = [clip for portion in portions for clip in manifest.identities[portion.identity]]
+    longest = max(-(-clip.frames // clip.pieces) for clip in clips)
     needed = stream.shuffle_windows * one + max(ROW_GROUP_BYTES, longest * frame) + count * one
     if needed > stream.memory_mb << 20:
         raise ShardError(

@@ -5,6 +5,7 @@ replaced. A round that closes with fewer than `quorum` of those it asked is no r
 is intact. Nothing here waits, counts time or knows Ray.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
 
@@ -18,32 +19,24 @@ class QuorumLost(RunError):
 
 @dataclass(frozen=True)
 class FailurePolicy:
-    """The decisions; `settings.FailureConfig` documents the figures."""
+    """The decisions that the configuration's figures ask for."""
 
-    retries: int
-    replace: bool
-    quorum: float
-    deadline_s: float | None
-    grace_s: float
+    config: FailureConfig
 
     def tries_again(self, attempts: int) -> bool:
-        """Whether clients that were lost `attempts` times are given to another slot."""
-        return attempts <= self.retries
+        """Whether what was lost `attempts` times is tried again."""
+        return attempts <= self.config.retries
 
     def fewest(self, asked: int) -> int:
         """How many of `asked` clients must have answered; at least one."""
-        return max(1, ceil(self.quorum * asked))
+        return max(1, ceil(self.config.quorum * asked))
 
-    def check_quorum(self, round_number: int, answered: int, asked: int, lost: dict[str, int]) -> None:
+    def check_quorum(self, round_number: int, answered: int, asked: int, lost: Mapping[str, int]) -> None:
         """Raises `QuorumLost` where too few answered. lost: why the others did not -> how many."""
         if answered < self.fewest(asked):
             reasons = ", ".join(f"{count} {why}" for why, count in sorted(lost.items())) or "no reason known"
             raise QuorumLost(
                 f"round {round_number}: {answered} of {asked} clients answered ({reasons}), and failures.quorum "
-                f"{self.quorum:g} asks for {self.fewest(asked)}; the last checkpoint is intact: go on with --resume"
+                f"{self.config.quorum:g} asks for {self.fewest(asked)}; the last checkpoint is intact: go on with "
+                "--resume"
             )
-
-
-def policy_of(config: FailureConfig) -> FailurePolicy:
-    """The policy that a configuration asks for."""
-    return FailurePolicy(**config.model_dump())

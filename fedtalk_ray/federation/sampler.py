@@ -35,7 +35,7 @@ class Sampler:
         self._config, self._population = config, population
         self._way = "poisson" if config.poisson else config.cohort.sampling or "uniform"
         self._trace = read_trace(config.cohort.trace, population) if config.cohort.trace else None
-        self._sizes: np.ndarray | None = None
+        self._sizes: dict[str, float] = {}
 
     @property
     def looks_back(self) -> bool:
@@ -66,7 +66,10 @@ class Sampler:
     def _log_weights(self, present: Sequence[str], history: Sequence[Mapping[str, Any]]) -> np.ndarray:
         """Logarithms of the clients' chances against each other."""
         if self._way == "size":
-            return np.log([self._population.frames(client) for client in present])
+            for client in present:
+                if client not in self._sizes:
+                    self._sizes[client] = np.log(self._population.frames(client))
+            return np.array([self._sizes[client] for client in present])
         if self._way == "balanced":
             taken = Counter(client for record in history for client in record.get("cohort", ()))
             # Who was in one round less comes before everybody who was in one more.
@@ -79,7 +82,7 @@ class Sampler:
 
 
 class Trace:
-    """When clients are on: changes in order of time, each with who is on from then."""
+    """When clients are on."""
 
     def __init__(self, spans: Mapping[str, Sequence[tuple[float, float]]]) -> None:
         """spans: client -> (on, off) in seconds; on is within, off is not."""

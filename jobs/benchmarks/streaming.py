@@ -114,7 +114,8 @@ def child(folder: Path, reader: str, memory_mb: int, repeats: int) -> None:
         connect("local")
         small = folder.parent / "warm"
         whole_pass(small, reader, memory_mb)  # imports and workers are no part of what a corpus costs
-    before, peak, ended = used(), 0.0, threading.Event()
+    before, ended = used(), threading.Event()
+    peak = before
 
     def look() -> None:
         nonlocal peak

@@ -9,8 +9,9 @@ import pytest
 import ray
 from ray.exceptions import OutOfMemoryError
 
+from fedtalk_ray.actors.deaths import DEATHS, fetch, first_line
 from fedtalk_ray.actors.parameter_server import RoundLost, ask, start_server
-from fedtalk_ray.actors.pool import DEATHS, SlotPool, fetch_one, first_line
+from fedtalk_ray.actors.pool import SlotPool
 from fedtalk_ray.config import TrainConfig
 from fedtalk_ray.errors import ClusterError, ShardError
 from fedtalk_ray.messages import PlainUpdate
@@ -71,7 +72,7 @@ def out_of_memory() -> None:
 
 def test_a_node_without_memory_counts_as_a_death_and_says_so_in_one_line(ray_cluster: None) -> None:
     with pytest.raises(DEATHS) as caught:
-        fetch_one(out_of_memory.remote())
+        fetch(out_of_memory.remote())
     assert first_line(caught.value).endswith("Task was killed due to the node running low on memory.")
 
 

@@ -28,7 +28,8 @@ class Counting:
     """A slot whose clients are numbers: no model, and each client does what its name says.
 
     "3" is done at once. "sleep 5" takes five seconds or until it is stopped. "die FILE" kills the process unless FILE
-    exists, and makes it first, so that it dies once. "poison" kills every time. "hang" listens to nobody.
+    exists, and makes it first, so that it dies once. "poison" kills every time. "hang" listens to nobody, and
+    "fall" kills the process when it is told to stop.
     """
 
     def __init__(self, config: TrainConfig) -> None:
@@ -52,11 +53,13 @@ class Counting:
             if what == "die" and not os.path.exists(argument):
                 Path(argument).touch()
                 os.kill(os.getpid(), signal.SIGKILL)
-            ends = time.monotonic() + (float(argument) if what == "sleep" else 60 if what == "hang" else 0)
+            ends = time.monotonic() + (float(argument) if what == "sleep" else 60 if what in ("hang", "fall") else 0)
             while time.monotonic() < ends and (what == "hang" or self.stopped < call):
                 time.sleep(0.02)
             if what == "sleep" and self.stopped >= call:
                 break
+            if what == "fall":
+                os.kill(os.getpid(), signal.SIGKILL)
             done.append(client)
         return tuple(done)
 
@@ -106,6 +109,19 @@ def test_who_is_late_is_left_out_and_the_others_count(pool_of: Callable[..., Slo
     assert work(pool, ["1", "2", "sleep 30", "sleep 30", "5"]) == [(("1",), ""), (("2",), "")]
     assert time.monotonic() - started < 10
     assert work(pool, ["1", "2"]) == [(("1",), ""), (("2",), "")], "a stop is for one call only"
+
+
+def test_a_slot_that_dies_after_the_round_was_closed_is_not_tried_again(pool_of: Callable[..., SlotPool]) -> None:
+    """Another slot would begin all over, long after the others are done."""
+    pool = pool_of(deadline_s=1.0, grace_s=20.0)
+    started = time.monotonic()
+    assert work(pool, ["1", "fall"]) == [(("1",), ""), (None, "slot died")]
+    assert time.monotonic() - started < 10
+
+
+def test_a_slot_that_starts_up_takes_up_who_waits(pool_of: Callable[..., SlotPool], tmp_path: Path) -> None:
+    clients = [f"die {tmp_path / 'once'}", "2"]
+    assert work(pool_of(slots=1), clients) == [(tuple(clients), "")]
 
 
 def test_a_slot_that_does_not_hear_is_taken_for_dead(pool_of: Callable[..., SlotPool]) -> None:

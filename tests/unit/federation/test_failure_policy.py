@@ -2,19 +2,19 @@
 
 import pytest
 
-from fedtalk_ray.federation.failure_policy import QuorumLost, policy_of
+from fedtalk_ray.federation.failure_policy import FailurePolicy, QuorumLost
 from fedtalk_ray.settings import FailureConfig
 
 
 def test_a_lost_chunk_is_tried_again_so_many_times() -> None:
-    policy = policy_of(FailureConfig(retries=2))
+    policy = FailurePolicy(FailureConfig(retries=2))
     assert [policy.tries_again(attempts) for attempts in (1, 2, 3)] == [True, True, False]
-    assert not policy_of(FailureConfig(retries=0)).tries_again(1)
+    assert not FailurePolicy(FailureConfig(retries=0)).tries_again(1)
 
 
 @pytest.mark.parametrize(("quorum", "asked", "fewest"), [(0.5, 8, 4), (0.5, 7, 4), (0, 8, 1), (1, 8, 8), (0.34, 3, 2)])
 def test_a_quorum_is_a_share_of_who_was_asked(quorum: float, asked: int, fewest: int) -> None:
-    policy = policy_of(FailureConfig(quorum=quorum))
+    policy = FailurePolicy(FailureConfig(quorum=quorum))
     assert policy.fewest(asked) == fewest
     policy.check_quorum(3, fewest, asked, {})
     if fewest > 1:
@@ -24,7 +24,7 @@ def test_a_quorum_is_a_share_of_who_was_asked(quorum: float, asked: int, fewest:
 
 def test_a_lost_quorum_says_who_is_missing_and_what_to_do() -> None:
     with pytest.raises(QuorumLost) as caught:
-        policy_of(FailureConfig()).check_quorum(7, 1, 8, {"slot died": 4, "late": 3})
+        FailurePolicy(FailureConfig()).check_quorum(7, 1, 8, {"slot died": 4, "late": 3})
     assert str(caught.value) == (
         "round 7: 1 of 8 clients answered (3 late, 4 slot died), and failures.quorum 0.5 asks for 4; the last "
         "checkpoint is intact: go on with --resume"
