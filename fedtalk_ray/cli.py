@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fedtalk_ray import privacy_commands
+from fedtalk_ray import cluster_commands, privacy_commands
 from fedtalk_ray.errors import UserError
 
 app = typer.Typer(
@@ -287,10 +287,16 @@ def corrupt(
     print(f"shards: {out}; unreliable: " + ", ".join(f"{who} ({kind})" for who, kind in sorted(victims.items())))
 
 
+app.command(context_settings=cluster_commands.PASSED_ON)(cluster_commands.submit)
+app.command()(cluster_commands.status)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: what the user can mend is one line on stderr and exit status 1."""
+    from fedtalk_ray.recipe import expanded
+
     try:
-        app(arguments)
+        app(expanded(typer.main.get_command(app), sys.argv[1:] if arguments is None else arguments))
     except UserError as error:
         print(f"fedtalk: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)

@@ -65,6 +65,10 @@ class TrainConfig(Section):
     address: str = "default"
     """Ray cluster. "local" starts one for this run; "auto" or host:port joins one; "default" joins the one that
     RAY_ADDRESS names (a submitted job finds its cluster there) and starts one where nothing is named."""
+    debug: bool = False
+    """Slots that meet `breakpoint()` or an exception wait for `ray debug`, what they print is shown, and the dashboard
+    draws stack traces and flame graphs (docs/debugging.md). Whoever reaches the node can then enter a client's process:
+    for trials only."""
 
     @model_validator(mode="after")
     def _needs_a_backbone(self) -> "TrainConfig":
@@ -150,7 +154,14 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> TrainCo
 
     Raises `ConfigError`, one line, for an unreadable file, an unknown key, or a value out of range.
     """
-    path = Path(path)
+    tree = load_tree(Path(path))
+    for override in overrides or []:
+        _override(tree, override)
+    return parse_config(tree, str(path))
+
+
+def load_tree(path: Path) -> dict[str, Any]:
+    """The `key: value` lines of a YAML file as plain data. Raises `ConfigError`, one line, for anything else."""
     try:
         tree = yaml.safe_load(path.read_text())
     except OSError as error:
@@ -161,9 +172,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> TrainCo
         raise ConfigError(f"configuration {path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"configuration {path} must hold `key: value` lines, not {type(tree).__name__}")
-    for override in overrides or []:
-        _override(tree, override)
-    return parse_config(tree, str(path))
+    return tree
 
 
 def parse_config(tree: dict[str, Any], source: str) -> TrainConfig:

@@ -25,7 +25,7 @@ from fedtalk_ray.actors.pool import SlotPool, results
 from fedtalk_ray.config import TrainConfig, save_config
 from fedtalk_ray.data.population import Population
 from fedtalk_ray.data.shards import Manifest, load_manifest
-from fedtalk_ray.data.video import FPS, read_video
+from fedtalk_ray.data.video import read_video
 from fedtalk_ray.errors import RunError, UserError
 from fedtalk_ray.federation.checkpoint import config_fingerprint, drop_checkpoint, load_checkpoint
 from fedtalk_ray.federation.cohort import sample_cohort
@@ -36,15 +36,14 @@ from fedtalk_ray.federation.roster import ROSTER, RosterFile, extend_roster
 from fedtalk_ray.federation.sampler import Sampler
 from fedtalk_ray.federation.secure_aggregator import SERVER_KEY, BudgetSpent, limits_of
 from fedtalk_ray.messages import HeldOutLoss, StatisticsUpdate
-from fedtalk_ray.observability import RunLog, progress
+from fedtalk_ray.observability import progress
 from fedtalk_ray.outputs import new_file, writing
 from fedtalk_ray.privacy.keys import SigningKey
 from fedtalk_ray.privacy.protocol import Code
+from fedtalk_ray.ray_metrics import RoundMetrics
+from fedtalk_ray.run_log import RunLog
 
 HISTORY = "history.jsonl"
-
-SERVER_FIGURES = ("update_norm", "survivors")
-PRIVACY_FIGURES = ("epsilon", "epsilon_server", "noise_multiplier", "clip_norm", "clip_fraction")
 
 
 def train(config: TrainConfig, resume: bool = False) -> Path:
@@ -57,7 +56,7 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
     sampler = Sampler(config, population)
     run, first = open_run(config, resume)
     try:
-        connect(config.address, dashboard=True)
+        connect(config.address, dashboard=True, debug=config.debug)
         pool = SlotPool(config)
     except UserError:
         # Nothing ran: a second try must not meet a folder that looks like a run. A resumed one is left as it was.
@@ -65,7 +64,8 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
             (run / "config.yaml").unlink(missing_ok=True)
             run.rmdir()
         raise
-    log = RunLog(run / "tensorboard", first)
+    log, metrics = RunLog(run / "tensorboard", first), RoundMetrics(config.run)
+    log.settings(config.model_dump(mode="json"))
     history = History(run / HISTORY, keep=first - 1)
     try:
         if config.pretrained is None:
@@ -78,14 +78,19 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
 
         def close_round(record: dict[str, Any], started: float) -> None:
             number, shared = record["round"], server.shared.remote()
-            last = number == config.rounds
+            last, stages = number == config.rounds, record.setdefault("stage_seconds", {})
+            begun = monotonic()
             if examined and (last or number % config.evaluation.every == 0):
                 record["held_out_loss"] = evaluate(pool, examined, number, shared)
+                stages["evaluate"] = round(monotonic() - begun, 3)
+            begun = monotonic()
             if last or number % config.evaluation.sample_every == 0:
                 write_samples(pool, manifest, population[0], run, number, shared, log)
+                stages["sample"] = round(monotonic() - begun, 3)
             record["seconds"] = round(monotonic() - started, 2)
             history.append(record)
-            log_round(log, record)
+            log.round(record)
+            metrics.observe(record, len(pool.ready))
 
         if missing := first - 1 if recorded_rounds(run) < first - 1 else 0:
             # The run died after this round was applied, and it may not be repeated.
@@ -206,22 +211,5 @@ def write_samples(
     for outcome in pool.run("sample", [first, *manifest.unseen()[:1]], number, shared, label=f"round{number}.sample"):
         results(outcome)
     for sheet in (run / "samples").glob(f"round-{number:05d}.png"):
-        log.image(number, "sample/unseen", np.asarray(Image.open(sheet)))
-        log.video(number, "sample/speaking", read_video(sheet.with_suffix(".mp4")).frames, FPS)
-
-
-def log_round(log: RunLog, record: dict[str, Any]) -> None:
-    """The round's figures on TensorBoard."""
-    values = {f"loss/{name}": value for name, value in record.get("loss", {}).items()}
-    values["round/seconds"] = record["seconds"]
-    values |= {f"server/{name}": record[name] for name in SERVER_FIGURES if name in record}
-    values |= {f"privacy/{name}": record[name] for name in PRIVACY_FIGURES if name in record}
-    if "held_out_loss" in record:
-        values["held_out/loss"] = record["held_out_loss"]
-    for report in record.get("clients", ()):
-        values[f"weight/{report['client']}"] = report["share"]
-        for name in ("score", "id_sim", "temp_stab"):
-            if report[name] is not None:
-                values[f"{name}/{report['client']}"] = report[name]
-    log.scalars(record["round"], values)
-    log.flush()
+        video = read_video(sheet.with_suffix(".mp4"))
+        log.sample(number, np.asarray(Image.open(sheet)), video.frames, video.audio)

@@ -43,6 +43,8 @@ class ClientSlot:
     def __init__(self, config: TrainConfig) -> None:
         self._config = config
         self._stopped = 0
+        self.working_on = ""
+        """The round and the client that it stands for."""
 
     def start(self) -> np.ndarray:
         """Loads the model; returns the shared parameters before round 1, float32 [D], the same in every slot.
@@ -154,6 +156,7 @@ class ClientSlot:
         if not self._unseen.issuperset(clients):
             self._only_in_the_clear("losses")
         for client in clients:
+            self._turn_to(round_number, client)
             self._load(client, shared, round_number + 1)
             losses.append(self._trainer.held_out_loss(self._windows(client, self._config.evaluation.windows), seed=0))
         return HeldOutLoss(float(np.sum(losses)), len(losses))
@@ -166,6 +169,7 @@ class ClientSlot:
         for identity in identities:
             run = Path(self._config.run)
             place = (run if identity in self._unseen else client_folder(run, identity)) / "samples"
+            self._turn_to(round_number, identity)
             self._load(identity, shared, round_number + 1)
             piece = next(self._pieces(identity, self._held_out(identity)))
             write_sample(self._pipeline, piece, place, f"round-{round_number:05d}")
@@ -174,6 +178,11 @@ class ClientSlot:
         """Writes what others load: RUN/pipeline (diffusers) and RUN/adapters/shared (PEFT)."""
         self._trainer.load(shared, None)
         export_model(self._pipeline, self._trainer.model, self._config.shared, Path(run))
+
+    def _turn_to(self, round_number: int, client: str) -> None:
+        self.working_on = f"round {round_number}, {client}"
+        # Into the actor's log, which the dashboard shows.
+        print(self.working_on, flush=True)
 
     def _only_in_the_clear(self, what: str) -> None:
         """Whatever the caller asks: no client's figures leave in the clear where aggregation is secure."""
@@ -184,6 +193,7 @@ class ClientSlot:
         self, round_number: int, client: str, shared: np.ndarray, call: int
     ) -> tuple[ClientReport, np.ndarray]:
         config = self._config
+        self._turn_to(round_number, client)
         seed = derive_seed(config.seed, "fit", round_number, client)
         identity = self._identity(client, round_number)
         result = self._trainer.fit(

@@ -2,17 +2,33 @@
 
 import logging
 import os
+import socket
 import sys
+from itertools import count
+from pathlib import Path
 
 import ray
 
 from fedtalk_ray.errors import ClusterError
 
+WORKER_ENVIRONMENT = {
+    # Several slots share the cores: one compute thread each, at normal priority.
+    "OMP_NUM_THREADS": "1",
+    # Slots without a GPU must not see any.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
+"""For the processes of a local cluster, and of a submitted job."""
 
-def connect(address: str = "default", dashboard: bool = False) -> None:
+DEBUGGER = {"RAY_DEBUG": "legacy", "RAY_DEBUG_POST_MORTEM": "1"}
+"""Ray's terminal debugger: a worker that meets `breakpoint()` or an exception waits for `ray debug`."""
+
+
+def connect(address: str = "default", dashboard: bool = False, debug: bool = False) -> None:
     """Connects this process to Ray, once; `config.TrainConfig.address` says what an address may be.
 
     `ray.init` without an address would attach to whatever cluster it finds; that is never what a run means.
+    debug: workers stop for `ray debug` (docs/debugging.md).
     """
     if ray.is_initialized():
         return
@@ -26,25 +42,47 @@ def connect(address: str = "default", dashboard: bool = False) -> None:
     os.environ.setdefault("RAY_worker_niceness", "0")
     # Every result is fetched. When all slots fail alike, the first one's line is enough; Ray would print the others'.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
-    environment = {
-        # Several slots share the cores: one compute thread each, at normal priority.
-        "OMP_NUM_THREADS": "1",
-        # Slots without a GPU must not see any.
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-    }
+    debugger = DEBUGGER if debug else {}
+    if debug:
+        # Before a local cluster starts: its daemons read them, and let `ray debug` and py-spy in.
+        os.environ.update(DEBUGGER, RAY_DASHBOARD_ENABLE_PROFILING="1")
     try:
         if address == "local":
             context = ray.init(
                 address="local",
                 include_dashboard=dashboard,
                 logging_level=logging.ERROR,
-                log_to_driver=False,
-                runtime_env={"env_vars": environment},
+                log_to_driver=debug,
+                runtime_env={"env_vars": WORKER_ENVIRONMENT | debugger},
             )
         else:
-            context = ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+            _check_somebody_listens(address)
+            # Ray would try for a quarter of an hour; one try waits for half a minute.
+            os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "2")
+            more = {"runtime_env": {"env_vars": debugger}} if debugger else {}
+            context = ray.init(address=address, logging_level=logging.ERROR, log_to_driver=debug, **more)
     except ConnectionError as error:
         raise ClusterError(f"no Ray cluster answers at address {address!r}: {error}") from error
     if context.dashboard_url:
         print(f"Ray dashboard: http://{context.dashboard_url}", file=sys.stderr)
+    if debug:
+        where = ray.get_runtime_context().gcs_address
+        print(f"debug: workers wait for RAY_DEBUG=legacy ray debug --address {where}", file=sys.stderr)
+
+
+def _check_somebody_listens(address: str) -> None:
+    """Raises `ConnectionError` within seconds where nobody is at host:port. "auto" is left to Ray."""
+    host, separator, port = address.rpartition(":")
+    if separator and port.isdecimal() and "://" not in address:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        except OSError as error:
+            raise ConnectionError(f"{error.strerror or error}; is the head up?") from error
+
+
+_numbers = count(1)
+
+
+def actor_name(run: str, what: str) -> str:
+    """A name for the dashboard, such as "grid.slot-3"; no two of a driver's actors have the same."""
+    return f"{Path(run).name}.{what}-{next(_numbers)}"

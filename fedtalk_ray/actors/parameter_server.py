@@ -7,6 +7,7 @@ import numpy as np
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from fedtalk_ray.actors.cluster import actor_name
 from fedtalk_ray.actors.deaths import LOSSES, fetch, first_line
 from fedtalk_ray.config import TrainConfig
 from fedtalk_ray.errors import RunError
@@ -35,7 +36,13 @@ def start_server(config: TrainConfig, folder: Path, initial: np.ndarray, rate: f
     if load_checkpoint(folder, fingerprint) is None:
         save_checkpoint(folder, Checkpoint(0, initial, {}), fingerprint)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    actor = ServerActor.options(num_cpus=0, max_restarts=-1, max_task_retries=RETRIES, scheduling_strategy=here)
+    actor = ServerActor.options(
+        name=actor_name(config.run, "server"),
+        num_cpus=0,
+        max_restarts=-1,
+        max_task_retries=RETRIES,
+        scheduling_strategy=here,
+    )
     return actor.remote(str(folder), config, fingerprint, rate)
 
 

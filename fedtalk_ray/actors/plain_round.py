@@ -4,6 +4,7 @@ The driver passes references on: sums go from the slots to the server and not th
 """
 
 from dataclasses import asdict
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ def plain_round(
 
     enough: clients that close the round. Raises `QuorumLost`, and `RoundLost` when the sums were lost with their node.
     """
+    started = monotonic()
     outcomes = pool.run(
         "fit",
         cohort,
@@ -38,6 +40,7 @@ def plain_round(
     answered = [client for said in heard for client in said.clients]
     lost = unheard(outcomes)
     FailurePolicy(config.failures).check_quorum(number, len(answered), min(len(cohort), enough or len(cohort)), lost)
+    trained = monotonic()
     sums = [outcome.payload for outcome in outcomes if outcome.said is not None and outcome.said.clients]
     charged = sorted(answered) if config.privacy.mechanism != "none" else None
     norm = ask(server, "apply", number, *sums, cohort=charged, label=f"round{number}.apply")
@@ -45,11 +48,14 @@ def plain_round(
         "round": number,
         "aggregation": "plain",
         "update_norm": norm,
+        "counts": {"cohort": len(cohort), "trained": len(answered)},
         "bytes_up": len(sums) * 4 * len(pool.vector),
+        "stage_seconds": {"train": round(trained - started, 3), "aggregate": round(monotonic() - trained, 3)},
     }
     if lost:
-        record["counts"] = {"cohort": len(cohort), "trained": len(answered)}
         record["refused"] = lost
+    if charged is not None:
+        record |= ask(server, "spent", label=f"round{number}.spent")
     return record | clients_of(sorted(answered), heard)
 
 

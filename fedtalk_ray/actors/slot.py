@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 
+from fedtalk_ray.actors.cluster import actor_name
 from fedtalk_ray.config import TrainConfig
 
 CLIENT_SLOT = "fedtalk_ray.actors.client:ClientSlot"
@@ -17,7 +18,7 @@ CONTROL = "control"
 
 
 class SlotProcess:
-    """Holds an object and calls its methods."""
+    """Holds an object and calls its methods; says on a thread of its own what it is at, and hears there to stop."""
 
     def __init__(self, held: str | type, config: TrainConfig) -> None:
         """held: a class made with the configuration, or where it is, as "module:Name"."""
@@ -27,16 +28,30 @@ class SlotProcess:
         else:
             made = held
         self._held = made(config)
+        self._run = config.run
+        self._at = ""
 
     def __repr__(self) -> str:
-        """What the dashboard shows."""
-        return type(self._held).__name__
+        """What the dashboard shows, and Ray before each line that the slot prints."""
+        return f"{type(self._held).__name__}({self._run})"
 
     def call(self, method: str, *arguments: Any, **keywords: Any) -> Any:
-        return getattr(self._held, method)(*arguments, **keywords)
+        self._at = method
+        try:
+            return getattr(self._held, method)(*arguments, **keywords)
+        finally:
+            self._at = ""
+
+    @ray.method(concurrency_group=CONTROL)
+    def stop(self, call: int) -> None:
+        self._held.stop(call)
+
+    @ray.method(concurrency_group=CONTROL)
+    def doing(self) -> tuple[str, str]:
+        """The method it is at, empty when idle, and what that is working on: the round and the client."""
+        return self._at, getattr(self._held, "working_on", "") if self._at else ""
 
 
-# `stop` is heard on a thread of its own while another method is at work.
 _SlotActor: Any = ray.remote(concurrency_groups={CONTROL: 1})(SlotProcess)
 
 
@@ -58,7 +73,7 @@ class Slot:
 
     def stop(self, call: int) -> None:
         """Tells the slot, whatever it is at, to end the call of that number."""
-        self.actor.call.options(name="slot.stop", concurrency_group=CONTROL).remote("stop", call)
+        self.actor.stop.options(name="slot.stop").remote(call)
 
     def kill(self) -> None:
         ray.kill(self.actor)
@@ -71,6 +86,7 @@ def start_slot(held: str | type, config: TrainConfig, node: str, strategy: Any) 
     """
     slots = config.slots
     actor = _SlotActor.options(
+        name=actor_name(config.run, "slot"),
         num_gpus=slots.num_gpus,
         num_cpus=slots.num_cpus,
         memory=slots.memory_mb << 20 or None,

@@ -26,6 +26,7 @@ _FREE_TO_CHANGE: Any = {
     "run": True,
     "rounds": True,
     "address": True,
+    "debug": True,
     "evaluation": True,
     "failures": True,
     "slots": {"placement_timeout_s", "at_least", "clients_per_slot", "num_cpus", "memory_mb"},

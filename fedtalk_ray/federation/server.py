@@ -120,6 +120,10 @@ class ParameterServer:
             figures["update_norm"] = float(np.linalg.norm(averaged.update))
         return figures | secure.figures()
 
+    def spent(self) -> dict[str, Any]:
+        """What a log may say about privacy so far; empty without noise."""
+        return self._aggregator.figures() if self._aggregator else {}
+
     def participations(self) -> dict[str, int]:
         """In how many charged rounds each client was."""
         return dict(self._aggregator.ledger.participations()) if self._aggregator else {}

@@ -21,8 +21,9 @@ from fedtalk_ray.model.identity import IdentityEncoder
 from fedtalk_ray.model.pipeline import load_pipeline
 from fedtalk_ray.model.presets import PresetError, preset, sizes
 from fedtalk_ray.model.sync import SyncNetwork
-from fedtalk_ray.observability import RunLog, ticker
+from fedtalk_ray.observability import ticker
 from fedtalk_ray.outputs import new_folder
+from fedtalk_ray.run_log import RunLog
 from fedtalk_ray.settings import LossConfig
 from fedtalk_ray.training.backbone import check_fits, untrained_pipeline
 from fedtalk_ray.training.calibration import calibrate

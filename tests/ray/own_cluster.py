@@ -46,8 +46,19 @@ def free_ports(count: int) -> list[int]:
 class OwnCluster:
     """The head is up when this is made; `close` ends everything."""
 
-    def __init__(self, folder: Path, *, cpus: int = 2, gpus: int = 0, autoscaling: Path | None = None, port: int = 0):
-        """autoscaling: Ray's YAML for nodes that come and go by themselves; it names `port`."""
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        cpus: int = 2,
+        gpus: int = 0,
+        autoscaling: Path | None = None,
+        port: int = 0,
+        dashboard: bool = False,
+        settings: dict[str, str] | None = None,
+    ):
+        """autoscaling: Ray's YAML for nodes that come and go by themselves; it names `port`. dashboard: whether there
+        is one, at `dashboard_url`. settings: more environment of the head."""
         self._folder, self._nodes = folder, 0
         spare = free_ports(8)
         port = port or spare.pop()
@@ -62,7 +73,9 @@ class OwnCluster:
             "dashboard",
         )
         options = [f"--{name}-port={number}" for name, number in zip(named, others, strict=True)]
-        environment = dict(ENVIRONMENT)
+        self.dashboard_url = f"http://127.0.0.1:{others[named.index('dashboard')]}"
+        self.metrics_url = f"http://127.0.0.1:{others[named.index('metrics-export')]}/metrics"
+        environment = ENVIRONMENT | (settings or {})
         if autoscaling is not None:
             options.append(f"--autoscaling-config={autoscaling}")
             environment |= {
@@ -73,7 +86,7 @@ class OwnCluster:
                 "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD,
                 "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD,
             }
-        head = ["--head", f"--port={port}", "--include-dashboard=false", *options]
+        head = ["--head", f"--port={port}", f"--include-dashboard={str(dashboard).lower()}", *options]
         self._processes = [self._start(head, cpus, gpus, environment)]
         deadline = time.monotonic() + 120
         # The port answers before the cluster does; this is the last line that the head prints.

@@ -1,0 +1,78 @@
+"""`fedtalk submit` and `fedtalk status`: running on a cluster, and looking into it."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fedtalk_ray.errors import ConfigError
+
+Address = Annotated[
+    str, typer.Option(envvar="RAY_ADDRESS", help='Ray cluster: host:port, or "auto" for one on this machine.')
+]
+PASSED_ON: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+def submit(
+    context: typer.Context,
+    task: Annotated[str, typer.Argument(help="prepare, pretrain, train, ...: any command that does work.")],
+    address: Annotated[
+        str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard, http://HEAD:8265.")
+    ] = "http://127.0.0.1:8265",
+    working_dir: Annotated[Path, typer.Option(help="Folder that is sent along: configurations, references.")] = Path(),
+    submission_id: Annotated[str | None, typer.Option(help="A name for the job; else Ray gives one.")] = None,
+    wait: Annotated[bool, typer.Option(help="Show the log until the job ends, and exit as it does.")] = True,
+) -> None:
+    """Run a command as a job of a Ray cluster: `fedtalk submit TASK ...` is `fedtalk TASK ...` over there.
+
+    Ctrl-C asks whether to stop the job. Files must lie where every node reaches them.
+
+    Example: `fedtalk submit train jobs/configs/grid.yaml shards=/nfs/grid run=/nfs/run --address http://HEAD:8265`
+    """
+    use_token()
+    from fedtalk_ray.recipe import expanded
+    from fedtalk_ray.submit import check_arguments, connect_jobs, follow
+    from fedtalk_ray.submit import submit as submit_job
+
+    if not working_dir.is_dir():
+        raise ConfigError(f"--working-dir {working_dir} is no folder")
+    arguments = list(context.args)
+    _, *options = expanded(context.find_root().command, [task, *arguments])
+    check_arguments(task, arguments, working_dir, options)
+    client = connect_jobs(address)
+    job = submit_job(client, task, arguments, working_dir.resolve(), submission_id)
+    print(f"job: {job} (dashboard: {address})", file=sys.stderr)
+    if wait and (code := follow(client, job, typer.confirm if sys.stdin.isatty() else None)):
+        sys.exit(code)
+
+
+def status(
+    run: Annotated[Path | None, typer.Argument(help="A run's folder: how far it is.")] = None,
+    address: Address = "auto",
+) -> None:
+    """What is at work on a cluster: nodes, slots with their round and client, servers, and what is stuck and why.
+
+    Example: `fedtalk status runs/grid --address 127.0.0.1:6379`
+    """
+    use_token()
+    from fedtalk_ray.actors.cluster import connect
+    from fedtalk_ray.status import cluster_status, run_text, status_text
+
+    if run is not None:
+        print(run_text(run))
+    connect(address)
+    print(status_text(cluster_status()))
+
+
+def use_token() -> None:
+    """Shows Ray's token where there is one and RAY_AUTH_MODE says nothing: a head started here asks for it by default.
+
+    Before Ray is imported, which reads the mode once.
+    """
+    kept = Path.home() / ".ray" / "auth_token"
+    if "RAY_AUTH_MODE" not in os.environ and (
+        "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ or kept.is_file()
+    ):
+        os.environ["RAY_AUTH_MODE"] = "token"

@@ -1,0 +1,68 @@
+"""A run's figures for Prometheus, through Ray's metrics agent, which puts `ray_` before each name.
+
+`cluster/prometheus.yml` collects them and `cluster/grafana-dashboard.json` draws them. All carry the run's name. None
+is about a single client: whoever reads a dashboard is not meant to know who took part, or how well (docs/privacy.md).
+"""
+
+from pathlib import Path
+from typing import Any
+
+from ray.util.metrics import Counter, Gauge
+
+GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "fedtalk_round": ("The last round that was finished.", ()),
+    "fedtalk_cohort": ("Clients asked in the last round.", ()),
+    "fedtalk_survivors": ("Clients whose updates are in its sum.", ()),
+    "fedtalk_loss": ("Mean training loss of the cohort; under plain aggregation only.", ("term",)),
+    "fedtalk_held_out_loss": ("Mean diffusion loss on held-out clips.", ()),
+    "fedtalk_epsilon": ("Privacy spent so far.", ("view",)),
+    "fedtalk_stage_seconds": ("Seconds of the last round, by stage.", ("stage",)),
+    "fedtalk_slots": ("Client slots that hold the model.", ()),
+    "fedtalk_slot_gpu_bytes": ("Most GPU memory that the slot's tensors have taken.", ("slot",)),
+}
+"""name -> what it is, and its labels beside `run`."""
+
+COUNTERS: dict[str, str] = {
+    "fedtalk_rounds_total": "Rounds finished by this process.",
+    "fedtalk_bytes_up_total": "Bytes of updates sent from slots to the server.",
+}
+
+METRICS: tuple[str, ...] = (*GAUGES, *COUNTERS)
+
+
+class RoundMetrics:
+    """The driver's side: sets the gauges from a round's line of the history. Needs a connection to Ray."""
+
+    def __init__(self, run: str) -> None:
+        self._run = {"run": Path(run).name}
+        self._gauges = {name: gauge(name) for name in GAUGES if name != "fedtalk_slot_gpu_bytes"}
+        self._counters = {name: Counter(name, text, ("run",)) for name, text in COUNTERS.items()}
+
+    def observe(self, record: dict[str, Any], slots: int) -> None:
+        """slots: how many are up."""
+        self._set("fedtalk_round", record["round"])
+        self._set("fedtalk_slots", slots)
+        trained = len(record.get("clients", ()))
+        self._set("fedtalk_cohort", record.get("counts", {}).get("cohort", trained))
+        self._set("fedtalk_survivors", record.get("survivors", record.get("counts", {}).get("trained", trained)))
+        for term, value in record.get("loss", {}).items():
+            self._set("fedtalk_loss", value, term=term)
+        if "held_out_loss" in record:
+            self._set("fedtalk_held_out_loss", record["held_out_loss"])
+        for view, name in (("release", "epsilon"), ("server", "epsilon_server")):
+            if name in record:
+                self._set("fedtalk_epsilon", record[name], view=view)
+        for stage, seconds in record.get("stage_seconds", {}).items():
+            self._set("fedtalk_stage_seconds", seconds, stage=stage)
+        self._counters["fedtalk_rounds_total"].inc(1, self._run)
+        if record.get("bytes_up"):
+            self._counters["fedtalk_bytes_up_total"].inc(record["bytes_up"], self._run)
+
+    def _set(self, name: str, value: float, **labels: str) -> None:
+        self._gauges[name].set(value, self._run | labels)
+
+
+def gauge(name: str) -> Gauge:
+    """A gauge of `GAUGES`."""
+    text, labels = GAUGES[name]
+    return Gauge(name, text, ("run", *labels))

@@ -1,0 +1,182 @@
+"""`fedtalk submit`: the same commands as jobs of a Ray cluster, by its dashboard's address.
+
+The working directory goes along as `ray job submit --working-dir .` would send it, and this package with it where it
+lies elsewhere; so the job runs the code that submitted it. Anything else a job reads or writes must lie where every
+node reaches it: the copy of the working directory that it runs in is thrown away.
+"""
+
+import asyncio
+import logging
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from time import sleep
+from typing import Any, TextIO
+
+import requests
+from ray import __version__ as RAY
+from ray.exceptions import AuthenticationError
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+import fedtalk_ray
+from fedtalk_ray.actors.cluster import WORKER_ENVIRONMENT
+from fedtalk_ray.config import load_config
+from fedtalk_ray.errors import ClusterError, ConfigError
+
+TASKS = ("demo", "prepare", "pretrain", "train", "personalize", "generate", "evaluate", "compare", "corrupt", "report")
+"""Commands that may be jobs."""
+
+PLACES = ("--out", "--run", "--shards", "--root", "--tensorboard", "--judge", "--metrics")
+"""Options that name a file or folder which outlives the job, or which is too large to be sent along."""
+
+DROPPED = 130
+"""Exit code when the user lets go of a job; the shell's own for Ctrl-C."""
+
+
+def connect_jobs(address: str) -> JobSubmissionClient:
+    """A client of the cluster whose dashboard is at `address`. Raises `ClusterError` when that cannot serve."""
+    if not address.startswith(("http://", "https://")):
+        raise ClusterError(
+            f"--address {address} is no dashboard's address; give one as http://HEAD:8265 (a dashboard's usual port)"
+        )
+    # It tells of every package that it sends, and warns of files that are this package's own.
+    for handler in logging.getLogger("ray").handlers:
+        handler.setLevel(logging.ERROR)
+    try:
+        client = JobSubmissionClient(address)
+    except ConnectionError as error:
+        raise ClusterError(
+            f"no Ray dashboard answers at {address}; is the head up, and was it started with its dashboard? "
+            f"({_reason(error)})"
+        ) from error
+    except AuthenticationError as error:
+        raise ClusterError(
+            f"the cluster at {address} refused the token ({_reason(error)}); set RAY_AUTH_MODE=token, and "
+            "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's own"
+        ) from error
+    except (RuntimeError, requests.RequestException) as error:
+        raise ClusterError(f"{address} does not take jobs: {_reason(error)}") from error
+    # Told by the check that the client makes when it connects; it offers no public word for it.
+    there = client._server_ray_version
+    if there != RAY:
+        raise ClusterError(
+            f"the cluster at {address} runs Ray {there}, this is Ray {RAY}: install ray=={there} here, or bring the "
+            f"cluster to {RAY}"
+        )
+    return client
+
+
+def submit(
+    client: JobSubmissionClient, task: str, arguments: list[str], working_dir: Path, submission_id: str | None = None
+) -> str:
+    """Starts `fedtalk TASK ARGUMENTS` on the cluster; returns the job's id.
+
+    Raises `ClusterError` when the cluster does not take it, and `ConfigError` for arguments that no job can serve.
+    """
+    entrypoint = "python -m fedtalk_ray.cli " + shlex.join([task, *arguments])
+    environment: dict[str, Any] = {"working_dir": str(working_dir), "env_vars": WORKER_ENVIRONMENT}
+    package = Path(fedtalk_ray.__file__).parent
+    if package.resolve() != (working_dir / package.name).resolve():
+        environment["py_modules"] = [str(package)]
+    try:
+        return client.submit_job(entrypoint=entrypoint, submission_id=submission_id, runtime_env=environment)
+    except (RuntimeError, ValueError, AuthenticationError, requests.RequestException) as error:
+        text = str(error)
+        if size := re.search(r"Package size \(.*?\) exceeds the maximum size of [\d.]+ ?\w+", text):
+            raise ClusterError(
+                f"working directory {working_dir} is too large for Ray to send: {size[0]}. Its largest entries: "
+                f"{', '.join(_largest(working_dir))}. Name what need not go in .gitignore, or give --working-dir a "
+                "folder with the configurations alone"
+            ) from error
+        if "already exists" in text:
+            raise ClusterError(
+                f"the cluster has a job {submission_id} already; leave out --submission-id or give another one"
+            ) from error
+        raise ClusterError(f"the cluster did not take the job: {_reason(error)}") from error
+
+
+def follow(client: JobSubmissionClient, job: str, ask: Callable[[str], bool] | None, out: TextIO = sys.stdout) -> int:
+    """Prints the job's log as it comes; returns the exit code of its command.
+
+    ask: puts a question to the user who presses Ctrl-C; None where there is nobody to ask, and the job goes on.
+    """
+    try:
+        asyncio.run(_tail(client, job, out))
+        while not (details := client.get_job_info(job)).status.is_terminal():
+            # The log has ended; the last words of a job reach the cluster's books a moment later.
+            sleep(0.2)
+    except KeyboardInterrupt:
+        if ask is not None and ask(f"stop job {job}?"):
+            client.stop_job(job)
+            print(f"job {job} was told to stop", file=sys.stderr)
+        else:
+            print(f"job {job} goes on; its log: ray job logs --follow {job}", file=sys.stderr)
+        return DROPPED
+    if details.status == JobStatus.SUCCEEDED:
+        return 0
+    print(f"job {job} {details.status.lower()}: {_reason(details.message or '')}", file=sys.stderr)
+    # Without a code the command never ran, or was stopped.
+    return details.driver_exit_code or 1
+
+
+def check_arguments(task: str, arguments: list[str], working_dir: Path, options: list[str]) -> None:
+    """Refuses what could only fail, or be lost, on the cluster. Raises `ConfigError`, one line.
+
+    options: the arguments with a recipe's YAML written out. Configurations are read here first, so that a typing error
+    shows before anything is sent.
+    """
+    if task not in TASKS:
+        raise ConfigError(f"{task!r} is no job; jobs are: {', '.join(TASKS)}")
+    files = [argument for argument in arguments if argument.endswith((".yaml", ".yml")) and "=" not in argument]
+    for file in files:
+        inside = (working_dir / file).resolve()
+        if not Path(file).is_absolute() and not (inside.is_file() and inside.is_relative_to(working_dir.resolve())):
+            raise ConfigError(f"{file} is not in the working directory {working_dir}, which is all that is sent along")
+    if task == "train" and files:
+        settings = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
+        if (working_dir / files[0]).is_file():
+            config = load_config(working_dir / files[0], settings)
+            for name in ("run", "shards"):
+                _check_place(name, getattr(config, name))
+    for name, value in _values(options):
+        if name in PLACES:
+            _check_place(name, value)
+
+
+def _values(options: list[str]) -> Iterable[tuple[str, str]]:
+    for position, option in enumerate(options):
+        name, separator, value = option.partition("=")
+        if separator:
+            yield name, value
+        elif position + 1 < len(options):
+            yield name, options[position + 1]
+
+
+def _check_place(name: str, value: str) -> None:
+    if not Path(value).is_absolute() and "://" not in value:
+        raise ConfigError(
+            f"{name} is {value!r}: a job runs in a copy of the working directory that is thrown away; give an absolute "
+            "path that every node reaches"
+        )
+
+
+async def _tail(client: JobSubmissionClient, job: str, out: TextIO) -> None:
+    async for lines in client.tail_job_logs(job):
+        print(lines, end="", file=out, flush=True)
+
+
+def _largest(folder: Path, count: int = 3) -> list[str]:
+    sizes = {}
+    for entry in os.scandir(folder):
+        inside = Path(entry.path).rglob("*") if entry.is_dir(follow_symlinks=False) else [Path(entry.path)]
+        sizes[entry.name] = sum(file.stat().st_size for file in inside if file.is_file())
+    return [f"{name} {sizes[name] / 2**20:.0f} MiB" for name in sorted(sizes, key=lambda name: -sizes[name])[:count]]
+
+
+def _reason(error: object) -> str:
+    """Ray's errors are many lines long. The first says what happened; of a server's traceback it is the last."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1 if "Traceback" in str(error) else 0] if lines else type(error).__name__

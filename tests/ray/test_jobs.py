@@ -1,0 +1,145 @@
+"""Jobs on a head of their own, which asks for a token: sent, watched while they train, failed and refused."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.error import HTTPError, URLError
+from urllib.request import urlopen
+
+import pytest
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from fedtalk_ray.config import TrainConfig
+from fedtalk_ray.ray_metrics import COUNTERS, METRICS
+from tests.ray.own_cluster import ENVIRONMENT, OwnCluster
+
+BIN = Path(sys.executable).parent
+TOKEN = "a-token-of-this-test-alone-and-long-enough"
+LIMIT = 60 << 20
+"""Bytes that this head takes in one message; Ray's own limit is 500 MiB."""
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnCluster]:
+    settings = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": TOKEN,
+        "RAY_max_grpc_message_size": str(LIMIT),
+        # The entry point's python is the one that the head finds.
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+    }
+    cluster = OwnCluster(tmp_path_factory.mktemp("head"), dashboard=True, settings=settings)
+    try:
+        wait_for_dashboard(cluster)
+        yield cluster
+    finally:
+        cluster.close()
+
+
+def wait_for_dashboard(cluster: OwnCluster) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            urlopen(f"{cluster.dashboard_url}/api/version")
+        except HTTPError:
+            return  # it is there, and wants the token
+        except URLError:
+            assert time.monotonic() < deadline, cluster.log()
+            time.sleep(0.5)
+
+
+def environment(token: str = TOKEN) -> dict[str, str]:
+    return ENVIRONMENT | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "PATH": f"{BIN}:{os.environ['PATH']}"}
+
+
+def fedtalk(*arguments: str, at: OwnCluster, token: str = TOKEN) -> subprocess.CompletedProcess[str]:
+    where = ["--address", at.dashboard_url] if arguments[0] == "submit" else ["--address", at.address]
+    command = [str(BIN / "fedtalk"), *arguments, *where]
+    return subprocess.run(command, env=environment(token), capture_output=True, text=True, timeout=240)
+
+
+@pytest.fixture(scope="module")
+def written(make_config: Callable[..., TrainConfig], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds a configuration and nothing else, as somebody has who installed the package."""
+    folder = tmp_path_factory.mktemp("work")
+    config = make_config(
+        folder.parent / "jobs-run", rounds=2, evaluation={"sample_every": 2, "windows": 1, "clients": 2}
+    )
+    tree = config.model_dump(mode="json") | {"address": "default"}
+    (folder / "small.yaml").write_text(yaml.safe_dump(tree))
+    return folder
+
+
+def test_a_job_trains_and_is_seen_at_it(head: OwnCluster, written: Path) -> None:
+    """Live log, exit code 0, slots with their round and client, Prometheus' figures, and TensorBoard."""
+    run = written.parent / "jobs-run"
+    command = [str(BIN / "fedtalk"), "submit", "train", "small.yaml", "local.steps=15", "--address", head.dashboard_url]
+    job = subprocess.Popen(
+        command, cwd=written, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    seen: list[str] = []
+    figures: set[str] = set()
+    while job.poll() is None:
+        seen.append(fedtalk("status", str(run), at=head).stdout)
+        with urlopen(head.metrics_url) as page:
+            figures |= set(re.findall(r'^ray_(fedtalk_\w+)\{.*run="jobs-run"', page.read().decode(), re.MULTILINE))
+    printed, _ = job.communicate()
+    assert job.returncode == 0, printed
+    # The driver's own progress, as it came.
+    assert printed.index("train: 1 of 2") < printed.index("train: 2 of 2") < printed.index(f"run: {run}")
+    assert (run / "pipeline" / "model_index.json").is_file()
+    at_work = [line for text in seen for line in text.splitlines() if "jobs-run.slot-" in line]
+    assert any(re.search(r"alive .* pid \d+  fit: round [12], id000\d$", line) for line in at_work), seen
+    assert any("jobs-run.server-" in text and "alive" in text for text in seen)
+    assert any(re.search(r"^nodes: 1\n  \S+  alive  2 CPU, 8 GiB  head$", text, re.MULTILINE) for text in seen)
+    assert any(f"run {run}: round 1 of 2" in text for text in seen)
+    shown = {"fedtalk_round", "fedtalk_cohort", "fedtalk_survivors", "fedtalk_loss", "fedtalk_stage_seconds"}
+    shown |= set(COUNTERS)
+    assert shown <= figures <= set(METRICS)
+    events = EventAccumulator(str(run / "tensorboard"), {"images": 0, "scalars": 0, "audio": 0}).Reload()
+    assert [event.step for event in events.Scalars("held_out/loss")] == [1, 2]
+    assert len(events.Audio("sample/sound")) == len(events.Images("sample/speaking")) == 1
+
+
+def test_after_a_job_the_cluster_is_idle(head: OwnCluster) -> None:
+    printed = fedtalk("status", at=head).stdout
+    assert "no run is at work on this cluster" in printed and "died" not in printed
+
+
+def test_a_failing_job_ends_with_its_own_exit_code(head: OwnCluster, written: Path) -> None:
+    config = ["small.yaml", "run=/nowhere/run", "shards=/nowhere/shards"]
+    failed = fedtalk("submit", "train", *config, "--working-dir", str(written), at=head)
+    assert failed.returncode == 1
+    assert "fedtalk: " in failed.stdout and "/nowhere/shards" in failed.stdout
+    assert re.search(r"^job raysubmit_\w+ failed: .*exit", failed.stderr, re.MULTILINE | re.IGNORECASE), failed.stderr
+
+
+def test_the_recipes_are_jobs_too(head: OwnCluster, repository: Path) -> None:
+    """As people submit by Ray's own command, from a clone."""
+    command = [str(BIN / "ray"), "job", "submit", "--address", head.dashboard_url, "--working-dir", "."]
+    command += ["--", "python", "jobs/prepare.py", "jobs/configs/prepare.yaml", "--root", "/nowhere/grid"]
+    failed = subprocess.run(command, cwd=repository, env=environment(), capture_output=True, text=True, timeout=240)
+    assert failed.returncode == 1
+    assert "fedtalk: corpus folder /nowhere/grid does not exist" in failed.stdout + failed.stderr
+
+
+def test_what_the_head_refuses_is_one_line(head: OwnCluster, written: Path, tmp_path: Path) -> None:
+    there = ("--working-dir", str(written))
+    arguments = ("submit", "train", "small.yaml", "run=/nowhere/r", "shards=/nowhere/s", *there, "--no-wait")
+    assert fedtalk(*arguments, "--submission-id", "mine", at=head).returncode == 0
+    (tmp_path / "clips.bin").write_bytes(os.urandom(LIMIT + (1 << 20)))
+    (tmp_path / "small.yaml").write_text((written / "small.yaml").read_text())
+    large = (*arguments[:5], "--working-dir", str(tmp_path))
+    cases = (
+        (fedtalk(*arguments, "--submission-id", "mine", at=head), "the cluster has a job mine already"),
+        (fedtalk(*arguments, at=head, token="another-token-that-is-not-the-heads"), "refused the token"),
+        (fedtalk(*large, at=head), "Its largest entries: clips.bin 61 MiB"),
+    )
+    for done, says in cases:
+        assert done.returncode == 1 and done.stdout == "", done
+        assert done.stderr.startswith("fedtalk: ") and says in done.stderr and done.stderr.count("\n") == 1, done.stderr
