@@ -14,7 +14,7 @@ LABELS = {"type": "object", "additionalProperties": TEXT}
 CHECKED_BY_KUBERNETES: dict[str, Any] = {}
 
 
-def closed(needs: tuple[str, ...] = (), **fields: Any) -> dict[str, Any]:
+def closed(needs: tuple[str, ...] = (), /, **fields: Any) -> dict[str, Any]:
     """An object with these fields and no others."""
     return {"type": "object", "additionalProperties": False, "required": list(needs), "properties": fields}
 
