@@ -1,0 +1,320 @@
+"""The files of `cluster/`: every key is one that its reader knows, they agree with each other and with the project.
+
+Offline, with no cluster. That a file is taken here does not say that somebody's cluster has what it asks for.
+"""
+
+import json
+import re
+import shlex
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fedtalk_ray.actors.placement import Node, rooms
+from fedtalk_ray.config import TrainConfig, load_config
+from fedtalk_ray.errors import UserError
+from tests.unit.manifest_checks import (
+    dashboard_problems,
+    kubernetes_problems,
+    launcher_problems,
+    ray_problems,
+    schema_problems,
+)
+from tests.unit.manifest_schemas import POD_MONITOR, PROMETHEUS
+
+MOUNT = "/mnt/fedtalk"
+
+RUN = ("run",)
+METRICS: dict[str, tuple[str, ...]] = {
+    "ray_fedtalk_round": RUN,
+    "ray_fedtalk_cohort": RUN,
+    "ray_fedtalk_survivors": RUN,
+    "ray_fedtalk_loss": ("run", "term"),
+    "ray_fedtalk_held_out_loss": RUN,
+    "ray_fedtalk_epsilon": ("run", "view"),
+    "ray_fedtalk_stage_seconds": ("run", "stage"),
+    "ray_fedtalk_slots": RUN,
+    "ray_fedtalk_slot_gpu_bytes": ("run", "slot"),
+    "ray_fedtalk_rounds_total": RUN,
+    "ray_fedtalk_bytes_up_total": RUN,
+}
+"""metric -> its labels. None is about a single client."""
+
+
+def document(name: str, text: str) -> Any:
+    return json.loads(text) if name.endswith(".json") else yaml.safe_load(text)
+
+
+CHECKS: dict[str, Callable[[Any], list[str]]] = {
+    "grafana-dashboard.json": lambda tree: dashboard_problems(tree, METRICS),
+    "launcher-aws.yaml": launcher_problems,
+    "launcher-gcp.yaml": launcher_problems,
+    "launcher-local.yaml": launcher_problems,
+    "podmonitor.yaml": lambda tree: schema_problems(tree, POD_MONITOR),
+    "prometheus.yml": lambda tree: schema_problems(tree, PROMETHEUS),
+    "raycluster.yaml": ray_problems,
+    "rayjob.yaml": lambda tree: ray_problems(tree) or job_problems(tree["spec"]["entrypoint"]),
+    "volume.yaml": kubernetes_problems,
+}
+REPOSITORY = Path(__file__).resolve().parents[2]
+RAY_VERSION = re.search(r"^ray==(.+)$", (REPOSITORY / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)[1]  # type: ignore[index]
+IMAGE = f"registry.example.com/fedtalk-ray:ray-{RAY_VERSION}"
+
+
+def job_config(entrypoint: str) -> TrainConfig:
+    """The configuration that a training job's command line means. Raises `UserError`, as the job would."""
+    python, script, config, *overrides = shlex.split(entrypoint)
+    for path in (script, config):
+        if not (REPOSITORY / path).is_file():
+            raise UserError(f"entrypoint: there is no file {path}")
+    if (python, script) != ("python", "jobs/train.py"):
+        raise UserError(f"entrypoint: {python} {script} is not python jobs/train.py")
+    return load_config(REPOSITORY / config, [override for override in overrides if override != "--resume"])
+
+
+def job_problems(entrypoint: str) -> list[str]:
+    try:
+        job_config(entrypoint)
+    except UserError as error:
+        return [str(error)]
+    return []
+
+
+def values(tree: Any, key: str) -> Iterator[Any]:
+    """Every value under this key, anywhere in the tree."""
+    if isinstance(tree, Mapping):
+        for name, value in tree.items():
+            if name == key:
+                yield value
+            yield from values(value, key)
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from values(value, key)
+
+
+@pytest.fixture(scope="session")
+def manifests(repository: Path) -> dict[str, Any]:
+    """File name -> the parsed file."""
+    folder = repository / "cluster"
+    return {name: document(name, (folder / name).read_text(encoding="utf-8")) for name in CHECKS}
+
+
+def test_every_file_is_checked(repository: Path) -> None:
+    assert {file.name for file in (repository / "cluster").iterdir()} == {*CHECKS, "Dockerfile", "README.md"}
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_a_file_holds_only_what_its_reader_knows(name: str, manifests: dict[str, Any]) -> None:
+    assert CHECKS[name](manifests[name]) == []
+
+
+PLANTED = (
+    # file, what is replaced, by what, what the line must say
+    ("raycluster.yaml", "workerGroupSpecs:", "workerGroupSpec:", "workerGroupSpec"),
+    ("raycluster.yaml", "minReplicas:", "minReplica:", "minReplica"),
+    ("raycluster.yaml", "enableInTreeAutoscaling:", "enableInTreeAutoscalling:", "enableInTreeAutoscalling"),
+    ("raycluster.yaml", "idleTimeoutSeconds:", "idleTimeoutSecond:", "idleTimeoutSecond"),
+    ("raycluster.yaml", "mode: token", "mode: disabled", "spec.authOptions.mode"),
+    ("raycluster.yaml", "rayStartParams:", "rayStartParam:", "rayStartParam"),
+    ("raycluster.yaml", 'num-cpus: "0"', "num-cpus: 0", "num-cpus"),
+    ("raycluster.yaml", "  name: fedtalk\nspec", "  nam: fedtalk\nspec", "nam"),
+    ("raycluster.yaml", "            resources:", "            ressources:", "ressources"),
+    ("raycluster.yaml", "requests: {cpu: 500m", "request: {cpu: 500m", "autoscalerOptions.spec.containers.0.resources"),
+    ("raycluster.yaml", "restartPolicy: Never", "restartPolcy: Never", "restartPolcy"),
+    ("raycluster.yaml", "claimName: fedtalk-files", "claim: fedtalk-files", "claim"),
+    ("raycluster.yaml", "replicas: 1\n", "replicas: 9\n", "workerGroupSpecs.gpu: replicas"),
+    ("rayjob.yaml", "rayClusterSpec:", "rayClusterSpecs:", "rayClusterSpecs"),
+    ("rayjob.yaml", "shutdownAfterJobFinishes: true", "shutdownAfterJobFinishes: false", "shutdownAfterJobFinishes"),
+    ("rayjob.yaml", "ttlSecondsAfterFinished:", "ttlSecondAfterFinished:", "ttlSecondAfterFinished"),
+    ("rayjob.yaml", "maxReplicas:", "maxReplica:", "maxReplica"),
+    ("rayjob.yaml", "mountPath:", "mountPaths:", "'mountPath' is a required property"),
+    ("rayjob.yaml", "jobs/train.py", "jobs/trian.py", "jobs/trian.py"),
+    ("rayjob.yaml", "configs/grid.yaml", "configs/gird.yaml", "configs/gird.yaml"),
+    ("rayjob.yaml", "slots.at_least=4", "slots.at_most=4", "slots.at_most"),
+    ("rayjob.yaml", "slots.at_least=4", "slots.at_least=9", "slots.at_least"),
+    ("volume.yaml", "accessModes:", "accessMode:", "accessMode"),
+    ("volume.yaml", "storage: 200Gi", "[200Gi]", "requests"),
+    ("launcher-aws.yaml", "\nmax_workers:", "\nmax_worker:", "max_worker"),
+    ("launcher-aws.yaml", "    min_workers: 1", "    min_worker: 1", "min_worker"),
+    ("launcher-aws.yaml", "availability_zone:", "availability_zones:", "availability_zones"),
+    ("launcher-aws.yaml", "InstanceType:", "instanceType:", "instanceType"),
+    ("launcher-aws.yaml", "container_name:", "container:", "container"),
+    ("launcher-aws.yaml", "head_node_type: head", "head_node_type: haed", "head_node_type"),
+    ("launcher-aws.yaml", "\nmax_workers: 8", "\nmax_workers: 0", "max_workers"),
+    ("launcher-gcp.yaml", "project_id:", "project:", "project"),
+    ("launcher-gcp.yaml", "onHostMaintenance:", "onHostMaintenence:", "onHostMaintenence"),
+    ("launcher-gcp.yaml", "setup_commands: []", "set_up_commands: []", "set_up_commands"),
+    ("launcher-local.yaml", "worker_ips:", "worker_ip:", "worker_ip"),
+    ("launcher-local.yaml", "ssh_user:", "ssh_users:", "ssh_users"),
+    ("launcher-local.yaml", "type: local", "type: locale", "provider.type"),
+    ("podmonitor.yaml", "podMetricsEndpoints:", "podMetricEndpoints:", "podMetricEndpoints"),
+    ("podmonitor.yaml", "- port:", "- ports:", "ports"),
+    ("prometheus.yml", "file_sd_configs:", "file_sd_config:", "file_sd_config"),
+    ("prometheus.yml", "scrape_timeout:", "scrape_time_out:", "scrape_time_out"),
+    ("grafana-dashboard.json", "ray_fedtalk_cohort{", "ray_fedtalk_cohorts{", "ray_fedtalk_cohorts"),
+    ("grafana-dashboard.json", "max by (run, term)", "max by (run, client)", "client is no metric"),
+    ("grafana-dashboard.json", "max by (run, stage)", "maximum by (run, stage)", "maximum"),
+    ("grafana-dashboard.json", "label_values(ray_fedtalk_round,", "label_values(ray_fedtalk_rond,", "ray_fedtalk_rond"),
+    ("grafana-dashboard.json", '"expr":', '"expression":', "expression"),
+    ("grafana-dashboard.json", '"id": 2', '"id": 1', "the id 1 is given 2 times"),
+    ("grafana-dashboard.json", '"x": 6, "y": 0', '"x": 5, "y": 0', "Held-out loss: lies on panel Round"),
+    ("grafana-dashboard.json", '"x": 18, "y": 0', '"x": 19, "y": 0', "beyond the 24 columns"),
+    ("grafana-dashboard.json", '"mode": "palette-classic"', '"mode": "fixed", "fixedColor": "black"', "fixedColor"),
+)
+
+
+@pytest.mark.parametrize(("name", "old", "new", "says"), PLANTED, ids=[f"{name}-{new}" for name, _, new, _ in PLANTED])
+def test_a_planted_mistake_is_refused(name: str, old: str, new: str, says: str, repository: Path) -> None:
+    text = (repository / "cluster" / name).read_text(encoding="utf-8")
+    assert old in text
+    problems = CHECKS[name](document(name, text.replace(old, new, 1)))
+    assert any(says in line for line in problems), problems
+
+
+def test_one_version_of_ray_and_one_image_everywhere(manifests: dict[str, Any], repository: Path) -> None:
+    assert list(values(manifests, "rayVersion")) == [RAY_VERSION] * 2
+    images = [*values(manifests, "image")]
+    assert len(images) == 9, "three groups in the cluster, three in the job, one per launcher"
+    assert set(images) == {IMAGE}
+    for name in ("Dockerfile", "README.md"):
+        assert f"docker build -f cluster/Dockerfile -t {IMAGE} ." in (repository / "cluster" / name).read_text("utf-8")
+
+
+def test_every_container_gets_what_it_asks_for_and_no_more(manifests: dict[str, Any]) -> None:
+    """A pod that may take more than it reserves is the first to be ended when its node runs short."""
+    resources = [*values([manifests["raycluster.yaml"], manifests["rayjob.yaml"]], "resources")]
+    assert len(resources) == 8, "two heads, two autoscalers, four groups of workers"
+    for one in resources:
+        assert one["requests"] == one["limits"]
+        assert {"cpu", "memory"} <= one["requests"].keys()
+
+
+@pytest.mark.parametrize("name", ["raycluster.yaml", "rayjob.yaml"])
+def test_every_pod_has_the_volume_the_environment_and_the_port(name: str, manifests: dict[str, Any]) -> None:
+    claim = manifests["volume.yaml"]["metadata"]["name"]
+    endpoint = manifests["podmonitor.yaml"]["spec"]["podMetricsEndpoints"][0]["port"]
+    templates = [*values(manifests[name], "template")]
+    assert len(templates) == 3
+    for template in templates:
+        pod, (container,) = template["spec"], template["spec"]["containers"]
+        assert [volume["persistentVolumeClaim"]["claimName"] for volume in pod["volumes"]] == [claim]
+        assert container["volumeMounts"] == [{"name": pod["volumes"][0]["name"], "mountPath": MOUNT}]
+        environment = {one["name"]: one["value"] for one in container["env"]}
+        assert environment == {"RAY_worker_niceness": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
+        assert {"name": endpoint, "containerPort": 8080} in container["ports"]
+
+
+def test_the_job_fits_its_cluster_at_the_least_and_at_the_most(manifests: dict[str, Any]) -> None:
+    """A run is refused where `slots.at_least` slots have no room at the start; `slots.count` need the whole group."""
+    spec = manifests["rayjob.yaml"]["spec"]
+    config = job_config(spec["entrypoint"])
+    assert [Path(path).is_relative_to(MOUNT) for path in (config.shards, config.pretrained or "", config.run)] == [
+        True
+    ] * 3
+    gpu = next(group for group in spec["rayClusterSpec"]["workerGroupSpecs"] if group["groupName"] == "gpu")
+    has = next(values(gpu, "limits"))
+
+    def room(replicas: int) -> int:
+        nodes = [Node(str(n), float(has["nvidia.com/gpu"]), float(has["cpu"]), 2.0**34) for n in range(replicas)]
+        return sum(rooms(nodes, config.slots).values())
+
+    assert config.slots.at_least is not None
+    assert room(gpu["minReplicas"]) >= config.slots.at_least
+    assert room(gpu["maxReplicas"]) >= config.slots.count > room(gpu["maxReplicas"] - 1)
+
+
+@pytest.mark.parametrize("name", ["launcher-aws.yaml", "launcher-gcp.yaml", "launcher-local.yaml"])
+def test_a_launcher_asks_for_the_token_on_every_machine(name: str, manifests: dict[str, Any]) -> None:
+    tree = manifests[name]
+    assert "--env=RAY_AUTH_MODE=token" in tree["docker"]["run_options"]
+    assert list(tree["file_mounts"]) == ["/home/ray/.ray/auth_token"]
+    assert f"--volume={MOUNT}:{MOUNT}" in tree["docker"]["run_options"]
+    assert all("0.0.0.0" not in command for command in tree["head_start_ray_commands"])
+
+
+def dockerfile_problems(text: str, root: Path) -> list[str]:
+    """Where a Dockerfile leaves the project: its version of Ray, files that the build cannot have, secrets."""
+    steps = [
+        line.split(None, 1) for line in text.replace("\\\n", " ").splitlines() if line and not line.startswith("#")
+    ]
+    found = []
+    if ["ARG", f"RAY_VERSION={RAY_VERSION}"] not in steps:
+        found.append(f"ARG RAY_VERSION is not {RAY_VERSION}, the version of constraints.txt")
+    if ["FROM", "rayproject/ray:${RAY_VERSION}-py311-gpu"] not in steps:
+        found.append("FROM is not rayproject/ray:${RAY_VERSION}-py311-gpu")
+    ignored = [line for line in (root / ".dockerignore").read_text("utf-8").splitlines() if line[:1] not in ("", "#")]
+    copied: list[str] = []
+    for name, rest in steps:
+        if name == "COPY":
+            copied += [word for word in rest.split() if not word.startswith("--")][:-1]
+        if name in ("ARG", "ENV") and (secret := re.search(r"\w*(TOKEN|SECRET|PASSWORD|CREDENTIAL)\w*", rest)):
+            found.append(f"{name} {secret[0]}: a secret in an image is everybody's")
+    for source in copied:
+        if not (root / source).exists():
+            found.append(f"COPY {source}: there is no such file")
+        found += [
+            f"COPY {source}: .dockerignore leaves it out ({rule})" for rule in ignored if fnmatchcase(source, rule)
+        ]
+    project = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["project"]
+    needed = ["pyproject.toml", "constraints.txt", project["readme"], *project["license-files"], "fedtalk_ray", "jobs"]
+    found += [f"COPY: {source} is missing" for source in needed if source not in copied]
+    if not any(name == "RUN" and "pip install" in rest and "-c constraints.txt ." in rest for name, rest in steps):
+        found.append("RUN: no pip install -c constraints.txt .")
+    return found
+
+
+def test_the_image_is_built_from_what_is_there(repository: Path) -> None:
+    assert dockerfile_problems((repository / "cluster" / "Dockerfile").read_text("utf-8"), repository) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("RAY_VERSION=", "RAY_VERSION=1", "ARG RAY_VERSION"),
+        ("rayproject/ray:", "rayproject/ray-ml:", "FROM"),
+        (" jobs ./jobs", " job ./jobs", "COPY job: there is no such file"),
+        (" jobs ./jobs", " tests ./jobs", "COPY tests: .dockerignore leaves it out"),
+        (" LICENSE ", " ", "LICENSE is missing"),
+        ("-c constraints.txt ", "", "no pip install"),
+        ("ENV ", "ENV HF_TOKEN=x ", "HF_TOKEN"),
+    ],
+)
+def test_a_mistake_in_the_dockerfile_is_refused(old: str, new: str, says: str, repository: Path) -> None:
+    text = (repository / "cluster" / "Dockerfile").read_text("utf-8")
+    assert old in text
+    assert any(says in line for line in dockerfile_problems(text.replace(old, new, 1), repository))
+
+
+def costs(name: str, tree: Any) -> tuple[str, str]:
+    """Nodes when idle and at the most, in the README's words: ("1 head, 1 GPU", "1 head, 4 GPU, 4 CPU")."""
+    if name == "launcher-local.yaml":
+        bounds = {"gpu": (tree["min_workers"], tree["max_workers"])}
+    elif "available_node_types" in tree:
+        nodes = {kind: node for kind, node in tree["available_node_types"].items() if kind != tree["head_node_type"]}
+        bounds = {kind: (node["min_workers"], node["max_workers"]) for kind, node in nodes.items()}
+        assert sum(most for _, most in bounds.values()) == tree["max_workers"]
+    else:
+        groups = next(values(tree, "workerGroupSpecs"))
+        bounds = {group["groupName"]: (group["minReplicas"], group["maxReplicas"]) for group in groups}
+
+    def words(which: int) -> str:
+        return ", ".join(["1 head", *(f"{both[which]} {kind.upper()}" for kind, both in bounds.items() if both[which])])
+
+    return words(0), words(1)
+
+
+def test_the_readme_names_every_file_and_what_it_costs(manifests: dict[str, Any], repository: Path) -> None:
+    text = (repository / "cluster" / "README.md").read_text("utf-8")
+    for file in (repository / "cluster").iterdir():
+        assert file.name == "README.md" or f"`{file.name}`" in text, f"README.md does not mention {file.name}"
+    for path in re.findall(r"\b(?:cluster|jobs|docs|tests)/[\w/-]+\.\w+", text):
+        assert (repository / path).exists(), f"README.md names {path}, which is not there"
+    for name in ("raycluster.yaml", "rayjob.yaml", "launcher-local.yaml", "launcher-aws.yaml", "launcher-gcp.yaml"):
+        idle, most = costs(name, manifests[name])
+        row = next(line for line in text.splitlines() if line.startswith(f"| `{name}`"))
+        assert f"| {idle} | {most} |" in row, f"the row of {name} should say | {idle} | {most} |"
