@@ -67,7 +67,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
     def __init__(
         self,
         autoencoder: torch.nn.Module,
-        denoiser: TalkingHeadDenoiser,
+        denoiser: torch.nn.Module,
         scheduler: DDIMScheduler,
         identity_encoder: IdentityEncoder | None = None,
         sync_network: SyncNetwork | None = None,

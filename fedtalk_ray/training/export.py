@@ -11,7 +11,6 @@ from peft import LoraConfig, PeftModel, PeftType, get_peft_model
 
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.model import adapters
-from fedtalk_ray.model.denoiser import TalkingHeadDenoiser
 from fedtalk_ray.model.embedded import find_model
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline, load_pipeline
 from fedtalk_ray.outputs import new_folder
@@ -19,7 +18,8 @@ from fedtalk_ray.outputs import new_folder
 
 def export_model(pipeline: TalkingHeadPipeline, model: PeftModel, shared: str, run: Path) -> None:
     """Writes RUN/pipeline with the backbone's weights and, where one is federated, RUN/adapters/shared."""
-    backbone = TalkingHeadDenoiser.from_config(model.get_base_model().config)
+    base = model.get_base_model()
+    backbone = type(base).from_config(base.config)
     backbone.load_state_dict(adapters.backbone_state(model))
     plain = TalkingHeadPipeline(
         pipeline.autoencoder, backbone, pipeline.scheduler, pipeline.identity_encoder, pipeline.sync_network
