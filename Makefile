@@ -12,7 +12,7 @@ export RAY_USAGE_STATS_ENABLED = 0
 TEST_ENV := OMP_NUM_THREADS=1 RAY_worker_niceness=0 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test nightly lint format clean
+.PHONY: help install demo test nightly lint format docs clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s  %s\n", $$1, $$2 }' Makefile
@@ -42,9 +42,13 @@ format: $(INSTALLED)  ## let ruff rewrite the code
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
 
+docs: $(INSTALLED)  ## the documentation as a site in build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "build/site/index.html"
+
 clean:  ## remove caches and build leftovers; .venv and runs stay
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
-	find fedtalk_ray jobs tests cluster -name __pycache__ -type d -prune -exec rm -rf {} +
+	find fedtalk_ray jobs tests cluster docs -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@[ -n "$(PYTHON)" ] || { echo "make: no Python 3.11 or newer on PATH; name one: make install PYTHON=/path/to/python3.11" >&2; exit 1; }

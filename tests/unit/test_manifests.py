@@ -18,6 +18,7 @@ import yaml
 from fedtalk_ray.actors.placement import Node, rooms
 from fedtalk_ray.config import TrainConfig, load_config
 from fedtalk_ray.errors import UserError
+from fedtalk_ray.ray_metrics import COUNTERS, GAUGES
 from tests.unit.manifest_checks import (
     dashboard_problems,
     kubernetes_problems,
@@ -29,20 +30,8 @@ from tests.unit.manifest_schemas import POD_MONITOR, PROMETHEUS
 
 MOUNT = "/mnt/fedtalk"
 
-RUN = ("run",)
-METRICS: dict[str, tuple[str, ...]] = {
-    "ray_fedtalk_round": RUN,
-    "ray_fedtalk_cohort": RUN,
-    "ray_fedtalk_survivors": RUN,
-    "ray_fedtalk_loss": ("run", "term"),
-    "ray_fedtalk_held_out_loss": RUN,
-    "ray_fedtalk_epsilon": ("run", "view"),
-    "ray_fedtalk_stage_seconds": ("run", "stage"),
-    "ray_fedtalk_slots": RUN,
-    "ray_fedtalk_slot_gpu_bytes": ("run", "slot"),
-    "ray_fedtalk_rounds_total": RUN,
-    "ray_fedtalk_bytes_up_total": RUN,
-}
+METRICS = {f"ray_{name}": ("run", *labels) for name, (_, labels) in GAUGES.items()}
+METRICS |= {f"ray_{name}": ("run",) for name in COUNTERS}
 """metric -> its labels. None is about a single client."""
 
 
