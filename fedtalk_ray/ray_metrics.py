@@ -4,6 +4,7 @@
 is about a single client: whoever reads a dashboard is not meant to know who took part, or how well (docs/privacy.md).
 """
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,23 @@ class RoundMetrics:
 
     def _set(self, name: str, value: float, **labels: str) -> None:
         self._gauges[name].set(value, self._run | labels)
+
+
+class SlotMemory:
+    """A slot's side: the GPU memory that its tensors take, where it has a GPU."""
+
+    def __init__(self, run: str, slot: str) -> None:
+        self._labels = {"run": Path(run).name, "slot": slot}
+        self._gauge: Gauge | None = None
+
+    def observe(self) -> None:
+        """Sets the gauge; does nothing in a process that uses no GPU."""
+        # A slot that never imported torch holds no tensors.
+        torch = sys.modules.get("torch")
+        if torch is None or not torch.cuda.is_initialized():
+            return
+        self._gauge = self._gauge or gauge("fedtalk_slot_gpu_bytes")
+        self._gauge.set(torch.cuda.max_memory_allocated(), self._labels)
 
 
 def gauge(name: str) -> Gauge:

@@ -141,7 +141,8 @@ def check_arguments(task: str, arguments: list[str], working_dir: Path, options:
             config = load_config(working_dir / files[0], settings)
             for name in ("run", "shards"):
                 _check_place(name, getattr(config, name))
-    for name, value in _values(options):
+    # The last one counts, as on the command line.
+    for name, value in dict(_values(options)).items():
         if name in PLACES:
             _check_place(name, value)
 

@@ -12,6 +12,7 @@ import ray
 
 from fedtalk_ray.actors.cluster import actor_name
 from fedtalk_ray.config import TrainConfig
+from fedtalk_ray.ray_metrics import SlotMemory
 
 CLIENT_SLOT = "fedtalk_ray.actors.client:ClientSlot"
 CONTROL = "control"
@@ -20,8 +21,8 @@ CONTROL = "control"
 class SlotProcess:
     """Holds an object and calls its methods; says on a thread of its own what it is at, and hears there to stop."""
 
-    def __init__(self, held: str | type, config: TrainConfig) -> None:
-        """held: a class made with the configuration, or where it is, as "module:Name"."""
+    def __init__(self, held: str | type, config: TrainConfig, name: str) -> None:
+        """held: a class made with the configuration, or where it is, as "module:Name". name: the actor's."""
         if isinstance(held, str):
             module, _, name = held.partition(":")
             made: Any = getattr(import_module(module), name)
@@ -30,6 +31,7 @@ class SlotProcess:
         self._held = made(config)
         self._run = config.run
         self._at = ""
+        self._memory = SlotMemory(config.run, name)
 
     def __repr__(self) -> str:
         """What the dashboard shows, and Ray before each line that the slot prints."""
@@ -41,6 +43,7 @@ class SlotProcess:
             return getattr(self._held, method)(*arguments, **keywords)
         finally:
             self._at = ""
+            self._memory.observe()
 
     @ray.method(concurrency_group=CONTROL)
     def stop(self, call: int) -> None:
@@ -85,15 +88,16 @@ def start_slot(held: str | type, config: TrainConfig, node: str, strategy: Any) 
     No restarts and no retries: a slot that came back would hold nothing, and the pool must decide.
     """
     slots = config.slots
+    name = actor_name(config.run, "slot")
     actor = _SlotActor.options(
-        name=actor_name(config.run, "slot"),
+        name=name,
         num_gpus=slots.num_gpus,
         num_cpus=slots.num_cpus,
         memory=slots.memory_mb << 20 or None,
         max_restarts=0,
         max_task_retries=0,
         scheduling_strategy=strategy,
-    ).remote(held, config)
+    ).remote(held, config, name)
     slot = Slot(actor, node)
     slot.starting = slot.call("start")
     return slot

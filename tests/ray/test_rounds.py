@@ -212,7 +212,7 @@ def test_a_backbone_is_federated_from_scratch(make_config: Make, tmp_path: Path)
         shared="backbone",
         cohort={"size": 3},
         rounds=2,
-        local={"steps": 6, "identity_steps": 0, "batch_size": 2, "score_windows": 2, "loss": {"motion": 1.0}},
+        local={"steps": 15, "identity_steps": 0, "batch_size": 4, "score_windows": 2, "loss": {"motion": 1.0}},
     )
     run = train(config)
     losses = [record["held_out_loss"] for record in read_history(run / "history.jsonl")]

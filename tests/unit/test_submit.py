@@ -105,6 +105,8 @@ def test_places_that_a_job_would_lose_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--out is 'shards/grid'"):
         check_arguments("prepare", [], tmp_path, ["--corpus", "grid", "--out", "shards/grid"])
     check_arguments("prepare", [], tmp_path, ["--root", "s3://bucket/grid", "--out=/nfs/shards"])
+    # A recipe's own is overridden by what follows it.
+    check_arguments("prepare", [], tmp_path, ["--root", "data/grid", "--root", "/nfs/grid"])
 
 
 def test_configurations_are_read_before_anything_is_sent(tmp_path: Path) -> None:
