@@ -30,7 +30,7 @@ from fedtalk_ray.errors import RunError, UserError
 from fedtalk_ray.federation.checkpoint import config_fingerprint, drop_checkpoint, load_checkpoint
 from fedtalk_ray.federation.cohort import sample_cohort
 from fedtalk_ray.federation.failure_policy import FailurePolicy
-from fedtalk_ray.federation.history import History, read_history
+from fedtalk_ray.federation.history import HISTORY, History, read_history
 from fedtalk_ray.federation.privacy_plan import sampling_rate, with_noise
 from fedtalk_ray.federation.roster import ROSTER, RosterFile, extend_roster
 from fedtalk_ray.federation.sampler import Sampler
@@ -40,8 +40,6 @@ from fedtalk_ray.observability import RunLog, progress
 from fedtalk_ray.outputs import new_file, writing
 from fedtalk_ray.privacy.keys import SigningKey
 from fedtalk_ray.privacy.protocol import Code
-
-HISTORY = "history.jsonl"
 
 SERVER_FIGURES = ("update_norm", "survivors")
 PRIVACY_FIGURES = ("epsilon", "epsilon_server", "noise_multiplier", "clip_norm", "clip_fraction")
