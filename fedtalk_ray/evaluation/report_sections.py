@@ -153,7 +153,7 @@ def jitter(metrics: dict[str, Any] | None, command: str) -> Section:
             title,
             ratios_by_row("jitter", title, found, "mean change from frame to frame / the truth's", 1.0),
             f"A dot for each of {count} clips and each row. At 1 a clip moves as much as the real one, below it is too "
-            f"still, above it moves more or flickers. {COPY} is a still (0), {AUTOENCODER} the best that the model can do.",
+            f"still, above it moves more or flickers. {COPY} is a still (0), {AUTOENCODER} the best that it can do.",
         )
     )
     return section

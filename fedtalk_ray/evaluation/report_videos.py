@@ -118,7 +118,7 @@ def kept_samples(run: Path, client: str | None, reason: str) -> Videos:
             raise RunError(f"client {client!r} took no part in {run}; there is no folder of that name in {clients}")
         folders[client] = client_folder(run, client) / "samples"
     for name, folder in folders.items():
-        kept = sorted(folder.glob("round-*.mp4"))
+        kept = sorted(folder.glob(f"round-{'[0-9]' * 5}.mp4"))
         if not kept:
             videos.notes.append(f"No sample lies in {folder}.")
             continue
@@ -213,7 +213,8 @@ def _which(run: Path, subject: _Subject) -> str:
 
 def exported_after(run: Path) -> int | None:
     """The round after which RUN/pipeline was written: samples are written with it."""
-    names = [path.stem for path in (*run.glob("samples/round-*.png"), *run.glob("clients/*/samples/round-*.png"))]
+    sheet = f"round-{'[0-9]' * 5}.png"
+    names = [path.stem for path in (*run.glob(f"samples/{sheet}"), *run.glob(f"clients/*/samples/{sheet}"))]
     return max((int(name.removeprefix("round-")) for name in names), default=None)
 
 
