@@ -246,6 +246,24 @@ def evaluate(
 
 
 @app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    out: Annotated[Path | None, typer.Option(help="Page to write; else RUN/report.html.")] = None,
+    client: Annotated[
+        str | None, typer.Option(help="Also show this client's face, with its own identity adapter; private.")
+    ] = None,
+    metrics: Annotated[Path | None, typer.Option(help="What `fedtalk evaluate` wrote; else RUN/metrics.json.")] = None,
+) -> None:
+    """A run as one HTML page that opens from disk: videos side by side, tables, plots, configuration.
+
+    Example: `fedtalk report runs/grid --client s1`
+    """
+    from fedtalk_ray.evaluation.report import write_report
+
+    print(f"report: {write_report(run, out, client=client, metrics=metrics)}")
+
+
+@app.command()
 def compare(
     experiment: Annotated[Path, typer.Argument(help="YAML file; jobs/configs/compare holds examples.")],
     settings: Annotated[list[str] | None, typer.Argument(help="key=value, over the experiment's base.")] = None,

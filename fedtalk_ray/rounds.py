@@ -30,7 +30,7 @@ from fedtalk_ray.errors import RunError, UserError
 from fedtalk_ray.federation.checkpoint import config_fingerprint, drop_checkpoint, load_checkpoint
 from fedtalk_ray.federation.cohort import sample_cohort
 from fedtalk_ray.federation.failure_policy import FailurePolicy
-from fedtalk_ray.federation.history import History, read_history
+from fedtalk_ray.federation.history import HISTORY, History, read_history
 from fedtalk_ray.federation.privacy_plan import sampling_rate, with_noise
 from fedtalk_ray.federation.roster import ROSTER, RosterFile, extend_roster
 from fedtalk_ray.federation.sampler import Sampler
@@ -42,8 +42,6 @@ from fedtalk_ray.privacy.keys import SigningKey
 from fedtalk_ray.privacy.protocol import Code
 from fedtalk_ray.ray_metrics import RoundMetrics
 from fedtalk_ray.run_log import RunLog
-
-HISTORY = "history.jsonl"
 
 
 def train(config: TrainConfig, resume: bool = False) -> Path:

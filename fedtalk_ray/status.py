@@ -15,7 +15,7 @@ from ray.util.state.exception import RayStateApiException
 
 from fedtalk_ray.config import load_config
 from fedtalk_ray.errors import ClusterError, RunError
-from fedtalk_ray.federation.history import read_history
+from fedtalk_ray.federation.history import HISTORY, read_history
 
 SLOT, SERVER = "SlotProcess", "ParameterServer"
 ANSWER_S = 5.0
@@ -108,7 +108,7 @@ def run_text(run: Path) -> str:
     """One line on how far a run is, from its folder. Raises `RunError` for a folder that is no run's."""
     if not (run / "config.yaml").is_file():
         raise RunError(f"{run} is no run folder (no config.yaml); `fedtalk train` makes one")
-    config, records = load_config(run / "config.yaml"), read_history(run / "history.jsonl")
+    config, records = load_config(run / "config.yaml"), read_history(run / HISTORY)
     if not records:
         return f"run {run}: no round of {config.rounds} finished yet"
     last = records[-1]

@@ -8,7 +8,7 @@ nobody trained on.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -187,18 +187,40 @@ def write_metrics(result: dict, path: str | Path) -> None:
 def metrics_table(result: dict) -> str:
     """The result as the table that people read: a line a metric, a column a row of the result, mean and interval."""
     lines = []
-    for group, rows in result["groups"].items():
-        names = list(dict.fromkeys(name for figures in rows.values() for name in figures))
-        columns = [row for row, figures in rows.items() if any(value is not None for value in figures.values())]
-        lines.append(f"{group} identities, {result['clips'][group]} clips; ± is half of the mean's 95% interval")
-        lines.append(f"  {'':<26}" + "".join(f"{row:>18}" for row in columns))
-        for name in names:
-            cells = [cell(rows[row].get(name), result["half_widths_95"][group][row].get(name)) for row in columns]
-            lines.append(f"  {name:<26}" + "".join(f"{text:>18}" for text in cells))
+    for table in group_tables(result):
+        lines.append(f"{table.group} identities, {table.clips} clips; ± is half of the mean's 95% interval")
+        lines.append(f"  {'':<26}" + "".join(f"{row:>18}" for row in table.columns))
+        lines += [f"  {name:<26}" + "".join(f"{text:>18}" for text in cells) for name, cells in table.lines.items()]
     return "\n".join(lines)
 
 
-def cell(mean: float | None, half: float | None) -> str:
+@dataclass(frozen=True)
+class GroupTable:
+    """A group's figures as text. columns: the rows of the result that measured anything. lines: metric -> cells."""
+
+    group: str
+    clips: int
+    columns: list[str]
+    lines: dict[str, list[str]]
+
+
+def group_tables(result: dict, decimals: Mapping[str, int] | None = None) -> list[GroupTable]:
+    """A table for every group of a result of `evaluate_run`. decimals: metric -> digits after the point, else 3."""
+    places = decimals or {}
+    tables = []
+    for group, rows in result["groups"].items():
+        names = dict.fromkeys(name for figures in rows.values() for name in figures)
+        columns = [row for row, figures in rows.items() if any(value is not None for value in figures.values())]
+        widths = result["half_widths_95"][group]
+        lines = {
+            name: [cell(rows[row].get(name), widths[row].get(name), places.get(name, 3)) for row in columns]
+            for name in names
+        }
+        tables.append(GroupTable(group, result["clips"][group], columns, lines))
+    return tables
+
+
+def cell(mean: float | None, half: float | None, places: int = 3) -> str:
     if mean is None:
         return "-"
-    return f"{mean:.3f}" if half is None else f"{mean:.3f} ±{half:.3f}"
+    return f"{mean:.{places}f}" if half is None else f"{mean:.{places}f} ±{half:.{places}f}"

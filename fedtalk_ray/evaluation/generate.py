@@ -43,7 +43,7 @@ def generate(
     if not os.path.isfile(pipeline_folder(run) / "model_index.json"):
         raise RunError(f"{run} holds no trained model (no pipeline/); train first, or give the run's own folder")
     sound = find_sound(audio, shards)
-    model = load_model(run, None if client is None else _identity_folder(run, client))
+    model = load_model(run, None if client is None else identity_folder(run, client))
     portrait = find_face(reference, model.frame_size(), shards)
     for note in portrait.notes:
         print(f"reference {reference}: {note}", file=sys.stderr)
@@ -123,7 +123,8 @@ def _check_out(out: Path, reference: str, audio: str) -> None:
             raise InputError(f"--out {out} is the {role} itself; give another name")
 
 
-def _identity_folder(run: Path, client: str) -> Path:
+def identity_folder(run: Path, client: str) -> Path:
+    """Where a client's newest identity adapter lies. Raises `RunError` where it has none."""
     identity = client_folder(run, client) / CURRENT
     if not os.path.isdir(identity):
         known = sorted(path.parent.name for path in (run / "clients").glob(f"*/{CURRENT}") if path.is_dir())

@@ -6,6 +6,8 @@ from typing import Any
 
 from fedtalk_ray.outputs import new_file, writing
 
+HISTORY = "history.jsonl"
+
 
 class History:
     """Appends rounds to the file. `keep`: rounds that stay when a run goes on; later lines will be written again."""

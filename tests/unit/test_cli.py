@@ -8,7 +8,10 @@ from typer.testing import CliRunner
 
 from fedtalk_ray.cli import app, main
 
-COMMANDS = ("demo", "prepare", "pretrain", "train", "personalize", "generate", "evaluate", "compare", "corrupt")
+COMMANDS = (
+    *("demo", "prepare", "pretrain", "train", "personalize", "generate", "evaluate", "report", "compare", "corrupt"),
+    *("submit", "status"),
+)
 
 
 @pytest.fixture

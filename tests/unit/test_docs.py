@@ -25,9 +25,6 @@ from fedtalk_ray.cli import app
 from fedtalk_ray.config import TrainConfig, parse_config
 from fedtalk_ray.settings import Section, StrategyConfig
 
-NOT_IN_THE_COMMAND_YET = {"report", "submit", "status"}
-"""Commands that the pages may name although the application does not have them."""
-
 FENCE = re.compile(r"^ *```[^\n]*\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 TITLE = re.compile(r'^```python title="([^"]+)"$', re.MULTILINE)
 SPAN = re.compile(r"`([^`\n]+)`")
@@ -132,8 +129,6 @@ def wrong_commands(text: str) -> list[str]:
                 name = f"privacy {rest[0]}" if name == "privacy" and rest else name
                 if name in known:
                     options |= options_of(known[name])
-                elif name in NOT_IN_THE_COMMAND_YET:
-                    options |= {word for word in rest if word.startswith("--")}
                 elif name not in ("privacy", "TASK"):
                     wrong.append(f"fedtalk {name}")
             wrong += [f"fedtalk {first} {word}" for word in rest if word.startswith("--") and word not in options]
