@@ -138,6 +138,11 @@ class TrainConfig(Section):
         return self
 
     @property
+    def in_the_clear(self) -> bool:
+        """Whether nothing is promised to clients: then they may tell their own losses, scores and sample counts."""
+        return self.aggregation == "plain" and self.privacy.mechanism == "none"
+
+    @property
     def poisson(self) -> bool:
         """Whether cohorts are Poisson samples."""
         chosen = self.cohort.sampling or ("uniform" if self.privacy.mechanism == "none" else "poisson")

@@ -1,11 +1,10 @@
 """A run's figures for Prometheus, through Ray's metrics agent, which puts `ray_` before each name.
 
-`cluster/prometheus.yml` collects them and `cluster/grafana-dashboard.json` draws them. All carry the run's name. None
-is about a single client: whoever reads a dashboard is not meant to know who took part, or how well (docs/privacy.md).
+`cluster/prometheus.yml` collects them and `cluster/grafana-dashboard.json` draws them. All carry the run's folder. None
+is labelled by a client: whoever reads a dashboard is not meant to know who took part, or how well (docs/privacy.md).
 """
 
 import sys
-from pathlib import Path
 from typing import Any
 
 from ray.util.metrics import Counter, Gauge
@@ -35,7 +34,8 @@ class RoundMetrics:
     """The driver's side: sets the gauges from a round's line of the history. Needs a connection to Ray."""
 
     def __init__(self, run: str) -> None:
-        self._run = {"run": Path(run).name}
+        self._run = {"run": run}
+        self._stages: set[str] = set()
         self._gauges = {name: gauge(name) for name in GAUGES if name != "fedtalk_slot_gpu_bytes"}
         self._counters = {name: Counter(name, text, ("run",)) for name, text in COUNTERS.items()}
 
@@ -46,15 +46,19 @@ class RoundMetrics:
         trained = len(record.get("clients", ()))
         self._set("fedtalk_cohort", record.get("counts", {}).get("cohort", trained))
         self._set("fedtalk_survivors", record.get("survivors", record.get("counts", {}).get("trained", trained)))
-        for term, value in record.get("loss", {}).items():
+        # A mean over one client would be that client's.
+        for term, value in record.get("loss", {}).items() if trained > 1 else ():
             self._set("fedtalk_loss", value, term=term)
         if "held_out_loss" in record:
             self._set("fedtalk_held_out_loss", record["held_out_loss"])
         for view, name in (("release", "epsilon"), ("server", "epsilon_server")):
             if name in record:
                 self._set("fedtalk_epsilon", record[name], view=view)
-        for stage, seconds in record.get("stage_seconds", {}).items():
-            self._set("fedtalk_stage_seconds", seconds, stage=stage)
+        seconds = record.get("stage_seconds", {})
+        self._stages.update(seconds)
+        for stage in self._stages:
+            # What this round did not do took no time; the gauge would go on showing the last one's.
+            self._set("fedtalk_stage_seconds", seconds.get(stage, 0.0), stage=stage)
         self._counters["fedtalk_rounds_total"].inc(1, self._run)
         if record.get("bytes_up"):
             self._counters["fedtalk_bytes_up_total"].inc(record["bytes_up"], self._run)
@@ -67,7 +71,7 @@ class SlotMemory:
     """A slot's side: the GPU memory that its tensors take, where it has a GPU."""
 
     def __init__(self, run: str, slot: str) -> None:
-        self._labels = {"run": Path(run).name, "slot": slot}
+        self._labels = {"run": run, "slot": slot}
         self._gauge: Gauge | None = None
 
     def observe(self) -> None:

@@ -11,12 +11,12 @@ from fedtalk_ray.config import load_tree
 from fedtalk_ray.errors import ConfigError
 
 
-def expanded(group: Any, arguments: list[str]) -> list[str]:
+def expanded(group: Any, arguments: list[str], base: Path = Path()) -> list[str]:
     """The arguments with a leading YAML file replaced by the options that it holds.
 
-    group: the application as a click group, with `commands`. Commands with an argument of their own, such as
-    `train CONFIG`, read their file themselves. Raises `ConfigError`, one line, for an unreadable file, an unknown key
-    (the nearest valid one is named), or a value that no option takes.
+    group: the application as a click group, with `commands`. base: the folder that the file's name starts from.
+    Commands with an argument of their own, such as `train CONFIG`, read their file themselves. Raises `ConfigError`,
+    one line, for an unreadable file, an unknown key (the nearest valid one is named), or a value that no option takes.
     """
     command = group.commands.get(arguments[0]) if arguments else None
     if command is None or len(arguments) < 2 or not arguments[1].endswith((".yaml", ".yml")):
@@ -24,7 +24,7 @@ def expanded(group: Any, arguments: list[str]) -> list[str]:
     kinds = [parameter.param_type_name for parameter in getattr(command, "params", [])]
     if not kinds or "argument" in kinds:
         return arguments
-    return [arguments[0], *_options(command.params, Path(arguments[1])), *arguments[2:]]
+    return [arguments[0], *_options(command.params, base / arguments[1]), *arguments[2:]]
 
 
 def _options(options: list[Any], path: Path) -> list[str]:

@@ -71,8 +71,8 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
         rate = sampling_rate(config, len(population))
         server = start_server(config, run / "checkpoints", pool.vector, rate)
         roster = RosterFile(run / ROSTER)
-        # Whose held-out loss is looked at: under secure aggregation clients tell none.
-        examined = (population if config.aggregation == "plain" else manifest.unseen())[: config.evaluation.clients]
+        # Whose held-out loss is looked at: where clients are promised anything, they tell none.
+        examined = (population if config.in_the_clear else manifest.unseen())[: config.evaluation.clients]
 
         def close_round(record: dict[str, Any], started: float) -> None:
             number, shared = record["round"], server.shared.remote()
@@ -162,7 +162,7 @@ def open_run(config: TrainConfig, resume: bool) -> tuple[Path, int]:
     checkpoint = load_checkpoint(run / "checkpoints", config_fingerprint(config)) if resume else None
     if resume and not (run / "config.yaml").is_file():
         raise RunError(f"run {run} does not exist, so it cannot be resumed; leave out --resume to start it")
-    if checkpoint is not None and checkpoint.round > recorded_rounds(run) and may_repeat(config):
+    if checkpoint is not None and checkpoint.round > recorded_rounds(run) and config.in_the_clear:
         # The round was applied, but the run died before it was evaluated and written down: repeat it.
         drop_checkpoint(run / "checkpoints", checkpoint.round)
         checkpoint = load_checkpoint(run / "checkpoints", config_fingerprint(config))
@@ -178,11 +178,6 @@ def open_run(config: TrainConfig, resume: bool) -> tuple[Path, int]:
 def recorded_rounds(run: Path) -> int:
     """The last round that the run's history tells of."""
     return max((record["round"] for record in read_history(run / HISTORY)), default=0)
-
-
-def may_repeat(config: TrainConfig) -> bool:
-    """Whether an applied round may be run again: not where that would be a second look at the clients' data."""
-    return config.aggregation == "plain" and config.privacy.mechanism == "none"
 
 
 def agree_on_units(pool: SlotPool, clients: list[str]) -> None:

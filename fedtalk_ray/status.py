@@ -49,8 +49,8 @@ class ClusterStatus:
     last_death: str = ""
 
 
-def cluster_status() -> ClusterStatus:
-    """The status of the cluster that this process is connected to.
+def cluster_status(run: Path | None = None) -> ClusterStatus:
+    """The status of the cluster that this process is connected to. run: whose actors alone are told of.
 
     Raises `ClusterError` where the state API does not answer; it belongs to the dashboard.
     """
@@ -68,6 +68,8 @@ def cluster_status() -> ClusterStatus:
             f"Ray's state API does not answer ({_first(error)}); start the head with its dashboard "
             "(--include-dashboard=true)"
         ) from error
+    if run is not None:
+        actors = [actor for actor in actors if (actor.name or "").startswith(f"{run.resolve().name}.")]
     found = ClusterStatus([_node_line(node) for node in nodes])
     addresses = {node.node_id: node.node_ip for node in nodes}
     alive = [actor for actor in actors if actor.state == "ALIVE"]
@@ -98,7 +100,7 @@ def status_text(found: ClusterStatus) -> str:
             for row in rows
         ]
     if not found.actors:
-        lines.append("no run is at work on this cluster")
+        lines.append("nothing is at work here")
     if found.dead:
         lines.append(f"died: {found.dead}, the last {found.last_death}")
     return "\n".join(lines)
@@ -166,8 +168,14 @@ def _why_not_up(actor: Any) -> str:
             for name in wanted
             if free.get(name, 0) < wanted[name]
         ]
-        return f"waits for {', '.join(short)}" if short else "its process is starting"
+        # Every slot is sent to a node by name, so room elsewhere is of no use to it.
+        room = f", or waits for room on its node ({_amounts(wanted)})" if wanted else ""
+        return f"waits for {', '.join(short)}" if short else f"its process is starting{room}"
     return "comes back from its checkpoint" if actor.state == "RESTARTING" else ""
+
+
+def _amounts(resources: dict[str, float]) -> str:
+    return ", ".join(f"{amount:g} {name}" for name, amount in resources.items())
 
 
 def _killed_by_its_run(actor: Any) -> bool:

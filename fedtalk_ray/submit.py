@@ -11,11 +11,12 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import sleep
 from typing import Any, TextIO
 
+import aiohttp
 import requests
 from ray import __version__ as RAY
 from ray.exceptions import AuthenticationError
@@ -26,11 +27,15 @@ from fedtalk_ray.actors.cluster import WORKER_ENVIRONMENT
 from fedtalk_ray.config import load_config
 from fedtalk_ray.errors import ClusterError, ConfigError
 
-TASKS = ("demo", "prepare", "pretrain", "train", "personalize", "generate", "evaluate", "compare", "corrupt", "report")
+TASKS = ("prepare", "pretrain", "train", "personalize", "generate", "evaluate", "compare", "corrupt", "report")
 """Commands that may be jobs."""
 
-PLACES = ("--out", "--run", "--shards", "--root", "--tensorboard", "--judge", "--metrics")
-"""Options that name a file or folder which outlives the job, or which is too large to be sent along."""
+PLACES = ("out", "run", "shards", "root", "tensorboard", "judge", "metrics")
+"""Parameters that name a file or folder which outlives the job, or which is too large to be sent along."""
+
+NOT_SENT = ["/data", "/shards", "/runs", "/models"]
+"""Folders of the working directory that stay where they are, beside what .gitignore names: people's clips, and what
+runs keep of their clients."""
 
 DROPPED = 130
 """Exit code when the user lets go of a job; the shell's own for Ctrl-C."""
@@ -70,19 +75,34 @@ def connect_jobs(address: str) -> JobSubmissionClient:
 
 
 def submit(
-    client: JobSubmissionClient, task: str, arguments: list[str], working_dir: Path, submission_id: str | None = None
+    client: JobSubmissionClient,
+    task: str,
+    arguments: list[str],
+    working_dir: Path,
+    submission_id: str | None = None,
+    gpus: float = 0.0,
 ) -> str:
     """Starts `fedtalk TASK ARGUMENTS` on the cluster; returns the job's id.
 
+    gpus: reserved for the command itself, which Ray then starts on a node that has them.
     Raises `ClusterError` when the cluster does not take it, and `ConfigError` for arguments that no job can serve.
     """
     entrypoint = "python -m fedtalk_ray.cli " + shlex.join([task, *arguments])
-    environment: dict[str, Any] = {"working_dir": str(working_dir), "env_vars": WORKER_ENVIRONMENT}
+    environment: dict[str, Any] = {
+        "working_dir": str(working_dir),
+        "excludes": NOT_SENT,
+        "env_vars": WORKER_ENVIRONMENT,
+    }
     package = Path(fedtalk_ray.__file__).parent
     if package.resolve() != (working_dir / package.name).resolve():
         environment["py_modules"] = [str(package)]
     try:
-        return client.submit_job(entrypoint=entrypoint, submission_id=submission_id, runtime_env=environment)
+        return client.submit_job(
+            entrypoint=entrypoint,
+            submission_id=submission_id,
+            runtime_env=environment,
+            entrypoint_num_gpus=gpus or None,
+        )
     except (RuntimeError, ValueError, AuthenticationError, requests.RequestException) as error:
         text = str(error)
         if size := re.search(r"Package size \(.*?\) exceeds the maximum size of [\d.]+ ?\w+", text):
@@ -101,8 +121,10 @@ def submit(
 def follow(client: JobSubmissionClient, job: str, ask: Callable[[str], bool] | None, out: TextIO = sys.stdout) -> int:
     """Prints the job's log as it comes; returns the exit code of its command.
 
-    ask: puts a question to the user who presses Ctrl-C; None where there is nobody to ask, and the job goes on.
+    ask: puts a question to the user who presses Ctrl-C; None where there is nobody to ask, and the job goes on. Raises
+    `ClusterError` when the connection is lost; the job goes on then, too.
     """
+    again = f"the job goes on; its log: {token_prefix()}ray job logs --follow {job} --address {client.get_address()}"
     try:
         asyncio.run(_tail(client, job, out))
         while not (details := client.get_job_info(job)).status.is_terminal():
@@ -113,8 +135,10 @@ def follow(client: JobSubmissionClient, job: str, ask: Callable[[str], bool] | N
             client.stop_job(job)
             print(f"job {job} was told to stop", file=sys.stderr)
         else:
-            print(f"job {job} goes on; its log: ray job logs --follow {job}", file=sys.stderr)
+            print(again, file=sys.stderr)
         return DROPPED
+    except (RuntimeError, AuthenticationError, aiohttp.ClientError, requests.RequestException) as error:
+        raise ClusterError(f"the connection to job {job} was lost ({_reason(error)}); {again}") from error
     if details.status == JobStatus.SUCCEEDED:
         return 0
     print(f"job {job} {details.status.lower()}: {_reason(details.message or '')}", file=sys.stderr)
@@ -122,38 +146,55 @@ def follow(client: JobSubmissionClient, job: str, ask: Callable[[str], bool] | N
     return details.driver_exit_code or 1
 
 
-def check_arguments(task: str, arguments: list[str], working_dir: Path, options: list[str]) -> None:
+def check_arguments(task: str, parameters: Mapping[str, Any], working_dir: Path) -> None:
     """Refuses what could only fail, or be lost, on the cluster. Raises `ConfigError`, one line.
 
-    options: the arguments with a recipe's YAML written out. Configurations are read here first, so that a typing error
-    shows before anything is sent.
+    parameters: those of the command, by name, as it would get them. Configurations are read here first, so that a
+    typing error shows before anything is sent.
     """
-    if task not in TASKS:
-        raise ConfigError(f"{task!r} is no job; jobs are: {', '.join(TASKS)}")
-    files = [argument for argument in arguments if argument.endswith((".yaml", ".yml")) and "=" not in argument]
-    for file in files:
-        inside = (working_dir / file).resolve()
-        if not Path(file).is_absolute() and not (inside.is_file() and inside.is_relative_to(working_dir.resolve())):
-            raise ConfigError(f"{file} is not in the working directory {working_dir}, which is all that is sent along")
-    if task == "train" and files:
-        settings = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
-        if (working_dir / files[0]).is_file():
-            config = load_config(working_dir / files[0], settings)
-            for name in ("run", "shards"):
-                _check_place(name, getattr(config, name))
-    # The last one counts, as on the command line.
-    for name, value in dict(_values(options)).items():
-        if name in PLACES:
-            _check_place(name, value)
+    for name, value in parameters.items():
+        if name in PLACES and value is not None:
+            _check_place(f"--{name}", str(value))
+    if parameters.get("address") == "local":
+        raise ConfigError("address is 'local': a job runs on the cluster that it was sent to; leave it out")
+    if task == "train" and (file := _sent(parameters["config"], working_dir)):
+        config = load_config(file, parameters["overrides"])
+        _check_place("run", config.run)
+        _check_model(config.shards, config.pretrained, working_dir)
+        if config.address == "local":
+            raise ConfigError("address is 'local': a job runs on the cluster that it was sent to; leave it out")
+    if task == "compare" and (file := _sent(parameters["experiment"], working_dir)):
+        # Here, because it imports torch, which no other task needs on this side.
+        from fedtalk_ray.evaluation.experiment import load_experiment
+
+        experiment = load_experiment(file, parameters["out"])
+        _check_place("out", experiment.out)
+        base = experiment.base if isinstance(experiment.base, dict) else {}
+        base |= {key: value for key, _, value in (text.partition("=") for text in parameters["settings"] or ())}
+        if "shards" in base:
+            _check_model(str(base["shards"]), base.get("pretrained"), working_dir)
 
 
-def _values(options: list[str]) -> Iterable[tuple[str, str]]:
-    for position, option in enumerate(options):
-        name, separator, value = option.partition("=")
-        if separator:
-            yield name, value
-        elif position + 1 < len(options):
-            yield name, options[position + 1]
+def token_prefix() -> str:
+    """What to put before a command of Ray's own where the cluster asks for a token."""
+    return "RAY_AUTH_MODE=token " if os.environ.get("RAY_AUTH_MODE") == "token" else ""
+
+
+def _sent(file: Path, working_dir: Path) -> Path | None:
+    """The file in the working directory, where it must lie to be sent along; None for one that only the cluster has."""
+    inside = (working_dir / file).resolve()
+    if file.is_absolute():
+        return inside if inside.is_file() else None
+    if not (inside.is_file() and inside.is_relative_to(working_dir.resolve())):
+        raise ConfigError(f"{file} is not in the working directory {working_dir}, which is all that is sent along")
+    return inside
+
+
+def _check_model(shards: str, pretrained: str | None, working_dir: Path) -> None:
+    _check_place("shards", shards)
+    if pretrained is not None and (working_dir / pretrained).exists():
+        # A relative name that is no folder here may be one that is embedded, or a hub id.
+        _check_place("pretrained", pretrained)
 
 
 def _check_place(name: str, value: str) -> None:

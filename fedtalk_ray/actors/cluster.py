@@ -8,7 +8,9 @@ from itertools import count
 from pathlib import Path
 
 import ray
+from ray.exceptions import AuthenticationError, RayError
 
+from fedtalk_ray.actors.deaths import first_line
 from fedtalk_ray.errors import ClusterError
 
 WORKER_ENVIRONMENT = {
@@ -61,13 +63,19 @@ def connect(address: str = "default", dashboard: bool = False, debug: bool = Fal
             os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "2")
             more = {"runtime_env": {"env_vars": debugger}} if debugger else {}
             context = ray.init(address=address, logging_level=logging.ERROR, log_to_driver=debug, **more)
-    except ConnectionError as error:
-        raise ClusterError(f"no Ray cluster answers at address {address!r}: {error}") from error
+    except AuthenticationError as error:
+        raise ClusterError(
+            f"the cluster at address {address!r} refused the token ({first_line(error)}); set RAY_AUTH_MODE=token, and "
+            "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's own"
+        ) from error
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+        raise ClusterError(f"no Ray cluster answers at address {address!r}: {first_line(error)}") from error
     if context.dashboard_url:
         print(f"Ray dashboard: http://{context.dashboard_url}", file=sys.stderr)
     if debug:
         where = ray.get_runtime_context().gcs_address
-        print(f"debug: workers wait for RAY_DEBUG=legacy ray debug --address {where}", file=sys.stderr)
+        token = "RAY_AUTH_MODE=token " if os.environ.get("RAY_AUTH_MODE") == "token" else ""
+        print(f"debug: workers wait for {token}RAY_DEBUG=legacy ray debug --address {where}", file=sys.stderr)
 
 
 def _check_somebody_listens(address: str) -> None:

@@ -24,8 +24,8 @@ class SlotProcess:
     def __init__(self, held: str | type, config: TrainConfig, name: str) -> None:
         """held: a class made with the configuration, or where it is, as "module:Name". name: the actor's."""
         if isinstance(held, str):
-            module, _, name = held.partition(":")
-            made: Any = getattr(import_module(module), name)
+            module, _, kind = held.partition(":")
+            made: Any = getattr(import_module(module), kind)
         else:
             made = held
         self._held = made(config)

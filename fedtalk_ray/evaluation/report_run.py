@@ -106,7 +106,7 @@ def population_size(config: TrainConfig, manifest: Manifest | None) -> int | Non
 
 def whose_loss(config: TrainConfig) -> str:
     """On whose clips the held-out loss is measured (`rounds.train`)."""
-    if config.aggregation == "secure":
+    if not config.in_the_clear:
         return f"test clips of people nobody trained on (at most {config.evaluation.clients})"
     return f"the val clips of the first clients (at most {config.evaluation.clients}), each with its own adapter"
 
@@ -116,7 +116,7 @@ def key_figures(run: Run) -> list[KeyFigure]:
     loss = KeyFigure("Held-out loss", "not measured", f"evaluation.every is {run.config.evaluation.every}")
     if losses:
         at, value = losses[-1]
-        on = "on people nobody trained on" if run.config.aggregation == "secure" else "on clients' own val clips"
+        on = "on clients' own val clips" if run.config.in_the_clear else "on people nobody trained on"
         loss = KeyFigure("Held-out loss", f"{value:.3f}", f"after round {at}, {on}; lower is better")
     by_whom = "masked updates of clients" if run.config.aggregation == "secure" else "one sum for each slot's clients"
     times = [value for _, value in run.series("seconds")]

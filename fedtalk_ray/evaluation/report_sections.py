@@ -192,7 +192,7 @@ def privacy(run: Run) -> Section:
             svg = lines_by_round("epsilon", title, curves, "epsilon", levels, from_zero=True)
             section.plots.append(Plot(title, svg, caption))
         else:
-            section.sentences.append("The rounds' records hold no epsilon (plain aggregation): the ledger alone does.")
+            section.sentences.append("The rounds' records hold no epsilon: the ledger alone does.")
         section.sentences += _ledger_lines(run)
     clipped = [(at, 100 * value) for at, value in run.series("clip_fraction")]
     if clipped:
@@ -235,7 +235,7 @@ def communication(run: Run) -> Section:
         svg = attendance_by_round("clients", title, list(seen), asked, counted)
         section.plots.append(Plot(title, svg, caption + _refusals(run)))
     else:
-        section.sentences.append("The records do not tell how many clients took part (plain aggregation with noise).")
+        section.sentences.append("The records do not tell how many clients took part.")
     times = _seconds(run)
     if times:
         rounds = [at for at, _ in times]

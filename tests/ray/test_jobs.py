@@ -1,9 +1,14 @@
 """Jobs on a head of their own, which asks for a token: sent, watched while they train, failed and refused."""
 
+import fcntl
 import os
+import pty
 import re
+import select
+import shutil
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +17,7 @@ from urllib.request import urlopen
 
 import pytest
 import yaml
+from playwright.sync_api import sync_playwright
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fedtalk_ray.config import TrainConfig
@@ -87,7 +93,8 @@ def test_a_job_trains_and_is_seen_at_it(head: OwnCluster, written: Path) -> None
     while job.poll() is None:
         seen.append(fedtalk("status", str(run), at=head).stdout)
         with urlopen(head.metrics_url) as page:
-            figures |= set(re.findall(r'^ray_(fedtalk_\w+)\{.*run="jobs-run"', page.read().decode(), re.MULTILINE))
+            ours = rf'^ray_(fedtalk_\w+)\{{.*run="{run}"'
+            figures |= set(re.findall(ours, page.read().decode(), re.MULTILINE))
     printed, _ = job.communicate()
     assert job.returncode == 0, printed
     # The driver's own progress, as it came.
@@ -101,14 +108,78 @@ def test_a_job_trains_and_is_seen_at_it(head: OwnCluster, written: Path) -> None
     shown = {"fedtalk_round", "fedtalk_cohort", "fedtalk_survivors", "fedtalk_loss", "fedtalk_stage_seconds"}
     shown |= set(COUNTERS)
     assert shown <= figures <= set(METRICS)
+    after = fedtalk("status", str(run), at=head).stdout
+    assert f"run {run}: round 2 of 2" in after and "nothing is at work here" in after and "died" not in after
     events = EventAccumulator(str(run / "tensorboard"), {"images": 0, "scalars": 0, "audio": 0}).Reload()
     assert [event.step for event in events.Scalars("held_out/loss")] == [1, 2]
     assert len(events.Audio("sample/sound")) == len(events.Images("sample/speaking")) == 1
 
 
-def test_after_a_job_the_cluster_is_idle(head: OwnCluster) -> None:
-    printed = fedtalk("status", at=head).stdout
-    assert "no run is at work on this cluster" in printed and "died" not in printed
+def test_the_report_of_a_job_opens_in_a_browser(head: OwnCluster, written: Path) -> None:
+    run = written.parent / "jobs-run"
+    done = fedtalk("submit", "report", str(run), "--client", "id0000", "--working-dir", str(written), at=head)
+    assert done.returncode == 0 and f"report: {run / 'report.html'}" in done.stdout, done.stderr
+    if shutil.which("chromium") is None and "FEDTALK_NEEDS_BROWSER" not in os.environ:
+        pytest.skip("no chromium to open it in")
+    told: list[str] = []
+    with sync_playwright() as browsers:
+        browser = browsers.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = browser.new_page()
+        page.on("console", lambda message: told.append(message.text))
+        page.goto((run / "report.html").as_uri())
+        page.wait_for_function("[...document.querySelectorAll('video')].every(video => video.readyState >= 2)")
+        names = [name.strip() for name in page.locator("figcaption strong").all_text_contents()]
+        browser.close()
+    assert told == []
+    # A stranger, and the client that was named, who has an adapter of its own.
+    assert names[:2] == ["ground truth", "shared model"] and "personalised" in names
+
+
+def test_ctrl_c_asks_and_stops_the_job(head: OwnCluster, written: Path) -> None:
+    """At a real terminal."""
+    long = ["run=" + str(written.parent / "stopped-run"), "local.steps=100000"]
+    command = [str(BIN / "fedtalk"), "submit", "train", "small.yaml", *long, "--submission-id", "long"]
+    terminal, inside = pty.openpty()
+    job = subprocess.Popen(
+        [*command, "--address", head.dashboard_url],
+        cwd=written,
+        env=environment(),
+        stdin=inside,
+        stdout=inside,
+        stderr=inside,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(inside)
+    asked = [str(BIN / "ray"), "job", "status", "long", "--address", head.dashboard_url]
+    try:
+        read_until(terminal, "Running entrypoint")
+        os.write(terminal, b"\x03")
+        read_until(terminal, "stop job long? [y/N]")
+        os.write(terminal, b"y\n")
+        read_until(terminal, "job long was told to stop")
+        assert job.wait(30) == 130
+        deadline = time.monotonic() + 60
+        while "STOPPED" not in (said := told_by(asked)):
+            assert time.monotonic() < deadline, said
+    finally:
+        job.kill()
+        job.wait()
+        os.close(terminal)
+        # Once more for a job that nobody stopped: the head would work on.
+        subprocess.run([asked[0], "job", "stop", *asked[3:]], env=environment(), capture_output=True)
+
+
+def told_by(command: list[str]) -> str:
+    return subprocess.run(command, env=environment(), capture_output=True, text=True).stdout
+
+
+def read_until(terminal: int, words: str, seconds: float = 60) -> None:
+    text, deadline = "", time.monotonic() + seconds
+    while words not in text:
+        ready, _, _ = select.select([terminal], [], [], max(0.0, deadline - time.monotonic()))
+        assert ready, f"no {words!r} in:\n{text}"
+        text += os.read(terminal, 4096).decode(errors="replace")
 
 
 def test_a_failing_job_ends_with_its_own_exit_code(head: OwnCluster, written: Path) -> None:

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from fedtalk_ray import ray_metrics
+from fedtalk_ray.actors.slot import SlotProcess
+from fedtalk_ray.config import TrainConfig, parse_config
 from fedtalk_ray.ray_metrics import METRICS, RoundMetrics, SlotMemory
 
 Seen = dict[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -34,7 +36,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
 
 
 def at(seen: Seen, name: str, **labels: str) -> Any:
-    return seen.get((name, tuple(sorted({"run": "grid", **labels}.items()))))
+    return seen.get((name, tuple(sorted({"run": "runs/grid", **labels}.items()))))
 
 
 def test_a_plain_round_is_told(seen: Seen) -> None:
@@ -53,8 +55,33 @@ def test_a_plain_round_is_told(seen: Seen) -> None:
     assert at(seen, "fedtalk_cohort") == 5 and at(seen, "fedtalk_survivors") == 4 and at(seen, "fedtalk_slots") == 3
     assert at(seen, "fedtalk_loss", term="tdc") == 0.5 and at(seen, "fedtalk_held_out_loss") == 0.25
     assert at(seen, "fedtalk_stage_seconds", stage="evaluate") == 0.5 and at(seen, "fedtalk_bytes_up_total") == 120
+    metrics.observe({"round": 3, "stage_seconds": {"train": 1.0}}, slots=3)
+    assert at(seen, "fedtalk_stage_seconds", stage="evaluate") == 0, "round 3 did not evaluate"
     assert {name for name, _ in seen} <= set(METRICS)
     assert "ann" not in repr(seen), "no figure is about a single client"
+
+
+def test_the_mean_over_one_client_is_not_told(seen: Seen) -> None:
+    record = {"round": 1, "loss": {"tdc": 0.5}, "clients": [{"client": "ann"}]}
+    RoundMetrics("runs/grid").observe(record, slots=1)
+    assert at(seen, "fedtalk_loss", term="tdc") is None and at(seen, "fedtalk_survivors") == 1
+
+
+def test_a_slots_process_knows_its_name(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever class it is told to hold by name."""
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 1 << 20)
+    config = parse_config({"run": "runs/grid", "shards": "s", "pretrained": "p"}, "test")
+    SlotProcess("tests.unit.test_ray_metrics:Held", config, "grid.slot-7").call("work")
+    assert at(seen, "fedtalk_slot_gpu_bytes", slot="grid.slot-7") == 1 << 20
+
+
+class Held:
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+
+    def work(self) -> None:
+        pass
 
 
 def test_a_private_round_tells_what_was_spent(seen: Seen) -> None:

@@ -1,19 +1,27 @@
 """Submitting jobs: what is refused before anything is sent, and what a cluster may answer, from a small HTTP server."""
 
+import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
+from ray.job_submission import JobStatus
+from typer.main import get_command
 
-from fedtalk_ray.cli import main
+from fedtalk_ray.cli import app, main
 from fedtalk_ray.errors import ClusterError, ConfigError
-from fedtalk_ray.submit import check_arguments, connect_jobs, submit
+from fedtalk_ray.recipe import expanded
+from fedtalk_ray.submit import check_arguments, connect_jobs, follow, submit
 
+GROUP: Any = get_command(app)
+SENT: list[dict[str, Any]] = []
+"""Jobs that were sent to a dashboard."""
 Serve = Callable[[dict[str, tuple[int, Any]]], str]
 
 
@@ -28,7 +36,10 @@ def serve() -> Iterator[Serve]:
                 known = [path for path in answers if self.path.startswith(path)]
                 code, body = answers[known[0]] if known else (404, "no such path")
                 length = int(self.headers.get("Content-Length") or 0)
-                self.rfile.read(length)
+                if self.path == "/api/jobs/":
+                    SENT.append(json.loads(self.rfile.read(length)))
+                else:
+                    self.rfile.read(length)
                 self.send_response(code)
                 self.end_headers()
                 self.wfile.write((body if isinstance(body, str) else json.dumps(body)).encode())
@@ -83,6 +94,28 @@ def test_a_job_id_that_is_taken_is_told(serve: Serve, tmp_path: Path) -> None:
         submit(client, "train", ["x.yaml"], tmp_path, "mine")
 
 
+def test_a_job_is_the_command_with_this_package_and_what_it_needs(serve: Serve, tmp_path: Path) -> None:
+    for name in ("configs", "runs/a/clients/ann"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "runs/a/clients/ann/client.key").write_text("secret")
+    accepted = {"job_id": "mine", "submission_id": "mine"}
+    client = connect_jobs(
+        serve(version(ray.__version__) | {"/api/packages/": (200, ""), "/api/jobs/": (200, accepted)})
+    )
+    assert submit(client, "pretrain", ["--out", "/nfs/a b"], tmp_path, gpus=0.5) == "mine"
+    sent = SENT[-1]
+    assert sent["entrypoint"] == "python -m fedtalk_ray.cli pretrain --out '/nfs/a b'"
+    assert sent["entrypoint_num_gpus"] == 0.5 and sent["runtime_env"]["env_vars"]["OMP_NUM_THREADS"] == "1"
+    # Nothing that a run keeps of its clients goes along: the package is named by what is in it.
+    before = sent["runtime_env"]["working_dir"]
+    (tmp_path / "runs/a/clients/ann/client.key").write_text("another secret")
+    submit(client, "pretrain", [], tmp_path)
+    assert SENT[-1]["runtime_env"]["working_dir"] == before
+    (tmp_path / "configs" / "c.yaml").write_text("rounds: 3")
+    submit(client, "pretrain", [], tmp_path)
+    assert SENT[-1]["runtime_env"]["working_dir"] != before
+
+
 def test_a_working_directory_that_is_too_large_is_told_with_what_fills_it(serve: Serve, tmp_path: Path) -> None:
     (tmp_path / "clips").mkdir()
     (tmp_path / "clips" / "a.mp4").write_bytes(bytes(3 << 20))
@@ -95,28 +128,126 @@ def test_a_working_directory_that_is_too_large_is_told_with_what_fills_it(serve:
     assert "Its largest entries: clips 3 MiB, c.yaml 0 MiB. Name what" in str(caught.value)
 
 
+def checked(folder: Path, task: str, *arguments: str) -> None:
+    """As `fedtalk submit` does it: the command's own parser first."""
+    _, *options = expanded(GROUP, [task, *arguments], folder)
+    check_arguments(task, GROUP.commands[task].make_context(task, options).params, folder)
+
+
 def test_places_that_a_job_would_lose_are_refused(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("run: runs/a\nshards: /nfs/shards\npretrained: fedtalk-tiny\n")
     with pytest.raises(ConfigError, match=r"run is 'runs/a': a job runs in a copy .* absolute path"):
-        check_arguments("train", ["c.yaml"], tmp_path, ["c.yaml"])
-    check_arguments("train", ["c.yaml", "run=/nfs/a"], tmp_path, ["c.yaml", "run=/nfs/a"])
+        checked(tmp_path, "train", "c.yaml")
+    checked(tmp_path, "train", "c.yaml", "run=/nfs/a", "shards=s3://bucket/shards", "--resume")
     with pytest.raises(ConfigError, match="shards is 'here'"):
-        check_arguments("train", ["c.yaml", "run=/nfs/a", "shards=here"], tmp_path, [])
+        checked(tmp_path, "train", "c.yaml", "run=/nfs/a", "shards=here")
+    (tmp_path / "models").mkdir()
+    with pytest.raises(ConfigError, match="pretrained is 'models'"):
+        checked(tmp_path, "train", "c.yaml", "run=/nfs/a", "pretrained=models")
+    checked(tmp_path, "train", "c.yaml", "run=/nfs/a", "pretrained=someone/on-the-hub")
     with pytest.raises(ConfigError, match="--out is 'shards/grid'"):
-        check_arguments("prepare", [], tmp_path, ["--corpus", "grid", "--out", "shards/grid"])
-    check_arguments("prepare", [], tmp_path, ["--root", "s3://bucket/grid", "--out=/nfs/shards"])
-    # A recipe's own is overridden by what follows it.
-    check_arguments("prepare", [], tmp_path, ["--root", "data/grid", "--root", "/nfs/grid"])
+        checked(tmp_path, "prepare", "--corpus", "grid", "--out", "shards/grid")
+    checked(tmp_path, "prepare", "--corpus", "grid", "--root", "/nfs/grid", "--out=/nfs/shards")
+    with pytest.raises(ConfigError, match="--run is 'runs/grid'"):
+        checked(tmp_path, "report", "--client", "s1", "runs/grid")
+    checked(tmp_path, "report", "--client", "s1", "/nfs/runs/grid")
+
+
+def test_a_recipe_is_the_one_in_the_working_directory(tmp_path: Path) -> None:
+    (tmp_path / "prepare.yaml").write_text("corpus: grid\nroot: data/grid\nout: /nfs/shards\n")
+    with pytest.raises(ConfigError, match="--root is 'data/grid'"):
+        checked(tmp_path, "prepare", "prepare.yaml")
+    # What follows the file wins.
+    checked(tmp_path, "prepare", "prepare.yaml", "--root", "/nfs/grid")
+
+
+def test_experiments_are_looked_into(tmp_path: Path) -> None:
+    shipped = Path(__file__).parents[2] / "jobs/configs/compare/methods.yaml"
+    (tmp_path / "e.yaml").write_text(shipped.read_text())
+    with pytest.raises(ConfigError, match="out is 'runs/"):
+        checked(tmp_path, "compare", "e.yaml")
+    with pytest.raises(ConfigError, match="shards is 'shards/"):
+        checked(tmp_path, "compare", "e.yaml", "--out=/nfs/e")
+    checked(tmp_path, "compare", "e.yaml", "shards=/nfs/shards", "--out=/nfs/e")
 
 
 def test_configurations_are_read_before_anything_is_sent(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("run: /nfs/a\nshards: /nfs/s\npretrained: p\nlocal: {stepz: 3}\n")
     with pytest.raises(ConfigError, match="the nearest valid key is 'steps'"):
-        check_arguments("train", ["c.yaml"], tmp_path, [])
+        checked(tmp_path, "train", "c.yaml")
     with pytest.raises(ConfigError, match=r"\.\./c\.yaml is not in the working directory"):
-        check_arguments("train", ["../c.yaml"], tmp_path, [])
-    with pytest.raises(ConfigError, match=r"'tain' is no job; jobs are: .*train"):
-        check_arguments("tain", [], tmp_path, [])
+        checked(tmp_path, "train", "../c.yaml")
+    (tmp_path / "l.yaml").write_text("run: /nfs/a\nshards: /nfs/s\npretrained: p\naddress: local\n")
+    with pytest.raises(ConfigError, match="address is 'local'"):
+        checked(tmp_path, "train", "l.yaml")
+    # One that only the cluster has is left to it.
+    checked(tmp_path, "train", "/nfs/elsewhere.yaml")
+
+
+class Interrupted:
+    """A job whose user presses Ctrl-C while its log runs."""
+
+    def __init__(self) -> None:
+        self.stopped: list[str] = []
+
+    async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+        yield "train: 1 of 10\n"
+        raise KeyboardInterrupt
+
+    def get_address(self) -> str:
+        return "http://head"
+
+    def stop_job(self, job: str) -> None:
+        self.stopped.append(job)
+
+
+@pytest.mark.parametrize(("answer", "stopped"), [(True, ["mine"]), (False, []), (None, [])])
+def test_who_lets_go_of_a_job_is_asked_whether_to_stop_it(answer: bool | None, stopped: list[str]) -> None:
+    """None: there is nobody to ask, and the job goes on."""
+    client, out, asked = Interrupted(), io.StringIO(), []
+
+    def ask(question: str) -> bool:
+        asked.append(question)
+        return bool(answer)
+
+    code = follow(client, "mine", None if answer is None else ask, out)  # type: ignore[arg-type]
+    assert (code, client.stopped, out.getvalue()) == (130, stopped, "train: 1 of 10\n")
+    assert asked == ([] if answer is None else ["stop job mine?"])
+
+
+class Ended:
+    """A job that has ended."""
+
+    def __init__(self, code: int | None) -> None:
+        self._code = code
+
+    async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+        yield "log\n"
+
+    def get_address(self) -> str:
+        return "http://head"
+
+    def get_job_info(self, job: str) -> Any:
+        status = JobStatus.SUCCEEDED if self._code == 0 else JobStatus.FAILED
+        return SimpleNamespace(status=status, driver_exit_code=self._code, message="Job entrypoint failed")
+
+
+@pytest.mark.parametrize(("code", "ends"), [(0, 0), (3, 3), (None, 1)])
+def test_the_exit_code_is_the_commands_own(code: int | None, ends: int) -> None:
+    """None: the command never ran."""
+    assert follow(Ended(code), "mine", None, io.StringIO()) == ends  # type: ignore[arg-type]
+
+
+def test_a_lost_connection_is_told_and_the_job_goes_on() -> None:
+    class Lost(Ended):
+        async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+            yield "log\n"
+            raise RuntimeError("WebSocket connection closed unexpectedly with close code 1006")
+
+    with pytest.raises(
+        ClusterError, match=r"lost \(WebSocket .*the job goes on; .*--follow mine --address http://head"
+    ):
+        follow(Lost(0), "mine", None, io.StringIO())  # type: ignore[arg-type]
 
 
 def test_the_command_says_it_in_one_line(
