@@ -78,8 +78,12 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
             number, shared = record["round"], server.shared.remote()
             last, stages = number == config.rounds, record.setdefault("stage_seconds", {})
             begun = monotonic()
-            if examined and (last or number % config.evaluation.every == 0):
-                record["held_out_loss"] = evaluate(pool, examined, number, shared)
+            if last or number % config.evaluation.every == 0:
+                if examined:
+                    record["held_out_loss"] = evaluate(pool, examined, number, shared)
+                if config.privacy.mechanism == "gaussian":
+                    # Up to a second of arithmetic; secure rounds tell it themselves.
+                    record |= ask(server, "spent", label=f"round{number}.spent")
                 stages["evaluate"] = round(monotonic() - begun, 3)
             begun = monotonic()
             if last or number % config.evaluation.sample_every == 0:

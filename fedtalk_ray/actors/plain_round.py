@@ -54,8 +54,6 @@ def plain_round(
     }
     if lost:
         record["refused"] = lost
-    if charged is not None:
-        record |= ask(server, "spent", label=f"round{number}.spent")
     return record | clients_of(sorted(answered), heard)
 
 

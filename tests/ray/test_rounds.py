@@ -204,6 +204,23 @@ def private_bytes(slot: ClientSlot, config: TrainConfig, clients: list[str]) -> 
                 yield f"{column} of {client}", getattr(piece, column).tobytes()[20_000:20_064]
 
 
+def test_with_central_noise_epsilon_is_told_and_nothing_of_a_client(make_config: Make, tmp_path: Path) -> None:
+    privacy = {"mechanism": "gaussian", "noise_multiplier": 1.0, "clip_norm": 1.0, "view": "server"}
+    cohort = {"size": 2, "sampling": "uniform"}
+    run = train(make_config(tmp_path / "noisy", rounds=2, privacy=privacy, cohort=cohort))
+    first, second = read_history(run / "history.jsonl")
+    assert 0 < first["epsilon_server"] < second["epsilon_server"] and first["noise_multiplier"] == 1.0
+    assert not {"clients", "loss"} & {*first, *second}
+    # Whose loss it is: the unseen person's, with the adapter that nobody trained.
+    slot = ClientSlot(make_config(tmp_path / "noisy", rounds=2, privacy=privacy, cohort=cohort))
+    slot.start()
+    config = make_config(tmp_path / "noisy")
+    unseen = load_manifest(config.shards).unseen()
+    assert second["held_out_loss"] == pytest.approx(slot.held_out_loss(unseen, 2, parameters(config)).total, rel=1e-6)
+    with pytest.raises(RunError, match="losses are not told where anything is promised"):
+        slot.held_out_loss(load_manifest(config.shards).clients(), 2, parameters(config))
+
+
 def test_a_backbone_is_federated_from_scratch(make_config: Make, tmp_path: Path) -> None:
     """No pretrained folder: the clients agree on the latents' units, and the held-out loss falls."""
     config = make_config(
