@@ -33,6 +33,8 @@ def submit(
 ) -> None:
     """Run a command as a job of a Ray cluster: `fedtalk submit TASK ...` is `fedtalk TASK ...` over there.
 
+    What follows TASK is the task's own: see `fedtalk TASK --help`.
+
     Ctrl-C asks whether to stop the job. Files must lie where every node reaches them.
 
     Example: `fedtalk submit train jobs/configs/grid.yaml run=/nfs/runs/grid shards=/nfs/shards/grid
@@ -81,8 +83,10 @@ def status(
     except ClusterError as error:
         if run is None:
             raise
-        # The run's folder has told how far it is, whoever is there.
-        print(f"fedtalk: {error}", file=sys.stderr)
+        # The run's folder has told how far it is; only a cluster that was named ought to have answered.
+        if address != "auto":
+            raise
+        print(f"no cluster on this machine answers: {error}", file=sys.stderr)
         return
     print(status_text(cluster_status(run)))
 

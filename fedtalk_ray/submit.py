@@ -115,7 +115,10 @@ def submit(
             raise ClusterError(
                 f"the cluster has a job {submission_id} already; leave out --submission-id or give another one"
             ) from error
-        raise ClusterError(f"the cluster did not take the job: {_reason(error)}") from error
+        hint = ""
+        if "No available agent" in text:
+            hint = "; the head may have just started, or its port 52365 is taken (--dashboard-agent-listen-port)"
+        raise ClusterError(f"the cluster did not take the job: {_reason(error).rstrip('.')}{hint}") from error
 
 
 def follow(client: JobSubmissionClient, job: str, ask: Callable[[str], bool] | None, out: TextIO = sys.stdout) -> int:
@@ -138,10 +141,14 @@ def follow(client: JobSubmissionClient, job: str, ask: Callable[[str], bool] | N
             print(again, file=sys.stderr)
         return DROPPED
     except (RuntimeError, AuthenticationError, aiohttp.ClientError, requests.RequestException) as error:
-        raise ClusterError(f"the connection to job {job} was lost ({_reason(error)}); {again}") from error
+        raise ClusterError(
+            f"the connection to job {job} was lost ({type(error).__name__}); if the head still runs, {again}; if not, "
+            "start the run again with --resume"
+        ) from error
     if details.status == JobStatus.SUCCEEDED:
         return 0
-    print(f"job {job} {details.status.lower()}: {_reason(details.message or '')}", file=sys.stderr)
+    # What Ray adds of the log is above already.
+    print(f"job {job} {details.status.lower()}: {_reason(details.message or '').split(', last ')[0]}", file=sys.stderr)
     # Without a code the command never ran, or was stopped.
     return details.driver_exit_code or 1
 

@@ -60,7 +60,7 @@ def connect(address: str = "default", dashboard: bool = False, debug: bool = Fal
         else:
             _check_somebody_listens(address)
             # Ray would try for a quarter of an hour; one try waits for half a minute.
-            os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "2")
+            os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "1")
             more = {"runtime_env": {"env_vars": debugger}} if debugger else {}
             context = ray.init(address=address, logging_level=logging.ERROR, log_to_driver=debug, **more)
     except AuthenticationError as error:
@@ -70,7 +70,7 @@ def connect(address: str = "default", dashboard: bool = False, debug: bool = Fal
         ) from error
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         raise ClusterError(f"no Ray cluster answers at address {address!r}: {first_line(error)}") from error
-    if context.dashboard_url:
+    if context.dashboard_url and dashboard:
         print(f"Ray dashboard: http://{context.dashboard_url}", file=sys.stderr)
     if debug:
         where = ray.get_runtime_context().gcs_address

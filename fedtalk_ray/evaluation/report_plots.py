@@ -44,6 +44,8 @@ def lines_by_round(
             rounds, values = [at for at, _ in points], [value for _, value in points]
             _line(panel, rounds, values, LINES[index])
             ends.append((curve, values[-1], LINES[index]))
+        if not from_zero:
+            _not_too_close(panel)
         for level, value in (levels or {}).items():
             panel.axhline(value, color=INK, linewidth=1, linestyle=(0, (4, 3)))
             ends.append((level, value, INK))
@@ -52,6 +54,14 @@ def lines_by_round(
             label_ends(panel, [end for end in ends if np.isfinite(end[1])])
 
     return draw_svg(name, label, draw)
+
+
+def _not_too_close(panel: Axes) -> None:
+    """Shows at least a twentieth of the value: a change of a thousandth must not look like a plunge."""
+    low, high = panel.get_ylim()
+    missing = 0.05 * abs(low + high) / 2 - (high - low)
+    if missing > 0:
+        panel.set_ylim(low - missing / 2, high + missing / 2)
 
 
 def band_by_round(

@@ -197,7 +197,7 @@ def privacy(run: Run) -> Section:
     clipped = [(at, 100 * value) for at, value in run.series("clip_fraction")]
     if clipped:
         title = "Clipped updates by round"
-        svg = lines_by_round("clipped", title, {"clipped": clipped}, "clients whose update was clipped, %")
+        svg = lines_by_round("clipped", title, {"clipped": clipped}, "clipped, % of clients", from_zero=True)
         bound = run.series("clip_norm")
         caption = "The share of the round's clients whose weighted update was longer than the clip norm"
         section.plots.append(

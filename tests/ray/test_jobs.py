@@ -160,7 +160,7 @@ def test_ctrl_c_asks_and_stops_the_job(head: OwnCluster, written: Path) -> None:
         read_until(terminal, "job long was told to stop")
         assert job.wait(30) == 130
         deadline = time.monotonic() + 60
-        while "STOPPED" not in (said := told_by(asked)):
+        while "was stopped" not in (said := told_by(asked)):
             assert time.monotonic() < deadline, said
     finally:
         job.kill()

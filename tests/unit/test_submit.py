@@ -245,7 +245,7 @@ def test_a_lost_connection_is_told_and_the_job_goes_on() -> None:
             raise RuntimeError("WebSocket connection closed unexpectedly with close code 1006")
 
     with pytest.raises(
-        ClusterError, match=r"lost \(WebSocket .*the job goes on; .*--follow mine --address http://head"
+        ClusterError, match=r"lost \(RuntimeError\).*the job goes on; .*--follow mine --address http://head"
     ):
         follow(Lost(0), "mine", None, io.StringIO())  # type: ignore[arg-type]
 
