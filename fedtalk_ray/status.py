@@ -120,6 +120,8 @@ def run_text(run: Path) -> str:
         parts.append(f"held-out loss {losses[-1]:.4f}")
     if "epsilon" in last:
         parts.append(f"epsilon {last['epsilon']:.3f} (server view {last['epsilon_server']:.3f})")
+    if cut := sum(bool(record.get("interrupted")) for record in records):
+        parts.append(f"{cut} interrupted")
     if "aborted" in last:
         parts.append(f"the last round was given up: {last['aborted']}")
     return ", ".join(parts)

@@ -25,6 +25,7 @@ from fedtalk_ray.evaluation.frechet import FeatureNetwork, frechet_distance, hal
 from fedtalk_ray.evaluation.held_out import GROUPS, Clip, HeldOut, another_real_clip, choose_clips, read_clips
 from fedtalk_ray.evaluation.judge import IdentityJudge
 from fedtalk_ray.evaluation.perceptual import PerceptualDistance, load_perceptual
+from fedtalk_ray.evaluation.samples import exported_after
 from fedtalk_ray.evaluation.summary import half_widths, merge
 from fedtalk_ray.model.autoencoder import decode_latents
 from fedtalk_ray.model.embedded import find_model
@@ -108,6 +109,8 @@ def evaluate_run(
     groups = {group: clips for group, clips in groups.items() if clips}
     return {
         "run": str(run),
+        "after_round": exported_after(run),
+        "shards": str(shards),
         "split": split,
         "samples": samples,
         "clips": {group: len(clips) for group, clips in groups.items()},
@@ -188,7 +191,8 @@ def metrics_table(result: dict) -> str:
     """The result as the table that people read: a line a metric, a column a row of the result, mean and interval."""
     lines = []
     for table in group_tables(result):
-        lines.append(f"{table.group} identities, {table.clips} clips; ± is half of the mean's 95% interval")
+        spread = "; ± is half of the mean's 95% interval" if table.clips > 2 else ""
+        lines.append(f"{table.group} identities, {table.clips} clip{'s' * (table.clips != 1)}{spread}")
         lines.append(f"  {'':<26}" + "".join(f"{row:>18}" for row in table.columns))
         lines += [f"  {name:<26}" + "".join(f"{text:>18}" for text in cells) for name, cells in table.lines.items()]
     return "\n".join(lines)

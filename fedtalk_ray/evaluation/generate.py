@@ -155,4 +155,6 @@ def _held_out(name: str, shards: str | None, role: str) -> list[Piece]:
         if entry.name == clip:
             pieces = [piece for piece in read_pieces(shards, manifest, client, entry.split) if piece.clip == clip]
             return sorted(pieces, key=lambda piece: piece.begin)
-    raise InputError(f"{role} {name}: shards {shards} hold no such clip")
+    names = [entry.name for entry in manifest.identities.get(client, [])] or sorted(manifest.identities)
+    shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    raise InputError(f"{role} {name}: shards {shards} hold no such clip; there are {shown}")

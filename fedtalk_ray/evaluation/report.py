@@ -19,6 +19,7 @@ from fedtalk_ray.evaluation.report_metrics import DOWN, ONE, UP, read_metrics, t
 from fedtalk_ray.evaluation.report_run import key_figures, read_run, sentence, warnings_of
 from fedtalk_ray.evaluation.report_svg import SERIES
 from fedtalk_ray.evaluation.report_videos import make_videos, open_shards
+from fedtalk_ray.evaluation.samples import exported_after
 from fedtalk_ray.outputs import new_file
 
 REPORT = "report.html"
@@ -52,7 +53,7 @@ def collect(run: Path, client: str | None, metrics: Path | None) -> dict[str, An
         "name": run.resolve().name,
         "sentence": sentence(found, manifest),
         "key_figures": key_figures(found),
-        "warnings": warnings_of(found),
+        "warnings": warnings_of(found) + outdated(run, measured),
         "videos": make_videos(run, found.config, manifest, why, client),
         "measured": measured,
         "tables": tables_of_groups(measured) if measured else [],
@@ -74,6 +75,14 @@ def collect(run: Path, client: str | None, metrics: Path | None) -> dict[str, An
             "Python": platform.python_version(),
         },
     }
+
+
+def outdated(run: Path, measured: dict[str, Any] | None) -> list[str]:
+    """A warning where the figures are those of an older model than the one that is shown."""
+    after, now = (measured or {}).get("after_round"), exported_after(run)
+    if after is None or now is None or after == now:
+        return []
+    return [f"Figures of another model: the table and the jitter are of round {after}, the videos of round {now}."]
 
 
 def render(page: dict[str, Any]) -> str:

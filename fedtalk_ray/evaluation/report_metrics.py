@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.evaluation.evaluate import AUTOENCODER, COPY, GENERATED, group_tables
 from fedtalk_ray.evaluation.frechet import FID, FRECHET_LITE0
+from fedtalk_ray.evaluation.held_out import GROUPS
 from fedtalk_ray.evaluation.perceptual import LPIPS, ST_LPIPS
 
 UP, DOWN, ONE = "↑", "↓", "→ 1"
@@ -39,6 +40,7 @@ DECIMALS = {"psnr": 2, "mouth_psnr": 2, FID: 1, FRECHET_LITE0: 1, "frames_per_se
 """Digits after the point where three would say more than is known."""
 
 JITTER = "jitter_ratio"
+SEEN = GROUPS[0]
 SHOWN_ROWS = (GENERATED, COPY, AUTOENCODER)
 """The rows whose jitter is plotted."""
 
@@ -58,6 +60,8 @@ class _Metrics(BaseModel):
 
     model_config = ConfigDict(allow_inf_nan=False)
     run: str
+    after_round: int | None = None
+    shards: str = ""
     split: str
     samples: int
     clips: dict[str, int]
@@ -86,9 +90,12 @@ class Line:
 
 @dataclass(frozen=True)
 class Table:
+    """below: in words, the metrics in which the model does worse than copying the first frame."""
+
     title: str
     columns: list[str]
     lines: list[Line]
+    below: list[str]
 
 
 def read_metrics(path: Path) -> dict[str, Any]:
@@ -119,9 +126,23 @@ def tables_of_groups(metrics: dict[str, Any]) -> list[Table]:
         for name, cells in table.lines.items():
             words, better = METRICS.get(name, (name, ""))
             lines.append(Line(words, better, ["" if cell == "-" else cell for cell in cells]))
-        clips = "1 clip" if table.clips == 1 else f"{table.clips} clips"
-        tables.append(Table(f"{table.group.capitalize()} identities, {clips}", table.columns, lines))
+        clips = "1 clip: an example and no measurement" if table.clips == 1 else f"{table.clips} clips"
+        own = ", with their own identity adapters" if table.group == SEEN and metrics["identity_adapters"] else ""
+        title = f"{table.group.capitalize()} identities{own}, {clips}"
+        tables.append(Table(title, table.columns, lines, worse_than_copying(metrics["groups"][table.group])))
     return tables
+
+
+def worse_than_copying(rows: dict[str, Figures]) -> list[str]:
+    """Metrics, in words, in which the generated clips are worse than the first frame repeated."""
+    found = []
+    for name, (words, better) in METRICS.items():
+        made, copied = (rows.get(row, {}).get(name) for row in (GENERATED, COPY))
+        if made is None or copied is None:
+            continue
+        if (better == UP and made < copied) or (better == DOWN and made > copied):
+            found.append(words)
+    return found
 
 
 def jitter_of_clips(metrics: dict[str, Any]) -> dict[str, dict[str, list[float]]]:

@@ -23,7 +23,7 @@ from fedtalk_ray.data.video import FPS, VideoError, read_pictures, write_video
 from fedtalk_ray.errors import RunError, ShardError
 from fedtalk_ray.evaluation.evaluate import speak
 from fedtalk_ray.evaluation.generate import identity_folder
-from fedtalk_ray.evaluation.samples import VIDEO_SCALE, enlarge
+from fedtalk_ray.evaluation.samples import VIDEO_SCALE, enlarge, exported_after
 from fedtalk_ray.model.autoencoder import decode_latents
 from fedtalk_ray.observability import ticker
 from fedtalk_ray.training.backbone import check_fits
@@ -209,13 +209,6 @@ def _which(run: Path, subject: _Subject) -> str:
     after = exported_after(run)
     model = f" The model is the one exported after round {after}." if after else ""
     return f"A {subject.split} clip: nobody trained on it.{model}"
-
-
-def exported_after(run: Path) -> int | None:
-    """The round after which RUN/pipeline was written: samples are written with it."""
-    sheet = f"round-{'[0-9]' * 5}.png"
-    names = [path.stem for path in (*run.glob(f"samples/{sheet}"), *run.glob(f"clients/*/samples/{sheet}"))]
-    return max((int(name.removeprefix("round-")) for name in names), default=None)
 
 
 def _some(population: Population) -> str:

@@ -29,3 +29,10 @@ def enlarge(frames: np.ndarray, scale: int = VIDEO_SCALE) -> np.ndarray:
     pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float()
     larger = torch.nn.functional.interpolate(pixels, scale_factor=scale, mode="bicubic", align_corners=False)
     return larger.round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+
+
+def exported_after(run: Path) -> int | None:
+    """The round after which RUN/pipeline was written: samples are written with it."""
+    sheet = f"round-{'[0-9]' * 5}.png"
+    names = [path.stem for path in (*run.glob(f"samples/{sheet}"), *run.glob(f"clients/*/samples/{sheet}"))]
+    return max((int(name.removeprefix("round-")) for name in names), default=None)

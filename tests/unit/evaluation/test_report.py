@@ -17,8 +17,8 @@ import pytest
 from fedtalk_ray.config import TrainConfig
 from fedtalk_ray.errors import ConfigError, RunError, ShardError
 from fedtalk_ray.evaluation import report_plots, report_sections, report_videos
-from fedtalk_ray.evaluation.report import write_report
-from fedtalk_ray.evaluation.report_metrics import METRICS, read_metrics, tables_of_groups
+from fedtalk_ray.evaluation.report import outdated, write_report
+from fedtalk_ray.evaluation.report_metrics import METRICS, read_metrics, tables_of_groups, worse_than_copying
 from fedtalk_ray.evaluation.report_run import Run, duration, key_figures, read_run, sentence, size, warnings_of
 from fedtalk_ray.evaluation.report_svg import spread
 from fedtalk_ray.privacy.accounting import Noise
@@ -232,7 +232,7 @@ def test_every_metric_has_words_and_a_direction(make_run: MakeRun, plain_record:
     result = read_metrics(make_run([plain_record(1)], measured=True, **PLAIN) / "metrics.json")
     names = {name for rows in result["groups"].values() for figures in rows.values() for name in figures}
     assert names and names <= set(METRICS)
-    seen = next(table for table in tables_of_groups(result) if table.title == "Seen identities, 2 clips")
+    seen = next(table for table in tables_of_groups(result) if table.title.startswith("Seen identities"))
     assert seen.columns == ["generated", "other sound", "copy", "autoencoder"]
     psnr = next(line for line in seen.lines if line.metric == "PSNR, dB")
     assert psnr.better == "↑" and psnr.cells[2] == f"{result['groups']['seen']['copy']['psnr']:.2f}"
@@ -354,3 +354,21 @@ def drop(path: Path, *keys: str) -> None:
         inner = inner[key]
     del inner[keys[-1]]
     path.write_text(json.dumps(tree))
+
+
+def test_where_the_model_is_worse_than_a_still_it_is_said_in_words() -> None:
+    rows = {
+        "generated": {"psnr": 29.0, "ssim": 0.9, "st_lpips": 0.04, "jitter_ratio": 1.0, "identity": None, "other": 1.0},
+        "copy": {"psnr": 30.0, "ssim": 0.8, "st_lpips": 0.02, "jitter_ratio": 0.0, "identity": 0.9, "other": 2.0},
+    }
+    # SSIM is better, jitter has no better side, identity is not known, "other" is no metric of ours.
+    assert worse_than_copying(rows) == ["PSNR, dB", "ST-LPIPS"]
+
+
+def test_figures_of_an_older_model_are_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples" / "round-00003.png").write_bytes(b"")
+    assert outdated(tmp_path, None) == outdated(tmp_path, {"after_round": 3}) == outdated(tmp_path, {}) == []
+    assert outdated(tmp_path, {"after_round": 2}) == [
+        "Figures of another model: the table and the jitter are of round 2, the videos of round 3."
+    ]
