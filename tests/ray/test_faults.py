@@ -20,6 +20,7 @@ from fedtalk_ray.federation.checkpoint import load_checkpoint
 from fedtalk_ray.federation.failure_policy import QuorumLost
 from fedtalk_ray.federation.history import read_history
 from fedtalk_ray.rounds import train
+from tests.ray.chaos import SLOT
 
 Make = Callable[..., TrainConfig]
 
@@ -157,9 +158,17 @@ def test_a_frozen_slot_is_lost_to_a_stage_that_only_it_can_answer(pool_of: Calla
 
 
 def slot_processes() -> list[int]:
-    """Client slots that this process's own cluster runs. Other clusters of the machine are nobody's to kill."""
-    children = psutil.Process().children(recursive=True)
-    return [child.pid for child in children if "ray::SlotProcess" in " ".join(child.cmdline())]
+    """Client slots that this process's own cluster runs, idle or at work. Other clusters are nobody's to kill."""
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        try:
+            title = " ".join(child.cmdline())
+        except psutil.NoSuchProcess:
+            continue
+        # A worker is titled by its class, and by the call it is at.
+        if title.startswith("ray::") and any(part in title for part in SLOT):
+            found.append(child.pid)
+    return found
 
 
 def parameters(config: TrainConfig) -> np.ndarray:
@@ -181,7 +190,7 @@ def test_a_run_whose_slots_are_killed_again_and_again_ends_as_if_nothing_had_bee
     def kill() -> None:
         nonlocal killed
         rng = np.random.default_rng(0)
-        while not ended.wait(rng.uniform(4, 8)) and killed < 3:
+        while not ended.wait(rng.uniform(3, 6)) and killed < 3:
             if pids := slot_processes():
                 os.kill(int(rng.choice(pids)), signal.SIGKILL)
                 killed += 1

@@ -12,6 +12,7 @@ from fedtalk_ray.config import TrainConfig
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.evaluation.experiment import Experiment
 from fedtalk_ray.federation.checkpoint import load_checkpoint
+from tests.ray.conftest import make_config, pretrained, ray_cluster, shards  # noqa: F401 (fixtures)
 
 
 def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -27,7 +28,9 @@ def parameters(run: Path) -> bytes:
 
 
 def test_a_comparison_goes_on_where_it_was_left_and_survives_a_failing_method(
-    make_config: Callable[..., TrainConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make_config: Callable[..., TrainConfig],  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     tree = {
         "name": "tiny",
