@@ -13,11 +13,14 @@ from ray.exceptions import RayError
 from ray.util.state import list_actors, list_nodes
 from ray.util.state.exception import RayStateApiException
 
+from fedtalk_ray.actors.deaths import first_line
+from fedtalk_ray.actors.slot import SlotProcess
 from fedtalk_ray.config import load_config
 from fedtalk_ray.errors import ClusterError, RunError
 from fedtalk_ray.federation.history import HISTORY, read_history
+from fedtalk_ray.federation.server import ParameterServer
 
-SLOT, SERVER = "SlotProcess", "ParameterServer"
+SLOT, SERVER = SlotProcess.__name__, ParameterServer.__name__
 ANSWER_S = 5.0
 """Seconds that slots have to say what they are at; one that is silent is shown as such."""
 API_S = 20
@@ -65,7 +68,7 @@ def cluster_status(run: Path | None = None) -> ClusterStatus:
         ]
     except (RayStateApiException, RayError, ConnectionError) as error:
         raise ClusterError(
-            f"Ray's state API does not answer ({_first(error)}); start the head with its dashboard "
+            f"Ray's state API does not answer ({first_line(error)}); start the head with its dashboard "
             "(--include-dashboard=true)"
         ) from error
     if run is not None:
@@ -145,7 +148,7 @@ def _ask(slots: list[Any]) -> dict[str, str]:
         try:
             method, work = ray.get(call, timeout=max(0.0, deadline - monotonic()) + 1)
         except RayError as error:
-            said[calls[call]] = _first(error)
+            said[calls[call]] = first_line(error)
             continue
         said[calls[call]] = f"{method}: {work}" if work else method or "idle"
     return said | {
@@ -186,8 +189,4 @@ def _killed_by_its_run(actor: Any) -> bool:
 
 def _cause(actor: Any) -> str:
     context = (actor.death_cause or {}).get("actor_died_error_context", {})
-    return _first(context.get("error_message") or "of an unknown cause")
-
-
-def _first(error: object) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return first_line(context.get("error_message") or "of an unknown cause")

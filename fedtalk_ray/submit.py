@@ -23,7 +23,8 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 import fedtalk_ray
-from fedtalk_ray.actors.cluster import WORKER_ENVIRONMENT
+from fedtalk_ray.actors.cluster import WORKER_ENVIRONMENT, token_prefix, token_refused
+from fedtalk_ray.actors.deaths import first_line
 from fedtalk_ray.config import load_config
 from fedtalk_ray.errors import ClusterError, ConfigError
 
@@ -58,10 +59,7 @@ def connect_jobs(address: str) -> JobSubmissionClient:
             f"({_reason(error)})"
         ) from error
     except AuthenticationError as error:
-        raise ClusterError(
-            f"the cluster at {address} refused the token ({_reason(error)}); set RAY_AUTH_MODE=token, and "
-            "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's own"
-        ) from error
+        raise token_refused(address, error) from error
     except (RuntimeError, requests.RequestException) as error:
         raise ClusterError(f"{address} does not take jobs: {_reason(error)}") from error
     # Told by the check that the client makes when it connects; it offers no public word for it.
@@ -162,29 +160,24 @@ def check_arguments(task: str, parameters: Mapping[str, Any], working_dir: Path)
     for name, value in parameters.items():
         if name in PLACES and value is not None:
             _check_place(f"--{name}", str(value))
-    if parameters.get("address") == "local":
-        raise ConfigError("address is 'local': a job runs on the cluster that it was sent to; leave it out")
+    address = parameters.get("address")
     if task == "train" and (file := _sent(parameters["config"], working_dir)):
         config = load_config(file, parameters["overrides"])
         _check_place("run", config.run)
         _check_model(config.shards, config.pretrained, working_dir)
-        if config.address == "local":
-            raise ConfigError("address is 'local': a job runs on the cluster that it was sent to; leave it out")
+        address = config.address
     if task == "compare" and (file := _sent(parameters["experiment"], working_dir)):
         # Here, because it imports torch, which no other task needs on this side.
         from fedtalk_ray.evaluation.experiment import load_experiment
 
         experiment = load_experiment(file, parameters["out"])
         _check_place("out", experiment.out)
-        base = experiment.base if isinstance(experiment.base, dict) else {}
+        base = dict(experiment.base) if isinstance(experiment.base, dict) else {}
         base |= {key: value for key, _, value in (text.partition("=") for text in parameters["settings"] or ())}
         if "shards" in base:
             _check_model(str(base["shards"]), base.get("pretrained"), working_dir)
-
-
-def token_prefix() -> str:
-    """What to put before a command of Ray's own where the cluster asks for a token."""
-    return "RAY_AUTH_MODE=token " if os.environ.get("RAY_AUTH_MODE") == "token" else ""
+    if address == "local":
+        raise ConfigError("address is 'local': a job runs on the cluster that it was sent to; leave it out")
 
 
 def _sent(file: Path, working_dir: Path) -> Path | None:
@@ -225,7 +218,6 @@ def _largest(folder: Path, count: int = 3) -> list[str]:
     return [f"{name} {sizes[name] / 2**20:.0f} MiB" for name in sorted(sizes, key=lambda name: -sizes[name])[:count]]
 
 
-def _reason(error: object) -> str:
-    """Ray's errors are many lines long. The first says what happened; of a server's traceback it is the last."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1 if "Traceback" in str(error) else 0] if lines else type(error).__name__
+def _reason(error: Exception | str) -> str:
+    """The line that says what happened: of a server's traceback the last."""
+    return str(error).strip().splitlines()[-1] if "Traceback" in str(error) else first_line(error)

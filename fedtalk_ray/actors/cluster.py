@@ -64,18 +64,27 @@ def connect(address: str = "default", dashboard: bool = False, debug: bool = Fal
             more = {"runtime_env": {"env_vars": debugger}} if debugger else {}
             context = ray.init(address=address, logging_level=logging.ERROR, log_to_driver=debug, **more)
     except AuthenticationError as error:
-        raise ClusterError(
-            f"the cluster at address {address!r} refused the token ({first_line(error)}); set RAY_AUTH_MODE=token, and "
-            "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's own"
-        ) from error
+        raise token_refused(address, error) from error
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         raise ClusterError(f"no Ray cluster answers at address {address!r}: {first_line(error)}") from error
     if context.dashboard_url and dashboard:
         print(f"Ray dashboard: http://{context.dashboard_url}", file=sys.stderr)
     if debug:
         where = ray.get_runtime_context().gcs_address
-        token = "RAY_AUTH_MODE=token " if os.environ.get("RAY_AUTH_MODE") == "token" else ""
-        print(f"debug: workers wait for {token}RAY_DEBUG=legacy ray debug --address {where}", file=sys.stderr)
+        print(f"debug: workers wait for {token_prefix()}RAY_DEBUG=legacy ray debug --address {where}", file=sys.stderr)
+
+
+def token_refused(address: str, error: Exception) -> ClusterError:
+    """The error of a cluster that wants another token, or one at all."""
+    return ClusterError(
+        f"the cluster at {address} refused the token ({first_line(error)}); set RAY_AUTH_MODE=token, and "
+        "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's own"
+    )
+
+
+def token_prefix() -> str:
+    """What to put before a command of Ray's own where the cluster asks for a token."""
+    return "RAY_AUTH_MODE=token " if os.environ.get("RAY_AUTH_MODE") == "token" else ""
 
 
 def _check_somebody_listens(address: str) -> None:

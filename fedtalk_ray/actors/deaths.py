@@ -24,6 +24,6 @@ def fetch(ref: ray.ObjectRef, timeout: float | None = None) -> Any:
         raise
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: Exception | str) -> str:
     """Ray's errors are many lines long; the first says what happened."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -38,6 +38,8 @@ class SlotProcess:
         return f"{type(self._held).__name__}({self._run})"
 
     def call(self, method: str, *arguments: Any, **keywords: Any) -> Any:
+        # What it works on is said anew by calls that turn to a client.
+        self._held.working_on = ""
         self._at = method
         try:
             return getattr(self._held, method)(*arguments, **keywords)
@@ -52,7 +54,7 @@ class SlotProcess:
     @ray.method(concurrency_group=CONTROL)
     def doing(self) -> tuple[str, str]:
         """The method it is at, empty when idle, and what that is working on: the round and the client."""
-        return self._at, getattr(self._held, "working_on", "") if self._at else ""
+        return self._at, self._held.working_on if self._at else ""
 
 
 _SlotActor: Any = ray.remote(concurrency_groups={CONTROL: 1})(SlotProcess)

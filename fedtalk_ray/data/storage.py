@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pyarrow import ArrowInvalid, ArrowNotImplementedError
+from pyarrow import ArrowException
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
 from fedtalk_ray.errors import ShardError
@@ -19,7 +19,7 @@ def located(place: str | Path) -> tuple[FileSystem, str]:
         return LocalFileSystem(), str(place)
     try:
         return FileSystem.from_uri(str(place))
-    except (ArrowInvalid, ArrowNotImplementedError, OSError) as error:
+    except (ArrowException, OSError) as error:
         raise ShardError(f"shards {place} cannot be reached: {' '.join(str(error).split())}") from error
 
 

@@ -144,11 +144,18 @@ def workers(cluster_address: str, *titles: str) -> list[int]:
         # Whatever address of this machine the head chose, the port is the cluster's.
         gcs = next((part for part in command if part.startswith("--gcs-address=")), "")
         if command and "raylet" in command[0] and gcs.endswith(port):
-            for child in raylet.children():
-                try:
-                    title = " ".join(child.cmdline())
-                except psutil.Error:
-                    continue
-                if title.startswith("ray::") and any(part in title for part in titles):
-                    found.append(child.pid)
+            found += titled(raylet.children(), *titles)
+    return found
+
+
+def titled(processes: list[psutil.Process], *titles: str) -> list[int]:
+    """Of these, the workers whose title contains one of `titles`."""
+    found = []
+    for process in processes:
+        try:
+            title = " ".join(process.cmdline())
+        except psutil.Error:
+            continue
+        if title.startswith("ray::") and any(part in title for part in titles):
+            found.append(process.pid)
     return found

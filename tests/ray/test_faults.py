@@ -21,6 +21,7 @@ from fedtalk_ray.federation.failure_policy import QuorumLost
 from fedtalk_ray.federation.history import read_history
 from fedtalk_ray.rounds import train
 from tests.ray.chaos import SLOT
+from tests.ray.own_cluster import titled
 
 Make = Callable[..., TrainConfig]
 
@@ -159,16 +160,7 @@ def test_a_frozen_slot_is_lost_to_a_stage_that_only_it_can_answer(pool_of: Calla
 
 def slot_processes() -> list[int]:
     """Client slots that this process's own cluster runs, idle or at work. Other clusters are nobody's to kill."""
-    found = []
-    for child in psutil.Process().children(recursive=True):
-        try:
-            title = " ".join(child.cmdline())
-        except psutil.NoSuchProcess:
-            continue
-        # A worker is titled by its class, and by the call it is at.
-        if title.startswith("ray::") and any(part in title for part in SLOT):
-            found.append(child.pid)
-    return found
+    return titled(psutil.Process().children(recursive=True), *SLOT)
 
 
 def parameters(config: TrainConfig) -> np.ndarray:

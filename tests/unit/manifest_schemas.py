@@ -82,20 +82,27 @@ CLUSTER_SPEC = closed(
     ),
 )
 
-RAY_CLUSTER = closed(
-    ("apiVersion", "kind", "metadata", "spec"),
-    apiVersion=one_of("ray.io/v1"),
-    kind=one_of("RayCluster"),
-    metadata=METADATA,
-    spec=CLUSTER_SPEC,
+
+def kubernetes_object(version: str, kind: str, spec: dict[str, Any]) -> dict[str, Any]:
+    return closed(
+        ("apiVersion", "kind", "metadata", "spec"),
+        apiVersion=one_of(version),
+        kind=one_of(kind),
+        metadata=METADATA,
+        spec=spec,
+    )
+
+
+RAY_CLUSTER = kubernetes_object(
+    "ray.io/v1",
+    "RayCluster",
+    CLUSTER_SPEC,
 )
 
-RAY_JOB = closed(
-    ("apiVersion", "kind", "metadata", "spec"),
-    apiVersion=one_of("ray.io/v1"),
-    kind=one_of("RayJob"),
-    metadata=METADATA,
-    spec=closed(
+RAY_JOB = kubernetes_object(
+    "ray.io/v1",
+    "RayJob",
+    closed(
         ("entrypoint", "rayClusterSpec", "shutdownAfterJobFinishes"),
         entrypoint=TEXT,
         entrypointNumCpus=NUMBER,
@@ -119,12 +126,10 @@ RAY_JOB = closed(
     ),
 )
 
-POD_MONITOR = closed(
-    ("apiVersion", "kind", "metadata", "spec"),
-    apiVersion=one_of("monitoring.coreos.com/v1"),
-    kind=one_of("PodMonitor"),
-    metadata=METADATA,
-    spec=closed(
+POD_MONITOR = kubernetes_object(
+    "monitoring.coreos.com/v1",
+    "PodMonitor",
+    closed(
         ("selector", "podMetricsEndpoints"),
         jobLabel=TEXT,
         podTargetLabels=TEXTS,
