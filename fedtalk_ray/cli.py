@@ -264,6 +264,23 @@ def report(
 
 
 @app.command()
+def audit(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    fast: Annotated[bool, typer.Option("--fast", help="A quick look: fewer people, canaries and steps.")] = False,
+    only: Annotated[list[str] | None, typer.Option(help="An attack by name; repeatable. Else all.")] = None,
+) -> None:
+    """Attack a run as the field does, and print what an attacker gets beside what the accountant claims.
+
+    Exits with 1 where a promise is broken. Needs people whom the run was not trained on (`prepare --unseen`).
+
+    Example: `fedtalk audit runs/grid --only membership --only canaries`
+    """
+    from fedtalk_ray.evaluation.audits.audit import audit as run_audit
+
+    run_audit(run, fast=fast, only=only or ())
+
+
+@app.command()
 def compare(
     experiment: Annotated[Path, typer.Argument(help="YAML file; jobs/configs/compare holds examples.")],
     settings: Annotated[list[str] | None, typer.Argument(help="key=value, over the experiment's base.")] = None,

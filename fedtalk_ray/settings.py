@@ -44,8 +44,10 @@ class LocalConfig(Section):
     """Windows per step (per accumulation micro-step)."""
     accumulate: int = Field(1, ge=1)
     """Micro-batches whose gradients are summed before each step: more windows per step in the same memory."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """adamw without weight decay, or plain sgd, whose single step sends the gradient itself (FedSGD)."""
     learning_rate: float = Field(1e-3, gt=0)
-    """AdamW's, constant within a round; the optimiser's state does not outlive the round."""
+    """The optimiser's, constant within a round; its state does not outlive the round. sgd needs a far larger one."""
     clip_norm: float = Field(1.0, gt=0)
     """Gradients are scaled down to this global norm."""
     gradient_checkpointing: bool = False

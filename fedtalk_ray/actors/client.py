@@ -5,8 +5,6 @@ returning from these methods: what they return is listed in `fedtalk_ray.message
 client's folder.
 """
 
-from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +12,7 @@ import torch
 
 from fedtalk_ray.actors.secure_clients import SecureClients
 from fedtalk_ray.config import TrainConfig
-from fedtalk_ray.data.population import Population
-from fedtalk_ray.data.shard_reader import read_pieces
-from fedtalk_ray.data.shards import ARRAYS, Piece, load_manifest
-from fedtalk_ray.data.stream import stream_batches
-from fedtalk_ray.data.windows import WindowBatch, held_out_windows
+from fedtalk_ray.data.shards import load_manifest
 from fedtalk_ray.errors import RunError, TrainingError
 from fedtalk_ray.evaluation.samples import write_sample
 from fedtalk_ray.federation.aggregation import WeightedSum
@@ -30,11 +24,10 @@ from fedtalk_ray.model import adapters
 from fedtalk_ray.privacy.clipping import weigh_and_clip
 from fedtalk_ray.privacy.protocol import Aborted, Code
 from fedtalk_ray.training.backbone import build_pipeline, set_statistics, statistics_of
+from fedtalk_ray.training.client_data import ClientData
 from fedtalk_ray.training.client_state import client_folder, load_identity, save_identity
 from fedtalk_ray.training.export import export_model
-from fedtalk_ray.training.local import Halted, LocalTrainer, batches_needed
-
-ENROLMENT_CLIPS = 8
+from fedtalk_ray.training.local import Halted, LocalTrainer
 
 
 class ClientSlot:
@@ -59,12 +52,11 @@ class ClientSlot:
             # A fraction of a GPU is only admission control to Ray: hold this slot to its share of the memory.
             torch.cuda.set_per_process_memory_fraction(config.slots.num_gpus)
         self._manifest = load_manifest(config.shards)
-        self._population = Population(self._manifest, config.population, config.seed, config.cohort.clients)
-        self._unseen = frozenset(self._manifest.unseen())
         self._strategy = load_strategy(config.strategy)
         self._pipeline = build_pipeline(config, self._manifest)
         self._trainer = LocalTrainer(self._pipeline, config, device)
         self._pipeline.register_modules(denoiser=self._trainer.model)
+        self._data = ClientData(config, self._manifest, self._trainer.window)
         vector = adapters.to_vector(self._trainer.shared())
         if config.aggregation == "secure":
             self._secure = SecureClients(config, len(vector), self._trainer.frozen_digest())
@@ -114,7 +106,7 @@ class ClientSlot:
     def statistics(self, clients: list[str]) -> StatisticsUpdate:
         """Sums over these clients' training latents, for a backbone that nobody pretrained."""
         self._only_in_the_clear("statistics")
-        parts = [statistics_of(self._pieces(client, "train", ("latents",))) for client in clients]
+        parts = [statistics_of(self._data.pieces(client, "train", ("latents",))) for client in clients]
         return StatisticsUpdate(np.sum(parts, axis=0))
 
     def use_statistics(self, total: StatisticsUpdate) -> None:
@@ -153,12 +145,14 @@ class ClientSlot:
         Of clients the val clips, where nothing is promised to them; of people whom nobody trains on the test clips.
         """
         losses = []
-        if not (self._config.in_the_clear or self._unseen.issuperset(clients)):
+        if not (self._config.in_the_clear or self._data.unseen.issuperset(clients)):
             raise RunError("clients' losses are not told where anything is promised to them; ask about unseen people")
         for client in clients:
             self._turn_to(round_number, client)
             self._load(client, shared, round_number + 1)
-            losses.append(self._trainer.held_out_loss(self._windows(client, self._config.evaluation.windows), seed=0))
+            losses.append(
+                self._trainer.held_out_loss(self._data.windows(client, self._config.evaluation.windows), seed=0)
+            )
         return HeldOutLoss(float(np.sum(losses)), len(losses))
 
     def sample(self, identities: list[str], round_number: int, shared: np.ndarray) -> None:
@@ -168,10 +162,10 @@ class ClientSlot:
         """
         for identity in identities:
             run = Path(self._config.run)
-            place = (run if identity in self._unseen else client_folder(run, identity)) / "samples"
+            place = (run if identity in self._data.unseen else client_folder(run, identity)) / "samples"
             self._turn_to(round_number, identity)
             self._load(identity, shared, round_number + 1)
-            piece = next(self._pieces(identity, self._held_out(identity)))
+            piece = next(self._data.pieces(identity, self._data.held_out(identity)))
             write_sample(self._pipeline, piece, place, f"round-{round_number:05d}")
 
     def export(self, shared: np.ndarray, run: str) -> None:
@@ -199,71 +193,28 @@ class ClientSlot:
         result = self._trainer.fit(
             shared,
             identity,
-            self._batches(client, seed),
-            self._windows(client, config.local.score_windows),
-            self._enrolment(client),
+            self._data.batches(client, seed),
+            self._data.windows(client, config.local.score_windows),
+            self._data.enrolment(client),
             seed=seed,
             proximal=self._strategy.proximal,
             score_alpha=self._strategy.score_alpha,
             halted=lambda: self._stopped >= call,
         )
         save_identity(self._trainer.model, config.run, client, round_number)
-        samples = self._population.frames(client)
-        reference = 1.0
-        if config.aggregation == "secure" or config.privacy.mechanism != "none":
-            # Public bounds, so that one client's weight is bounded whatever it holds.
-            samples = min(samples, config.privacy.samples_cap)
-            reference = config.privacy.weight_reference or self._strategy.weight(config.privacy.samples_cap, 1.0)
         scores = result.reliability
         score = scores.score if scores else None
+        samples, weight = self._data.weigh(self._strategy, client, score)
         report = ClientReport(
             client,
             samples,
-            self._strategy.weight(samples, score) / reference,
+            weight,
             score,
             scores.id_sim if scores else None,
             scores.temp_stab if scores else None,
             result.losses,
         )
         return report, result.update
-
-    def _batches(self, client: str, seed: int) -> Iterator[WindowBatch]:
-        config = self._config
-        return stream_batches(
-            config.shards,
-            self._manifest,
-            self._population.portions(client),
-            window=self._trainer.window,
-            windows=batches_needed(config) * config.local.batch_size,
-            batch_size=config.local.batch_size,
-            seed=seed % 2**32,
-            stream=config.stream,
-        )
-
-    def _held_out(self, client: str) -> str:
-        """The split that this client, or somebody whom nobody trains on, is judged by."""
-        return "test" if client in self._unseen else "val"
-
-    def _pieces(self, client: str, split: str, columns: tuple[str, ...] = tuple(ARRAYS)) -> Iterator[Piece]:
-        """A client's pieces, of all identities that it holds; its own part of them where they are trained on."""
-        if client in self._unseen:
-            yield from read_pieces(self._config.shards, self._manifest, client, split, columns)
-            return
-        for portion in self._population.portions(client):
-            only = portion.pieces if split == "train" else None
-            yield from read_pieces(self._config.shards, self._manifest, portion.identity, split, columns, only)
-
-    def _windows(self, client: str, count: int) -> WindowBatch:
-        pieces = self._pieces(client, self._held_out(client), ("latents", "speech"))
-        return held_out_windows(pieces, self._trainer.window, count)
-
-    def _enrolment(self, client: str) -> torch.Tensor:
-        """The first frame of a few training clips, latents float32 [M, C, h, w]: who this client is."""
-        # A virtual client may hold only later parts of its clips.
-        whole = self._config.population.clients is None
-        pieces = self._pieces(client, "train", ("latents",))
-        first = (piece.latents[0] for piece in pieces if piece.begin == 0 or not whole)
-        return torch.from_numpy(np.stack(list(islice(first, ENROLMENT_CLIPS)))).float()
 
     def _identity(self, client: str, round_number: int) -> np.ndarray | None:
         return load_identity(self._trainer.model, self._config.run, client, round_number)

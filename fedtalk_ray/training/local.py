@@ -149,7 +149,7 @@ class LocalTrainer:
         tick: Callable[[dict[str, float]], None] = lambda _: None,
         pace: Callable[[float], float] = lambda _: 1.0,
     ) -> dict[str, float]:
-        """AdamW on the given parameters only; returns the mean loss terms.
+        """`local.optimizer` on the given parameters only; returns the mean loss terms.
 
         pace: what the learning rate is multiplied by, given the share of the steps done.
         """
@@ -158,7 +158,11 @@ class LocalTrainer:
         torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
         trained = adapters.train_only(self.model, parameters)
         anchors = [parameter.detach().clone() for parameter in trained] if proximal else []
-        optimiser = torch.optim.AdamW(trained, lr=local.learning_rate, weight_decay=0.0)
+        optimiser: torch.optim.Optimizer
+        if local.optimizer == "sgd":
+            optimiser = torch.optim.SGD(trained, lr=local.learning_rate)
+        else:
+            optimiser = torch.optim.AdamW(trained, lr=local.learning_rate, weight_decay=0.0)
         self.model.train()
         history: list[dict[str, float]] = []
         for step in range(steps):

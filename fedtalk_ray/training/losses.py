@@ -67,7 +67,9 @@ def window_loss(
     noise = torch.randn(clean.shape, generator=generator).to(device)
     heard = (torch.rand(count, generator=generator) >= config.speech_dropout).to(device)
     noisy = scheduler.add_noise(clean, noise, timestep)
-    predicted = denoiser(noisy, timestep, batch.speech, batch.reference, heard, batch.identity, batch.lips).float()
+    predicted = denoiser(noisy, timestep, batch.speech, batch.reference, heard, batch.identity, batch.lips).to(
+        clean.dtype
+    )
 
     kind = base.config.prediction_type
     alpha, sigma = (level.to(device)[:, None, None, None, None] for level in noise_levels(scheduler, timestep.cpu()))

@@ -40,7 +40,7 @@ class Bare:
     def __init__(self, config: TrainConfig, client: str) -> None:
         slot = ClientSlot(config)
         self.shared, self._config, self._trainer = slot.start(), config, slot._trainer
-        self._batches = list(slot._batches(client, 1))[: config.local.steps]
+        self._batches = list(slot._data.batches(client, 1))[: config.local.steps]
 
     def run(self) -> None:
         local, trainer = self._config.local, self._trainer

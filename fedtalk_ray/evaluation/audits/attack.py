@@ -18,6 +18,10 @@ import numpy as np
 from fedtalk_ray.config import TrainConfig
 
 
+class NotFinite(ValueError):
+    """Scores that are no finite numbers: the audit fails, whatever they were to show."""
+
+
 @dataclass(frozen=True)
 class Effort:
     """How much work the attacks may do. `FULL` takes minutes on two cores, `FAST` a minute and a half at most."""
@@ -40,9 +44,7 @@ class Effort:
     """Steps of the optimiser that inverts an update."""
 
 
-FULL = Effort(
-    shadows=2, shadow_rounds=2, windows=6, draws=6, people=24, canaries=1000, repeats=48, iterations=250
-)
+FULL = Effort(shadows=2, shadow_rounds=2, windows=6, draws=6, people=24, canaries=1000, repeats=48, iterations=250)
 FAST = Effort(shadows=0, shadow_rounds=0, windows=2, draws=2, people=6, canaries=300, repeats=4, iterations=25)
 
 
@@ -113,9 +115,7 @@ class Outcome:
         return {
             "attack": self.attack,
             "knows": self.knows,
-            "figures": [
-                {name: _finite(value) for name, value in vars(figure).items()} for figure in self.figures
-            ],
+            "figures": [{name: _finite(value) for name, value in vars(figure).items()} for figure in self.figures],
             "failures": self.failures(),
             "notes": self.notes,
             "series": {name: [_finite(value) for value in values] for name, values in self.series.items()},

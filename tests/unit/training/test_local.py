@@ -140,6 +140,8 @@ def plain_loop(trainer: LocalTrainer, batches: list[WindowBatch], seed: int, mu:
         parameter.requires_grad_(True)
     start = [parameter.detach().clone() for parameter in parameters]
     optimiser = torch.optim.AdamW(parameters, lr=local.learning_rate, weight_decay=0.0)
+    if local.optimizer == "sgd":
+        optimiser = torch.optim.SGD(parameters, lr=local.learning_rate)
     source, history = iter(batches), []
     trainer.model.train()
     torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))  # dropout
@@ -170,6 +172,7 @@ def plain_loop(trainer: LocalTrainer, batches: list[WindowBatch], seed: int, mu:
         pytest.param("backbone", 20.0, {}, id="fedprox-backbone"),
         pytest.param("adapter", 0.0, {"accumulate": 2}, id="accumulate"),
         pytest.param("adapter", 0.0, {"clip_norm": 1e-3}, id="clip"),
+        pytest.param("adapter", 0.0, {"optimizer": "sgd", "learning_rate": 1.0}, id="sgd"),
         pytest.param("adapter", 0.0, {"loss": {"identity": 0.5, "perceptual": 0.5, "tdc": 0.0}}, id="critic"),
     ],
 )

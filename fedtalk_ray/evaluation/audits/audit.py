@@ -1,0 +1,124 @@
+"""`fedtalk audit`: every attack on one run, one table, and a verdict.
+
+RUN/audit/audit.json   all figures, what each attacker knows, what was found broken
+RUN/audit/*.png        scores of members and outsiders, canaries, and the picture that was recovered
+"""
+
+import importlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from time import monotonic
+from types import ModuleType
+from typing import Any
+
+from fedtalk_ray.errors import RunError
+from fedtalk_ray.evaluation.audits.attack import FAST, FULL, Effort, Figure, NotFinite, Outcome
+from fedtalk_ray.evaluation.audits.audit_plots import plot_outcome
+from fedtalk_ray.evaluation.audits.subject import Subject, mode
+from fedtalk_ray.outputs import new_file
+from fedtalk_ray.privacy.ledger import Ledger
+
+AUDIT, RESULTS = "audit", "audit.json"
+
+ATTACKS = (
+    "wire",
+    "charges",
+    "canaries",
+    "one_shot",
+    "membership",
+    "reidentification",
+    "inversion",
+    "identity_leakage",
+)
+"""Modules of this package, in the order in which they run: the cheap ones that break promises come first."""
+
+
+class AuditFailed(RunError):
+    """A promise is broken, or an attack could not be measured."""
+
+
+def audit(run: Path, *, fast: bool = False, only: Sequence[str] = ()) -> dict[str, Any]:
+    """Attacks a run, writes RUN/audit and returns what `audit.json` holds.
+
+    only: attacks by name; all where it is empty. Raises `RunError` for a run that cannot be audited, and `AuditFailed`
+    once everything is written, where a promise is broken or a score is no finite number.
+    """
+    started = monotonic()
+    attacks = [load_attack(name) for name in only or ATTACKS]
+    effort = FAST if fast else FULL
+    subject = Subject(run, effort)
+    outcomes = [attempt(module, subject, effort) for module in attacks]
+    result = summary(subject, outcomes, effort) | {"seconds": round(monotonic() - started, 1)}
+    folder = run / AUDIT
+    for outcome in outcomes:
+        plot_outcome(outcome, folder)
+    with new_file(folder / RESULTS) as place:
+        place.write_text(json.dumps(result, indent=1, allow_nan=False), encoding="utf-8")
+    print(table(outcomes, result))
+    print(f"audit: {folder / RESULTS} ({result['seconds']:.0f} s)")
+    if result["failures"]:
+        raise AuditFailed("the audit failed: " + "; ".join(result["failures"]))
+    return result
+
+
+def load_attack(name: str) -> ModuleType:
+    """The module of an attack. Raises `RunError` for an unknown name."""
+    if name not in ATTACKS:
+        raise RunError(f"attack {name!r} is unknown; known: {', '.join(ATTACKS)}")
+    return importlib.import_module(f"{__package__}.{name}")
+
+
+def attempt(module: ModuleType, subject: Subject, effort: Effort) -> Outcome:
+    """What the attack brought back; scores that are no numbers are a broken promise like any other."""
+    try:
+        outcome: Outcome = module.attack(subject, effort)
+    except NotFinite as error:
+        outcome = Outcome(module.__name__.rpartition(".")[2], module.KNOWS, broken=[str(error)])
+    return outcome
+
+
+def summary(subject: Subject, outcomes: list[Outcome], effort: Effort) -> dict[str, Any]:
+    """What audit.json holds."""
+    privacy, claim = subject.config.privacy, None
+    if privacy.mechanism != "none":
+        claim = asdict(Ledger(subject.folder / "checkpoints").spent(privacy.delta))
+    return {
+        "run": str(subject.folder),
+        "mode": mode(subject.config),
+        "round": subject.rounds,
+        "members": len(subject.members),
+        "outsiders": len(subject.outsiders),
+        "claim": claim,
+        "effort": asdict(effort),
+        "outcomes": [outcome.as_json() for outcome in outcomes],
+        "failures": [line for outcome in outcomes for line in outcome.failures()],
+    }
+
+
+def table(outcomes: list[Outcome], result: dict[str, Any]) -> str:
+    """What was found, a line a figure: the value with its interval, what guessing gives, what the accountant claims."""
+    lines = [f"{result['run']}: {result['mode']}, after round {result['round']}"]
+    if claim := result["claim"]:
+        lines.append(
+            f"the accountant: epsilon {claim['release']:.2f} (release view), {claim['server']:.2f} (server view) at "
+            f"delta {claim['delta']:g}"
+        )
+    width = max(len(figure.name) for outcome in outcomes for figure in (*outcome.figures, Figure("", 0)))
+    for outcome in outcomes:
+        lines += ["", f"{outcome.attack}: {outcome.knows}"]
+        lines += [f"  {figure.name:<{width}}  {shown(figure)}" for figure in outcome.figures]
+        lines += [f"  note: {note}" for note in outcome.notes]
+        lines += [f"  BROKEN: {line.partition(': ')[2]}" for line in outcome.failures()]
+    return "\n".join([*lines, ""])
+
+
+def shown(figure: Figure) -> str:
+    """One figure's value with whatever stands beside it."""
+    told = f"{figure.value:8.3g}"
+    if figure.low is not None and figure.high is not None:
+        told += f"  [{figure.low:.3g}, {figure.high:.3g}]"
+    if figure.chance is not None:
+        told += f"  by chance {figure.chance:.3g}"
+    return told + (f"  claimed {figure.claim:.3g}" if figure.claim is not None else "")

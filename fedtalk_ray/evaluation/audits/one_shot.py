@@ -1,0 +1,55 @@
+"""One-shot estimate of epsilon with random canaries among the run's own clients (Andrew et al. 2023).
+
+Random directions of the whole model are almost orthogonal to everything, so the cosine of one that was not in with what
+the run changed is normal around 0 with variance 1 / D; how far those that were in lie above says how large an epsilon
+this attacker sees. An estimate, neither an upper nor a lower bound: it is shown and not asserted.
+"""
+
+import math
+
+import dp_accounting
+import numpy as np
+
+from fedtalk_ray.evaluation.audits.attack import Effort, Figure, Outcome, Round
+from fedtalk_ray.evaluation.audits.subject import Subject
+from fedtalk_ray.evaluation.audits.views import summed
+from fedtalk_ray.federation.secure_aggregator import clip_norm_of, make_codec
+from fedtalk_ray.federation.seeding import derive_seed
+from fedtalk_ray.privacy.accounting import Rounds, epsilon
+from fedtalk_ray.privacy.protocol import Aborted
+
+KNOWS = "Sees what one round changed, beside all that the run's clients sent, and knows the canaries' directions."
+
+CANARIES = 40
+
+
+def attack(subject: Subject, effort: Effort) -> Outcome:
+    """The estimate for one round, beside the accountant's epsilon for one round in the server view."""
+    return estimate(subject.round)
+
+
+def estimate(round: Round) -> Outcome:
+    """A round of the run's own updates and `CANARIES` random ones, and as many that are left out."""
+    outcome, config = Outcome("one_shot", KNOWS), round.config
+    dimension = len(round.shared)
+    rng = np.random.default_rng(derive_seed(config.seed, "one-shot"))
+    directions = rng.standard_normal((2 * CANARIES, dimension)).astype(np.float32)
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    bound = clip_norm_of(config)
+    inside = {f"canary{place:03d}": bound * direction for place, direction in enumerate(directions[:CANARIES])}
+    weights = round.weights | dict.fromkeys(inside, 1.0)
+    try:
+        changed = summed(config, round.updates | inside, weights, rng)
+    except Aborted as error:
+        outcome.broken.append(f"the server threw a round of honest clients away ({error})")
+        return outcome
+    cosines = directions @ changed / np.linalg.norm(changed)
+    seen, unseen = cosines[:CANARIES], cosines[CANARIES:]
+    outcome.series |= {"cosine: canaries inside": seen.tolist(), "cosine: canaries outside": unseen.tolist()}
+    noise = make_codec(config, dimension).noise
+    claim = epsilon([Rounds(noise, 1.0, 1)], config.privacy.delta) if noise else None
+    distance = float(seen.mean()) * math.sqrt(dimension)
+    found = dp_accounting.get_epsilon_gaussian(1 / distance, config.privacy.delta) if distance > 0 else 0.0
+    outcome.figures.append(Figure("epsilon estimated, one round, server view", float(found), claim=claim))
+    outcome.notes.append("An estimate, no bound: it may lie above the claim by chance, and is not asserted.")
+    return outcome

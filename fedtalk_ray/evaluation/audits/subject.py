@@ -1,0 +1,152 @@
+"""The run that is attacked: its model before and after, its people, and fresh rounds of its own local training."""
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedtalk_ray.config import TrainConfig, load_config
+from fedtalk_ray.data.shards import Piece, load_manifest
+from fedtalk_ray.data.windows import WindowBatch, cut_windows, held_out_windows
+from fedtalk_ray.errors import RunError
+from fedtalk_ray.evaluation.audits.attack import Effort, Round
+from fedtalk_ray.federation.checkpoint import config_fingerprint, load_checkpoint
+from fedtalk_ray.federation.seeding import derive_seed
+from fedtalk_ray.federation.strategies import load_strategy
+from fedtalk_ray.model import adapters
+from fedtalk_ray.training.backbone import build_pipeline
+from fedtalk_ray.training.client_data import ClientData
+from fedtalk_ray.training.client_state import identity_before
+from fedtalk_ray.training.local import LocalTrainer, batches_needed
+
+FEWEST = 4
+"""Members, and outsiders, below which nothing can be told."""
+
+ONE_STEP: dict[str, Any] = {"optimizer": "sgd", "steps": 1, "batch_size": 1, "accumulate": 1, "learning_rate": 1.0}
+"""A client whose update is the gradient of one window: the one that tells the most."""
+
+
+class Subject:
+    """A run's folder, opened for its attackers.
+
+    members: clients that took part. outsiders: people of the same shards who did not. start, released: the shared
+    parameters before round 1 and after the last one, float32 [D].
+    """
+
+    def __init__(self, folder: Path, effort: Effort) -> None:
+        """Raises `RunError` for a folder that cannot be audited, with what would make it one that can."""
+        if not (folder / "config.yaml").is_file():
+            raise RunError(f"{folder} is no run folder (no config.yaml); `fedtalk train` makes one")
+        self.folder, self.effort = folder, effort
+        self.config = deployed(load_config(folder / "config.yaml"))
+        if self.config.population.clients is not None:
+            raise RunError(f"run {folder} has virtual clients; an audit asks who took part, so take one per identity")
+        self.manifest = load_manifest(self.config.shards)
+        checkpoint = load_checkpoint(folder / "checkpoints")
+        if checkpoint is None or not checkpoint.round:
+            raise RunError(f"run {folder} has no finished round yet, so there is nothing to attack")
+        self.rounds, self.released = checkpoint.round, checkpoint.parameters
+        self.trainer = LocalTrainer(build_pipeline(self.config, self.manifest), self.config)
+        self.data = ClientData(self.config, self.manifest, self.trainer.window)
+        self.start = adapters.to_vector(self.trainer.shared())
+        took_part = [who for who in self.data.population if identity_before(folder, who, self.rounds + 1)]
+        never = [who for who in self.manifest.clients() if who not in self.data.population]
+        self.members = spread(took_part, effort.people)
+        self.outsiders = spread([*self.manifest.unseen(), *never], effort.people)
+        for people, what in ((self.members, "clients that took part"), (self.outsiders, "people who did not")):
+            if len(people) < FEWEST:
+                raise RunError(
+                    f"run {folder} has {len(people)} {what}, and an audit needs {FEWEST} of them; `fedtalk prepare "
+                    "--unseen N` keeps people out, and cohort.clients does"
+                )
+
+    def pieces(self, person: str, split: str | None = None) -> list[Piece]:
+        """A person's clips: those that members trained on, all of outsiders; or those of one split."""
+        if person not in self.data.population:
+            from fedtalk_ray.data.shard_reader import read_pieces
+
+            splits = {entry.split for entry in self.manifest.identities[person]}
+            split = split if split in splits else sorted(splits)[-1]
+            columns = ("latents", "speech")
+            return list(read_pieces(self.config.shards, self.manifest, person, split, columns))
+        return list(self.data.pieces(person, split or "train", ("latents", "speech")))
+
+    def windows(self, person: str) -> WindowBatch:
+        """Windows of a person's clips, always the same."""
+        return held_out_windows(self.pieces(person), self.trainer.window, self.effort.windows)
+
+    def loss(self, vector: np.ndarray, person: str) -> float:
+        """The diffusion loss of the model with these shared parameters on a person's clips, without its own adapter."""
+        self.trainer.load(vector, None)
+        return self.trainer.held_out_loss(self.windows(person), seed=1, draws=self.effort.draws)
+
+    @cached_property
+    def round(self) -> Round:
+        """One more round of all members from the released model, trained and weighed as the run does it."""
+        strategy = load_strategy(self.config.strategy)
+        updates, weights = {}, {}
+        for client in self.members:
+            seed = derive_seed(self.config.seed, "audit", client)
+            result = self.trainer.fit(
+                self.released,
+                None,
+                self.data.batches(client, seed),
+                self.data.windows(client, self.config.local.score_windows),
+                self.data.enrolment(client),
+                seed=seed,
+                proximal=strategy.proximal,
+                score_alpha=strategy.score_alpha,
+            )
+            score = result.reliability.score if result.reliability else None
+            updates[client] = result.update
+            weights[client] = self.data.weigh(strategy, client, score)[1]
+        return Round(self.config, self.released, self.trainer.frozen_digest(), updates, weights)
+
+    def fit_from(self, shared: np.ndarray, person: str, split: str | None, seed: int) -> np.ndarray:
+        """float32 [D]: what local training on a person's clips of that split changes, as an attacker repeats it."""
+        pieces, rng = self.pieces(person, split), np.random.default_rng(seed)
+        count = self.config.local.batch_size
+        batches = [self._batch(pieces, count, rng) for _ in range(batches_needed(self.config))]
+        windows = held_out_windows(pieces, self.trainer.window, 2)
+        return self.trainer.fit(shared, None, batches, windows, windows.reference, seed=seed % 2**32).update
+
+    def one_step_trainer(self) -> LocalTrainer:
+        """A trainer for clients of one step (`ONE_STEP`), with the run's model."""
+        local = self.config.local.model_copy(update=ONE_STEP | {"identity_steps": 0})
+        config = self.config.model_copy(update={"local": local})
+        return LocalTrainer(build_pipeline(config, self.manifest), config)
+
+    def _batch(self, pieces: list[Piece], count: int, rng: np.random.Generator) -> WindowBatch:
+        chosen = [pieces[place] for place in rng.integers(0, len(pieces), count)]
+        cut = [cut_windows(each.latents, each.speech, self.trainer.window, 1, rng, each.identity) for each in chosen]
+        names = ("latents", "speech", "reference", "identity")
+        return WindowBatch(*(torch.from_numpy(np.concatenate([each[name] for each in cut])).float() for name in names))
+
+    def fingerprint(self) -> str:
+        return config_fingerprint(self.config)
+
+
+def deployed(config: TrainConfig) -> TrainConfig:
+    """The configuration without a simulated cohort: an audit looks at what real clients get."""
+    real = config.privacy.model_copy(update={"simulated_cohort": None, "simulated_population": None})
+    return config.model_copy(update={"privacy": real})
+
+
+def spread(people: list[str], most: int) -> list[str]:
+    """At most so many of them, evenly over the list."""
+    count = min(most, len(people))
+    return [people[place * len(people) // count] for place in range(count)]
+
+
+def mode(config: TrainConfig) -> str:
+    """Which of the two promises a run makes."""
+    names: Mapping[tuple[bool, bool], str] = {
+        (False, False): "no privacy",
+        (True, False): "secure aggregation only",
+        (False, True): "differential privacy only",
+        (True, True): "both",
+    }
+    return names[config.aggregation == "secure", config.privacy.mechanism != "none"]
