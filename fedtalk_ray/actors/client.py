@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fedtalk_ray.actors.secure_clients import SecureClients
 from fedtalk_ray.config import TrainConfig
 from fedtalk_ray.data.population import Population
 from fedtalk_ray.data.shard_reader import read_pieces
@@ -33,6 +32,7 @@ from fedtalk_ray.training.backbone import build_pipeline, set_statistics, statis
 from fedtalk_ray.training.client_state import client_folder, load_identity, save_identity
 from fedtalk_ray.training.export import export_model
 from fedtalk_ray.training.local import Halted, LocalTrainer, batches_needed
+from fedtalk_ray.training.secure_clients import SecureClients
 
 ENROLMENT_CLIPS = 8
 
