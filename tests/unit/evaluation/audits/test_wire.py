@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import chisquare
 
 from fedtalk_ray.evaluation.audits import wire as wire_attack
 from fedtalk_ray.evaluation.audits.attack import FAST, Outcome, Round
+from fedtalk_ray.evaluation.audits.masks import uniform_p
 from fedtalk_ray.evaluation.audits.wire import attack, unlisted
 from fedtalk_ray.messages import Advertisement, Consistency, MaskedInput
 from fedtalk_ray.privacy import noise, protocol, secure_client, update_codec, wire
@@ -182,9 +184,9 @@ PLANTED = {
 
 
 @pytest.mark.parametrize(("plant", "says"), PLANTED.values(), ids=PLANTED)
-def test_a_planted_bug_is_named(make_round: Make, monkeypatch: pytest.MonkeyPatch, plant: Patch, says: str) -> None:
+def test_a_planted_bug_is_named(few: Round, monkeypatch: pytest.MonkeyPatch, plant: Patch, says: str) -> None:
     plant(monkeypatch)
-    failures = audit(make_round()).failures()
+    failures = audit(few).failures()
     assert [line for line in failures if line.startswith(f"wire: {says}")], failures
 
 
@@ -206,7 +208,8 @@ def test_a_planted_bug_under_noise_is_named(
     make_round: Make, monkeypatch: pytest.MonkeyPatch, skellam: dict[str, Any], plant: Patch, says: str
 ) -> None:
     plant(monkeypatch)
-    failures = audit(make_round(**skellam)).failures()
+    privacy = skellam["privacy"] | {"insecure_min_survivors": 3}
+    failures = audit(make_round(5, privacy=privacy)).failures()
     assert [line for line in failures if line.startswith(f"wire: {says}")], failures
 
 
@@ -261,20 +264,17 @@ def test_a_field_that_a_message_was_given_is_not_on_the_list(monkeypatch: pytest
 # What proves nothing fails.
 
 
-def test_a_client_whose_update_is_zero_leaves_no_correlation_to_trust(make_round: Make) -> None:
-    audited = make_round()
-    audited.updates["s2"] = np.zeros_like(audited.shared)
-    outcome = audit(audited)
+def test_a_client_whose_update_is_zero_leaves_no_correlation_to_trust(few: Round) -> None:
+    few.updates["s2"] = np.zeros_like(few.shared)
+    outcome = audit(few)
     assert math.isnan(figures(outcome)["largest correlation of a masked vector with its update"])
     assert any("no finite number" in line for line in outcome.failures())
 
 
-def test_a_p_value_that_is_no_number_is_never_the_smallest_but_one(
-    make_round: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_p_value_that_is_no_number_is_never_the_smallest_but_one(few: Round, monkeypatch: pytest.MonkeyPatch) -> None:
     told = iter([0.5, math.nan])
     monkeypatch.setattr(wire_attack, "uniform_p", lambda vector: next(told, 0.5))
-    failures = audit(make_round()).failures()
+    failures = audit(few).failures()
     assert "wire: masked bytes being uniform, smallest p corrected is nan: no finite number" in "".join(failures)
 
 
@@ -283,3 +283,10 @@ def test_a_round_of_too_few_clients_proves_nothing(make_round: Make) -> None:
     for name in ("s0", "s1"):
         del audited.updates[name]
     assert any("did not reach its end (too few)" in line for line in audit(audited).failures())
+
+
+def test_the_test_for_uniform_bytes_is_the_textbooks() -> None:
+    rng = np.random.default_rng(0)
+    for vector in (rng.integers(0, 2**32, 500, np.uint32), np.arange(500, dtype=np.uint32) * np.uint32(2**22)):
+        counts = np.bincount(vector.view(np.uint8), minlength=256)
+        assert uniform_p(vector) == pytest.approx(chisquare(counts).pvalue, rel=1e-6)
