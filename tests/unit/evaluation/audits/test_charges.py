@@ -143,18 +143,16 @@ def moved_when_aborted(patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("plant", "says"),
-    [
-        (charged_when_decoded, "an exchange with too few masked inputs was charged 0 times"),
-        (charged_when_decoded, "an exchange with too few confirmations was charged 0 times"),
-        (moved_when_aborted, "an exchange with too few confirmations changed the model"),
-    ],
+    ("plant", "says"), [(charged_when_decoded, "was charged 0 times"), (moved_when_aborted, "changed the model")]
 )
 def test_a_planted_bug_is_named(
     private: Round, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plant: Callable[..., None], says: str
 ) -> None:
     plant(monkeypatch)
-    assert any(line.startswith(f"charges: {says}") for line in audit(private, tmp_path).failures())
+    failures = audit(private, tmp_path).failures()
+    assert len(failures) == 2
+    for line, what in zip(failures, ("too few masked inputs", "too few confirmations"), strict=True):
+        assert line.startswith(f"charges: an exchange with {what} {says}")
 
 
 def test_without_noise_nothing_is_claimed(few: Round, tmp_path: Path) -> None:
