@@ -8,6 +8,7 @@ Not covered: a server that lies (the protocol's own tests play it), and what the
 """
 
 import math
+from collections import Counter
 from dataclasses import fields
 from typing import Any
 
@@ -50,6 +51,8 @@ def attack(subject: Any, effort: Effort) -> Outcome:
     if outcome.broken:
         outcome.notes.append("The rest of the attack reads frames as the list has them; it was left out.")
         return outcome
+    if refused := sum((exchange.refused for exchange in exchanges), Counter[str]()):
+        outcome.broken.append(f"honest clients or their messages were refused: {dict(refused)}")
     views = [View(exchange) for exchange in exchanges]
     if not all(view.seeds for view in views):
         why = {exchange.aborted for exchange in exchanges if exchange.aborted}
@@ -59,7 +62,7 @@ def attack(subject: Any, effort: Effort) -> Outcome:
     check_masks(views[0], views[1], outcome)
     check_sums(audited, exchanges, outcome)
     for name in sorted({name for view in views for name in view.opened_twice()}):
-        outcome.broken.append(f"both secrets of {name} were opened to the server, and with them its update")
+        outcome.broken.append(f"both secrets of {name} were opened to the server: nothing hides its vector any more")
     return outcome
 
 
@@ -150,7 +153,7 @@ def check_masks(one: View, two: View, outcome: Outcome) -> None:
 
     one, two: of `exchange.run_twice`, all the same but for what clients draw.
     """
-    names = sorted(one.seeds)
+    names = sorted(one.seeds.keys() & two.seeds.keys())
     known = {(name, where) for name in names if (where := one.known_seed(name))}
     known |= {(name, "it is the same in two exchanges") for name in names if one.seeds[name] == two.seeds[name]}
     count = len({name for name, _ in known})

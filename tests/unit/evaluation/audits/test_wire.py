@@ -16,7 +16,7 @@ from fedtalk_ray.evaluation.audits import wire as wire_attack
 from fedtalk_ray.evaluation.audits.attack import FAST, Outcome, Round
 from fedtalk_ray.evaluation.audits.masks import uniform_p
 from fedtalk_ray.evaluation.audits.wire import attack, unlisted
-from fedtalk_ray.messages import Advertisement, Consistency, MaskedInput
+from fedtalk_ray.messages import Advertisement, Consistency, MaskedInput, Share, Unmasking
 from fedtalk_ray.privacy import noise, protocol, secure_client, update_codec, wire
 from fedtalk_ray.privacy.keys import ExchangeKey, digest
 from fedtalk_ray.privacy.masking import Mask
@@ -150,6 +150,18 @@ def no_pairwise_masks(patch: pytest.MonkeyPatch) -> None:
     apply_as(first_only)(patch)
 
 
+def both_secrets_of_a_dropout(patch: pytest.MonkeyPatch) -> None:
+    """Clients open the self mask of whoever dropped out beside its masking key."""
+    unmask = secure_client.SecureClient.unmask
+
+    def mutant(self: Any, frame: bytes) -> bytes:
+        shares = tuple(Share(owner, held[0]) for owner, held in sorted(self._held.items()))
+        told = wire.decode(Unmasking, wire.decode(Frame, unmask(self, frame)).body)
+        return protocol.seal_frame(self._key, self._context, replace(told, self_mask_shares=shares))
+
+    patch.setattr(secure_client.SecureClient, "unmask", mutant)
+
+
 def twenty_times_too_heavy(patch: pytest.MonkeyPatch) -> None:
     """After the clipping, and so that the sum is still one that the server believes."""
     clip = update_codec.weigh_and_clip
@@ -180,6 +192,7 @@ PLANTED = {
     "no masks": (apply_as(lambda mask, key: None), "masked vectors are not uniform"),
     "no pairwise masks": (no_pairwise_masks, "nothing hides a vector when its self mask is off"),
     "one mask for all": (apply_as(lambda mask, key: bytes(32)), "masks repeat in two exchanges"),
+    "both secrets": (both_secrets_of_a_dropout, "both secrets of s0 were opened"),
     "keys of 32 bits": (apply_as(lambda mask, key: key[:4] + bytes(28)), "masks do not cancel"),
 }
 
@@ -291,3 +304,8 @@ def test_the_test_for_uniform_bytes_is_the_textbooks() -> None:
     for vector in (rng.integers(0, 2**32, 500, np.uint32), np.arange(500, dtype=np.uint32) * np.uint32(2**22)):
         counts = np.bincount(vector.view(np.uint8), minlength=256)
         assert uniform_p(vector) == pytest.approx(chisquare(counts).pvalue, rel=1e-6)
+
+
+def test_a_client_that_is_refused_is_told_of(few: Round) -> None:
+    few.updates["s2"] = np.full_like(few.shared, np.inf)
+    assert any("were refused: {'not finite': 3}" in line for line in audit(few).failures())
