@@ -3,7 +3,8 @@
 The shared parameters, a float32 vector, go from the parameter server to the slots. What comes back depends:
 
 `aggregation: secure`  the five messages of the protocol's stages (`Advertisement` to `Unmasking`), as canonical signed
-                       bytes (`privacy.wire`). Of a client's update only `MaskedInput` is sent, uniform to the server.
+                       bytes (`privacy.wire`). `TO_SERVER` and `FIELDS` list all that they hold. Of a client's update
+                       only `MaskedInput` is sent, uniform to the server.
 `aggregation: plain`   a `PlainUpdate`, in the clear, to the server. Scores travel in the `ClientReport`s of a `Fitted`
                        to the driver, sample counts also show in `total_weight`.
 
@@ -161,6 +162,29 @@ class Unmasking:
     self_mask_shares: tuple[Share, ...]
     masking_key_shares: tuple[Share, ...]
 
+
+# All that may cross from a client to the server under `aggregation: secure`, in one place.
+
+TO_SERVER: dict[str, type] = {
+    "advertise": Advertisement,
+    "share": SealedShares,
+    "mask": MaskedInput,
+    "confirm": Consistency,
+    "unmask": Unmasking,
+}
+"""stage -> the one message that a client sends in it."""
+
+FIELDS: dict[type, dict[str, tuple[int, ...]]] = {
+    Advertisement: {"client": (), "encryption_key": (32,), "masking_key": (32,)},
+    SealedShares: {"client": (), "seed_commitment": (32,), "shares": ()},
+    # Two shares of 33 bytes with their lengths and a tag; a client sends its own share to nobody.
+    SealedShare: {"holder": (), "ciphertext": (0, 90), "self_mask_commitment": (32,), "masking_key_commitment": (32,)},
+    MaskedInput: {"client": (), "vector": ()},
+    Consistency: {"client": (), "survivors": (32,)},
+    Unmasking: {"client": (), "self_mask_shares": (), "masking_key_shares": ()},
+    Share: {"owner": (), "value": (33,)},
+}
+"""Every field of these messages, and how many bytes it may hold. (): a client of the cohort, the vector, or parts."""
 
 # Server to client:
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fedtalk_ray.actors.secure_clients import SecureClients
 from fedtalk_ray.config import TrainConfig
 from fedtalk_ray.data.shards import load_manifest
 from fedtalk_ray.errors import RunError, TrainingError
@@ -28,6 +27,7 @@ from fedtalk_ray.training.client_data import ClientData
 from fedtalk_ray.training.client_state import client_folder, load_identity, save_identity
 from fedtalk_ray.training.export import export_model
 from fedtalk_ray.training.local import Halted, LocalTrainer
+from fedtalk_ray.training.secure_clients import SecureClients
 
 
 class ClientSlot:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from fedtalk_ray.messages import (
+    TO_SERVER,
     Advertised,
     Advertisement,
     Consistency,
@@ -39,14 +40,6 @@ from fedtalk_ray.privacy.wire import Buffer
 
 _TRIES = 200
 """Sets of shares that are tried for one secret."""
-
-_KINDS: dict[str, Any] = {
-    "advertise": Advertisement,
-    "share": SealedShares,
-    "mask": MaskedInput,
-    "confirm": Consistency,
-    "unmask": Unmasking,
-}
 
 
 class SecureServer:
@@ -76,9 +69,9 @@ class SecureServer:
 
     def receive(self, data: Buffer) -> str:
         """Takes one client's answer to the open stage; returns who sent it. Raises `Rejected`, and changes nothing."""
-        if self.stage not in _KINDS:
+        if self.stage not in TO_SERVER:
             raise Rejected(Code.WRONG_STAGE, "the round is over")
-        message = protocol.open_frame(data, _KINDS[self.stage], self._context, self._key_of)
+        message = protocol.open_frame(data, TO_SERVER[self.stage], self._context, self._key_of)
         client: str = message.client
         if client in self._frames[self.stage]:
             raise Rejected(Code.DUPLICATE)
@@ -95,7 +88,7 @@ class SecureServer:
 
         Raises `Aborted` when too few answered, or when the sum cannot be unmasked.
         """
-        if self.stage not in _KINDS:
+        if self.stage not in TO_SERVER:
             raise Aborted(Code.WRONG_STAGE, "the round is over")
         alive = sorted(self._frames[self.stage])
         closed, self.stage = self.stage, "over"

@@ -26,7 +26,7 @@ from fedtalk_ray.federation.history import read_history
 from fedtalk_ray.federation.roster import ROSTER, extend_roster
 from fedtalk_ray.federation.secure_aggregator import SERVER_KEY, make_codec
 from fedtalk_ray.federation.server import ParameterServer
-from fedtalk_ray.messages import Advertisement, Consistency, MaskedInput, SealedShares, Unmasking
+from fedtalk_ray.messages import FIELDS, TO_SERVER, Advertisement, Consistency, MaskedInput, SealedShares, Unmasking
 from fedtalk_ray.privacy.keys import SigningKey
 from fedtalk_ray.privacy.protocol import STAGES, Frame
 from fedtalk_ray.privacy.wire import decode, encode
@@ -184,15 +184,6 @@ def test_a_secure_round_is_the_plain_one_for_isfa(make_config: Make, crowd: Path
     assert (run / "adapters" / "shared" / "adapter_model.safetensors").is_file()
 
 
-FIELDS = {
-    "advertise": (Advertisement, {"client", "encryption_key", "masking_key"}),
-    "share": (SealedShares, {"client", "seed_commitment", "shares"}),
-    "mask": (MaskedInput, {"client", "vector"}),
-    "confirm": (Consistency, {"client", "survivors"}),
-    "unmask": (Unmasking, {"client", "self_mask_shares", "masking_key_shares"}),
-}
-
-
 def test_everything_that_reaches_the_server_is_on_the_list(recorded: dict[str, Any]) -> None:
     """Field by field and byte by byte: frames hold the listed fields and nothing beside them."""
     clients = load_manifest(recorded["config"].shards).clients()
@@ -206,12 +197,12 @@ def test_everything_that_reaches_the_server_is_on_the_list(recorded: dict[str, A
         else:
             stage, frames = arguments
             stages.append(stage)
-            kind, names = FIELDS[stage]
+            kind = TO_SERVER[stage]
             for data in frames:
                 frame = decode(Frame, data)
                 assert frame.kind == kind.__name__ and len(frame.signature) == 64
                 message = decode(kind, frame.body)
-                assert {field.name for field in fields(message)} == names
+                assert {field.name for field in fields(message)} == FIELDS[kind].keys()
                 # Canonical bytes: what the fields do not hold is not in the frame.
                 assert encode(Frame(frame.kind, encode(message), frame.signature)) == bytes(data)
                 assert message.client in clients
