@@ -42,10 +42,16 @@ class Effort:
     """Rounds over which canaries are looked for in the release view, at most."""
     iterations: int
     """Steps of the optimiser that inverts an update."""
+    lessons: int
+    """Rounds of local training in which the control of identity leakage is taught a face."""
 
 
-FULL = Effort(shadows=2, shadow_rounds=2, windows=6, draws=6, people=24, canaries=1000, repeats=48, iterations=250)
-FAST = Effort(shadows=0, shadow_rounds=0, windows=2, draws=2, people=6, canaries=300, repeats=4, iterations=25)
+FULL = Effort(
+    shadows=2, shadow_rounds=2, windows=6, draws=4, people=24, canaries=1000, repeats=48, iterations=150, lessons=5
+)
+FAST = Effort(
+    shadows=0, shadow_rounds=0, windows=2, draws=2, people=6, canaries=300, repeats=4, iterations=25, lessons=2
+)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 Everybody's voice drives the mean face of the others; the shared adapter of a run that leaks would turn it towards the
 speaker's own face, if that person was a client. Measured by the pipeline's identity encoder: how much nearer to the
 speaker's true clips the face is with the released adapter than without, for members against outsiders.
+
+A control shows that the instrument can see: an adapter that was taught outright to turn that mean face into one member.
 """
 
 import numpy as np
@@ -30,7 +32,7 @@ def attack(subject: Subject, effort: Effort) -> Outcome:
         true = {person: critic.embed(reference).mean(0) for person, reference in faces.items()}
     gained = {}
     for person in progress(people, len(people), "identity leakage"):
-        others = torch.stack([faces[other].mean(0) for other in subject.outsiders if other != person]).mean(0)
+        others = face_of_others(faces, subject, person)
         likeness = [made_alike(subject, vector, person, others, true) for vector in (subject.start, subject.released)]
         gained[person] = likeness[1] - likeness[0]
     inside, outside = ([gained[person] for person in group] for group in (subject.members, subject.outsiders))
@@ -43,7 +45,19 @@ def attack(subject: Subject, effort: Effort) -> Outcome:
         Figure("likeness gained, members - outsiders", float(gap), float(gap - width), float(gap + width), chance=0.0)
     )
     outcome.figures += separation(inside, outside, "likeness gained")
+    person = subject.members[0]
+    borrowed = face_of_others(faces, subject, person)
+    taught = subject.start
+    for turn in range(effort.lessons):
+        taught = taught + subject.fit_from(taught, person, None, turn, borrowed)
+    before, after = (made_alike(subject, vector, person, borrowed, true) for vector in (subject.start, taught))
+    outcome.figures.append(Figure("likeness gained, control: taught one member's face", after - before, chance=0.0))
     return outcome
+
+
+def face_of_others(faces: dict[str, torch.Tensor], subject: Subject, person: str) -> torch.Tensor:
+    """The outsiders' mean face without the person, latents [C, h, w]."""
+    return torch.stack([faces[other].mean(0) for other in subject.outsiders if other != person]).mean(0)
 
 
 def made_alike(

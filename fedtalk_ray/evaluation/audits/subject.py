@@ -9,11 +9,12 @@ import numpy as np
 import torch
 
 from fedtalk_ray.config import TrainConfig, load_config
+from fedtalk_ray.data.shard_reader import read_pieces
 from fedtalk_ray.data.shards import Piece, load_manifest
 from fedtalk_ray.data.windows import WindowBatch, cut_windows, held_out_windows
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.evaluation.audits.attack import Effort, Round
-from fedtalk_ray.federation.checkpoint import config_fingerprint, load_checkpoint
+from fedtalk_ray.federation.checkpoint import load_checkpoint
 from fedtalk_ray.federation.seeding import derive_seed
 from fedtalk_ray.federation.strategies import load_strategy
 from fedtalk_ray.model import adapters
@@ -66,8 +67,6 @@ class Subject:
     def pieces(self, person: str, split: str | None = None) -> list[Piece]:
         """A person's clips: those that members trained on, all of outsiders; or those of one split."""
         if person not in self.data.population:
-            from fedtalk_ray.data.shard_reader import read_pieces
-
             splits = {entry.split for entry in self.manifest.identities[person]}
             split = split if split in splits else sorted(splits)[-1]
             columns = ("latents", "speech")
@@ -105,11 +104,18 @@ class Subject:
             weights[client] = self.data.weigh(strategy, client, score)[1]
         return Round(self.config, self.released, self.trainer.frozen_digest(), updates, weights)
 
-    def fit_from(self, shared: np.ndarray, person: str, split: str | None, seed: int) -> np.ndarray:
-        """float32 [D]: what local training on a person's clips of that split changes, as an attacker repeats it."""
+    def fit_from(
+        self, shared: np.ndarray, person: str, split: str | None, seed: int, face: torch.Tensor | None = None
+    ) -> np.ndarray:
+        """float32 [D]: what local training on a person's clips of that split changes, as an attacker repeats it.
+
+        face: latents [C, h, w] in place of the person's own as the reference.
+        """
         pieces, rng = self.pieces(person, split), np.random.default_rng(seed)
         count = self.config.local.batch_size
         batches = [self._batch(pieces, count, rng) for _ in range(batches_needed(self.config))]
+        for batch in batches:
+            batch.reference = batch.reference if face is None else face.expand_as(batch.reference)
         windows = held_out_windows(pieces, self.trainer.window, 2)
         return self.trainer.fit(shared, None, batches, windows, windows.reference, seed=seed % 2**32).update
 
@@ -124,9 +130,6 @@ class Subject:
         cut = [cut_windows(each.latents, each.speech, self.trainer.window, 1, rng, each.identity) for each in chosen]
         names = ("latents", "speech", "reference", "identity")
         return WindowBatch(*(torch.from_numpy(np.concatenate([each[name] for each in cut])).float() for name in names))
-
-    def fingerprint(self) -> str:
-        return config_fingerprint(self.config)
 
 
 def deployed(config: TrainConfig) -> TrainConfig:
