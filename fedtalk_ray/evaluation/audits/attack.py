@@ -50,7 +50,7 @@ FULL = Effort(
     shadows=2, shadow_rounds=2, windows=6, draws=4, people=24, canaries=1000, repeats=48, iterations=150, lessons=5
 )
 FAST = Effort(
-    shadows=0, shadow_rounds=0, windows=2, draws=2, people=6, canaries=300, repeats=4, iterations=25, lessons=2
+    shadows=0, shadow_rounds=0, windows=2, draws=2, people=8, canaries=300, repeats=4, iterations=25, lessons=2
 )
 
 
