@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from fedtalk_ray import __version__
 from fedtalk_ray.evaluation import report_sections as sections
+from fedtalk_ray.evaluation.report_audit import attacks, read_audit
 from fedtalk_ray.evaluation.report_metrics import DOWN, ONE, UP, read_metrics, tables_of_groups
 from fedtalk_ray.evaluation.report_run import key_figures, read_run, sentence, warnings_of
 from fedtalk_ray.evaluation.report_svg import SERIES
@@ -64,6 +65,7 @@ def collect(run: Path, client: str | None, metrics: Path | None) -> dict[str, An
             sections.weights(found),
             sections.jitter(measured, command),
             sections.privacy(found),
+            attacks(run, found.last, read_audit(run)),
             sections.communication(found),
         ],
         "yaml": found.yaml,

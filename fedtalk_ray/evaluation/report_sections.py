@@ -39,9 +39,13 @@ class Plot:
 
 @dataclass
 class Section:
+    """rows: cells of a table under `columns`, plain text."""
+
     title: str
     sentences: list[str] = field(default_factory=list)
     plots: list[Plot] = field(default_factory=list)
+    columns: tuple[str, ...] = ()
+    rows: list[tuple[str, ...]] = field(default_factory=list)
 
 
 def convergence(run: Run) -> Section:

@@ -89,7 +89,7 @@ class Outcome:
     """What one attack brought back.
 
     attack: its module's name. broken: promises that do not hold, a line each. notes: what a reader must know.
-    series: numbers for plots, by name. pictures: uint8 [H, W, 3], by name.
+    series: numbers for plots, by name. pictures: uint8 [H, W, 3], by name. whose: the client that they show.
     """
 
     attack: str
@@ -99,6 +99,7 @@ class Outcome:
     notes: list[str] = field(default_factory=list)
     series: dict[str, list[float]] = field(default_factory=dict)
     pictures: dict[str, np.ndarray] = field(default_factory=dict)
+    whose: str = ""
 
     def failures(self) -> list[str]:
         """What makes the audit fail: broken promises, and figures that are no finite numbers."""

@@ -19,6 +19,7 @@ from fedtalk_ray.evaluation.audits.audit_plots import plot_outcome
 from fedtalk_ray.evaluation.audits.subject import Subject, mode
 from fedtalk_ray.outputs import new_file
 from fedtalk_ray.privacy.ledger import Ledger
+from fedtalk_ray.training.client_state import client_folder
 
 AUDIT, RESULTS = "audit", "audit.json"
 
@@ -53,11 +54,14 @@ def audit(run: Path, *, fast: bool = False, only: Sequence[str] = ()) -> dict[st
     result = summary(subject, outcomes, effort) | {"seconds": round(monotonic() - started, 1)}
     folder = run / AUDIT
     for outcome in outcomes:
-        plot_outcome(outcome, folder)
+        plot_outcome(outcome, folder, client_folder(run, outcome.whose) / AUDIT)
     with new_file(folder / RESULTS) as place:
         place.write_text(json.dumps(result, indent=1, allow_nan=False), encoding="utf-8")
     print(table(outcomes, result))
     print(f"audit: {folder / RESULTS} ({result['seconds']:.0f} s)")
+    for outcome in outcomes:
+        if outcome.pictures:
+            print(f"what was recovered of {outcome.whose}: {client_folder(run, outcome.whose) / AUDIT}")
     if result["failures"]:
         raise AuditFailed("the audit failed: " + "; ".join(result["failures"]))
     return result

@@ -10,8 +10,11 @@ from fedtalk_ray.evaluation.plots import COLOURS, DPI
 from fedtalk_ray.outputs import new_file
 
 
-def plot_outcome(outcome: Outcome, folder: Path) -> None:
-    """FOLDER/<attack>.png with the scores of both groups, and FOLDER/<attack>-pictures.png, where it has any."""
+def plot_outcome(outcome: Outcome, folder: Path, private: Path) -> None:
+    """FOLDER/<attack>.png with the scores of both groups, and PRIVATE/<attack>.png with pictures, where it has any.
+
+    private: a folder of the client whom the pictures show.
+    """
     finite = {name: values for name, values in outcome.series.items() if len(values) and np.isfinite(values).all()}
     panels: dict[str, dict[str, list[float]]] = {}
     for name, values in finite.items():
@@ -36,7 +39,7 @@ def plot_outcome(outcome: Outcome, folder: Path) -> None:
             axes.imshow(picture, interpolation="nearest")
             axes.set_title(name, fontsize="small")
             axes.axis("off")
-        save(drawing, folder / f"{outcome.attack}-pictures.png")
+        save(drawing, private / f"{outcome.attack}.png")
 
 
 def save(drawing: Drawing, path: Path) -> None:

@@ -19,7 +19,7 @@ from fedtalk_ray.data.windows import WindowBatch, held_out_windows
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.evaluation.audits.attack import Effort, Figure, Outcome, Round
 from fedtalk_ray.evaluation.audits.subject import Subject, mode
-from fedtalk_ray.evaluation.audits.views import ALL_BUT_ONE, SERVER, opened_sum, views
+from fedtalk_ray.evaluation.audits.views import opened_sum, views
 from fedtalk_ray.federation.seeding import derive_seed
 from fedtalk_ray.model import adapters
 from fedtalk_ray.observability import ticker
@@ -58,8 +58,9 @@ def attack(subject: Subject, effort: Effort) -> Outcome:
     """Cosine and PSNR for one update in the clear, and for what the run's own attackers hold of it."""
     outcome, trainer = Outcome("inversion", KNOWS), subject.one_step_trainer()
     if trainer.critic is None:
-        raise RunError("the pipeline has no identity encoder's decoder, so nothing can be shown of what is recovered")
+        raise RunError("the pipeline has no identity encoder, so what is recovered cannot be shown")
     victim, seed = subject.members[0], derive_seed(subject.config.seed, "inversion")
+    outcome.whose = victim
     windows = {who: held_out_windows(subject.pieces(who), trainer.window, 1) for who in subject.members}
     # All clients' random choices differ; the victim's are those that the attacker repeats.
     updates = {
@@ -200,6 +201,3 @@ def psnr(picture: np.ndarray, truth: np.ndarray) -> float:
     """Of two uint8 pictures, in dB; 100 where they are the same."""
     error = float(np.mean((picture.astype(float) - truth.astype(float)) ** 2))
     return min(100.0, 10 * float(np.log10(255**2 / error))) if error else 100.0
-
-
-__all__ = ["ALL_BUT_ONE", "CLEAR", "KNOWS", "SERVER", "attack", "invert"]

@@ -130,8 +130,10 @@ def test_without_privacy_the_attacks_get_something(plain_run: Path, capsys: pyte
     assert ranks["rank-1, the server alone"]["chance"] == pytest.approx(1 / FAST.people)
     for name in ATTACKS:
         assert f"\n{name}: " in printed
-    for picture in ("membership.png", "canaries.png", "inversion-pictures.png"):
-        assert (plain_run / "audit" / picture).read_bytes().startswith(b"\x89PNG")
+    # What shows a client stays in its folder.
+    for picture in ("audit/membership.png", "audit/canaries.png", "clients/p00/audit/inversion.png"):
+        assert (plain_run / picture).read_bytes().startswith(b"\x89PNG")
+    assert not (plain_run / "audit" / "inversion.png").exists()
 
 
 def test_with_both_promises_the_attacks_get_nothing(private_run: Path) -> None:
