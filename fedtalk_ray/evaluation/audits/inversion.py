@@ -84,7 +84,6 @@ def attack(subject: Subject, effort: Effort) -> Outcome:
         # Two attackers may hold the same to within rounding: one try serves both.
         key = np.float32(np.round(seen / max(float(np.abs(seen).max()), 1e-300), 3)).tobytes()
         if key not in recovered:
-            subject.trainer.load(subject.released, None)
             recovered[key] = invert(trainer, subject.released, seen, windows[victim], faces, seed, effort.iterations)
         judge(outcome, trainer, name, recovered[key], truth, faces.mean)
     return outcome
@@ -101,7 +100,7 @@ def invert(
 ) -> torch.Tensor:
     """The face [C, h, w] whose one step from `shared` makes the update that was seen, float64 [D].
 
-    Of `window` only the sound is used.
+    Of `window` only the sound is used, and the face embedding where the shards hold one.
     """
     trainer.load(shared, None, seed)
     adapters.train_only(trainer.model, trainer.shared())

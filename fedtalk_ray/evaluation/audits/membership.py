@@ -25,16 +25,20 @@ def attack(subject: Subject, effort: Effort) -> Outcome:
     """AUC and TPR at 1% FPR of both scores, members against outsiders."""
     outcome = Outcome("membership", KNOWS)
     people = [*subject.members, *subject.outsiders]
-    before = {person: subject.loss(subject.start, person) for person in people}
 
-    def scores(vector: np.ndarray) -> dict[str, float]:
-        return {person: 1 - subject.loss(vector, person) / before[person] for person in people}
+    def losses(vector: np.ndarray, what: str) -> dict[str, float]:
+        return {person: subject.loss(vector, person) for person in progress(people, len(people), f"membership: {what}")}
 
-    gained = scores(subject.released)
+    before = losses(subject.start, "before the run")
+
+    def scores(vector: np.ndarray, what: str) -> dict[str, float]:
+        return {person: 1 - loss / before[person] for person, loss in losses(vector, what).items()}
+
+    gained = scores(subject.released, "after it")
     told(outcome, subject, gained, "base-calibrated loss")
     if effort.shadows:
         shadows = train_shadows(subject, effort)
-        under = [scores(shadow.parameters) for shadow in progress(shadows, len(shadows), "membership: shadow runs")]
+        under = [scores(shadow.parameters, f"shadow run {turn}") for turn, shadow in enumerate(shadows, 1)]
         told(outcome, subject, likelihood_ratio(gained, shadows, under), "likelihood ratio")
     return outcome
 

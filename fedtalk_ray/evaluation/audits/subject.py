@@ -18,6 +18,7 @@ from fedtalk_ray.federation.checkpoint import load_checkpoint
 from fedtalk_ray.federation.seeding import derive_seed
 from fedtalk_ray.federation.strategies import load_strategy
 from fedtalk_ray.model import adapters
+from fedtalk_ray.observability import progress
 from fedtalk_ray.training.backbone import build_pipeline
 from fedtalk_ray.training.client_data import ClientData
 from fedtalk_ray.training.client_state import identity_before
@@ -87,7 +88,7 @@ class Subject:
         """One more round of all members from the released model, trained and weighed as the run does it."""
         strategy = load_strategy(self.config.strategy)
         updates, weights = {}, {}
-        for client in self.members:
+        for client in progress(self.members, len(self.members), "one more round"):
             seed = derive_seed(self.config.seed, "audit", client)
             result = self.trainer.fit(
                 self.released,
