@@ -20,7 +20,7 @@ TITLES = {
     "inversion": "a face out of an update",
     "identity_leakage": "faces in the shared adapter",
 }
-COLUMNS = ("attack", "what the attacker gets", "value", "95% interval", "by chance", "claimed at most")
+COLUMNS = ("attack", "what the attacker gets", "value", "95% interval", "by chance", "claim")
 
 
 def read_audit(run: Path) -> dict[str, Any] | None:
@@ -46,6 +46,8 @@ def attacks(run: Path, after: int, found: dict[str, Any] | None) -> Section:
         return section
     if found["failures"]:
         section.sentences += [f"BROKEN PROMISE: {line}" for line in found["failures"]]
+    elif found["mode"] == "no privacy":
+        section.sentences.append("This run promises nothing; the attacks show what it would have to hide.")
     else:
         section.sentences.append("No promise was found broken.")
     if found["round"] != after:
@@ -67,6 +69,6 @@ def cells(figure: dict[str, Any]) -> tuple[str, str, str, str]:
     """value, interval, chance, claim; empty where there is none."""
     value = "no number" if figure["value"] is None else f"{figure['value']:.3g}"
     known = figure["low"] is not None and figure["high"] is not None
-    bounds = f"{figure['low']:.3g} to {figure['high']:.3g}" if known else ""
+    bounds = f"{figure['low']:.2g} to {figure['high']:.2g}" if known else ""
     chance, claim = ("" if figure[name] is None else f"{figure[name]:.3g}" for name in ("chance", "claim"))
     return value, bounds, chance, claim

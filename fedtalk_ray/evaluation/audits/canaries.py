@@ -25,7 +25,7 @@ from fedtalk_ray.evaluation.audits.bounds import CONFIDENCE, auditor
 from fedtalk_ray.evaluation.audits.subject import Subject
 from fedtalk_ray.evaluation.audits.views import summed
 from fedtalk_ray.federation.privacy_plan import sampling_rate
-from fedtalk_ray.federation.secure_aggregator import clip_norm_of, make_codec
+from fedtalk_ray.federation.secure_aggregator import clip_norm_of, limits_of, make_codec
 from fedtalk_ray.federation.seeding import derive_seed
 from fedtalk_ray.observability import progress
 from fedtalk_ray.privacy.accounting import Rounds, epsilon
@@ -75,10 +75,12 @@ def measure(
 ) -> None:
     """Adds one view's figures. joined: bool [rounds, canaries], who is in which sum. inside: whom the coin let in."""
     rounds, codec = len(joined), make_codec(config, BLOCK * len(inside))
+    # Of a round that too few joined nothing is opened.
+    joined = joined[joined.sum(1) >= (limits_of(config).floor if config.aggregation == "secure" else 1)]
+    scores = np.zeros(len(inside))
     try:
-        scores = np.sum(
-            [canary_scores(config, who, rng) for who in progress(joined, rounds, f"canaries: {view}")], axis=0
-        )
+        for who in progress(joined, len(joined), f"canaries: {view}"):
+            scores += canary_scores(config, who, rng)
     except Aborted as error:
         outcome.broken.append(f"{view}: the server threw a round of honest clients away ({error})")
         return
@@ -103,17 +105,15 @@ def measure(
             outcome.broken.append(
                 f"{view}: canaries prove an epsilon of at least {bound:.2f}, and the accountant claims {claim:.2f}"
             )
-    check_noise(outcome, view, scores[~inside], promised * math.sqrt(rounds))
+    spread = promised * math.sqrt(len(joined))
+    check_noise(outcome, view, scores[~inside], spread)
     if config.aggregation == "secure" or noise:
-        check_largest(outcome, view, scores, joined.sum(0), promised * math.sqrt(rounds))
+        check_largest(outcome, view, scores, joined.sum(0), spread)
 
 
 def canary_scores(config: TrainConfig, joined: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """float64 [canaries]: how much of each one round's opened sum holds, in clip norms. joined: bool [canaries]."""
     bound, dimension = clip_norm_of(config), BLOCK * len(joined)
-    # What a round without anybody would open: nothing.
-    if not joined.any():
-        return np.zeros(len(joined))
     value = LENGTH * bound / math.sqrt(BLOCK)
     updates, weights = {}, {}
     for canary in np.flatnonzero(joined):

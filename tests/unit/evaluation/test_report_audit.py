@@ -36,6 +36,11 @@ def test_figures_are_told_with_all_that_stands_beside_them(tmp_path: Path) -> No
     assert not any("has gone on" in line for line in section.sentences)
 
 
+def test_a_run_that_promises_nothing_breaks_nothing(tmp_path: Path) -> None:
+    section = attacks(tmp_path, 3, read_audit(written(tmp_path, mode="no privacy")))
+    assert section.sentences[0].startswith("This run promises nothing")
+
+
 def test_broken_promises_and_older_rounds_are_said_first(tmp_path: Path) -> None:
     section = attacks(tmp_path, 5, read_audit(written(tmp_path, failures=["canaries: too much"])))
     assert section.sentences[0] == "BROKEN PROMISE: canaries: too much"

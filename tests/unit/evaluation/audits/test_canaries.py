@@ -78,6 +78,14 @@ def test_the_sums_carry_the_least_noise_that_the_guarantee_counts_on() -> None:
         assert Limits().survivors(parties) <= survivors < Limits().survivors(parties + 1)
 
 
+def test_rounds_that_too_few_joined_are_not_opened(secure: Any) -> None:
+    """A rate that fills no cohort: there is nothing to see, and no noise is missed."""
+    outcome = audit_rounds(secure(**NOISE), rate=0.005, rounds=3, taken=1, canaries=CANARIES)
+    assert outcome.failures() == []
+    assert value(outcome, "release view: epsilon at least, one run") == 0
+    assert set(outcome.series["release view: canaries outside"]) == {0.0}
+
+
 # Planted bugs: each one, and the line that names it.
 
 
