@@ -10,9 +10,11 @@ import argparse
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from fedtalk_ray.evaluation.audits.attack import FAST, FULL
 from fedtalk_ray.evaluation.audits.audit import AUDIT, RESULTS
 from fedtalk_ray.evaluation.audits.inversion import CLEAR
 from fedtalk_ray.evaluation.audits.views import ALL_BUT_ONE, SERVER
@@ -43,7 +45,6 @@ ROWS: tuple[tuple[str, str, str], ...] = (
     ("reidentification", f"rank-1, {ALL_BUT_ONE}", f"re-identification by {ALL_BUT_ONE}, rank-1"),
     ("canaries", "server view: epsilon at least, one run", "canaries, epsilon at least"),
     ("canaries", "server view: epsilon at least, one run, Gaussian-like noise", "canaries, the same for such noise"),
-    ("one_shot", "epsilon estimated, one round, server view", "one-shot estimate of one round's epsilon"),
     ("wire", "largest correlation of a masked vector with its update", "correlation with what the server sees"),
     ("identity_leakage", "likeness gained, members - outsiders", "likeness gained, members - outsiders"),
 )
@@ -73,10 +74,17 @@ def main(arguments: list[str]) -> None:
             if not (run / "pipeline" / "model_index.json").is_file():
                 resume = ["--resume"] if (run / "config.yaml").is_file() else []
                 fedtalk("train", chosen.recipe, f"run={run}", f"seed={seed}", *settings, *resume)
-            if not (run / AUDIT / RESULTS).is_file():
+            found = read(run / AUDIT / RESULTS)
+            if found is None or found["failures"] or found["effort"] != asdict(FAST if chosen.fast else FULL):
                 fedtalk("audit", str(run), *(["--fast"] if chosen.fast else []))
-            results[mode].append(json.loads((run / AUDIT / RESULTS).read_text(encoding="utf-8")))
+                found = read(run / AUDIT / RESULTS)
+            assert found is not None
+            results[mode].append(found)
             print(table(results), flush=True)
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
 
 def fedtalk(*arguments: str) -> None:

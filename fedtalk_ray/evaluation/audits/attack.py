@@ -122,12 +122,13 @@ class Outcome:
         return {
             "attack": self.attack,
             "knows": self.knows,
-            "figures": [{name: _finite(value) for name, value in vars(figure).items()} for figure in self.figures],
+            "figures": [{name: finite(value) for name, value in vars(figure).items()} for figure in self.figures],
             "failures": self.failures(),
             "notes": self.notes,
-            "series": {name: [_finite(value) for value in values] for name, values in self.series.items()},
+            "series": {name: [finite(value) for value in values] for name, values in self.series.items()},
         }
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """None for a number that JSON cannot hold, everything else as it is."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -6,6 +6,7 @@ RUN/audit/*.png        scores of members and outsiders, canaries, and the pictur
 
 import importlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,12 +14,13 @@ from time import monotonic
 from types import ModuleType
 from typing import Any
 
-from fedtalk_ray.errors import RunError
-from fedtalk_ray.evaluation.audits.attack import FAST, FULL, Effort, Figure, NotFinite, Outcome
+from fedtalk_ray.errors import RunError, UserError
+from fedtalk_ray.evaluation.audits.attack import FAST, FULL, Effort, Figure, NotFinite, Outcome, finite
 from fedtalk_ray.evaluation.audits.audit_plots import plot_outcome
+from fedtalk_ray.evaluation.audits.bounds import auditing
 from fedtalk_ray.evaluation.audits.subject import Subject, mode
 from fedtalk_ray.outputs import new_file
-from fedtalk_ray.privacy.ledger import Ledger
+from fedtalk_ray.privacy.protocol import Aborted
 from fedtalk_ray.training.client_state import client_folder
 
 AUDIT, RESULTS = "audit", "audit.json"
@@ -47,6 +49,7 @@ def audit(run: Path, *, fast: bool = False, only: Sequence[str] = ()) -> dict[st
     once everything is written, where a promise is broken or a score is no finite number.
     """
     started = monotonic()
+    auditing()
     attacks = [load_attack(name) for name in only or ATTACKS]
     effort = FAST if fast else FULL
     subject = Subject(run, effort)
@@ -75,11 +78,12 @@ def load_attack(name: str) -> ModuleType:
 
 
 def attempt(module: ModuleType, subject: Subject, effort: Effort) -> Outcome:
-    """What the attack brought back; scores that are no numbers are a broken promise like any other."""
+    """What the attack brought back. One that could not be tried fails the audit, and the others go on."""
     try:
         outcome: Outcome = module.attack(subject, effort)
-    except NotFinite as error:
-        outcome = Outcome(module.__name__.rpartition(".")[2], module.KNOWS, broken=[str(error)])
+    except (UserError, Aborted, NotFinite) as error:
+        name = module.__name__.rpartition(".")[2]
+        outcome = Outcome(name, module.KNOWS, broken=[f"could not be tried: {' '.join(str(error).split())}"])
     return outcome
 
 
@@ -87,7 +91,7 @@ def summary(subject: Subject, outcomes: list[Outcome], effort: Effort) -> dict[s
     """What audit.json holds."""
     privacy, claim = subject.config.privacy, None
     if privacy.mechanism != "none":
-        claim = asdict(Ledger(subject.folder / "checkpoints").spent(privacy.delta))
+        claim = {name: finite(value) for name, value in asdict(subject.ledger.spent(privacy.delta)).items()}
     return {
         "run": str(subject.folder),
         "mode": mode(subject.config),
@@ -105,9 +109,9 @@ def table(outcomes: list[Outcome], result: dict[str, Any]) -> str:
     """What was found, a line a figure: the value with its interval, what guessing gives, what the accountant claims."""
     lines = [f"{result['run']}: {result['mode']}, after round {result['round']}"]
     if claim := result["claim"]:
+        release, server = (f"{claim[view] or math.inf:.2f}" for view in ("release", "server"))
         lines.append(
-            f"the accountant: epsilon {claim['release']:.2f} (release view), {claim['server']:.2f} (server view) at "
-            f"delta {claim['delta']:g}"
+            f"the accountant: epsilon {release} (release view), {server} (server view) at delta {claim['delta']:g}"
         )
     width = max(len(figure.name) for outcome in outcomes for figure in (*outcome.figures, Figure("", 0)))
     for outcome in outcomes:

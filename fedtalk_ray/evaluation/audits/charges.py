@@ -95,8 +95,6 @@ def check_epsilon(config: TrainConfig, records: list[dict[str, Any]], ledger: Le
         outcome.broken.append(
             f"the run spent epsilon {cost:.4f} ({privacy.view} view) of a budget of {privacy.epsilon:g}"
         )
-    if privacy.simulated_cohort is not None:
-        outcome.notes.append("The run simulates a larger cohort: its epsilon is not what the real clients get.")
     last = max((charge.round for charge in ledger.charges), default=0)
     told = [record for record in records if "epsilon" in record]
     if not told or told[-1]["round"] < last:

@@ -20,15 +20,18 @@ import numpy as np
 
 from fedtalk_ray.config import TrainConfig
 from fedtalk_ray.evaluation.audits.attack import Round
+from fedtalk_ray.federation.aggregation import WeightedSum
 from fedtalk_ray.federation.checkpoint import Checkpoint, config_fingerprint, save_checkpoint
 from fedtalk_ray.federation.roster import ROSTER, extend_roster
-from fedtalk_ray.federation.secure_aggregator import SERVER_KEY
+from fedtalk_ray.federation.secure_aggregator import SERVER_KEY, clip_norm_of
 from fedtalk_ray.federation.server import ParameterServer
-from fedtalk_ray.messages import Collected, Plan
+from fedtalk_ray.messages import Collected, PlainUpdate, Plan
+from fedtalk_ray.privacy.clipping import weigh_and_clip
 from fedtalk_ray.privacy.keys import SigningKey
 from fedtalk_ray.privacy.ledger import Charge, Ledger
 from fedtalk_ray.privacy.protocol import STAGES
 from fedtalk_ray.privacy.wire import Buffer
+from fedtalk_ray.settings import ServerConfig
 from fedtalk_ray.training.secure_clients import SecureClients
 
 Absent = Mapping[str, set[str]]
@@ -88,24 +91,38 @@ class RecordingServer(ParameterServer):
 def settings_for(audited: Round, folder: Path) -> TrainConfig:
     """The round's configuration for one exchange in `folder`.
 
-    Noise is that of the real cohort, not of a simulated one (whose adaptive clipping would drown in it). The budget is
-    left out: one exchange is to run, whatever the run has left.
+    The budget is left out: one exchange is to run, whatever the run has left.
     """
     config = audited.config
     privacy = config.privacy
     if privacy.mechanism != "none" and privacy.noise_multiplier is None:
         raise ValueError("the noise is not settled; take the configuration that the run wrote down")
-    changes: dict[str, Any] = {"epsilon": None}
-    if privacy.simulated_cohort is not None:
-        changes |= {"simulated_cohort": None, "simulated_population": None, "clipping": "fixed"}
     size = max(config.cohort.size, len(audited.updates))
     return config.model_copy(
         update={
             "run": str(folder),
-            "privacy": privacy.model_copy(update=changes),
+            "privacy": privacy.model_copy(update={"epsilon": None}),
             "cohort": config.cohort.model_copy(update={"size": size}),
         }
     )
+
+
+def central_sum(config: TrainConfig, updates: dict[str, np.ndarray], weights: dict[str, float]) -> np.ndarray:
+    """float64 [D]: the sum of one round under plain aggregation to which a real server adds the noise.
+
+    Clients weigh and clip as `actors.client.ClientSlot.fit` has them do it.
+    """
+    total, bound = WeightedSum(), clip_norm_of(config)
+    for name, update in updates.items():
+        total.add(weigh_and_clip(update, weights[name], bound)[0].astype(np.float32), 1.0)
+    privacy = config.privacy.model_copy(update={"epsilon": None})
+    alone = config.model_copy(update={"privacy": privacy, "server": ServerConfig()})
+    with tempfile.TemporaryDirectory() as place:
+        start = np.zeros(len(total.vector()), np.float32)
+        save_checkpoint(Path(place), Checkpoint(0, start, {}), config_fingerprint(alone))
+        server = ParameterServer(place, alone, config_fingerprint(alone))
+        server.apply(1, PlainUpdate(1, total.vector(), total.total_weight), cohort=list(updates))
+        return server.shared().astype(np.float64) * len(updates) * config.privacy.mean_weight
 
 
 def run_exchange(audited: Round, absent: Absent | None = None) -> Exchange:

@@ -36,7 +36,8 @@ def attack(subject: Subject, effort: Effort) -> Outcome:
         likeness = [made_alike(subject, vector, person, others, true) for vector in (subject.start, subject.released)]
         gained[person] = likeness[1] - likeness[0]
     inside, outside = ([gained[person] for person in group] for group in (subject.members, subject.outsiders))
-    outcome.series |= {"likeness gained: members": inside, "likeness gained: outsiders": outside}
+    # Sorted, so that nobody's own can be read off.
+    outcome.series |= {"likeness gained: members": sorted(inside), "likeness gained: outsiders": sorted(outside)}
     if not np.isfinite([*inside, *outside]).all():
         return outcome
     gap = np.mean(inside) - np.mean(outside)
@@ -66,7 +67,7 @@ def made_alike(
     """How much nearer to the person than to everybody else on average a borrowed face is that speaks with its voice."""
     assert subject.trainer.critic is not None
     windows = subject.windows(person)
-    windows.reference = face.expand_as(windows.reference)
+    subject.borrow(windows, face)
     subject.trainer.load(vector, None)
     subject.trainer.model.eval()
     made = generate_windows(subject.trainer.model, subject.trainer.scheduler, windows, seed=1)

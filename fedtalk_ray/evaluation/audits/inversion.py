@@ -28,7 +28,8 @@ from fedtalk_ray.training.losses import window_loss
 
 KNOWS = (
     "Knows the model, the sound, and the client's random choices (they derive from the run's seed, which is public), "
-    "and holds faces of other people. The client takes one plain gradient step on one window."
+    "the face embedding where the shards hold one, and faces of other people. The client takes one plain gradient step "
+    "on one window."
 )
 
 CLEAR = "one update in the clear"

@@ -46,7 +46,8 @@ def attack(subject: Subject, effort: Effort) -> Outcome:
 def told(outcome: Outcome, subject: Subject, scores: dict[str, float], name: str) -> None:
     """Adds one score's figures and, for the plot, its values."""
     inside, outside = ([scores[who] for who in group] for group in (subject.members, subject.outsiders))
-    outcome.series |= {f"{name}: members": inside, f"{name}: outsiders": outside}
+    # Sorted, so that nobody's own can be read off.
+    outcome.series |= {f"{name}: members": sorted(inside), f"{name}: outsiders": sorted(outside)}
     if np.isfinite([*inside, *outside]).all():
         outcome.figures += separation(inside, outside, name)
 

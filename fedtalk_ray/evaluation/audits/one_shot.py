@@ -7,7 +7,6 @@ this attacker sees. An estimate, neither an upper nor a lower bound: it is shown
 
 import math
 
-import dp_accounting
 import numpy as np
 
 from fedtalk_ray.evaluation.audits.attack import Effort, Figure, Outcome, Round
@@ -33,11 +32,18 @@ def estimate(round: Round) -> Outcome:
     outcome, config = Outcome("one_shot", KNOWS), round.config
     dimension = len(round.shared)
     rng = np.random.default_rng(derive_seed(config.seed, "one-shot"))
-    directions = rng.standard_normal((2 * CANARIES, dimension)).astype(np.float32)
-    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    bound = clip_norm_of(config)
-    inside = {f"canary{place:03d}": bound * direction for place, direction in enumerate(directions[:CANARIES])}
-    weights = round.weights | dict.fromkeys(inside, 1.0)
+    directions = rng.standard_normal((2 * CANARIES, dimension), np.float32)
+    for direction in directions:
+        direction /= np.linalg.norm(direction)
+    # As long as the clip lets a weighted update be; where nothing clips, as long and as heavy as a usual one.
+    length, weight = clip_norm_of(config), 1.0
+    if config.privacy.mechanism == "none":
+        length = float(np.median([np.linalg.norm(update) for update in round.updates.values()]))
+        weight = float(np.median(list(round.weights.values())))
+    inside = {
+        f"canary{place:03d}": np.float32(length) * direction for place, direction in enumerate(directions[:CANARIES])
+    }
+    weights = round.weights | dict.fromkeys(inside, weight)
     try:
         changed = summed(config, round.updates | inside, weights, rng)
     except Aborted as error:
@@ -49,7 +55,10 @@ def estimate(round: Round) -> Outcome:
     noise = make_codec(config, dimension).noise
     claim = epsilon([Rounds(noise, 1.0, 1)], config.privacy.delta) if noise else None
     distance = float(seen.mean()) * math.sqrt(dimension)
-    found = dp_accounting.get_epsilon_gaussian(1 / distance, config.privacy.delta) if distance > 0 else 0.0
+    # Imported where it is called: it comes with the extra `audit`.
+    from dp_accounting import get_epsilon_gaussian
+
+    found = get_epsilon_gaussian(1 / distance, config.privacy.delta) if distance > 0 else 0.0
     outcome.figures.append(Figure("epsilon estimated, one round, server view", float(found), claim=claim))
     outcome.notes.append("An estimate, no bound: it may lie above the claim by chance, and is not asserted.")
     return outcome

@@ -1,5 +1,6 @@
 """The run that is attacked: its model before and after, its people, and fresh rounds of its own local training."""
 
+import json
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -15,19 +16,29 @@ from fedtalk_ray.data.windows import WindowBatch, cut_windows, held_out_windows
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.evaluation.audits.attack import Effort, Round
 from fedtalk_ray.federation.checkpoint import load_checkpoint
+from fedtalk_ray.federation.secure_aggregator import limits_of
 from fedtalk_ray.federation.seeding import derive_seed
 from fedtalk_ray.federation.strategies import load_strategy
 from fedtalk_ray.model import adapters
 from fedtalk_ray.observability import progress
+from fedtalk_ray.privacy.ledger import Ledger
 from fedtalk_ray.training.backbone import build_pipeline
 from fedtalk_ray.training.client_data import ClientData
-from fedtalk_ray.training.client_state import identity_before
+from fedtalk_ray.training.client_state import client_folder, identity_before
 from fedtalk_ray.training.local import LocalTrainer, batches_needed
+from fedtalk_ray.training.secure_clients import PROTOCOL_STATE
 
 FEWEST = 4
 """Members, and outsiders, below which nothing can be told."""
 
-ONE_STEP: dict[str, Any] = {"optimizer": "sgd", "steps": 1, "batch_size": 1, "accumulate": 1, "learning_rate": 1.0}
+ONE_STEP: dict[str, Any] = {
+    "optimizer": "sgd",
+    "steps": 1,
+    "batch_size": 1,
+    "accumulate": 1,
+    "learning_rate": 1.0,
+    "identity_steps": 0,
+}
 """A client whose update is the gradient of one window: the one that tells the most."""
 
 
@@ -43,20 +54,25 @@ class Subject:
         if not (folder / "config.yaml").is_file():
             raise RunError(f"{folder} is no run folder (no config.yaml); `fedtalk train` makes one")
         self.folder, self.effort = folder, effort
-        self.config = deployed(load_config(folder / "config.yaml"))
-        if self.config.population.clients is not None:
-            raise RunError(f"run {folder} has virtual clients; an audit asks who took part, so take one per identity")
-        self.manifest = load_manifest(self.config.shards)
+        config = load_config(folder / "config.yaml")
+        check_can_be_audited(folder, config)
+        self.manifest = load_manifest(config.shards)
         checkpoint = load_checkpoint(folder / "checkpoints")
         if checkpoint is None or not checkpoint.round:
             raise RunError(f"run {folder} has no finished round yet, so there is nothing to attack")
         self.rounds, self.released = checkpoint.round, checkpoint.parameters
+        self.ledger = Ledger(folder / "checkpoints")
+        self.config = as_it_is_now(config, checkpoint.clip_norm)
         self.trainer = LocalTrainer(build_pipeline(self.config, self.manifest), self.config)
         self.data = ClientData(self.config, self.manifest, self.trainer.window)
         self.start = adapters.to_vector(self.trainer.shared())
-        took_part = [who for who in self.data.population if identity_before(folder, who, self.rounds + 1)]
+        if np.array_equal(self.start, self.released):
+            raise RunError(f"the model of run {folder} never moved, so it tells of nobody")
+        took_part = [who for who in self.data.population if was_summed(self.config, folder, who, self.rounds)]
         never = [who for who in self.manifest.clients() if who not in self.data.population]
-        self.members = spread(took_part, effort.people)
+        # As many as a sum needs to be opened, and one more to leave.
+        needed = limits_of(self.config).floor + 1 if self.config.aggregation == "secure" else 0
+        self.members = spread(took_part, max(effort.people, needed))
         self.outsiders = spread([*self.manifest.unseen(), *never], effort.people)
         for people, what in ((self.members, "clients that took part"), (self.outsiders, "people who did not")):
             if len(people) < FEWEST:
@@ -116,14 +132,27 @@ class Subject:
         pieces, rng = self.pieces(person, split), np.random.default_rng(seed)
         count = self.config.local.batch_size
         batches = [self._batch(pieces, count, rng) for _ in range(batches_needed(self.config))]
-        for batch in batches:
-            batch.reference = batch.reference if face is None else face.expand_as(batch.reference)
+        if face is not None:
+            for batch in batches:
+                self.borrow(batch, face)
         windows = held_out_windows(pieces, self.trainer.window, 2)
         return self.trainer.fit(shared, None, batches, windows, windows.reference, seed=seed % 2**32).update
 
+    def borrow(self, windows: WindowBatch, face: torch.Tensor) -> None:
+        """Has windows spoken by another face, latents [C, h, w], whose embedding is the outsiders' mean."""
+        windows.reference = face.expand_as(windows.reference)
+        windows.identity = self.nobody.expand_as(windows.identity)
+
+    @cached_property
+    def nobody(self) -> torch.Tensor:
+        """The mean face embedding of the outsiders, [D]; D is 0 where the shards hold none."""
+        return torch.stack([self.windows(person).identity.mean(0) for person in self.outsiders]).mean(0)
+
     def one_step_trainer(self) -> LocalTrainer:
         """A trainer for clients of one step (`ONE_STEP`), with the run's model."""
-        local = self.config.local.model_copy(update=ONE_STEP | {"identity_steps": 0})
+        # Without the terms that other networks judge: the attacker repeats the loss on the denoiser alone.
+        loss = self.config.local.loss.model_copy(update={"identity": 0.0, "perceptual": 0.0, "sync": 0.0})
+        local = self.config.local.model_copy(update=ONE_STEP | {"loss": loss})
         config = self.config.model_copy(update={"local": local})
         return LocalTrainer(build_pipeline(config, self.manifest), config)
 
@@ -134,10 +163,35 @@ class Subject:
         return WindowBatch(*(torch.from_numpy(np.concatenate([each[name] for each in cut])).float() for name in names))
 
 
-def deployed(config: TrainConfig) -> TrainConfig:
-    """The configuration without a simulated cohort: an audit looks at what real clients get."""
-    real = config.privacy.model_copy(update={"simulated_cohort": None, "simulated_population": None})
-    return config.model_copy(update={"privacy": real})
+def check_can_be_audited(folder: Path, config: TrainConfig) -> None:
+    """Raises `RunError` for runs that no attack here says anything true about."""
+    if config.population.clients is not None:
+        raise RunError(f"run {folder} has virtual clients; an audit asks who took part, so take one per identity")
+    if config.pretrained is None:
+        raise RunError(
+            f"run {folder} began from random weights; an audit asks what clients added to a `pretrained` one"
+        )
+    if config.privacy.simulated_cohort is not None:
+        raise RunError(
+            f"run {folder} simulates a cohort of {config.privacy.simulated_cohort}: its clients get less privacy than "
+            "its epsilon says, so there is no claim to hold it to; leave out privacy.simulated_cohort"
+        )
+
+
+def as_it_is_now(config: TrainConfig, clip_norm: float | None) -> TrainConfig:
+    """The configuration for more rounds like the last one. clip_norm: what an adaptive one has become, else None."""
+    if clip_norm is None:
+        return config
+    fixed = config.privacy.model_copy(update={"clipping": "fixed", "clip_norm": clip_norm})
+    return config.model_copy(update={"privacy": fixed})
+
+
+def was_summed(config: TrainConfig, run: Path, client: str, rounds: int) -> bool:
+    """Whether the client's update went into a sum: it trained, and under secure aggregation sent its masked update."""
+    if identity_before(run, client, rounds + 1) is None:
+        return False
+    path = client_folder(run, client) / PROTOCOL_STATE
+    return config.aggregation == "plain" or (path.is_file() and "masked" in json.loads(path.read_text()))
 
 
 def spread(people: list[str], most: int) -> list[str]:

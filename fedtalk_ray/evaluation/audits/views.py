@@ -11,6 +11,7 @@ import numpy as np
 
 from fedtalk_ray.config import TrainConfig
 from fedtalk_ray.evaluation.audits.attack import Round
+from fedtalk_ray.evaluation.audits.exchange import central_sum
 from fedtalk_ray.federation.secure_aggregator import clip_norm_of, limits_of, make_codec
 from fedtalk_ray.privacy.clipping import weigh_and_clip
 from fedtalk_ray.privacy.protocol import Limits
@@ -24,10 +25,12 @@ def parts(round: Round) -> dict[str, np.ndarray]:
     config = round.config
     clips = config.aggregation == "secure" or config.privacy.mechanism != "none"
     bound = clip_norm_of(config)
+    if not clips:
+        return {client: round.weights[client] * update.astype(np.float64) for client, update in round.updates.items()}
+    # Where the weight is sent beside the update it is at most 1 (`UpdateCodec.encode`).
+    largest = 1.0 if config.privacy.mechanism == "none" else np.inf
     return {
-        client: bound * weigh_and_clip(update, round.weights[client], bound)[0]
-        if clips
-        else round.weights[client] * update.astype(np.float64)
+        client: bound * weigh_and_clip(update, min(round.weights[client], largest), bound)[0]
         for client, update in round.updates.items()
     }
 
@@ -40,7 +43,7 @@ def opened_sum(round: Round, rng: np.random.Generator) -> np.ndarray:
 def summed(
     config: TrainConfig, updates: dict[str, np.ndarray], weights: dict[str, float], rng: np.random.Generator
 ) -> np.ndarray:
-    """float64 [D]: the sum of these clients, in steps and with noise, by the run's own codec.
+    """float64 [D]: the sum of these clients with its noise, by the run's own codec, or the server that adds it.
 
     There is no more noise in it than the guarantee counts on: as many have joined as allow just these to survive, and
     those who left would have added noise of their own. rng: of the clients' noise, so that an audit can be repeated;
@@ -48,6 +51,8 @@ def summed(
     """
     if config.aggregation == "plain" and config.privacy.mechanism == "none":
         return np.sum([weights[client] * update.astype(np.float64) for client, update in updates.items()], axis=0)
+    if config.aggregation == "plain":
+        return central_sum(config, updates, weights)
     survivors, dimension = len(updates), len(next(iter(updates.values())))
     size = config.cohort.model_copy(update={"size": max(survivors, config.cohort.size)})
     codec = make_codec(config.model_copy(update={"cohort": size}), dimension)

@@ -70,14 +70,14 @@ def in_the_clear(audited: Round, outcome: Outcome) -> None:
     """Plain aggregation: a slot's sum over its chunk of clients, which may be a single one."""
     sums = {name: np.float32(audited.weights[name]) * update for name, update in audited.updates.items()}
     seen = [correlation(sums[name], update) for name, update in audited.updates.items()]
-    chunk = math.ceil(len(sums) / audited.config.slots.count)
+    chunk = math.ceil(audited.config.cohort.size / audited.config.slots.count)
     outcome.figures += [
         Figure("correlation of a chunk of one client with its true update", float(np.min(seen))),
-        Figure("clients in a chunk's sum", float(chunk)),
+        Figure("clients in a chunk's sum, at most", float(chunk)),
     ]
     outcome.notes.append(
         "Nothing is promised against the server: aggregation is plain. It holds each slot's weighted sum in the clear, "
-        f"over chunks of {chunk} clients at most; a chunk of one client is that client's update."
+        f"here over chunks of {chunk} clients at most, and with a slot for each client every update."
     )
 
 

@@ -192,6 +192,28 @@ def test_a_model_of_nans_fails_the_audit(plain_run: Path, monkeypatch: pytest.Mo
         audit(plain_run, fast=True, only=["reidentification"])
 
 
+def test_an_attack_that_cannot_be_tried_fails_and_the_others_are_written(
+    plain_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise RunError("no identity encoder")
+
+    monkeypatch.setattr(identity_leakage, "attack", fails)
+    with pytest.raises(AuditFailed, match="identity_leakage: could not be tried: no identity encoder"):
+        audit(plain_run, fast=True, only=["canaries", "identity_leakage"])
+    result = json.loads((plain_run / "audit" / "audit.json").read_text())
+    assert figures(result, "canaries") and not figures(result, "identity_leakage")
+
+
+def test_an_infinite_claim_is_written_and_told(private_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    from fedtalk_ray.privacy import ledger
+
+    monkeypatch.setattr(ledger, "epsilon", lambda rounds, delta: float("inf"))
+    result = audit(private_run, fast=True, only=["one_shot"])
+    assert result["claim"]["release"] is None
+    assert "epsilon inf (release view), inf (server view)" in capsys.readouterr().out
+
+
 def test_a_leak_that_was_planted_is_seen(plain_run: Path) -> None:
     """A released model that was taught one member's face outright gains likeness where the sound run gains none."""
     audited = Subject(plain_run, FAST)

@@ -2,6 +2,8 @@
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import dp_accounting
@@ -12,7 +14,7 @@ from fedtalk_ray.errors import RunError
 from fedtalk_ray.evaluation.audits import bounds, one_shot
 from fedtalk_ray.evaluation.audits.attack import NotFinite, Round
 from fedtalk_ray.evaluation.audits.reidentification import nearest
-from fedtalk_ray.evaluation.audits.subject import deployed, mode, spread
+from fedtalk_ray.evaluation.audits.subject import as_it_is_now, check_can_be_audited, mode, spread
 from fedtalk_ray.evaluation.audits.views import ALL_BUT_ONE, SERVER, opened_sum, parts, views
 
 Make = Callable[..., Round]
@@ -119,7 +121,30 @@ def test_the_one_shot_estimate_is_near_the_gaussian_epsilon(make_round: Make) ->
     assert clear.figures[0].value > 5 * exact and clear.figures[0].claim is None
 
 
-def test_an_audit_looks_at_what_real_clients_get(make_round: Make) -> None:
+def test_a_simulated_cohort_has_no_claim_to_be_held_to(make_round: Make, tmp_path: Path) -> None:
     config = make_round(privacy=PRIVACY | {"simulated_cohort": 200, "simulated_population": 2000}).config
-    assert deployed(config).privacy.simulated_cohort is None and deployed(config).privacy.noise_multiplier == 2.0
+    with pytest.raises(RunError, match="simulates a cohort of 200: its clients get less privacy"):
+        check_can_be_audited(tmp_path, config)
+    random = make_round(aggregation="plain", pretrained=None, shared="backbone").config
+    with pytest.raises(RunError, match="began from random weights"):
+        check_can_be_audited(tmp_path, random)
+
+
+def test_an_adapted_clip_norm_is_the_one_that_is_attacked(make_round: Make) -> None:
+    adaptive = {"clipping": "adaptive", "clip_norm": 1.0, "mechanism": "skellam", "noise_multiplier": 1.0}
+    config = make_round(privacy=adaptive, cohort={"size": 64}).config
+    now = as_it_is_now(config, 0.25).privacy
+    assert (now.clipping, now.clip_norm) == ("fixed", 0.25) and as_it_is_now(config, None) is config
+
+
+def test_a_weight_above_one_counts_as_one_where_it_is_sent(make_round: Make) -> None:
+    """Without noise the codec sends at most 1; whoever takes off the others' parts must reckon with that."""
+    audited = make_round(aggregation="secure")
+    heavy = replace(audited, weights={name: 3 * weight for name, weight in audited.weights.items()})
+    opened = opened_sum(heavy, np.random.default_rng(0))
+    left = views(heavy, "s3", opened)[ALL_BUT_ONE] - parts(heavy)["s3"]
+    assert np.linalg.norm(left) < 1e-3 * np.linalg.norm(parts(heavy)["s3"])
+
+
+def test_people_are_taken_evenly() -> None:
     assert spread(list("abcdef"), 3) == ["a", "c", "e"] and spread(list("ab"), 3) == ["a", "b"]

@@ -65,7 +65,7 @@ def test_under_plain_aggregation_the_server_has_what_it_is_sent(make_round: Make
     assert outcome.failures() == [], "nothing was promised"
     assert figures(outcome) == {
         "correlation of a chunk of one client with its true update": pytest.approx(1.0),
-        "clients in a chunk's sum": 3,
+        "clients in a chunk's sum, at most": 3,
     }
     assert "Nothing is promised against the server" in outcome.notes[0]
 
