@@ -131,14 +131,11 @@ def follow(client: JobSubmissionClient, job: str, ask: Callable[[str], bool] | N
         while not (details := client.get_job_info(job)).status.is_terminal():
             # The log has ended; the last words of a job reach the cluster's books a moment later.
             sleep(0.2)
-    except KeyboardInterrupt:
-        if ask is not None and ask(f"stop job {job}?"):
-            client.stop_job(job)
-            print(f"job {job} was told to stop", file=sys.stderr)
-        else:
-            print(again, file=sys.stderr)
-        return DROPPED
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        return _dropped(client, job, ask, again)
     except (RuntimeError, AuthenticationError, aiohttp.ClientError, requests.RequestException) as error:
+        if _was_cancelled(error):
+            return _dropped(client, job, ask, again)
         raise ClusterError(
             f"the connection to job {job} was lost ({type(error).__name__}); if the head still runs, {again}; if not, "
             "start the run again with --resume"
@@ -203,6 +200,22 @@ def _check_place(name: str, value: str) -> None:
             f"{name} is {value!r}: a job runs in a copy of the working directory that is thrown away; give an absolute "
             "path that every node reaches"
         )
+
+
+def _dropped(client: JobSubmissionClient, job: str, ask: Callable[[str], bool] | None, again: str) -> int:
+    if ask is not None and ask(f"stop job {job}?"):
+        client.stop_job(job)
+        print(f"job {job} was told to stop", file=sys.stderr)
+    else:
+        print(again, file=sys.stderr)
+    return DROPPED
+
+
+def _was_cancelled(error: BaseException | None) -> bool:
+    """Whether it was raised while Ctrl-C ended the connection, which may fail at being ended."""
+    while error is not None and not isinstance(error, asyncio.CancelledError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 async def _tail(client: JobSubmissionClient, job: str, out: TextIO) -> None:

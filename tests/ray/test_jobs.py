@@ -179,7 +179,10 @@ def read_until(terminal: int, words: str, seconds: float = 60) -> None:
     while words not in text:
         ready, _, _ = select.select([terminal], [], [], max(0.0, deadline - time.monotonic()))
         assert ready, f"no {words!r} in:\n{text}"
-        text += os.read(terminal, 4096).decode(errors="replace")
+        try:
+            text += os.read(terminal, 4096).decode(errors="replace")
+        except OSError:
+            raise AssertionError(f"the command ended without {words!r}:\n{text}") from None
 
 
 def test_a_failing_job_ends_with_its_own_exit_code(head: OwnCluster, written: Path) -> None:

@@ -1,5 +1,6 @@
 """Submitting jobs: what is refused before anything is sent, and what a cluster may answer, from a small HTTP server."""
 
+import asyncio
 import io
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -199,6 +200,28 @@ class Interrupted:
 
     def stop_job(self, job: str) -> None:
         self.stopped.append(job)
+
+
+class FailsAtTheEnd(Interrupted):
+    """Ctrl-C ends the connection, and the connection breaks over it."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.error = error
+
+    async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+        yield "train: 1 of 10\n"
+        try:
+            raise asyncio.CancelledError
+        except asyncio.CancelledError:
+            raise self.error  # noqa: B904
+
+
+@pytest.mark.parametrize("error", [RuntimeError("closed with code 1006"), asyncio.CancelledError()])
+def test_a_connection_that_breaks_over_ctrl_c_is_no_lost_connection(error: BaseException) -> None:
+    client = FailsAtTheEnd(error)
+    assert follow(client, "mine", lambda _: True, io.StringIO()) == 130  # type: ignore[arg-type]
+    assert client.stopped == ["mine"]
 
 
 @pytest.mark.parametrize(("answer", "stopped"), [(True, ["mine"]), (False, []), (None, [])])
