@@ -100,7 +100,7 @@ def table(results: dict[str, list[dict[str, Any]]]) -> str:
     for attack, name, title in ROWS:
         figures = {mode: [figure for each in results[mode] if (figure := find(each, attack, name))] for mode in modes}
         chances = {figure["chance"] for found in figures.values() for figure in found} - {None}
-        chance = f"{min(chances):.2g}" if chances else ""
+        chance = f"{max(chances):.2g}" if chances else ""
         cells = [shown([figure["value"] for figure in figures[mode]]) for mode in modes]
         lines.append(f"| {title} | {chance} | " + " | ".join(cells) + " |")
     claims = [claim["claim"] for mode in modes for claim in results[mode][:1]]
