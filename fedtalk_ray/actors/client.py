@@ -20,7 +20,6 @@ from fedtalk_ray.federation.seeding import derive_seed
 from fedtalk_ray.federation.strategies import load_strategy
 from fedtalk_ray.messages import Answers, ClientReport, Fitted, HeldOutLoss, PlainUpdate, StatisticsUpdate
 from fedtalk_ray.model import adapters
-from fedtalk_ray.privacy.clipping import weigh_and_clip
 from fedtalk_ray.privacy.protocol import Aborted, Code
 from fedtalk_ray.training.backbone import build_pipeline, set_statistics, statistics_of
 from fedtalk_ray.training.client_data import ClientData
@@ -133,8 +132,7 @@ class ClientSlot:
                 total.add(update, report.weight)
                 reports.append(report)
             else:
-                clipped, _ = weigh_and_clip(update, report.weight, clip_norm_of(self._config))
-                total.add(clipped.astype(np.float32), 1.0)
+                total.add_clipped(update, report.weight, clip_norm_of(self._config))
         if not done:
             return Fitted(()), None
         return Fitted(tuple(done), tuple(reports)), PlainUpdate(round_number, total.vector(), total.total_weight)

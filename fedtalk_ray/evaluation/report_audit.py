@@ -6,9 +6,8 @@ from shlex import quote
 from typing import Any
 
 from fedtalk_ray.errors import RunError
+from fedtalk_ray.evaluation.audits.attack import RESULTS
 from fedtalk_ray.evaluation.report_sections import Section
-
-AUDIT = Path("audit") / "audit.json"
 
 TITLES = {
     "wire": "all that the server saw",
@@ -25,7 +24,7 @@ COLUMNS = ("attack", "what the attacker gets", "value", "95% interval", "by chan
 
 def read_audit(run: Path) -> dict[str, Any] | None:
     """RUN/audit/audit.json, None where there is none. Raises `RunError` for a damaged one."""
-    path = run / AUDIT
+    path = run / RESULTS
     if not path.is_file():
         return None
     try:

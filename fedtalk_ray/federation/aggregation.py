@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from fedtalk_ray.messages import PlainUpdate
+from fedtalk_ray.privacy.clipping import weigh_and_clip
 
 
 class WeightedSum:
@@ -21,6 +22,14 @@ class WeightedSum:
         scaled = weight * update.astype(np.float64)
         self._sum = scaled if self._sum is None else self._sum + scaled
         self.total_weight += weight
+
+    def add_clipped(self, update: np.ndarray, weight: float, clip_norm: float) -> None:
+        """Where the server is to add noise: the update weighted and clipped, which then counts once.
+
+        update: float32 [D]. Raises `protocol.Aborted` for values that are not finite.
+        """
+        clipped, _ = weigh_and_clip(update, weight, clip_norm)
+        self.add(clipped.astype(np.float32), 1.0)
 
     def vector(self) -> np.ndarray:
         """float32 [D]; `ValueError` when nothing was added."""

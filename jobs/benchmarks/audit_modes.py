@@ -14,8 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fedtalk_ray.evaluation.audits.attack import FAST, FULL
-from fedtalk_ray.evaluation.audits.audit import AUDIT, RESULTS
+from fedtalk_ray.evaluation.audits.attack import FAST, FULL, RESULTS
+from fedtalk_ray.evaluation.audits.audit import told_epsilon
 from fedtalk_ray.evaluation.audits.inversion import CLEAR
 from fedtalk_ray.evaluation.audits.views import ALL_BUT_ONE, SERVER
 from fedtalk_ray.evaluation.statistics import interval
@@ -74,10 +74,10 @@ def main(arguments: list[str]) -> None:
             if not (run / "pipeline" / "model_index.json").is_file():
                 resume = ["--resume"] if (run / "config.yaml").is_file() else []
                 fedtalk("train", chosen.recipe, f"run={run}", f"seed={seed}", *settings, *resume)
-            found = read(run / AUDIT / RESULTS)
+            found = read(run / RESULTS)
             if found is None or found["failures"] or found["effort"] != asdict(FAST if chosen.fast else FULL):
                 fedtalk("audit", str(run), *(["--fast"] if chosen.fast else []))
-                found = read(run / AUDIT / RESULTS)
+                found = read(run / RESULTS)
             assert found is not None
             results[mode].append(found)
             print(table(results), flush=True)
@@ -104,7 +104,7 @@ def table(results: dict[str, list[dict[str, Any]]]) -> str:
         cells = [shown([figure["value"] for figure in figures[mode]]) for mode in modes]
         lines.append(f"| {title} | {chance} | " + " | ".join(cells) + " |")
     claims = [claim["claim"] for mode in modes for claim in results[mode][:1]]
-    told = [f"{claim['server']:.2f}" if claim else "none" for claim in claims]
+    told = [told_epsilon(claim["server"]) if claim else "none" for claim in claims]
     return "\n".join([*lines, "| the accountant's epsilon, server view | | " + " | ".join(told) + " |", ""])
 
 

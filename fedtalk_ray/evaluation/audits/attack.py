@@ -11,11 +11,15 @@ that is no finite number breaks the audit: an attack that did not run proves not
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fedtalk_ray.config import TrainConfig
+
+RESULTS = Path("audit") / "audit.json"
+"""Within a run's folder: all figures of the last audit."""
 
 
 class NotFinite(ValueError):

@@ -6,7 +6,6 @@ RUN/audit/*.png        scores of members and outsiders, canaries, and the pictur
 
 import importlib
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,15 +14,13 @@ from types import ModuleType
 from typing import Any
 
 from fedtalk_ray.errors import RunError, UserError
-from fedtalk_ray.evaluation.audits.attack import FAST, FULL, Effort, Figure, NotFinite, Outcome, finite
+from fedtalk_ray.evaluation.audits.attack import FAST, FULL, RESULTS, Effort, Figure, NotFinite, Outcome, finite
 from fedtalk_ray.evaluation.audits.audit_plots import plot_outcome
 from fedtalk_ray.evaluation.audits.bounds import auditing
 from fedtalk_ray.evaluation.audits.subject import Subject, mode
 from fedtalk_ray.outputs import new_file
 from fedtalk_ray.privacy.protocol import Aborted
 from fedtalk_ray.training.client_state import client_folder
-
-AUDIT, RESULTS = "audit", "audit.json"
 
 ATTACKS = (
     "wire",
@@ -55,19 +52,23 @@ def audit(run: Path, *, fast: bool = False, only: Sequence[str] = ()) -> dict[st
     subject = Subject(run, effort)
     outcomes = [attempt(module, subject, effort) for module in attacks]
     result = summary(subject, outcomes, effort) | {"seconds": round(monotonic() - started, 1)}
-    folder = run / AUDIT
     for outcome in outcomes:
-        plot_outcome(outcome, folder, client_folder(run, outcome.whose) / AUDIT)
-    with new_file(folder / RESULTS) as place:
+        plot_outcome(outcome, (run / RESULTS).parent, private_folder(run, outcome))
+    with new_file(run / RESULTS) as place:
         place.write_text(json.dumps(result, indent=1, allow_nan=False), encoding="utf-8")
     print(table(outcomes, result))
-    print(f"audit: {folder / RESULTS} ({result['seconds']:.0f} s)")
+    print(f"audit: {run / RESULTS} ({result['seconds']:.0f} s)")
     for outcome in outcomes:
         if outcome.pictures:
-            print(f"what was recovered of {outcome.whose}: {client_folder(run, outcome.whose) / AUDIT}")
+            print(f"what was recovered of {outcome.whose}: {private_folder(run, outcome)}")
     if result["failures"]:
         raise AuditFailed("the audit failed: " + "; ".join(result["failures"]))
     return result
+
+
+def private_folder(run: Path, outcome: Outcome) -> Path:
+    """Where pictures of the client that an outcome shows may lie."""
+    return client_folder(run, outcome.whose) / RESULTS.parent
 
 
 def load_attack(name: str) -> ModuleType:
@@ -109,17 +110,22 @@ def table(outcomes: list[Outcome], result: dict[str, Any]) -> str:
     """What was found, a line a figure: the value with its interval, what guessing gives, what the accountant claims."""
     lines = [f"{result['run']}: {result['mode']}, after round {result['round']}"]
     if claim := result["claim"]:
-        release, server = (f"{claim[view] or math.inf:.2f}" for view in ("release", "server"))
+        release, server = (told_epsilon(claim[view]) for view in ("release", "server"))
         lines.append(
             f"the accountant: epsilon {release} (release view), {server} (server view) at delta {claim['delta']:g}"
         )
-    width = max(len(figure.name) for outcome in outcomes for figure in (*outcome.figures, Figure("", 0)))
+    width = max((len(figure.name) for outcome in outcomes for figure in outcome.figures), default=0)
     for outcome in outcomes:
         lines += ["", f"{outcome.attack}: {outcome.knows}"]
         lines += [f"  {figure.name:<{width}}  {shown(figure)}" for figure in outcome.figures]
         lines += [f"  note: {note}" for note in outcome.notes]
         lines += [f"  BROKEN: {line.partition(': ')[2]}" for line in outcome.failures()]
     return "\n".join([*lines, ""])
+
+
+def told_epsilon(value: float | None) -> str:
+    """None, which JSON holds for it, is infinite."""
+    return "infinite" if value is None else f"{value:.2f}"
 
 
 def shown(figure: Figure) -> str:

@@ -26,7 +26,6 @@ from fedtalk_ray.federation.roster import ROSTER, extend_roster
 from fedtalk_ray.federation.secure_aggregator import SERVER_KEY, clip_norm_of
 from fedtalk_ray.federation.server import ParameterServer
 from fedtalk_ray.messages import Collected, PlainUpdate, Plan
-from fedtalk_ray.privacy.clipping import weigh_and_clip
 from fedtalk_ray.privacy.keys import SigningKey
 from fedtalk_ray.privacy.ledger import Charge, Ledger
 from fedtalk_ray.privacy.protocol import STAGES
@@ -108,20 +107,18 @@ def settings_for(audited: Round, folder: Path) -> TrainConfig:
 
 
 def central_sum(config: TrainConfig, updates: dict[str, np.ndarray], weights: dict[str, float]) -> np.ndarray:
-    """float64 [D]: the sum of one round under plain aggregation to which a real server adds the noise.
-
-    Clients weigh and clip as `actors.client.ClientSlot.fit` has them do it.
-    """
-    total, bound = WeightedSum(), clip_norm_of(config)
+    """float64 [D]: the sum of one round under plain aggregation to which a real server adds the noise."""
+    total = WeightedSum()
     for name, update in updates.items():
-        total.add(weigh_and_clip(update, weights[name], bound)[0].astype(np.float32), 1.0)
+        total.add_clipped(update, weights[name], clip_norm_of(config))
+    sent = PlainUpdate(1, total.vector(), total.total_weight)
     privacy = config.privacy.model_copy(update={"epsilon": None})
     alone = config.model_copy(update={"privacy": privacy, "server": ServerConfig()})
     with tempfile.TemporaryDirectory() as place:
-        start = np.zeros(len(total.vector()), np.float32)
-        save_checkpoint(Path(place), Checkpoint(0, start, {}), config_fingerprint(alone))
+        start = Checkpoint(0, np.zeros_like(sent.weighted_sum), {})
+        save_checkpoint(Path(place), start, config_fingerprint(alone))
         server = ParameterServer(place, alone, config_fingerprint(alone))
-        server.apply(1, PlainUpdate(1, total.vector(), total.total_weight), cohort=list(updates))
+        server.apply(1, sent, cohort=list(updates))
         return server.shared().astype(np.float64) * len(updates) * config.privacy.mean_weight
 
 

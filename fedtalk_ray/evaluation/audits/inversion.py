@@ -1,7 +1,7 @@
 """What did the client look like? Gradient matching on one client's update of the LoRA adapter (Zhu et al. 2019).
 
 The client that tells the most: one step of plain gradient descent on one window. The attacker looks for a face and a
-motion whose gradient is the update that it holds, layer by layer (`fit`), by L-BFGS in double precision. It begins at
+motion whose gradient is the update that it holds, layer by layer, by L-BFGS in double precision. It begins at
 the mean face of other people and knows how faces differ: along the principal directions of other people's faces, and
 around each cell by its deviation.
 
@@ -11,18 +11,21 @@ without the mean face, and in pixels. The mean face itself is the baseline: cosi
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
+from fedtalk_ray.config import TrainConfig
 from fedtalk_ray.data.windows import WindowBatch, held_out_windows
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.evaluation.audits.attack import Effort, Figure, Outcome, Round
 from fedtalk_ray.evaluation.audits.subject import Subject, mode
-from fedtalk_ray.evaluation.audits.views import opened_sum, views
+from fedtalk_ray.evaluation.audits.views import Views
 from fedtalk_ray.federation.seeding import derive_seed
 from fedtalk_ray.model import adapters
 from fedtalk_ray.observability import ticker
+from fedtalk_ray.training.backbone import build_pipeline
 from fedtalk_ray.training.local import LocalTrainer
 from fedtalk_ray.training.losses import window_loss
 
@@ -44,6 +47,17 @@ _START = 1e3
 """Scales the misfit, so that L-BFGS' first steps are of a good length."""
 
 
+ONE_STEP: dict[str, Any] = {
+    "optimizer": "sgd",
+    "steps": 1,
+    "batch_size": 1,
+    "accumulate": 1,
+    "learning_rate": 1.0,
+    "identity_steps": 0,
+}
+"""A client whose update is the gradient of one window: the one that tells the most."""
+
+
 @dataclass(frozen=True)
 class Faces:
     """What other people look like: mean [C, h, w], directions [K, C, h, w] with their deviations in them, deviation of
@@ -57,7 +71,8 @@ class Faces:
 
 def attack(subject: Subject, effort: Effort) -> Outcome:
     """Cosine and PSNR for one update in the clear, and for what the run's own attackers hold of it."""
-    outcome, trainer = Outcome("inversion", KNOWS), subject.one_step_trainer()
+    outcome, config = Outcome("inversion", KNOWS), one_step(subject.config)
+    trainer = LocalTrainer(build_pipeline(config, subject.manifest), config)
     if trainer.critic is None:
         raise RunError("the pipeline has no identity encoder, so what is recovered cannot be shown")
     victim, seed = subject.members[0], derive_seed(subject.config.seed, "inversion")
@@ -72,10 +87,9 @@ def attack(subject: Subject, effort: Effort) -> Outcome:
     }
     round = Round(subject.config, subject.released, b"", updates, dict.fromkeys(updates, 1.0))
     held = {CLEAR: updates[victim].astype(np.float64)}
-    opened = opened_sum(round, np.random.default_rng(seed))
     # Where a run promises nothing its attackers hold the update in the clear, and there is nothing more to try.
     if mode(subject.config) != "no privacy":
-        held |= views(round, victim, opened)
+        held |= Views(round, np.random.default_rng(seed)).of(victim)
     faces = faces_of(subject, trainer.window)
     truth = windows[victim].reference[0]
     show(outcome, trainer, "truth", truth)
@@ -85,13 +99,23 @@ def attack(subject: Subject, effort: Effort) -> Outcome:
         # Two attackers may hold the same to within rounding: one try serves both.
         key = np.float32(np.round(seen / max(float(np.abs(seen).max()), 1e-300), 3)).tobytes()
         if key not in recovered:
-            recovered[key] = invert(trainer, subject.released, seen, windows[victim], faces, seed, effort.iterations)
+            recovered[key] = invert(
+                trainer, config, subject.released, seen, windows[victim], faces, seed, effort.iterations
+            )
         judge(outcome, trainer, name, recovered[key], truth, faces.mean)
     return outcome
 
 
+def one_step(config: TrainConfig) -> TrainConfig:
+    """The run's configuration for clients of `ONE_STEP`, without the loss terms that other networks judge: the attacker
+    repeats the loss on the denoiser alone."""
+    loss = config.local.loss.model_copy(update={"identity": 0.0, "perceptual": 0.0, "sync": 0.0})
+    return config.model_copy(update={"local": config.local.model_copy(update=ONE_STEP | {"loss": loss})})
+
+
 def invert(
     trainer: LocalTrainer,
+    config: TrainConfig,
     shared: np.ndarray,
     seen: np.ndarray,
     window: WindowBatch,
@@ -101,14 +125,13 @@ def invert(
 ) -> torch.Tensor:
     """The face [C, h, w] whose one step from `shared` makes the update that was seen, float64 [D].
 
+    trainer, config: of the client (`one_step`).
     Of `window` only the sound is used, and the face embedding where the shards hold one.
     """
     trainer.load(shared, None, seed)
-    adapters.train_only(trainer.model, trainer.shared())
     model = copy.deepcopy(trainer.model).double().train()
-    local = trainer._config.local
-    named = list(adapters.shared_parameters(model, trainer._config.shared, trainer._config.trained_factors))
-    parameters = adapters.train_only(model, named)
+    local = config.local
+    parameters = adapters.train_only(model, adapters.shared_parameters(model, config.shared, config.trained_factors))
     sizes = [parameter.numel() for parameter in parameters]
     # A step of plain descent with rate 1 is the gradient, turned around.
     wanted = torch.split(torch.from_numpy(-np.asarray(seen, np.float64)), sizes)

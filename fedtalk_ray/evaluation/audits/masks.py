@@ -83,7 +83,7 @@ class View:
         return masked - stream(self.seeds[name], len(masked))
 
     def known_seed(self, name: str) -> str | None:
-        """Where the server could have had this client's seed from before anybody opened it; None for nowhere."""
+        """How the server has this client's seed before the last stage opens it, in words; None where it has it not."""
         seed = self.seeds[name]
         for stage, frames in self.exchange.frames.items():
             if stage != "unmask" and any(seed in data for data in frames):

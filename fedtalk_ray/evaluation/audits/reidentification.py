@@ -8,7 +8,7 @@ import numpy as np
 from fedtalk_ray.evaluation.audits.attack import Effort, NotFinite, Outcome
 from fedtalk_ray.evaluation.audits.bounds import proportion
 from fedtalk_ray.evaluation.audits.subject import Subject
-from fedtalk_ray.evaluation.audits.views import opened_sum, views
+from fedtalk_ray.evaluation.audits.views import Views
 from fedtalk_ray.federation.seeding import derive_seed
 from fedtalk_ray.observability import progress
 
@@ -26,11 +26,11 @@ def attack(subject: Subject, effort: Effort) -> Outcome:
         seed = derive_seed(subject.config.seed, "enrolment", client)
         enrolled[client] = subject.fit_from(round.shared, client, "val", seed)
     rng = np.random.default_rng(derive_seed(subject.config.seed, "reidentification"))
-    opened = opened_sum(round, rng)
+    seen = Views(round, rng)
     hits: dict[str, int] = {}
     for client in subject.members:
-        for attacker, seen in views(round, client, opened).items():
-            hits[attacker] = hits.get(attacker, 0) + (nearest(seen, enrolled) == client)
+        for attacker, update in seen.of(client).items():
+            hits[attacker] = hits.get(attacker, 0) + (nearest(update, enrolled) == client)
     for attacker, count in hits.items():
         name = f"rank-1, {attacker}"
         outcome.figures.append(proportion(name, count, len(subject.members), 1 / len(subject.members)))
@@ -43,6 +43,7 @@ def nearest(seen: np.ndarray, enrolled: dict[str, np.ndarray]) -> str:
     Raises `NotFinite`: nothing is nearest to what is no number.
     """
     common = np.mean(list(enrolled.values()), axis=0)
+    # What was seen may be longer, as a sum is, or shorter, as what was clipped: its common part is taken to be as long.
     seen = seen / max(float(np.linalg.norm(seen)), 1e-300) * float(np.linalg.norm(common)) - common
     cosines = {
         client: float(seen @ (update - common)) / float(np.linalg.norm(update - common))

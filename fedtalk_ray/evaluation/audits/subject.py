@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,16 +29,6 @@ from fedtalk_ray.training.secure_clients import PROTOCOL_STATE
 
 FEWEST = 4
 """Members, and outsiders, below which nothing can be told."""
-
-ONE_STEP: dict[str, Any] = {
-    "optimizer": "sgd",
-    "steps": 1,
-    "batch_size": 1,
-    "accumulate": 1,
-    "learning_rate": 1.0,
-    "identity_steps": 0,
-}
-"""A client whose update is the gradient of one window: the one that tells the most."""
 
 
 class Subject:
@@ -147,14 +136,6 @@ class Subject:
     def nobody(self) -> torch.Tensor:
         """The mean face embedding of the outsiders, [D]; D is 0 where the shards hold none."""
         return torch.stack([self.windows(person).identity.mean(0) for person in self.outsiders]).mean(0)
-
-    def one_step_trainer(self) -> LocalTrainer:
-        """A trainer for clients of one step (`ONE_STEP`), with the run's model."""
-        # Without the terms that other networks judge: the attacker repeats the loss on the denoiser alone.
-        loss = self.config.local.loss.model_copy(update={"identity": 0.0, "perceptual": 0.0, "sync": 0.0})
-        local = self.config.local.model_copy(update=ONE_STEP | {"loss": loss})
-        config = self.config.model_copy(update={"local": local})
-        return LocalTrainer(build_pipeline(config, self.manifest), config)
 
     def _batch(self, pieces: list[Piece], count: int, rng: np.random.Generator) -> WindowBatch:
         chosen = [pieces[place] for place in rng.integers(0, len(pieces), count)]

@@ -35,11 +35,6 @@ def parts(round: Round) -> dict[str, np.ndarray]:
     }
 
 
-def opened_sum(round: Round, rng: np.random.Generator) -> np.ndarray:
-    """float64 [D]: the sum of `parts` as it is opened (`summed`)."""
-    return summed(round.config, round.updates, round.weights, rng)
-
-
 def summed(
     config: TrainConfig, updates: dict[str, np.ndarray], weights: dict[str, float], rng: np.random.Generator
 ) -> np.ndarray:
@@ -71,9 +66,18 @@ def most_parties(survivors: int, limits: Limits) -> int:
     return max((n for n in range(survivors, 2 * survivors + 2) if limits.survivors(n) <= survivors), default=survivors)
 
 
-def views(round: Round, victim: str, opened: np.ndarray) -> dict[str, np.ndarray]:
-    """What each attacker takes for the victim's part, float64 [D]. opened: of `opened_sum`."""
-    exact = parts(round)
-    others = np.sum([part for client, part in exact.items() if client != victim], axis=0)
-    alone = exact[victim] if round.config.aggregation == "plain" else opened
-    return {SERVER: alone, ALL_BUT_ONE: opened - others}
+class Views:
+    """One round as the two attackers have it."""
+
+    def __init__(self, round: Round, rng: np.random.Generator) -> None:
+        """rng: as for `summed`."""
+        self._plain = round.config.aggregation == "plain"
+        self.exact = parts(round)
+        self.opened = summed(round.config, round.updates, round.weights, rng)
+        # What is left of the opened sum when everybody's part is taken off: noise and rounding.
+        self._beside = self.opened - np.sum(list(self.exact.values()), axis=0)
+
+    def of(self, victim: str) -> dict[str, np.ndarray]:
+        """What each attacker takes for the victim's part, float64 [D]."""
+        own = self.exact[victim]
+        return {SERVER: own if self._plain else self.opened, ALL_BUT_ONE: own + self._beside}

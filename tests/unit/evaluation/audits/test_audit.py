@@ -211,7 +211,7 @@ def test_an_infinite_claim_is_written_and_told(private_run: Path, monkeypatch: p
     monkeypatch.setattr(ledger, "epsilon", lambda rounds, delta: float("inf"))
     result = audit(private_run, fast=True, only=["one_shot"])
     assert result["claim"]["release"] is None
-    assert "epsilon inf (release view), inf (server view)" in capsys.readouterr().out
+    assert "epsilon infinite (release view), infinite (server view)" in capsys.readouterr().out
 
 
 def test_a_leak_that_was_planted_is_seen(plain_run: Path) -> None:

@@ -15,7 +15,7 @@ from fedtalk_ray.evaluation.audits import bounds, one_shot
 from fedtalk_ray.evaluation.audits.attack import NotFinite, Round
 from fedtalk_ray.evaluation.audits.reidentification import nearest
 from fedtalk_ray.evaluation.audits.subject import as_it_is_now, check_can_be_audited, mode, spread
-from fedtalk_ray.evaluation.audits.views import ALL_BUT_ONE, SERVER, opened_sum, parts, views
+from fedtalk_ray.evaluation.audits.views import ALL_BUT_ONE, SERVER, Views
 
 Make = Callable[..., Round]
 
@@ -81,8 +81,8 @@ def test_what_two_attackers_hold_of_one_update(make_round: Make, settings: dict[
     """The server sees one update only where sums are plain; who knows everything else needs noise to be stopped."""
     audited = make_round(**settings)
     assert mode(audited.config) == title
-    exact, opened = parts(audited), opened_sum(audited, np.random.default_rng(0))
-    held = views(audited, "s3", opened)
+    seen = Views(audited, np.random.default_rng(0))
+    exact, opened, held = seen.exact, seen.opened, seen.of("s3")
     weighted = audited.weights["s3"] * audited.updates["s3"].astype(float)
     clipped = weighted * min(1.0, 0.1 / np.linalg.norm(weighted)) if "privacy" in settings else weighted
     assert exact["s3"] == pytest.approx(clipped)
@@ -141,9 +141,9 @@ def test_a_weight_above_one_counts_as_one_where_it_is_sent(make_round: Make) -> 
     """Without noise the codec sends at most 1; whoever takes off the others' parts must reckon with that."""
     audited = make_round(aggregation="secure")
     heavy = replace(audited, weights={name: 3 * weight for name, weight in audited.weights.items()})
-    opened = opened_sum(heavy, np.random.default_rng(0))
-    left = views(heavy, "s3", opened)[ALL_BUT_ONE] - parts(heavy)["s3"]
-    assert np.linalg.norm(left) < 1e-3 * np.linalg.norm(parts(heavy)["s3"])
+    seen = Views(heavy, np.random.default_rng(0))
+    left = seen.of("s3")[ALL_BUT_ONE] - seen.exact["s3"]
+    assert np.linalg.norm(left) < 1e-3 * np.linalg.norm(seen.exact["s3"])
 
 
 def test_people_are_taken_evenly() -> None:
