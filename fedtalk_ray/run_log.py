@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fedtalk_ray.data.speech import SAMPLE_RATE
-from fedtalk_ray.data.video import FPS
+from fedtalk_ray.data.video import FPS, SAMPLE_RATE
 
 SERVER_FIGURES = ("update_norm", "survivors")
 PRIVACY_FIGURES = ("epsilon", "epsilon_server", "noise_multiplier", "clip_norm", "clip_fraction")

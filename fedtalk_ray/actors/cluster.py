@@ -4,6 +4,8 @@ import logging
 import os
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
@@ -44,24 +46,20 @@ def connect(address: str = "default", dashboard: bool = False, debug: bool = Fal
     os.environ.setdefault("RAY_worker_niceness", "0")
     # Every result is fetched. When all slots fail alike, the first one's line is enough; Ray would print the others'.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
-    debugger = DEBUGGER if debug else {}
     if debug:
         # Before a local cluster starts: its daemons read them, and let `ray debug` and py-spy in.
         os.environ.update(DEBUGGER, RAY_DASHBOARD_ENABLE_PROFILING="1")
     try:
         if address == "local":
-            context = ray.init(
-                address="local",
-                include_dashboard=dashboard,
-                logging_level=logging.ERROR,
-                log_to_driver=debug,
-                runtime_env={"env_vars": WORKER_ENVIRONMENT | debugger},
-            )
+            with _environment(WORKER_ENVIRONMENT):
+                context = ray.init(
+                    address="local", include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=debug
+                )
         else:
             _check_somebody_listens(address)
             # Ray would try for a quarter of an hour; one try waits for half a minute.
             os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "1")
-            more = {"runtime_env": {"env_vars": debugger}} if debugger else {}
+            more = {"runtime_env": {"env_vars": DEBUGGER}} if debug else {}
             context = ray.init(address=address, logging_level=logging.ERROR, log_to_driver=debug, **more)
     except AuthenticationError as error:
         raise token_refused(address, error) from error
@@ -72,6 +70,24 @@ def connect(address: str = "default", dashboard: bool = False, debug: bool = Fal
     if debug:
         where = ray.get_runtime_context().gcs_address
         print(f"debug: workers wait for {token_prefix()}RAY_DEBUG=legacy ray debug --address {where}", file=sys.stderr)
+
+
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """This process's environment with these variables, for the daemons that start meanwhile and whatever they start.
+
+    Not a `runtime_env`: that costs every run two seconds, because workers that are up already cannot be taken.
+    """
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def token_refused(address: str, error: Exception) -> ClusterError:

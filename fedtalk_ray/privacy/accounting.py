@@ -23,7 +23,6 @@ from functools import cache
 from typing import Literal
 
 import numpy as np
-from scipy.optimize import brentq
 from scipy.special import gammaln, logsumexp
 
 Kind = Literal["skellam", "gaussian"]
@@ -86,6 +85,8 @@ def noise_multiplier(target: float, delta: float, *, rate: float, count: int, ma
 
     make: the noise for a z. Raises `ValueError` when no z up to 1000 is enough.
     """
+    # Here, because it takes a third of a second, and drivers and servers that only count come by this module.
+    from scipy.optimize import brentq
 
     def over(multiplier: float) -> float:
         return epsilon([Rounds(make(multiplier), rate, count)], delta) - target

@@ -81,33 +81,15 @@ def written(make_config: Callable[..., TrainConfig], tmp_path_factory: pytest.Te
     return folder
 
 
-def test_a_job_trains_and_is_seen_at_it(head: OwnCluster, written: Path) -> None:
-    """Live log, exit code 0, slots with their round and client, Prometheus' figures, TensorBoard, and the report."""
+def test_a_job_trains_and_leaves_what_was_promised(head: OwnCluster, written: Path) -> None:
+    """Live log, exit code 0, a run's end in `status`, TensorBoard, and the report."""
     run = written.parent / "jobs-run"
-    command = [str(BIN / "fedtalk"), "submit", "train", "small.yaml", "local.steps=15", "--address", head.dashboard_url]
-    job = subprocess.Popen(
-        command, cwd=written, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    seen: list[str] = []
-    figures: set[str] = set()
-    while job.poll() is None:
-        seen.append(fedtalk("status", str(run), at=head).stdout)
-        with urlopen(head.metrics_url) as page:
-            ours = rf'^ray_(fedtalk_\w+)\{{.*run="{run}"'
-            figures |= set(re.findall(ours, page.read().decode(), re.MULTILINE))
-    printed, _ = job.communicate()
-    assert job.returncode == 0, printed
+    done = fedtalk("submit", "train", "small.yaml", "--working-dir", str(written), at=head)
+    assert done.returncode == 0, done.stdout + done.stderr
     # The driver's own progress, as it came.
+    printed = done.stdout
     assert printed.index("train: 1 of 2") < printed.index("train: 2 of 2") < printed.index(f"run: {run}")
     assert (run / "pipeline" / "model_index.json").is_file()
-    at_work = [line for text in seen for line in text.splitlines() if "jobs-run.slot-" in line]
-    assert any(re.search(r"alive .* pid \d+  fit: round [12], id000\d$", line) for line in at_work), seen
-    assert any("jobs-run.server-" in text and "alive" in text for text in seen)
-    assert any(re.search(r"^nodes: 1\n  \S+  alive  2 CPU, 8 GiB  head$", text, re.MULTILINE) for text in seen)
-    assert any(f"run {run}: round 1 of 2" in text for text in seen)
-    shown = {"fedtalk_round", "fedtalk_cohort", "fedtalk_survivors", "fedtalk_loss", "fedtalk_stage_seconds"}
-    shown |= set(COUNTERS)
-    assert shown <= figures <= set(METRICS)
     after = fedtalk("status", str(run), at=head).stdout
     assert f"run {run}: round 2 of 2" in after and "nothing is at work here" in after and "died" not in after
     events = EventAccumulator(str(run / "tensorboard"), {"images": 0, "scalars": 0, "audio": 0}).Reload()
@@ -135,10 +117,11 @@ def its_report_opens_in_a_browser(head: OwnCluster, written: Path, run: Path) ->
     assert names[:2] == ["ground truth", "shared model"] and "personalised" in names
 
 
-def test_ctrl_c_asks_and_stops_the_job(head: OwnCluster, written: Path) -> None:
-    """At a real terminal."""
-    long = ["run=" + str(written.parent / "stopped-run"), "local.steps=100000"]
-    command = [str(BIN / "fedtalk"), "submit", "train", "small.yaml", *long, "--submission-id", "long"]
+def test_a_job_is_seen_at_work_and_ctrl_c_asks_and_stops_it(head: OwnCluster, written: Path) -> None:
+    """At a real terminal; the job would go on for ever, so that whoever looks finds it at work."""
+    run = written.parent / "stopped-run"
+    changes = [f"run={run}", "rounds=10000", "local.steps=40", "evaluation.sample_every=10000"]
+    command = [str(BIN / "fedtalk"), "submit", "train", "small.yaml", *changes, "--submission-id", "long"]
     terminal, inside = pty.openpty()
     job = subprocess.Popen(
         [*command, "--address", head.dashboard_url],
@@ -154,6 +137,7 @@ def test_ctrl_c_asks_and_stops_the_job(head: OwnCluster, written: Path) -> None:
     asked = [str(BIN / "ray"), "job", "status", "long", "--address", head.dashboard_url]
     try:
         read_until(terminal, "Running entrypoint")
+        it_is_seen_at_work(head, run)
         os.write(terminal, b"\x03")
         read_until(terminal, "stop job long? [y/N]")
         os.write(terminal, b"y\n")
@@ -168,6 +152,28 @@ def test_ctrl_c_asks_and_stops_the_job(head: OwnCluster, written: Path) -> None:
         os.close(terminal)
         # Once more for a job that nobody stopped: the head would work on.
         subprocess.run([asked[0], "job", "stop", *asked[3:]], env=environment(), capture_output=True)
+
+
+def it_is_seen_at_work(head: OwnCluster, run: Path) -> None:
+    """`status` names a slot with its round and client, the server and the node; Prometheus' series are there."""
+    says = {
+        "the node": r"^nodes: 1\n  \S+  alive  2 CPU, 8 GiB  head$",
+        "the round": rf"^run {run}: round [1-9]\d* of 10000",
+        "a slot at work": r"stopped-run\.slot-\d+ .*alive .* pid \d+  fit: round [1-9]\d*, id000\d$",
+        "the server": r"stopped-run\.server-\d+ .*alive",
+    }
+    series = {"fedtalk_round", "fedtalk_cohort", "fedtalk_survivors", "fedtalk_loss", "fedtalk_stage_seconds"}
+    series |= set(COUNTERS)
+    missing, found = dict(says), set()
+    deadline = time.monotonic() + 90
+    while missing or not series <= found:
+        status = fedtalk("status", str(run), at=head).stdout
+        missing = {what: text for what, text in missing.items() if not re.search(text, status, re.MULTILINE)}
+        with urlopen(head.metrics_url) as page:
+            ours = rf'^ray_(fedtalk_\w+)\{{.*run="{run}"'
+            found |= set(re.findall(ours, page.read().decode(), re.MULTILINE))
+        assert time.monotonic() < deadline, (list(missing), series - found, status)
+    assert found <= set(METRICS)
 
 
 def told_by(command: list[str]) -> str:

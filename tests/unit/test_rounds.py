@@ -1,5 +1,7 @@
 """What a run checks before it starts anything."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -58,3 +60,11 @@ def test_a_run_folder_that_cannot_be_made_is_named(config: Callable[..., TrainCo
 def test_resuming_what_never_started_is_refused(config: Callable[..., TrainConfig]) -> None:
     with pytest.raises(RunError, match="does not exist, so it cannot be resumed"):
         open_run(config(), resume=True)
+
+
+def test_a_driver_starts_without_what_only_slots_need() -> None:
+    """They take longer to import than Ray to start; scipy's optimiser is for who plans a budget."""
+    heavy = "torch diffusers transformers peft opacus scipy.optimize"
+    asks = f"import sys, fedtalk_ray.rounds; print(*sys.modules.keys() & set({heavy.split()}))"
+    done = subprocess.run([sys.executable, "-c", asks], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stdout + done.stderr
