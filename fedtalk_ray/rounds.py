@@ -83,7 +83,7 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
                     record["held_out_loss"] = evaluate(pool, examined, number, shared)
                 if config.privacy.mechanism == "gaussian":
                     # Up to a second of arithmetic; secure rounds tell it themselves.
-                    record |= ask(server, "spent", label=f"round{number}.spent")
+                    record |= ask(server, "spent")
                 stages["evaluate"] = round(monotonic() - begun, 3)
             begun = monotonic()
             if last or number % config.evaluation.sample_every == 0:
@@ -192,7 +192,7 @@ def agree_on_units(pool: SlotPool, clients: list[str]) -> None:
 
 def evaluate(pool: SlotPool, clients: list[str], number: int, shared: Any) -> float:
     """Mean held-out loss over the clients, each on its own clips with its own adapter."""
-    outcomes = pool.run("held_out_loss", clients, number, shared, label=f"round{number}.evaluate")
+    outcomes = pool.run("held_out_loss", clients, number, shared)
     parts: list[HeldOutLoss] = [results(outcome) for outcome in outcomes]
     return sum(part.total for part in parts) / sum(part.clients for part in parts)
 
@@ -205,7 +205,7 @@ def write_samples(
     The client's sample stays in the client's folder, since it shows the client's face.
     """
     pool.one("export", shared, str(run))
-    for outcome in pool.run("sample", [first, *manifest.unseen()[:1]], number, shared, label=f"round{number}.sample"):
+    for outcome in pool.run("sample", [first, *manifest.unseen()[:1]], number, shared):
         results(outcome)
     for sheet in (run / "samples").glob(f"round-{number:05d}.png"):
         video = read_video(sheet.with_suffix(".mp4"))

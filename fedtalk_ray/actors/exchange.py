@@ -25,7 +25,7 @@ def secure_round(
 
     enough: clients that close the training. Raises `QuorumLost`, and `RoundLost` when the server's exchange is gone.
     """
-    plan = ask(server, "begin", number, cohort, pool.one("backbone"), label=f"round{number}.begin")
+    plan = ask(server, "begin", number, cohort, pool.one("backbone"))
     seconds: dict[str, float] = {}
     refused: Counter[str] = Counter()
     counts: dict[str, int] = {"cohort": len(cohort)}
@@ -41,7 +41,7 @@ def secure_round(
     for stage in STAGES:
         started = monotonic()
         arrived = _answers(pool, number, stage, seats, frames, refused)
-        collected = ask(server, "collect", stage, *arrived, label=f"round{number}.collect")
+        collected = ask(server, "collect", stage, *arrived)
         counts[stage], frames = collected.answered, collected.frames
         seconds[stage] = monotonic() - started
         refused.update(collected.rejected)
@@ -49,7 +49,7 @@ def secure_round(
             raise RoundLost("the parameter server came back without the exchange")
         if collected.aborted:
             break
-    figures = ask(server, "finish", number, collected.aborted, label=f"round{number}.finish")
+    figures = ask(server, "finish", number, collected.aborted)
     if figures.get("aborted") == Code.LOST:
         raise RoundLost("the parameter server came back without the sum")
     return {
@@ -79,7 +79,6 @@ def _train(
         number,
         shared,
         plan,
-        label=f"round{number}.train",
         stoppable=True,
         enough=enough,
         done=lambda said: len(said.clients),
@@ -111,7 +110,7 @@ def _answers(
             by_slot.setdefault(slot, {}).update(asked)
     calls, payloads = [], []
     for slot, asked in by_slot.items():
-        said, payload = slot.call("answer", stage, asked, label=f"round{number}.{stage}", returns=2)
+        said, payload = slot.call("answer", stage, asked, label=f"slot.{stage}", returns=2)
         calls.append((slot, said))
         payloads.append(payload)
     arrived = []

@@ -46,16 +46,16 @@ def start_server(config: TrainConfig, folder: Path, initial: np.ndarray, rate: f
     return actor.remote(str(folder), config, fingerprint, rate)
 
 
-def ask(server: Any, method: str, *arguments: Any, label: str | None = None, **keywords: Any) -> Any:
-    """The result of a server's method. label: the call's name in the dashboard.
+def ask(server: Any, method: str, *arguments: Any, **keywords: Any) -> Any:
+    """The result of a server's method.
 
     Raises `RoundLost` when the server stays away or what it was to add up is gone, and a user's error as itself.
     """
-    call = getattr(server, method).options(name=label or f"server.{method}")
+    call = getattr(server, method).options(name=f"server.{method}")
     try:
         return fetch(call.remote(*arguments, **keywords))
     except LOSSES as error:
         raise RoundLost(
-            f"{label or method} was lost with the parameter server or a node ({first_line(error)}); the last "
+            f"server.{method} was lost with the parameter server or a node ({first_line(error)}); the last "
             "checkpoint is intact: go on with --resume"
         ) from error

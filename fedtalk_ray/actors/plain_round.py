@@ -30,7 +30,6 @@ def plain_round(
         cohort,
         number,
         shared,
-        label=f"round{number}.fit",
         payload=True,
         stoppable=True,
         enough=enough,
@@ -43,7 +42,7 @@ def plain_round(
     trained = monotonic()
     sums = [outcome.payload for outcome in outcomes if outcome.said is not None and outcome.said.clients]
     charged = sorted(answered) if config.privacy.mechanism != "none" else None
-    norm = ask(server, "apply", number, *sums, cohort=charged, label=f"round{number}.apply")
+    norm = ask(server, "apply", number, *sums, cohort=charged)
     record = {
         "round": number,
         "aggregation": "plain",

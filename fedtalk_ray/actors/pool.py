@@ -109,7 +109,6 @@ class SlotPool:
         method: str,
         clients: list[str],
         *arguments: Any,
-        label: str | None = None,
         payload: bool = False,
         stoppable: bool = False,
         enough: int | None = None,
@@ -117,13 +116,13 @@ class SlotPool:
     ) -> list[Outcome]:
         """Calls `method(chunk, *arguments)` for chunks of the clients, on whichever slot is free; outcomes by chunk.
 
-        The chunks depend on `slots.count` and not on the slots that are alive. label: the call's name in the dashboard.
-        payload: whether the method returns two things, of which the second stays where it is. stoppable: whether it
-        takes `call=` and can be stopped by `stop(call)`: at `failures.deadline_s`, and once `enough` clients are done,
-        counted by `done` on what chunks return. Raises `ClusterError` when no slot is left, a user's error as itself.
+        The chunks depend on `slots.count` and not on the slots that are alive. payload: whether the method returns two
+        things, of which the second stays where it is. stoppable: whether it takes `call=` and can be stopped by
+        `stop(call)`: at `failures.deadline_s`, and once `enough` clients are done, counted by `done` on what chunks
+        return. Raises `ClusterError` when no slot is left, a user's error as itself.
         """
         self._calls += 1
-        keywords = {"call": self._calls} if stoppable else {}
+        keywords: dict[str, Any] = {"call": self._calls} if stoppable else {}
         # With more chunks than slots there is something to leave out once enough have arrived.
         chunks = into_chunks(clients, self._config.slots.count * (4 if enough else 1))
         work = _Work(deque(range(len(chunks))), [0] * len(chunks), [Outcome(chunk, None) for chunk in chunks])
@@ -135,7 +134,7 @@ class SlotPool:
                 if work.queue and slot not in busy:
                     index = work.queue.popleft()
                     returns = 2 if payload else 1
-                    found = slot.call(method, chunks[index], *arguments, label=label, returns=returns, **keywords)
+                    found = slot.call(method, chunks[index], *arguments, returns=returns, **keywords)
                     first, second = found if payload else (found, None)
                     work.running[first] = (slot, index, second)
             if not work.running and not self._any_starting():

@@ -71,7 +71,8 @@ class Slot:
     def call(self, method: str, *arguments: Any, label: str | None = None, returns: int = 1, **keywords: Any) -> Any:
         """Starts `method(*arguments, **keywords)`; one reference for each thing it returns.
 
-        label: the call's name in the dashboard.
+        label: the call's name in the dashboard. Never one that tells the round: every process of a Ray cluster keeps
+        a series of metrics for every name that it ever saw.
         """
         options = {"name": label or f"slot.{method}", "num_returns": returns}
         return self.actor.call.options(**options).remote(method, *arguments, **keywords)

@@ -44,5 +44,9 @@ def each_window(stacked: dict[str, np.ndarray]) -> Iterator[Window]:
     """The windows of a stack, one by one."""
     count = len(stacked["latents"])
     for index in range(count):
-        # A copy: a view would keep all windows of the piece for as long as one of them waits to be shuffled.
-        yield {name: values[index] if count == 1 else values[index].copy() for name, values in stacked.items()}
+        # A copy: a view would keep all windows of the piece for as long as one of them waits to be shuffled. And torch
+        # takes nothing that cannot be written to, which is what comes out of Ray's store.
+        yield {
+            name: values[index] if count == 1 and values.flags.writeable else values[index].copy()
+            for name, values in stacked.items()
+        }

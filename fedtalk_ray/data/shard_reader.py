@@ -69,7 +69,7 @@ class GroupReader:
     def __init__(self, shapes: dict[str, list[int]], columns: tuple[str, ...]) -> None:
         """columns: the bytes columns to read, beside client, clip, begin and identity."""
         self._shapes, self._columns = shapes, columns
-        self._open: OrderedDict[tuple[str, bool], pq.ParquetFile] = OrderedDict()
+        self._open: OrderedDict[tuple[str, bool], tuple[pq.ParquetFile, list[str]]] = OrderedDict()
 
     def read(self, group: Group) -> list[Piece]:
         """The group's pieces; their arrays are views on what was read. Raises `ShardError`, naming the file.
@@ -78,9 +78,9 @@ class GroupReader:
         """
         seen = (group.file, group.entry, group.group, self._columns)
         try:
-            parquet = self._file(group, check=seen not in _CHECKED)
-            names = ["client", "clip", "begin", *self._columns, *stored_identity(parquet.schema_arrow)]
-            table = parquet.read_row_group(group.group, columns=names)
+            parquet, names = self._file(group, check=seen not in _CHECKED)
+            # No threads: a row group is too small for what handing it to one costs.
+            table = parquet.read_row_group(group.group, columns=names, use_threads=False)
             _CHECKED.add(seen)
             cells = {name: _cells(table.column(name)) for name in names}
             return [
@@ -90,16 +90,19 @@ class GroupReader:
             raise ShardError(f"shard {group.file} cannot be read: {' '.join(str(error).split())}") from error
 
     def close(self) -> None:
-        for parquet in self._open.values():
+        for parquet, _ in self._open.values():
             parquet.close(force=True)
         self._open.clear()
 
-    def _file(self, group: Group, check: bool) -> pq.ParquetFile:
+    def _file(self, group: Group, check: bool) -> tuple[pq.ParquetFile, list[str]]:
+        """The group's file, and the names of the columns to read of it."""
         key = (group.file, check)
         if key not in self._open:
-            self._open[key] = _opened(group.file, group.entry, check)
+            parquet = _opened(group.file, group.entry, check)
+            names = ["client", "clip", "begin", *self._columns, *stored_identity(parquet.schema_arrow)]
+            self._open[key] = parquet, names
             if len(self._open) > OPEN_FILES:
-                self._open.popitem(last=False)[1].close(force=True)
+                self._open.popitem(last=False)[1][0].close(force=True)
         self._open.move_to_end(key)
         return self._open[key]
 

@@ -120,7 +120,13 @@ def _batched(windows: Iterable[Window], size: int) -> Iterator[WindowBatch]:
     for window in windows:
         batch.append(window)
         if len(batch) == size:
-            yield WindowBatch(
-                **{name: torch.from_numpy(np.stack([one[name] for one in batch])).float() for name in batch[0]}
-            )
+            yield WindowBatch(**{name: _stacked([one[name] for one in batch]) for name in batch[0]})
             batch = []
+
+
+def _stacked(arrays: list[np.ndarray]) -> torch.Tensor:
+    """float32, cast where it lies; stacked first and cast then, it would be written twice."""
+    stacked = torch.empty(len(arrays), *arrays[0].shape)
+    for place, array in zip(stacked, arrays, strict=True):
+        place.copy_(torch.from_numpy(array))
+    return stacked

@@ -56,7 +56,7 @@ def cut_windows(
         "latents": latents[index],
         "speech": speech[index],
         "reference": latents[rng.integers(0, len(latents), count)],
-        "identity": np.tile(np.zeros(0, np.float32) if identity is None else identity, (count, 1)),
+        "identity": np.repeat(np.zeros((1, 0), np.float32) if identity is None else identity[None], count, axis=0),
     }
 
 

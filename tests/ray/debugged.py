@@ -37,7 +37,7 @@ def main(run: str) -> None:
     connect(config.address, debug=config.debug)
     pool = SlotPool(config, Stops)
     for number in (1, 2):
-        outcomes = pool.run("fit", ["s1", "s23"], number, label=f"round{number}.fit")
+        outcomes = pool.run("fit", ["s1", "s23"], number)
         print(f"round {number}: {[outcome.said for outcome in outcomes]}", flush=True)
 
 

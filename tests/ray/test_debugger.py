@@ -63,7 +63,7 @@ def test_a_client_is_entered_at_a_breakpoint_and_after_an_exception(
     driver.until("RemotePdb session open")
     debugger = Terminal([RAY, "debug", "--address", address], repository)
     terminals.append(debugger)
-    debugger.until(r"ray::round1\.fit.*debugged\.py")
+    debugger.until(r"ray::slot\.fit.*debugged\.py")
     debugger.type("0")
     debugger.until(r"\(Pdb\)")
     debugger.type("p client, round_number")

@@ -171,9 +171,13 @@ def it_is_seen_at_work(head: OwnCluster, run: Path) -> None:
         missing = {what: text for what, text in missing.items() if not re.search(text, status, re.MULTILINE)}
         with urlopen(head.metrics_url) as page:
             ours = rf'^ray_(fedtalk_\w+)\{{.*run="{run}"'
-            found |= set(re.findall(ours, page.read().decode(), re.MULTILINE))
+            text = page.read().decode()
+        found |= set(re.findall(ours, text, re.MULTILINE))
         assert time.monotonic() < deadline, (list(missing), series - found, status)
     assert found <= set(METRICS)
+    # Ray keeps a series for every name of a call for ever: there must not be new ones with every round.
+    calls = set(re.findall(r'^ray_tasks\{.*Name="((?:slot|server)\.[^"]*)"', text, re.MULTILINE))
+    assert "slot.fit" in calls and not [name for name in calls if re.search(r"\d", name)], calls
 
 
 def told_by(command: list[str]) -> str:
