@@ -1,6 +1,5 @@
 """From the pieces of a row group to single windows, the same whichever process does it."""
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -29,15 +28,14 @@ class Cut:
     def windows(self, reader: GroupReader, group: Group) -> Iterator[dict[str, np.ndarray]]:
         """`count` random windows of each of the group's pieces, stacked piece by piece."""
         for piece in reader.read(group):
-            # The piece's own name seeds its windows: the order in which tasks run does not matter.
-            name = f"{self.seed}/{piece.client}/{piece.clip}/{piece.begin}"
-            rng = np.random.default_rng(int.from_bytes(hashlib.blake2b(name.encode(), digest_size=16).digest()))
             if len(piece.latents) < self.window:
                 raise ShardError(
                     f"shard {group.file}: clip {piece.clip} has a piece of {len(piece.latents)} frames, and a window "
                     f"takes {self.window}"
                 )
-            yield cut_windows(piece.latents, piece.speech, self.window, self.count, rng, piece.identity)
+            # By the piece's own name: the order in which tasks run does not matter.
+            name = f"{self.seed}/{piece.client}/{piece.clip}/{piece.begin}"
+            yield cut_windows(piece.latents, piece.speech, self.window, self.count, name, piece.identity)
 
 
 def each_window(stacked: dict[str, np.ndarray]) -> Iterator[Window]:

@@ -1,5 +1,6 @@
 """Windows: a few consecutive frames of one clip with their sound and one reference frame, the unit of training."""
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -42,20 +43,25 @@ def cut_windows(
     speech: np.ndarray,
     window: int,
     count: int,
-    rng: np.random.Generator,
+    name: str,
     identity: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """`count` windows at random places of a piece, each with a random frame of the piece as its reference.
 
-    latents [T, C, h, w] and speech [T, hops, mel] with T >= window; identity [D]. Returns latents
-    [count, window, C, h, w], speech [count, window, hops, mel], reference [count, C, h, w] and identity [count, D].
+    latents [T, C, h, w] and speech [T, hops, mel] with T >= window; identity [D]. name: the same name means the same
+    places. Returns latents [count, window, C, h, w], speech [count, window, hops, mel], reference [count, C, h, w] and
+    identity [count, D]. Raises `ValueError` for a piece that is too short.
     """
-    begins = rng.integers(0, len(latents) - window + 1, count)
+    if len(latents) < window:
+        raise ValueError(f"a piece of {len(latents)} frames holds no window of {window}")
+    # From a hash: seeding a generator for each piece would take longer than cutting it.
+    drawn = np.frombuffer(hashlib.shake_128(name.encode()).digest(16 * count), "<u8").reshape(2, count)
+    begins = (drawn[0] % (len(latents) - window + 1)).astype(np.intp)
     index = begins[:, None] + np.arange(window)
     return {
         "latents": latents[index],
         "speech": speech[index],
-        "reference": latents[rng.integers(0, len(latents), count)],
+        "reference": latents[drawn[1] % len(latents)],
         "identity": np.repeat(np.zeros((1, 0), np.float32) if identity is None else identity[None], count, axis=0),
     }
 

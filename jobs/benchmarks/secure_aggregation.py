@@ -4,10 +4,12 @@ python jobs/benchmarks/secure_aggregation.py
 python jobs/benchmarks/secure_aggregation.py --clients 16 --values 100000 --repeats 1 --no-flower
 
 One process, no Ray: the state machines themselves, a tenth of the clients dropping out after they have dealt shares.
-Times are CPU time, medians over repeats; "round" is what an exchange adds on two cores: half of all clients' work and
-the server's, one after the other. Flower's figures are calls times the median of a call of
-flwr.common.secure_aggregation's own functions (`pseudo_rand_gen`, `create_shares`, `combine_shares`), with the same
-neighbours and thresholds. flwr pins Ray exactly, so it gets an environment of its own, made on the first run.
+Times are CPU time, medians over repeats. "client" and "server" are the whole exchange, with the signature of every
+message made and checked; "mask" is a client's third stage, "unmask" the server's work after the last answer. "round" is
+what an exchange adds on two cores: half of all clients' work and the server's, one after the other. Flower's figures
+are calls times the median of a call of flwr.common.secure_aggregation's own functions (`pseudo_rand_gen`,
+`create_shares`, `combine_shares`), with the same neighbours and thresholds. flwr pins Ray exactly, so it gets an
+environment of its own, made on the first run.
 """
 
 import argparse
@@ -73,24 +75,20 @@ def main(arguments: list[str]) -> None:
     cases = [(clients, values) for clients in options.clients for values in options.values]
     flower = {} if options.no_flower else flower_calls(options.flower_env, cases, sparse)
     print(
-        "| clients | values | client, ms | server, ms | round, s | up, MB a client | Flower: client | server | round |"
+        "| clients | values | client, ms | mask, ms | server, ms | unmask, ms | round, s | up, MB a client"
+        " | Flower: client | server | round |"
     )
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
     with ticker(len(cases) * options.repeats, "exchanges") as tick:
         for clients, values in cases:
             runs = []
             for _ in range(options.repeats):
                 runs.append(exchange(clients, values, sparse))
                 tick()
-            client, server, sent = (median(run[place] for run in runs) for place in range(3))
-            line = [
-                clients,
-                values,
-                f"{1e3 * client:.0f}",
-                f"{1e3 * server:.0f}",
-                f"{on_two_cores(clients, client, server):.2f}",
-            ]
-            line += [f"{sent / 1e6:.2f}", *flower_columns(clients, flower.get((clients, values)), sparse)]
+            client, mask, server, unmask, sent = (median(run[place] for run in runs) for place in range(5))
+            line = [clients, values, *(f"{1e3 * seconds:.1f}" for seconds in (client, mask, server, unmask))]
+            line += [f"{on_two_cores(clients, client, server):.2f}", f"{sent / 1e6:.2f}"]
+            line += [*flower_columns(clients, flower.get((clients, values)), sparse)]
             print("| " + " | ".join(map(str, line)) + " |", flush=True)
 
 
@@ -98,8 +96,11 @@ def on_two_cores(clients: int, client: float, server: float) -> float:
     return clients * client / 2 + server
 
 
-def exchange(count: int, values: int, complete_up_to: int) -> tuple[float, float, float]:
-    """Seconds of CPU per client, of the server, and bytes that a client sends. The sum is checked."""
+def exchange(count: int, values: int, complete_up_to: int) -> tuple[float, float, float, float, float]:
+    """Seconds of CPU per client, of it to mask, of the server, of it to unmask, and bytes that a client sends.
+
+    The sum is checked.
+    """
     rng = np.random.default_rng(0)
     names = [f"c{place:04d}" for place in range(count)]
     vectors = {name: rng.integers(0, 2**32, values, np.uint32) for name in names}
@@ -110,6 +111,7 @@ def exchange(count: int, values: int, complete_up_to: int) -> tuple[float, float
     clients = {name: SecureClient(name, keys[name], roster, plan, limits) for name in names}
     dropping, frames = set(names[::10]), dict.fromkeys(names, b"")
     client_time = server_time = 0.0
+    mask_times = []
     sent = 0
     for stage in STAGES:
         for name in sorted(frames.keys() - (dropping if stage == "mask" else set())):
@@ -122,17 +124,22 @@ def exchange(count: int, values: int, complete_up_to: int) -> tuple[float, float
                     answer = side.mask(frames[name], vectors[name])
                 case _:
                     answer = getattr(side, stage)(frames[name])
-            client_time += process_time() - started
+            spent = process_time() - started
+            client_time += spent
+            if stage == "mask":
+                mask_times.append(spent)
             sent += len(answer)
             started = process_time()
             server.receive(answer)
             server_time += process_time() - started
         started = process_time()
         frames = server.close()
-        server_time += process_time() - started
+        closing = process_time() - started
+        server_time += closing
     expected = np.sum([vectors[name] for name in server.survivors], axis=0, dtype=np.uint32)
     assert len(server.survivors) == count - len(dropping) and np.array_equal(server.total(), expected)
-    return client_time / count, server_time, sent / count
+    # The last stage that was closed is the one that unmasks.
+    return client_time / count, median(mask_times), server_time, closing, sent / count
 
 
 def flower_calls(folder: Path, cases: list[tuple[int, int]], sparse: int) -> dict[tuple[int, int], dict[str, float]]:

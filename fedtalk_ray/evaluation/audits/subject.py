@@ -139,7 +139,10 @@ class Subject:
 
     def _batch(self, pieces: list[Piece], count: int, rng: np.random.Generator) -> WindowBatch:
         chosen = [pieces[place] for place in rng.integers(0, len(pieces), count)]
-        cut = [cut_windows(each.latents, each.speech, self.trainer.window, 1, rng, each.identity) for each in chosen]
+        cut = [
+            cut_windows(each.latents, each.speech, self.trainer.window, 1, str(rng.integers(2**63)), each.identity)
+            for each in chosen
+        ]
         names = ("latents", "speech", "reference", "identity")
         return WindowBatch(*(torch.from_numpy(np.concatenate([each[name] for each in cut])).float() for name in names))
 
