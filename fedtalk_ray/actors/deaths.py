@@ -7,19 +7,17 @@ from ray.exceptions import ActorUnschedulableError, ObjectLostError, OutOfMemory
 
 from fedtalk_ray.errors import UserError
 
-DEATHS = (RayActorError, ActorUnschedulableError, OutOfMemoryError)
-"""An actor is gone: it died, with or without its node, or for want of memory."""
-
-LOSSES = (*DEATHS, ObjectLostError)
-"""The same, or what it had returned is gone with its node."""
+DEATHS = (RayActorError, ActorUnschedulableError, OutOfMemoryError, ObjectLostError)
+"""An actor is gone: it died, with or without its node, or for want of memory. Or a node is gone, and with it what the
+actor had returned or was to be told."""
 
 
 def fetch(ref: ray.ObjectRef, timeout: float | None = None) -> Any:
-    """`ray.get`, with a user's error, a death or a loss inside a call raised as itself."""
+    """`ray.get`, with a user's error, or a death inside a call raised as itself."""
     try:
         return ray.get(ref, timeout=timeout)
     except RayTaskError as error:
-        if isinstance(error.cause, (UserError, *LOSSES)):
+        if isinstance(error.cause, (UserError, *DEATHS)):
             raise error.cause from None
         raise
 

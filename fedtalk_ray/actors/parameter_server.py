@@ -8,7 +8,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fedtalk_ray.actors.cluster import actor_name
-from fedtalk_ray.actors.deaths import LOSSES, fetch, first_line
+from fedtalk_ray.actors.deaths import DEATHS, fetch, first_line
 from fedtalk_ray.config import TrainConfig
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.federation.checkpoint import Checkpoint, config_fingerprint, load_checkpoint, save_checkpoint
@@ -54,7 +54,7 @@ def ask(server: Any, method: str, *arguments: Any, **keywords: Any) -> Any:
     call = getattr(server, method).options(name=f"server.{method}")
     try:
         return fetch(call.remote(*arguments, **keywords))
-    except LOSSES as error:
+    except DEATHS as error:
         raise RoundLost(
             f"server.{method} was lost with the parameter server or a node ({first_line(error)}); the last "
             "checkpoint is intact: go on with --resume"
