@@ -27,14 +27,14 @@ class Cut:
 
     def windows(self, reader: GroupReader, group: Group) -> Iterator[dict[str, np.ndarray]]:
         """`count` random windows of each of the group's pieces, stacked piece by piece."""
-        for piece in reader.read(group):
+        for row, piece in zip(group.rows, reader.read(group), strict=True):
             if len(piece.latents) < self.window:
                 raise ShardError(
-                    f"shard {group.file}: clip {piece.clip} has a piece of {len(piece.latents)} frames, and a window "
-                    f"takes {self.window}"
+                    f"shard {group.file}: piece {row} of row group {group.group} has {len(piece.latents)} frames, and "
+                    f"a window takes {self.window}"
                 )
-            # By the piece's own name: the order in which tasks run does not matter.
-            name = f"{self.seed}/{piece.client}/{piece.clip}/{piece.begin}"
+            # By the piece's own place: the order in which tasks run does not matter.
+            name = f"{self.seed}/{'/'.join(group.file.split('/')[-2:])}/{group.group}/{row}"
             yield cut_windows(piece.latents, piece.speech, self.window, self.count, name, piece.identity)
 
 

@@ -22,6 +22,9 @@ from fedtalk_ray.errors import ShardError
 OPEN_FILES = 8
 """A reader that jumps between files keeps so many open."""
 
+_FOOTERS: OrderedDict[FileEntry, pq.FileMetaData] = OrderedDict()
+"""The last footers that this process has parsed, by what the manifest says of their files."""
+
 _CHECKED: set[tuple[str, FileEntry | None, int, tuple[str, ...]]] = set()
 """Row groups whose checksums this process has seen to be right: file, its entry, group, columns."""
 
@@ -67,7 +70,7 @@ class GroupReader:
     """Reads row groups in any order, with the last few files left open."""
 
     def __init__(self, shapes: dict[str, list[int]], columns: tuple[str, ...]) -> None:
-        """columns: the bytes columns to read, beside client, clip, begin and identity."""
+        """columns: those to read, beside identity. Each costs time, a short one too."""
         self._shapes, self._columns = shapes, columns
         self._open: OrderedDict[tuple[str, bool], tuple[pq.ParquetFile, list[str]]] = OrderedDict()
 
@@ -99,7 +102,7 @@ class GroupReader:
         key = (group.file, check)
         if key not in self._open:
             parquet = _opened(group.file, group.entry, check)
-            names = ["client", "clip", "begin", *self._columns, *stored_identity(parquet.schema_arrow)]
+            names = [*self._columns, *stored_identity(parquet.schema_arrow)]
             self._open[key] = parquet, names
             if len(self._open) > OPEN_FILES:
                 self._open.popitem(last=False)[1][0].close(force=True)
@@ -115,11 +118,11 @@ def read_pieces(
     columns: tuple[str, ...] = tuple(ARRAYS),
     only: Collection[int] | None = None,
 ) -> Iterator[Piece]:
-    """Pieces in stored order, one row group in memory at a time; only the named bytes columns and identity are read.
+    """Pieces in stored order, one row group in memory at a time; of the bytes columns only the named ones are read.
 
     only: the positions of the pieces to read, else all.
     """
-    reader = GroupReader(manifest.shapes, columns)
+    reader = GroupReader(manifest.shapes, ("client", "clip", "begin", *columns))
     try:
         for group in list_groups(root, manifest, client, split, only):
             yield from reader.read(group)
@@ -133,12 +136,12 @@ def stored_identity(schema: pa.Schema) -> list[str]:
 
 
 def decode_row(row: dict[str, Any], shapes: dict[str, list[int]]) -> Piece:
-    """A row's bytes as arrays; columns that are not there are empty."""
+    """A row with its bytes as arrays; columns that are not there are empty, numbers 0."""
     arrays = {
         name: np.frombuffer(row.get(name, b""), dtype).reshape(-1, *shapes[name]) for name, dtype in ARRAYS.items()
     }
     identity = np.frombuffer(row.get(IDENTITY, b""), np.float32)
-    return Piece(row["client"], row["clip"], row["begin"], **arrays, identity=identity)
+    return Piece(row.get("client", ""), row.get("clip", ""), row.get("begin", 0), **arrays, identity=identity)
 
 
 def _cells(column: pa.ChunkedArray) -> list[Any]:
@@ -182,6 +185,12 @@ def _opened(file: str, entry: FileEntry | None, check: bool) -> pq.ParquetFile:
                     f"shard {file} has changed since its manifest was written; copy the shards again, or prepare them "
                     "again"
                 )
-        return pq.ParquetFile(path, filesystem=system, page_checksum_verification=check)
+        footer = None if entry is None else _FOOTERS.get(entry)
+        parquet = pq.ParquetFile(path, metadata=footer, filesystem=system, page_checksum_verification=check)
+        if entry is not None and footer is None:
+            _FOOTERS[entry] = parquet.metadata
+            if len(_FOOTERS) > OPEN_FILES:
+                _FOOTERS.popitem(last=False)
+        return parquet
     except (pa.ArrowInvalid, OSError) as error:
         raise ShardError(f"shard {file} cannot be read: {' '.join(str(error).split())}") from error
