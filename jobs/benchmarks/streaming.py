@@ -4,15 +4,16 @@ python jobs/benchmarks/streaming.py
 python jobs/benchmarks/streaming.py --sizes 0.1,0.3 --repeats 1
 
 Shards of one client are written with random latents, in each of the sizes (GB, decimal; all columns). A child process
-per case streams one whole pass, one window of each piece, and reports the peak of its proportional memory (PSS; with
-Ray Data that of the whole cluster, which it starts) over what it held before the first batch was asked for. Throughput
-counts the bytes of the two columns that are read (latents, speech), in passes after that one: files are in the page
-cache, their checksums were looked at. bare is a loop over the same row groups and columns in pyarrow that touches no
-value.
+per case, with a slot's environment, streams one whole pass, one window of each piece, and reports the peak of its
+proportional memory (PSS; with Ray Data that of the whole cluster, which it starts) over what it held before the first
+batch was asked for. Throughput counts the bytes of the two columns that are read (latents, speech), in passes after
+that one: files are in the page cache, their checksums were looked at. bare is a loop over the same row groups and
+columns in pyarrow that touches no value.
 """
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,7 @@ import numpy as np
 import psutil
 import pyarrow.parquet as pq
 
+from fedtalk_ray.actors.cluster import WORKER_ENVIRONMENT
 from fedtalk_ray.data.cut import COLUMNS
 from fedtalk_ray.data.population import Portion
 from fedtalk_ray.data.shard_reader import list_groups, shard_files
@@ -166,7 +168,8 @@ def main() -> None:
             for size, folder in folders.items():
                 command = [sys.executable, __file__, "--child", str(folder), reader]
                 command += ["--memory-mb", str(chosen.memory_mb), "--repeats", str(chosen.repeats)]
-                said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+                environment = os.environ | WORKER_ENVIRONMENT
+                said = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
                 found = json.loads(said.splitlines()[-1])
                 megabytes = read_bytes(folder) / 1e6
                 rates = {name: megabytes / median(times) for name, times in found["seconds"].items()}
