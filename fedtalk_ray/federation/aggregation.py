@@ -20,7 +20,10 @@ class WeightedSum:
         if not (np.isfinite(weight) and weight > 0):
             raise ValueError(f"aggregation weight is {weight}; it must be positive and finite")
         scaled = weight * update.astype(np.float64)
-        self._sum = scaled if self._sum is None else self._sum + scaled
+        if self._sum is None:
+            self._sum = scaled
+        else:
+            self._sum += scaled
         self.total_weight += weight
 
     def add_clipped(self, update: np.ndarray, weight: float, clip_norm: float) -> None:

@@ -33,14 +33,14 @@ _RATE, _QUANTILE, _COUNT_NOISE = 0.2, 0.5, 1 / 20
 
 def weigh_and_clip(update: np.ndarray, weight: float, clip_norm: float) -> tuple[np.ndarray, bool]:
     """a_k, float64 [D] of norm at most 1, and whether the clip bound. Raises `Aborted` for what is not finite."""
-    if not (np.isfinite(update).all() and math.isfinite(weight) and weight >= 0):
+    with np.errstate(invalid="ignore", over="ignore"):
+        weighted = np.multiply(update, weight, dtype=np.float64)
+        # Values that are not finite make the norm so, whatever the weight.
+        norm = math.sqrt(np.einsum("i,i->", weighted, weighted))
+    if not (math.isfinite(norm) and weight >= 0):
         raise Aborted(Code.NOT_FINITE)
-    weighted = weight * update.astype(np.float64)
-    norm = float(np.linalg.norm(weighted))
-    if not math.isfinite(norm):
-        raise Aborted(Code.NOT_FINITE)
-    clipped = norm > clip_norm
-    return weighted / max(norm, clip_norm), clipped
+    weighted /= max(norm, clip_norm)
+    return weighted, norm > clip_norm
 
 
 def adapted(clip_norm: float, unclipped_share: float) -> float:
