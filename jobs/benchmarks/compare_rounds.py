@@ -38,6 +38,7 @@ import numpy as np
 
 from fedtalk_ray.observability import ticker
 from jobs.benchmarks.environments import FLOWER, PFL, python_with, same_numbers
+from jobs.benchmarks.rounds.measure import WARM
 from jobs.benchmarks.rounds.work import initial_vector, one_round
 
 FOLDER = Path(__file__).parent / "rounds"
@@ -63,7 +64,7 @@ SETTINGS = {
 }
 COLUMNS = (
     "clients | population | contestant | CPU, s a round | CPU over bare | wall, s a round | wall over bare"
-    " | start to first round, s | PSS after round 1, MiB | PSS at the end, MiB | difference, norm | largest"
+    f" | start to first round, s | PSS after round 1, MiB | after {WARM} | at the end | difference, norm | largest"
 )
 
 
@@ -90,6 +91,7 @@ class Run:
             wall / wall_a_round(self.bare) if self.bare else None,
             self.report["start_to_first_round_s"],
             self.report["pss_mib_first_round"],
+            self.report["pss_mib_warm"],
             self.report["pss_mib_end"],
             *(self.difference or (None, None)),
         ]
@@ -212,7 +214,7 @@ def wall_a_round(report: dict[str, Any]) -> float:
 
 
 def line(case: Case, name: str, runs: list[Run]) -> str:
-    shapes = (".3f", ".2f", ".3f", ".2f", ".1f", ".0f", ".0f", ".1e", ".1e")
+    shapes = (".3f", ".2f", ".3f", ".2f", ".1f", ".0f", ".0f", ".0f", ".1e", ".1e")
     cells = []
     for place, shape in enumerate(shapes):
         known = [value for run in runs if (value := run.row()[place]) is not None]

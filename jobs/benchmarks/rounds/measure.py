@@ -17,6 +17,10 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+WARM = 11
+"""Rounds after which memory is looked at again: Ray frees what rounds leave in its store once a second, so that the
+first second fills it to what it will hold."""
+
 INCLUDED = "the starting process, its descendants, and all processes of the Ray session that it started"
 
 
@@ -39,7 +43,8 @@ class Meter:
         self.born = psutil.Process().create_time()
         self.wall: list[float] = []
         self.cpu: list[float] = []
-        self.first_round = self.first_memory = 0.0
+        self.first_round = 0.0
+        self.memories: dict[int, float] = {}
         self._seconds: dict[psutil.Process, float] = {}
         self._find()
         self._open()
@@ -51,7 +56,9 @@ class Meter:
         self.wall.append(wall)
         self.cpu.append(sum(self._seconds.values()) - self._before)
         if len(self.wall) == 1:
-            self.first_round, self.first_memory = now - self.born, self.memory()
+            self.first_round = now - self.born
+        if len(self.wall) in (1, WARM):
+            self.memories[len(self.wall)] = self.memory()
         self._open()
 
     def memory(self) -> float:
@@ -128,7 +135,8 @@ def write(
         "wall_s": meter.wall,
         "cpu_s": meter.cpu,
         "start_to_first_round_s": meter.first_round,
-        "pss_mib_first_round": meter.first_memory,
+        "pss_mib_first_round": meter.memories[1],
+        "pss_mib_warm": meter.memories.get(WARM),
         "pss_mib_end": memory,
         "checksum": float(vector.astype(np.float64).sum()),
         "vector": chosen.out.with_suffix(".npy").name,
