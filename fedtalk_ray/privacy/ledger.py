@@ -9,7 +9,7 @@ them.
 import json
 import os
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from fedtalk_ray.errors import RunError
@@ -54,13 +54,14 @@ class Ledger:
         """Raises `RunError` for a damaged file: a run that does not know what it spent must not go on."""
         self._path = folder / LEDGER
         self._charges: dict[int, Charge] = {}
+        # As they stand in the file, which is written anew with every charge.
+        self._entries: list[str] = []
         if not self._path.exists():
             return
         try:
             for entry in json.loads(self._path.read_text()):
                 noise = Noise(**entry.pop("noise"))
-                charge = Charge(**entry | {"noise": noise, "clients": tuple(entry["clients"])})
-                self._charges[charge.exchange] = charge
+                self._keep(Charge(**entry | {"noise": noise, "clients": tuple(entry["clients"])}))
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise RunError(f"ledger {self._path} is damaged ({error}); without it nothing can be trained on") from error
 
@@ -72,12 +73,11 @@ class Ledger:
         """Writes one charge to disk, and returns when it is there. Repeating it changes nothing."""
         if charge.exchange in self._charges:
             return
-        entries = [asdict(known) for known in (*self._charges.values(), charge)]
         with new_file(self._path) as place, open(place, "w") as file:
-            json.dump(entries, file)
+            file.write(f"[{', '.join([*self._entries, encoded(charge)])}]")
             file.flush()
             os.fsync(file.fileno())
-        self._charges[charge.exchange] = charge
+        self._keep(charge)
 
     def participations(self) -> Counter[str]:
         """In how many charged rounds each client was."""
@@ -92,7 +92,10 @@ class Ledger:
         # Whose rounds were least noisy would differ only if the noise had changed; then the costliest client counts.
         server: list[Rounds] = []
         if counts:
-            cost = {name: sum(c.noise.multiplier**-2 for c in charges if name in c.clients) for name in counts}
+            cost = dict.fromkeys(counts, 0.0)
+            for charge in charges:
+                for name in charge.clients:
+                    cost[name] += charge.noise.multiplier**-2
             worst = max(cost, key=lambda name: cost[name])
             server = merged([Rounds(charge.noise, 1.0, 1) for charge in charges if worst in charge.clients])
         # Sampling never hurts, whatever the bound for sampled rounds gives: nobody is in more than all of the rounds.
@@ -106,3 +109,13 @@ class Ledger:
             len(charges),
             most,
         )
+
+    def _keep(self, charge: Charge) -> None:
+        self._charges[charge.exchange] = charge
+        self._entries.append(encoded(charge))
+
+
+def encoded(charge: Charge) -> str:
+    """A charge as JSON."""
+    # Not `asdict`, which copies every client's name.
+    return json.dumps(vars(charge) | {"noise": vars(charge.noise)})
