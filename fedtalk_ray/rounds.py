@@ -18,8 +18,9 @@ import numpy as np
 from PIL import Image
 
 from fedtalk_ray.actors.cluster import connect
+from fedtalk_ray.actors.deaths import RoundLost
 from fedtalk_ray.actors.exchange import secure_round
-from fedtalk_ray.actors.parameter_server import RoundLost, ask, start_server
+from fedtalk_ray.actors.parameter_server import ask, start_server
 from fedtalk_ray.actors.plain_round import plain_round
 from fedtalk_ray.actors.pool import SlotPool, results
 from fedtalk_ray.config import TrainConfig, save_config

@@ -5,18 +5,30 @@ from typing import Any
 import ray
 from ray.exceptions import ActorUnschedulableError, ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError
 
-from fedtalk_ray.errors import UserError
+from fedtalk_ray.errors import RunError, UserError
 
 DEATHS = (RayActorError, ActorUnschedulableError, OutOfMemoryError, ObjectLostError)
-"""An actor is gone: it died, with or without its node, or for want of memory. Or a node is gone, and with it what the
-actor had returned or was to be told."""
+"""An actor is gone: it died, with or without its node, or for want of memory; or what it had returned went with its
+node."""
+
+
+class RoundLost(RunError):
+    """What a round had gathered, or was to begin with, is gone with a server or a node; the model is as it was."""
 
 
 def fetch(ref: ray.ObjectRef, timeout: float | None = None) -> Any:
-    """`ray.get`, with a user's error, or a death inside a call raised as itself."""
+    """`ray.get`, with a user's error, or a death inside a call raised as itself.
+
+    Raises `RoundLost` where whoever was called lives, and what it was to work on is lost.
+    """
     try:
         return ray.get(ref, timeout=timeout)
     except RayTaskError as error:
+        if isinstance(error.cause, ObjectLostError):
+            raise RoundLost(
+                f"what a call was to work on was lost with a node ({first_line(error.cause)}); the last checkpoint is "
+                "intact: go on with --resume"
+            ) from None
         if isinstance(error.cause, (UserError, *DEATHS)):
             raise error.cause from None
         raise

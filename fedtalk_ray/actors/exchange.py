@@ -9,7 +9,8 @@ from collections import Counter
 from time import monotonic
 from typing import Any
 
-from fedtalk_ray.actors.parameter_server import RoundLost, ask
+from fedtalk_ray.actors.deaths import RoundLost
+from fedtalk_ray.actors.parameter_server import ask
 from fedtalk_ray.actors.pool import DIED, LATE, SlotPool, unheard
 from fedtalk_ray.actors.slot import Slot
 from fedtalk_ray.config import TrainConfig

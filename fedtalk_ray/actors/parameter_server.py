@@ -8,18 +8,13 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fedtalk_ray.actors.cluster import actor_name
-from fedtalk_ray.actors.deaths import DEATHS, fetch, first_line
+from fedtalk_ray.actors.deaths import DEATHS, RoundLost, fetch, first_line
 from fedtalk_ray.config import TrainConfig
-from fedtalk_ray.errors import RunError
 from fedtalk_ray.federation.checkpoint import Checkpoint, config_fingerprint, load_checkpoint, save_checkpoint
 from fedtalk_ray.federation.server import ParameterServer
 
 RETRIES = 3
 """Times that Ray calls a server again which died at a call. All calls may be repeated."""
-
-
-class RoundLost(RunError):
-    """What a round had gathered is gone with a server or a node; the model is as it was."""
 
 
 ServerActor: Any = ray.remote(ParameterServer)

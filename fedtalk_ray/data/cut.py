@@ -43,7 +43,7 @@ def each_window(stacked: dict[str, np.ndarray]) -> Iterator[Window]:
     count = len(stacked["latents"])
     for index in range(count):
         # A copy: a view would keep all windows of the piece for as long as one of them waits to be shuffled. And torch
-        # takes nothing that cannot be written to, which is what comes out of Ray's store.
+        # warns of what cannot be written to, such as what comes out of Ray's store.
         yield {
             name: values[index] if count == 1 and values.flags.writeable else values[index].copy()
             for name, values in stacked.items()

@@ -43,7 +43,7 @@ class Piece:
 
     frames: uint8 [T, S, S, 3]. latents: float16 [T, C, h, w], scaled. speech: float16 [T, hops, mel].
     waveform: int16 [N] at `SAMPLE_RATE`. identity: float32 [D], the clip's embedding, a unit vector; D is 0 where none
-    was prepared. A column that was not read is an empty array.
+    was prepared. A column that was not read is an empty array, an empty name or 0.
     """
 
     client: str

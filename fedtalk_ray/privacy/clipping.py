@@ -37,7 +37,7 @@ def weigh_and_clip(update: np.ndarray, weight: float, clip_norm: float) -> tuple
         weighted = np.multiply(update, weight, dtype=np.float64)
         # Values that are not finite make the norm so, whatever the weight.
         norm = math.sqrt(np.einsum("i,i->", weighted, weighted))
-    if not (math.isfinite(norm) and weight >= 0):
+    if not (math.isfinite(norm) and 0 <= weight < math.inf):
         raise Aborted(Code.NOT_FINITE)
     weighted /= max(norm, clip_norm)
     return weighted, norm > clip_norm

@@ -5,7 +5,8 @@ python jobs/benchmarks/slot_steps.py --shards shards/drawn --pretrained models/g
 
 bare is a loop written out in PyTorch over batches that lie in memory: loss, backward, gradient norm, AdamW. slot is one
 `fit` call of a client slot in a Ray actor: it streams the client's shards, trains, and writes the client's state. Both
-take turns; CPU is the seconds of the process that trains, wall those that the caller waits. Ratios are of step rates.
+take turns, with a slot's environment, for which this starts itself again. CPU is the seconds of the process that
+trains, wall those that the caller waits. Ratios are of step rates.
 """
 
 import argparse

@@ -84,7 +84,7 @@ def bare(folder: Path) -> None:
     for file in shard_files(folder, "one", "train"):
         with pq.ParquetFile(file) as parquet:
             for group in range(parquet.num_row_groups):
-                parquet.read_row_group(group, columns=list(COLUMNS))
+                parquet.read_row_group(group, columns=list(COLUMNS), use_threads=False)
 
 
 def whole_pass(folder: Path, reader: str, memory_mb: int) -> Callable[[], int]:

@@ -60,7 +60,7 @@ def run_under_chaos(
     try:
         while True:
             # When the run is so far, the next one is due.
-            share = (len(plan) - len(order)) / (len(plan) + 1)
+            share = (len(plan) - len(order) + 0.5) / (len(plan) + 1)
             until = time.monotonic() + float(rng.uniform(0.3, 1.7)) * pause
             while time.monotonic() < until and driver.poll() is None:
                 if order and len(read_history(told)) >= config.rounds * share:

@@ -9,8 +9,8 @@ import pytest
 import ray
 from ray.exceptions import OutOfMemoryError
 
-from fedtalk_ray.actors.deaths import DEATHS, fetch, first_line
-from fedtalk_ray.actors.parameter_server import RoundLost, ask, start_server
+from fedtalk_ray.actors.deaths import DEATHS, RoundLost, fetch, first_line
+from fedtalk_ray.actors.parameter_server import ask, start_server
 from fedtalk_ray.actors.pool import SlotPool
 from fedtalk_ray.config import TrainConfig
 from fedtalk_ray.errors import ClusterError, ShardError

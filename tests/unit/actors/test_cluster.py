@@ -1,11 +1,12 @@
-"""Addresses that no cluster answers at: told within seconds, before Ray waits for minutes."""
+"""Connecting: addresses that no cluster answers at are told within seconds, before Ray waits for minutes."""
 
+import os
 import socket
 from time import monotonic
 
 import pytest
 
-from fedtalk_ray.actors.cluster import connect
+from fedtalk_ray.actors.cluster import _environment, connect
 from fedtalk_ray.errors import ClusterError
 
 
@@ -24,3 +25,12 @@ def test_nobody_there_is_told_at_once(address: str) -> None:
 def test_a_dashboards_address_is_told_apart() -> None:
     with pytest.raises(ClusterError, match=r"is a dashboard's address, .*; name the cluster as host:port"):
         connect("http://127.0.0.1:8265")
+
+
+def test_the_drivers_own_environment_is_what_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDTALK_HERE", "before")
+    monkeypatch.delenv("FEDTALK_NEW", raising=False)
+    with pytest.raises(ValueError), _environment({"FEDTALK_HERE": "meanwhile", "FEDTALK_NEW": "1"}):
+        assert (os.environ["FEDTALK_HERE"], os.environ["FEDTALK_NEW"]) == ("meanwhile", "1")
+        raise ValueError
+    assert os.environ["FEDTALK_HERE"] == "before" and "FEDTALK_NEW" not in os.environ

@@ -187,3 +187,10 @@ def test_a_shard_that_was_cut_replaced_or_damaged_is_named(tmp_path: Path) -> No
     # A byte of the data: the footer is the same, the page's checksum is not.
     spoil(other, size // 2)
     assert refusal(tmp_path / "ccc").startswith(f"shard {other} cannot be read: ")
+    # After it was read, and its footer kept.
+    _, file = fresh("dddd")
+    list(read_pieces(tmp_path / "dddd", load_manifest(tmp_path / "dddd"), "s1", "train"))
+    spoil(file, file.stat().st_size - 20)
+    assert refusal(tmp_path / "dddd").startswith(f"shard {file} has changed since its manifest was written")
+    file.write_bytes(file.read_bytes()[:-100])
+    assert refusal(tmp_path / "dddd").startswith(f"shard {file} has ")
