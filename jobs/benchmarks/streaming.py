@@ -8,7 +8,7 @@ per case, with a slot's environment, streams one whole pass, one window of each 
 proportional memory (PSS; with Ray Data that of the whole cluster, which it starts) over what it held before the first
 batch was asked for. Throughput counts the bytes of the two columns that are read (latents, speech), in passes after
 that one: files are in the page cache, their checksums were looked at. bare is a loop over the same row groups and
-columns in pyarrow that touches no value.
+columns with pyarrow as it is set by itself; it touches no value.
 """
 
 import argparse
@@ -84,7 +84,7 @@ def bare(folder: Path) -> None:
     for file in shard_files(folder, "one", "train"):
         with pq.ParquetFile(file) as parquet:
             for group in range(parquet.num_row_groups):
-                parquet.read_row_group(group, columns=list(COLUMNS), use_threads=False)
+                parquet.read_row_group(group, columns=list(COLUMNS))
 
 
 def whole_pass(folder: Path, reader: str, memory_mb: int) -> Callable[[], int]:
