@@ -173,7 +173,7 @@ def it_is_seen_at_work(head: OwnCluster, run: Path) -> None:
         with urlopen(head.metrics_url) as page:
             text = page.read().decode()
         found |= set(re.findall(rf'^ray_(fedtalk_\w+)\{{.*run="{run}"', text, re.MULTILINE))
-        calls |= set(re.findall(r'^ray_tasks\{.*Name="([^"]*)"', text, re.MULTILINE))
+        calls |= set(re.findall(r'^ray_tasks\{.*[{,]Name="([^"]*)"', text, re.MULTILINE))
     assert found <= set(METRICS)
     # Ray keeps a series for every name of a call for ever: there must not be new ones with every round.
     assert not [name for name in calls if re.search(r"round\d", name)], calls
