@@ -10,9 +10,10 @@ Under `aggregation: secure` the sum is opened over masked vectors only (`actors/
 `privacy.mechanism` over clipped and noisy ones.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -43,6 +44,8 @@ from fedtalk_ray.privacy.keys import SigningKey
 from fedtalk_ray.privacy.protocol import Code
 from fedtalk_ray.ray_metrics import RoundMetrics
 from fedtalk_ray.run_log import RunLog
+
+Result = TypeVar("Result")
 
 
 def train(config: TrainConfig, resume: bool = False) -> Path:
@@ -76,19 +79,24 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
         examined = (population if config.in_the_clear else manifest.unseen())[: config.evaluation.clients]
 
         def close_round(record: dict[str, Any], started: float) -> None:
-            number, shared = record["round"], server.shared.remote()
-            last, stages = number == config.rounds, record.setdefault("stage_seconds", {})
+            number, last = record["round"], record["round"] == config.rounds
+            stages = record.setdefault("stage_seconds", {})
             begun = monotonic()
             if last or number % config.evaluation.every == 0:
                 if examined:
-                    record["held_out_loss"] = evaluate(pool, examined, number, shared)
+                    record["held_out_loss"], _ = repeated(
+                        config, lambda: evaluate(pool, examined, number, server.shared.remote())
+                    )
                 if config.privacy.mechanism == "gaussian":
                     # Up to a second of arithmetic; secure rounds tell it themselves.
                     record |= ask(server, "spent")
                 stages["evaluate"] = round(monotonic() - begun, 3)
             begun = monotonic()
             if last or number % config.evaluation.sample_every == 0:
-                write_samples(pool, manifest, population[0], run, number, shared, log)
+                repeated(
+                    config,
+                    lambda: write_samples(pool, manifest, population[0], run, number, server.shared.remote(), log),
+                )
                 stages["sample"] = round(monotonic() - begun, 3)
             record["seconds"] = round(monotonic() - started, 2)
             history.append(record)
@@ -132,17 +140,23 @@ def run_round(
     one_round = secure_round if config.aggregation == "secure" else plain_round
     if config.aggregation == "secure":
         enrol(pool, cohort, roster)
-    policy, attempts = FailurePolicy(config.failures), 0
+    # The shared parameters are one numpy array in the store, read by every slot without a copy.
+    record, attempts = repeated(
+        config, lambda: one_round(config, pool, server, number, cohort, server.shared.remote(), enough)
+    )
+    return record | {"attempts": attempts} if attempts > 1 else record
+
+
+def repeated(config: TrainConfig, work: Callable[[], Result]) -> tuple[Result, int]:
+    """What `work` returns, and at which attempt: it begins again where what it had to begin with was lost."""
+    policy, attempts = FailurePolicy(config.failures), 1
     while True:
-        # One numpy array in the store, read by every slot without a copy.
-        shared = server.shared.remote()
         try:
-            record = one_round(config, pool, server, number, cohort, shared, enough)
-            return record | {"attempts": attempts + 1} if attempts else record
+            return work(), attempts
         except RoundLost:
-            attempts += 1
             if not policy.tries_again(attempts):
                 raise
+            attempts += 1
 
 
 def enrol(pool: SlotPool, cohort: list[str], roster: RosterFile) -> None:

@@ -17,20 +17,21 @@ class RoundLost(RunError):
 
 
 def fetch(ref: ray.ObjectRef, timeout: float | None = None) -> Any:
-    """`ray.get`, with a user's error, or a death inside a call raised as itself.
+    """`ray.get`, with a user's error raised as itself.
 
-    Raises `RoundLost` where whoever was called lives, and what it was to work on is lost.
+    Raises one of `DEATHS` where whoever was called is gone, and `RoundLost` where it lives, but what it was to work on
+    went with somebody else.
     """
     try:
         return ray.get(ref, timeout=timeout)
     except RayTaskError as error:
-        if isinstance(error.cause, ObjectLostError):
-            raise RoundLost(
-                f"what a call was to work on was lost with a node ({first_line(error.cause)}); the last checkpoint is "
-                "intact: go on with --resume"
-            ) from None
-        if isinstance(error.cause, (UserError, *DEATHS)):
+        if isinstance(error.cause, (UserError, OutOfMemoryError)):
             raise error.cause from None
+        if isinstance(error.cause, DEATHS):
+            raise RoundLost(
+                f"what a call was to work on is gone ({first_line(error.cause)}); the last checkpoint is intact: go on "
+                "with --resume"
+            ) from None
         raise
 
 

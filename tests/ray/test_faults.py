@@ -191,7 +191,7 @@ def test_a_slot_whose_result_went_with_its_node_is_lost(
 def test_what_was_lost_before_the_call_is_not_the_slots_fault(pool_of: Callable[..., SlotPool]) -> None:
     """Such as the shared parameters: another slot would not find them either, so that the round must begin again."""
     pool = pool_of()
-    with pytest.raises(RoundLost, match=r"was lost with a node .* go on with --resume"):
+    with pytest.raises(RoundLost, match=r"what a call was to work on is gone .* go on with --resume"):
         work(pool, ["1", "missing"])
     assert len(pool.ready) == 2
 
