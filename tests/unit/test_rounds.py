@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from fedtalk_ray.actors.deaths import RoundLost
 from fedtalk_ray.config import TrainConfig, load_config, parse_config
 from fedtalk_ray.data.shards import ClipEntry, Manifest
 from fedtalk_ray.errors import RunError, ShardError
 from fedtalk_ray.outputs import OutputError
-from fedtalk_ray.rounds import open_run, settled
+from fedtalk_ray.rounds import open_run, repeated, settled
 
 
 def manifest(**clips: int) -> Manifest:
@@ -68,3 +69,19 @@ def test_a_driver_starts_without_what_only_slots_need() -> None:
     asks = f"import sys, fedtalk_ray.rounds; print(*sys.modules.keys() & set({heavy.split()}))"
     done = subprocess.run([sys.executable, "-c", asks], capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stdout + done.stderr
+
+
+def test_what_has_lost_its_beginning_begins_again(config: Callable[..., TrainConfig]) -> None:
+    def lost_twice() -> Callable[[], str]:
+        losses = iter([RoundLost("once"), RoundLost("twice")])
+
+        def work() -> str:
+            for loss in losses:
+                raise loss
+            return "done"
+
+        return work
+
+    assert repeated(config(failures={"retries": 2}), lost_twice()) == ("done", 3)
+    with pytest.raises(RoundLost, match="twice"):
+        repeated(config(failures={"retries": 1}), lost_twice())
