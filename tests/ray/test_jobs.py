@@ -117,11 +117,24 @@ def its_report_opens_in_a_browser(head: OwnCluster, written: Path, run: Path) ->
     assert names[:2] == ["ground truth", "shared model"] and "personalised" in names
 
 
-def test_a_job_is_seen_at_work_and_ctrl_c_asks_and_stops_it(head: OwnCluster, written: Path) -> None:
-    """At a real terminal; the job would go on for ever, so that whoever looks finds it at work."""
-    run = written.parent / "stopped-run"
+def test_a_job_is_seen_at_work(head: OwnCluster, written: Path) -> None:
+    """It would go on for ever, so that whoever looks finds it at work."""
+    run = written.parent / "seen-run"
     changes = [f"run={run}", "rounds=10000", "local.steps=40", "evaluation.sample_every=10000"]
-    command = [str(BIN / "fedtalk"), "submit", "train", "small.yaml", *changes, "--submission-id", "long"]
+    there = ["--working-dir", str(written), "--no-wait", "--submission-id", "seen"]
+    sent = fedtalk("submit", "train", "small.yaml", *changes, *there, at=head)
+    assert sent.returncode == 0, sent.stderr
+    try:
+        it_is_seen_at_work(head, run)
+    finally:
+        stop = [str(BIN / "ray"), "job", "stop", "seen", "--address", head.dashboard_url]
+        subprocess.run(stop, env=environment(), capture_output=True)
+
+
+def test_ctrl_c_asks_and_stops_the_job(head: OwnCluster, written: Path) -> None:
+    """At a real terminal."""
+    long = ["run=" + str(written.parent / "stopped-run"), "local.steps=100000"]
+    command = [str(BIN / "fedtalk"), "submit", "train", "small.yaml", *long, "--submission-id", "long"]
     terminal, inside = pty.openpty()
     job = subprocess.Popen(
         [*command, "--address", head.dashboard_url],
@@ -137,7 +150,6 @@ def test_a_job_is_seen_at_work_and_ctrl_c_asks_and_stops_it(head: OwnCluster, wr
     asked = [str(BIN / "ray"), "job", "status", "long", "--address", head.dashboard_url]
     try:
         read_until(terminal, "Running entrypoint")
-        it_is_seen_at_work(head, run)
         os.write(terminal, b"\x03")
         read_until(terminal, "stop job long? [y/N]")
         os.write(terminal, b"y\n")
@@ -159,8 +171,8 @@ def it_is_seen_at_work(head: OwnCluster, run: Path) -> None:
     says = {
         "the node": r"^nodes: 1\n  \S+  alive  2 CPU, 8 GiB  head$",
         "the round": rf"^run {run}: round [1-9]\d* of 10000",
-        "a slot at work": r"stopped-run\.slot-\d+ .*alive .* pid \d+  fit: round [1-9]\d*, id000\d$",
-        "the server": r"stopped-run\.server-\d+ .*alive",
+        "a slot at work": r"seen-run\.slot-\d+ .*alive .* pid \d+  fit: round [1-9]\d*, id000\d$",
+        "the server": r"seen-run\.server-\d+ .*alive",
     }
     series = {"fedtalk_round", "fedtalk_cohort", "fedtalk_survivors", "fedtalk_loss", "fedtalk_stage_seconds"}
     series |= set(COUNTERS)
