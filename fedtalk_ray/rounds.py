@@ -78,14 +78,21 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
         # Whose held-out loss is looked at: where clients are promised anything, they tell none.
         examined = (population if config.in_the_clear else manifest.unseen())[: config.evaluation.clients]
 
+        def sample(number: int) -> None:
+            with_shared(
+                config,
+                server,
+                lambda shared: write_samples(pool, manifest, population[0], run, number, shared, log),
+            )
+
         def close_round(record: dict[str, Any], started: float) -> None:
             number, last = record["round"], record["round"] == config.rounds
             stages = record.setdefault("stage_seconds", {})
             begun = monotonic()
             if last or number % config.evaluation.every == 0:
                 if examined:
-                    record["held_out_loss"], _ = repeated(
-                        config, lambda: evaluate(pool, examined, number, server.shared.remote())
+                    record["held_out_loss"], _ = with_shared(
+                        config, server, lambda shared: evaluate(pool, examined, number, shared)
                     )
                 if config.privacy.mechanism == "gaussian":
                     # Up to a second of arithmetic; secure rounds tell it themselves.
@@ -93,10 +100,7 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
                 stages["evaluate"] = round(monotonic() - begun, 3)
             begun = monotonic()
             if last or number % config.evaluation.sample_every == 0:
-                repeated(
-                    config,
-                    lambda: write_samples(pool, manifest, population[0], run, number, server.shared.remote(), log),
-                )
+                sample(number)
                 stages["sample"] = round(monotonic() - begun, 3)
             record["seconds"] = round(monotonic() - started, 2)
             history.append(record)
@@ -118,7 +122,7 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
                     record["cohort"] = cohort
             except BudgetSpent:
                 # The rounds before are paid for: their model is the result.
-                write_samples(pool, manifest, population[0], run, number - 1, server.shared.remote(), log)
+                sample(number - 1)
                 raise
             close_round(record, started)
     finally:
@@ -140,19 +144,19 @@ def run_round(
     one_round = secure_round if config.aggregation == "secure" else plain_round
     if config.aggregation == "secure":
         enrol(pool, cohort, roster)
-    # The shared parameters are one numpy array in the store, read by every slot without a copy.
-    record, attempts = repeated(
-        config, lambda: one_round(config, pool, server, number, cohort, server.shared.remote(), enough)
+    record, attempts = with_shared(
+        config, server, lambda shared: one_round(config, pool, server, number, cohort, shared, enough)
     )
     return record | {"attempts": attempts} if attempts > 1 else record
 
 
-def repeated(config: TrainConfig, work: Callable[[], Result]) -> tuple[Result, int]:
-    """What `work` returns, and at which attempt: it begins again where what it had to begin with was lost."""
+def with_shared(config: TrainConfig, server: Any, work: Callable[[Any], Result]) -> tuple[Result, int]:
+    """What `work` on the shared parameters returns, and at which attempt: it begins again where they were lost."""
     policy, attempts = FailurePolicy(config.failures), 1
     while True:
         try:
-            return work(), attempts
+            # One numpy array in the store, read by every slot without a copy.
+            return work(server.shared.remote()), attempts
         except RoundLost:
             if not policy.tries_again(attempts):
                 raise

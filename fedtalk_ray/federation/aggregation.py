@@ -16,10 +16,10 @@ class WeightedSum:
         self.total_weight = 0.0
 
     def add(self, update: np.ndarray, weight: float) -> None:
-        """update: float32 [D]; weight: positive and finite, else `ValueError`."""
+        """update: float32 or float64 [D]; weight: positive and finite, else `ValueError`."""
         if not (np.isfinite(weight) and weight > 0):
             raise ValueError(f"aggregation weight is {weight}; it must be positive and finite")
-        scaled = weight * update.astype(np.float64)
+        scaled = np.multiply(update, weight, dtype=np.float64)
         if self._sum is None:
             self._sum = scaled
         else:
@@ -32,7 +32,7 @@ class WeightedSum:
         update: float32 [D]. Raises `protocol.Aborted` for values that are not finite.
         """
         clipped, _ = weigh_and_clip(update, weight, clip_norm)
-        self.add(clipped.astype(np.float32), 1.0)
+        self.add(clipped, 1.0)
 
     def vector(self) -> np.ndarray:
         """float32 [D]; `ValueError` when nothing was added."""

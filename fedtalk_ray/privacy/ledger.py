@@ -61,7 +61,9 @@ class Ledger:
         try:
             for entry in json.loads(self._path.read_text()):
                 noise = Noise(**entry.pop("noise"))
-                self._keep(Charge(**entry | {"noise": noise, "clients": tuple(entry["clients"])}))
+                charge = Charge(**entry | {"noise": noise, "clients": tuple(entry["clients"])})
+                self._charges[charge.exchange] = charge
+            self._entries = [encoded(charge) for charge in self._charges.values()]
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise RunError(f"ledger {self._path} is damaged ({error}); without it nothing can be trained on") from error
 
@@ -73,11 +75,12 @@ class Ledger:
         """Writes one charge to disk, and returns when it is there. Repeating it changes nothing."""
         if charge.exchange in self._charges:
             return
+        entries = [*self._entries, encoded(charge)]
         with new_file(self._path) as place, open(place, "w") as file:
-            file.write(f"[{', '.join([*self._entries, encoded(charge)])}]")
+            file.write(f"[{', '.join(entries)}]")
             file.flush()
             os.fsync(file.fileno())
-        self._keep(charge)
+        self._charges[charge.exchange], self._entries = charge, entries
 
     def participations(self) -> Counter[str]:
         """In how many charged rounds each client was."""
@@ -109,10 +112,6 @@ class Ledger:
             len(charges),
             most,
         )
-
-    def _keep(self, charge: Charge) -> None:
-        self._charges[charge.exchange] = charge
-        self._entries.append(encoded(charge))
 
 
 def encoded(charge: Charge) -> str:

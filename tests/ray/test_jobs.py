@@ -6,6 +6,7 @@ import pty
 import re
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import termios
@@ -144,7 +145,7 @@ def test_ctrl_c_asks_and_stops_the_job(head: OwnCluster, written: Path) -> None:
         stdout=inside,
         stderr=inside,
         start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        preexec_fn=at_a_terminal,
     )
     os.close(inside)
     asked = [str(BIN / "ray"), "job", "status", "long", "--address", head.dashboard_url]
@@ -189,6 +190,13 @@ def it_is_seen_at_work(head: OwnCluster, run: Path) -> None:
     assert found <= set(METRICS)
     # Ray keeps a series for every name of a call for ever: there must not be new ones with every round.
     assert not [name for name in calls if re.search(r"round\d", name)], calls
+
+
+def at_a_terminal() -> None:
+    """In the child: its terminal is its own, and it hears Ctrl-C. Shells let what they run in the background ignore it,
+    these tests too, and children inherit that."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def told_by(command: list[str]) -> str:

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,7 +13,7 @@ from fedtalk_ray.config import TrainConfig, load_config, parse_config
 from fedtalk_ray.data.shards import ClipEntry, Manifest
 from fedtalk_ray.errors import RunError, ShardError
 from fedtalk_ray.outputs import OutputError
-from fedtalk_ray.rounds import open_run, repeated, settled
+from fedtalk_ray.rounds import open_run, settled, with_shared
 
 
 def manifest(**clips: int) -> Manifest:
@@ -71,17 +72,16 @@ def test_a_driver_starts_without_what_only_slots_need() -> None:
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stdout + done.stderr
 
 
-def test_what_has_lost_its_beginning_begins_again(config: Callable[..., TrainConfig]) -> None:
-    def lost_twice() -> Callable[[], str]:
-        losses = iter([RoundLost("once"), RoundLost("twice")])
+def test_what_has_lost_the_parameters_begins_again_with_new_ones(config: Callable[..., TrainConfig]) -> None:
+    sent = iter(["first", "second", "third"])
+    server = SimpleNamespace(shared=SimpleNamespace(remote=lambda: next(sent)))
 
-        def work() -> str:
-            for loss in losses:
-                raise loss
-            return "done"
+    def work(shared: str) -> str:
+        if shared != "third":
+            raise RoundLost(f"the {shared} are gone")
+        return shared
 
-        return work
-
-    assert repeated(config(failures={"retries": 2}), lost_twice()) == ("done", 3)
-    with pytest.raises(RoundLost, match="twice"):
-        repeated(config(failures={"retries": 1}), lost_twice())
+    assert with_shared(config(failures={"retries": 2}), server, work) == ("third", 3)
+    sent = iter(["first", "second", "third"])
+    with pytest.raises(RoundLost, match="the second are gone"):
+        with_shared(config(failures={"retries": 1}), server, work)
