@@ -22,7 +22,8 @@ def vary_pictures(frames: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
     shift = rng.normal(0, 0.03, 2)
     transform = torch.tensor([[cosine, -sine, shift[0]], [sine, cosine, shift[1]]], dtype=torch.float32)
     grid = F.affine_grid(transform.expand(len(pixels), 2, 3), list(pixels.shape), align_corners=False)
-    pixels = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    # Bicubic: between four pixels a bilinear picture is a soft one, and the network would learn to make soft ones.
+    pixels = F.grid_sample(pixels, grid, mode="bicubic", padding_mode="reflection", align_corners=False)
     gain = np.exp(rng.normal(0, 0.1) + rng.normal(0, 0.04, 3)).astype(np.float32)
     lift = (rng.normal(0, 0.06) + rng.normal(0, 0.02, 3)).astype(np.float32)
     return (pixels * torch.from_numpy(gain)[:, None, None] + torch.from_numpy(lift)[:, None, None]).clamp(-1, 1)
