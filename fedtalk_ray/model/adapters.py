@@ -1,7 +1,7 @@
 """LoRA adapters on the denoiser (PEFT): `shared` is federated, `identity` is a client's own and stays with it.
 
-Adapters go on every convolution and linear layer of the blocks and the speech encoder. Adapting FiLM and convolutions
-is what lets an adapter learn a new mouth; attention-only adapters learned nothing here.
+Adapters go on every convolution and linear layer of the blocks, `shared` also on the speech encoder. Adapting FiLM and
+convolutions is what lets an adapter learn a new mouth; attention-only adapters learned nothing here.
 """
 
 import hashlib
@@ -22,6 +22,12 @@ SHARED, IDENTITY = "shared", "identity"
 TARGETS = ["conv1", "conv2", "conv3", "conv_shortcut", "time_emb_proj", "temporal", "linear1", "linear2", "conv"]
 """Layer names that carry adapters: residual blocks, their FiLM projections, resampling, time, speech encoder."""
 
+HEARING = r"(.*\.)?speech_(encoder|map)\..*"
+"""Layers that carry none of the identity adapter: what is heard is not a matter of whose face speaks. Out of a few
+seconds of one voice these only unlearn: two newcomers to GRID, each with 100 steps on one clip, gained 0.29 dB of the
+mouth rather than 0.07 without them, and lost 0.003 of likeness rather than 0.012, 0.018 of lip correlation rather than
+0.032."""
+
 _WEIGHTS = "adapter_model.safetensors"
 
 
@@ -31,7 +37,9 @@ def with_adapters(denoiser: TalkingHeadDenoiser, rank: int | None, alpha: float,
     Both are zero in effect and act together; all weights are frozen. Fresh weights are drawn from torch's global
     generator: seed it to repeat them.
     """
-    identity = LoraConfig(r=identity_rank, lora_alpha=2 * identity_rank, target_modules=TARGETS)
+    identity = LoraConfig(
+        r=identity_rank, lora_alpha=2 * identity_rank, target_modules=TARGETS, exclude_modules=HEARING
+    )
     if rank is None:
         model = get_peft_model(denoiser, identity, adapter_name=IDENTITY)
     else:
