@@ -62,7 +62,7 @@ def test_the_mean_is_shrunk_to_what_it_is_worth(make_pipeline, predicts) -> None
     # Neighbours are averaged, so only cells amid their equals come out as they went in; the mirror image is too.
     padded = torch.cat([share[:1], share, share[-1:]])
     expected = ((padded[:-2] + padded[1:-1] + padded[2:]) / 3).clamp(0, 1)
-    assert torch.allclose(certainty, expected, atol=0.06)
+    assert torch.allclose(certainty, 0.9 * expected, atol=0.06), "a tenth less than least squares say"
     assert torch.allclose(certainty, certainty.flip(1))
 
 
