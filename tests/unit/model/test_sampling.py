@@ -8,6 +8,7 @@ import torch
 from scipy.ndimage import gaussian_filter1d, uniform_filter1d
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fedtalk_ray.model.denoiser import bare_denoiser
 from fedtalk_ray.model.pipeline import frame_count
 from fedtalk_ray.model.sampling import _steadied, sample_clip, sample_parts, sample_stream
 from fedtalk_ray.model.schedule import make_scheduler
@@ -207,9 +208,9 @@ def test_a_block_of_no_frames_is_refused_at_once(make_pipeline) -> None:
         make_pipeline().stream(np.zeros((32, 32, 3), np.uint8), np.zeros(640, np.float32), block=0)
 
 
-def parts(denoiser, generator: torch.Generator, draws: int = 1, frames: int = 30) -> list[torch.Tensor]:
+def parts(denoiser, generator: torch.Generator, draws: int = 1) -> list[torch.Tensor]:
     """The means and the samples of a clip in two steps."""
-    reference, speech = clip(denoiser, frames)
+    reference, speech = clip(bare_denoiser(denoiser), 30)
     made = sample_parts(denoiser, make_scheduler("sample"), reference, speech, 2, 1.0, generator, 2, draws=draws)
     return [torch.cat(part) for part in zip(*made, strict=True)]
 
@@ -245,19 +246,12 @@ class Echo(torch.nn.Module):
 def test_every_second_noise_is_the_negative_of_the_one_before(make_denoiser) -> None:
     """So an error that is odd in the noise is gone from the mean, and one that is even is as it was."""
     odd, even = Echo(make_denoiser(), False), Echo(make_denoiser(), True)
-    ours = [clip_of(odd, draws) for draws in (1, 2, 3, 4)]
+    ours = [parts(odd, seeded(), draws)[0] for draws in (1, 2, 3, 4)]
     assert ours[0].std() > 0.9
     assert torch.allclose(ours[1], torch.zeros(()), atol=1e-6)
     assert ours[2].std() == pytest.approx(float(ours[0].std()) / 3, rel=0.05), "the third noise is one of its own"
     assert torch.allclose(ours[3], torch.zeros(()), atol=1e-6)
-    assert torch.allclose(clip_of(even, 1), clip_of(even, 2), atol=1e-5)
-
-
-def clip_of(echo: Echo, draws: int) -> torch.Tensor:
-    """The mean that is made of a clip's noises."""
-    reference, speech = clip(echo.denoiser, 30)
-    made = sample_parts(echo, make_scheduler("sample"), reference, speech, 2, 1.0, seeded(), 2, draws=draws)
-    return torch.cat([mean for mean, _ in made])
+    assert torch.allclose(parts(even, seeded(), 1)[0], parts(even, seeded(), 2)[0], atol=1e-5)
 
 
 def test_a_steadied_sample_strays_from_the_mean_only_quickly() -> None:
