@@ -28,9 +28,10 @@ class LossConfig(Section):
     """How little a sync network believes that the predicted lips speak the sound (`model.sync.sync_loss`)."""
     mouth_weight: float = Field(5.0, ge=1)
     """How much more the mouth region counts in the diffusion and TDC terms than the rest of the face."""
-    noise_bias: float = Field(4.0, ge=1)
+    noise_bias: float = Field(8.0, ge=1)
     """Timesteps are drawn as T * (1 - u^bias), u uniform: 1 is uniform, more dwells on noisy steps, where motion must
-    come from the sound. On GRID after 4 CPU minutes lip correlation on unseen speakers was 0.41 at 2 and 0.55 at 4."""
+    come from the sound; at 8 two windows of five begin from nothing at all. On GRID after 600 steps 4 / 8 / 16 gave the
+    mouth 29.61 / 29.75 / 29.80 dB (seen speakers) and 28.37 / 28.42 / 28.40 (unseen)."""
     speech_dropout: float = Field(0.1, ge=0, le=1)
     """Share of windows trained without sound, so that generation can be guided by sound (classifier-free)."""
 

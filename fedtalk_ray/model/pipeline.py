@@ -33,7 +33,7 @@ from fedtalk_ray.model.autoencoder import (
 from fedtalk_ray.model.denoiser import TalkingHeadDenoiser, bare_denoiser
 from fedtalk_ray.model.embedded import find_model
 from fedtalk_ray.model.identity import FaceCritic, IdentityEncoder
-from fedtalk_ray.model.sampling import DEFAULT_DRAWS, DEFAULT_GUIDANCE, DEFAULT_STEPS, sample_stream
+from fedtalk_ray.model.sampling import DEFAULT_GUIDANCE, DEFAULT_STEPS, sample_stream
 from fedtalk_ray.model.sampling import sample_clip as sample_clip
 from fedtalk_ray.model.schedule import make_scheduler
 from fedtalk_ray.model.sync import SyncNetwork, sync_loss
@@ -139,7 +139,6 @@ class TalkingHeadPipeline(DiffusionPipeline):
             guidance,
             generator,
             identity=who,
-            draws=DEFAULT_DRAWS,
         )
         weight = torch.nn.functional.interpolate(
             bare_denoiser(self.denoiser).detail[None, None].cpu(), face.shape[:2], mode="bilinear"

@@ -4,16 +4,15 @@ Each step predicts windows that overlap by half and blends them (triangular weig
 can form. A frame leaves a step as soon as every window over it was predicted, and the next step takes it up. So each
 step holds one group of windows, no window is predicted twice, and where blocks of output end changes nothing.
 
-What the first step predicts, from pure noise, is the mean of all that may be seen; what comes after the last step is a
-sample of it. `TalkingHeadDenoiser.shown` makes one face of the two: the mean around the mouth, where the sound decides,
-and elsewhere a sample, or a face would be too still. On held-out GRID clips (seen, unseen speakers) lip correlation is
-so 0.56, 0.64 rather than a sample's 0.53, 0.62, and the mouth 0.2 dB better.
+The first step begins where a clip's noise hides everything, so the network is shown nothing (zeros) in its place, and
+answers with the mean of all that may be seen. Noise is added to that mean, and the steps that follow make a sample of
+it. `TalkingHeadDenoiser.shown` makes one face of the two: the mean around the mouth, where the sound decides, and
+elsewhere a sample, or a face would be too still.
 """
 
 import copy
-import itertools
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import partial, reduce
 
 import torch
 from diffusers import DDIMScheduler
@@ -26,10 +25,6 @@ DEFAULT_STEPS = 2
 DEFAULT_GUIDANCE = 1.0
 """How far the sound's effect is exaggerated; 1 is not at all. On five unseen GRID speakers 2 opened the lips 1.6
 times too far and cost 1.2 dB in the mouth for 0.02 of lip correlation."""
-DEFAULT_DRAWS = 2
-"""Noises over which the mean is averaged when a video is made. On seven unseen GRID clips 1 / 2 / 4 / 6 of them gave
-the mouth 29.30 / 29.40 / 29.45 / 29.47 dB, when each was drawn by itself; each costs one denoising step. On eight clips
-a second one of its own gave 28.52 dB, the negative of the first 28.55."""
 STEADIED_FRAMES = 7
 """A sample's motion is shown without the mean of so many frames around. On 15 and 8 held-out GRID clips (seen, unseen
 speakers) that gave the whole face 0.23 and 0.21 dB and its likeness 0.004 and 0.007, for as much motion."""
@@ -47,11 +42,10 @@ def sample_clip(
     generator: torch.Generator | None = None,
     batch: int = DEFAULT_BATCH,
     identity: torch.Tensor | None = None,
-    draws: int = 1,
 ) -> torch.Tensor:
     """All of `sample_stream` in one tensor: latents float32 [T, C, h, w] on the CPU."""
     return torch.cat(
-        list(sample_stream(denoiser, scheduler, reference, speech, steps, guidance, generator, batch, identity, draws))
+        list(sample_stream(denoiser, scheduler, reference, speech, steps, guidance, generator, batch, identity))
     )
 
 
@@ -65,12 +59,11 @@ def sample_stream(
     generator: torch.Generator | None = None,
     batch: int = DEFAULT_BATCH,
     identity: torch.Tensor | None = None,
-    draws: int = 1,
 ) -> Iterator[torch.Tensor]:
     """Yields a clip in order, latents float32 [n, C, h, w] on the CPU, T frames in all: what `denoiser.shown` makes of
     `sample_parts`, which says what the arguments are."""
     base = bare_denoiser(denoiser)
-    parts = sample_parts(denoiser, scheduler, reference, speech, steps, guidance, generator, batch, identity, draws)
+    parts = sample_parts(denoiser, scheduler, reference, speech, steps, guidance, generator, batch, identity)
     face = reference.to(base.device)
     for mean, sample in parts:
         yield base.from_residual(base.shown(mean, sample)[None], face[None])[0].float().cpu()
@@ -87,15 +80,13 @@ def sample_parts(
     generator: torch.Generator | None = None,
     batch: int = DEFAULT_BATCH,
     identity: torch.Tensor | None = None,
-    draws: int = 1,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yields the first step's mean and the last step's sample, residuals [n, C, h, w] in order, T frames in all.
 
     reference: latents [C, h, w]. speech: [T, hops, mel], T >= 1; it may be a view that overlaps itself, only what a
-    group of windows needs is copied. identity: the face's embedding [D], for a denoiser that takes one. draws: noises
-    over which the mean is averaged, every second one the negative of the one before (what errors are odd in the noise
-    cancels); the sample is that of the first, steadied (`_steadied`). Memory does not depend on T. Noise is drawn on
-    the CPU, frame after frame: a seeded `generator` means the same clip on every device.
+    group of windows needs is copied. identity: the face's embedding [D], for a denoiser that takes one. The sample is
+    steadied (`_steadied`); with one step it is the mean. Memory does not depend on T. Noise is drawn on the CPU, frame
+    after frame: a seeded `generator` means the same clip on every device.
     """
     base = bare_denoiser(denoiser)
     device, window = base.device, base.config.window
@@ -114,30 +105,33 @@ def sample_parts(
         return _predict(denoiser, windows, timestep, sounds, reference, identity, guidance)
 
     channels = len(reference)
+    noise = _noise(length, tuple(reference.shape), generator, device)
+    first, *later = scheduler.timesteps
 
     def update(timestep: torch.Tensor, predicted: torch.Tensor, held: torch.Tensor) -> torch.Tensor:
-        """The next step's noisy frames; the first step's mean rides along in further channels."""
+        """The next step's noisy frames; what else a frame carries in further channels rides along."""
         noisy, mean = held[:, :channels], held[:, channels:]
-        step = scheduler.step(predicted, timestep, noisy)
-        return torch.cat([step.prev_sample, mean if mean.shape[1] else step.pred_original_sample], dim=1)
+        return torch.cat([scheduler.step(predicted, timestep, noisy).prev_sample, mean], dim=1)
 
-    def step(timestep: torch.Tensor, frames: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
+    def step(frames: Iterator[torch.Tensor], timestep: torch.Tensor) -> Iterator[torch.Tensor]:
         return _denoised(frames, channels, groups, window, partial(predict, timestep), partial(update, timestep))
 
-    shape, first = tuple(reference.shape), scheduler.timesteps[0]
-    # Draws flow past side by side: a generator for each pair, or their order would depend on how windows are grouped.
-    seeds = torch.randint(2**62, ((draws - 1) // 2,), generator=generator)
-    noises: list[Iterator[torch.Tensor]] = []
-    for source in (generator, *(torch.Generator().manual_seed(int(seed)) for seed in seeds)):
-        noise = _noise(length, shape, source, device)
-        noises += _with_negative(noise) if len(noises) + 2 <= draws else [noise]
-    drawn = [step(first, noise) for noise in noises]
-    frames: Iterator[torch.Tensor] = (_averaged(pieces, channels) for pieces in zip(*drawn, strict=True))
-    for timestep in scheduler.timesteps[1:]:
-        frames = step(timestep, frames)
-    parts = _first(total, frames, channels)
-    # A network that predicts noise has no mean that a sample could stray from.
-    yield from parts if base.config.prediction_type == "epsilon" else _steadied(parts)
+    if base.config.prediction_type == "epsilon":
+        # Such a network knows of no mean that a sample could stray from: it begins at noise.
+        samples = reduce(step, scheduler.timesteps, noise)
+        yield from _first(total, (torch.cat([piece, piece], dim=1) for piece in samples), channels)
+        return
+
+    def clean(predicted: torch.Tensor, nothing: torch.Tensor) -> torch.Tensor:
+        return scheduler.step(predicted, first, nothing).pred_original_sample
+
+    def noised(mean: torch.Tensor) -> torch.Tensor:
+        fresh = torch.cat([next(noise) for _ in mean])
+        return torch.cat([scheduler.add_noise(mean, fresh, later[0]) if later else mean, mean], dim=1)
+
+    nothing = (torch.zeros_like(reference)[None] for _ in range(length))
+    means = _denoised(nothing, channels, groups, window, partial(predict, first), clean)
+    yield from _steadied(_first(total, reduce(step, later, map(noised, means)), channels))
 
 
 def _first(total: int, frames: Iterator[torch.Tensor], channels: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -180,18 +174,6 @@ def _noise(
     """`length` frames of noise, one at a time: torch draws other numbers for other shapes."""
     for _ in range(length):
         yield torch.randn((1, *shape), generator=generator).to(device)
-
-
-def _with_negative(noise: Iterator[torch.Tensor]) -> tuple[Iterator[torch.Tensor], Iterator[torch.Tensor]]:
-    """The noise twice, once with the other sign. Both must flow past together: what one is ahead by is held."""
-    same, other = itertools.tee(noise)
-    return same, (-frame for frame in other)
-
-
-def _averaged(pieces: tuple[torch.Tensor, ...], channels: int) -> torch.Tensor:
-    """The first draw's noisy frames with the mean of all draws' means, [n, 2 * channels, h, w]."""
-    mean = torch.stack([piece[:, channels:] for piece in pieces]).mean(0)
-    return torch.cat([pieces[0][:, :channels], mean], dim=1)
 
 
 def _denoised(

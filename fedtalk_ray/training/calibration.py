@@ -4,7 +4,8 @@ A backbone trained on a few clips predicts more than it knows: where a cheek mov
 On clips that were not trained on, a regression of the truth on the prediction says by what share to shrink it; where a
 cell of the face cannot be predicted, the reference stays. Three maps of latent cells, stored in the denoiser:
 
-certainty   of the mean: the least-squares factor, sum(mean * truth) / sum(mean^2), within [0, 1], times `CAUTION`.
+certainty   of the mean: the least-squares factor, sum(mean * truth) / sum(mean^2), within [0, 1], and all of them in
+            the mouth, and all around it, larger or smaller as frames come nearest to true ones (`caution`).
 liveliness  of what a sample adds to the mean, outside the mouth: so much that frames differ as real ones do.
 detail      of what the autoencoder loses of the reference face: the least-squares factor, within [0, 1].
 """
@@ -15,16 +16,20 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from fedtalk_ray.data.face_template import mouth_mask
 from fedtalk_ray.data.shards import Piece
 from fedtalk_ray.model.autoencoder import decode_pixels, frames_to_pixels
 from fedtalk_ray.model.denoiser import mouth_blend
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
-from fedtalk_ray.model.sampling import DEFAULT_DRAWS, sample_parts
+from fedtalk_ray.model.sampling import sample_parts
+from fedtalk_ray.observability import progress
 
-CAUTION = 0.9
-"""Least squares listen to the frames with the largest errors; the others, and people whom nobody trained on, want less.
-On held-out GRID clips 0.9 rather than 1 gave the mouth 0.09 and 0.10 dB (seen, unseen speakers) and the face 0.002 and
-0.004 of likeness; lip correlation stayed within 0.01."""
+CAUTIONS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2)
+"""What the least-squares factors may be multiplied by: they listen to the frames with the largest errors, decibels to
+all frames alike. Real speakers want less, drawn people, whose sound says more, as much or more."""
+TIMID_DB = 0.05
+"""Of two cautions that are nearly as good the one that moves more is taken: it may cost so much of the PSNR. The least
+motion that scores best is a mouth that hardly opens."""
 MOST_LIVELY = 1.4
 """Where a real face moves more than a sample does, the sample's motion is enlarged by so much at most. On held-out GRID
 clips it is so nearly everywhere: jitter is 0.81 and 0.84 times the truth's (seen, unseen speakers). Another 0.2 brought
@@ -52,7 +57,7 @@ def calibrate(pipeline: TalkingHeadPipeline, pieces: Iterable[Piece], seed: int)
     spoken = [predict(pipeline, piece, seed) for piece in pieces]
     agreeing = total((each.mean * each.truth).sum((0, 1)) for each in spoken)
     best = factor(agreeing, total(each.mean.square().sum((0, 1)) for each in spoken)).clamp(0, 1)
-    denoiser.certainty.copy_(CAUTION * best)
+    denoiser.certainty.copy_(best * caution(pipeline, spoken, best))
     missing = total(moved(each.truth) - moved(denoiser.certainty * each.mean) for each in spoken)
     lively = factor(missing, total(moved(each.sample - each.mean) for each in spoken)).clamp(min=0).sqrt()
     denoiser.liveliness.copy_(lively.clamp(max=MOST_LIVELY) * (1 - mouth_blend(denoiser.config.latent_size)))
@@ -72,7 +77,6 @@ def predict(pipeline: TalkingHeadPipeline, piece: Piece, seed: int) -> Predictio
             speech,
             generator=generator,
             identity=who,
-            draws=DEFAULT_DRAWS,
         )
     )
     mean, sample = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -95,6 +99,32 @@ def factor(upper: torch.Tensor, lower: torch.Tensor) -> torch.Tensor:
 def moved(residuals: torch.Tensor) -> torch.Tensor:
     """Squared differences of consecutive frames of [T, C, h, w], summed cell by cell: [h, w]."""
     return (residuals[1:] - residuals[:-1]).square().sum((0, 1))
+
+
+@torch.no_grad()
+def caution(pipeline: TalkingHeadPipeline, spoken: list[Prediction], best: torch.Tensor) -> torch.Tensor:
+    """What to multiply the factors `best` [h, w] by, [h, w]: one of `CAUTIONS` in the mouth, one around it.
+
+    The largest whose frames, shown as `best` times it of the mean, have within `TIMID_DB` the highest mean PSNR there.
+    """
+    denoiser = pipeline.denoiser
+    reached = torch.zeros(len(CAUTIONS), 2)
+    for each in progress(spoken, len(spoken), "calibrate"):
+        truth = frames_to_pixels(each.piece.frames)
+        inside = torch.from_numpy(mouth_mask(truth.shape[-1]))
+        reference = torch.tensor(each.piece.latents[:1]).float()
+        for row, factor in zip(reached, CAUTIONS, strict=True):
+            shown = denoiser.from_residual((factor * best * each.mean)[None], reference)[0]
+            errors = (decode_pixels(pipeline.autoencoder, shown) - truth).square().mean(1)
+            for place, region in enumerate((inside, 1 - inside)):
+                row[place] -= 10 * ((errors * region).sum((1, 2)) / region.sum()).clamp(min=1e-8).log10().mean()
+    reached = reached / len(spoken)
+    mouth, around = (
+        max(factor for factor, psnr in zip(CAUTIONS, column, strict=True) if psnr >= column.max() - TIMID_DB)
+        for column in reached.T
+    )
+    blend = mouth_blend(denoiser.config.latent_size)
+    return mouth * blend + around * (1 - blend)
 
 
 @torch.no_grad()

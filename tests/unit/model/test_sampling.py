@@ -8,7 +8,6 @@ import torch
 from scipy.ndimage import gaussian_filter1d, uniform_filter1d
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fedtalk_ray.model.denoiser import bare_denoiser
 from fedtalk_ray.model.pipeline import frame_count
 from fedtalk_ray.model.sampling import _steadied, sample_clip, sample_parts, sample_stream
 from fedtalk_ray.model.schedule import make_scheduler
@@ -32,7 +31,8 @@ def whole_clip(denoiser, kind, reference, speech, steps, guidance, generator) ->
     scheduler, window, total = make_scheduler(kind), denoiser.config.window, len(speech)
     speech = torch.cat([speech, speech[-1:].expand(max(0, window - total), -1, -1)])
     length = len(speech)
-    noisy = torch.randn((length, *reference.shape), generator=generator)
+    noise = torch.randn((length, *reference.shape), generator=generator)
+    noisy = noise if kind == "epsilon" else torch.zeros_like(noise)
     begins = sorted({*range(0, length - window + 1, window // 2), length - window})
     scheduler.set_timesteps(steps)
     for timestep in scheduler.timesteps:
@@ -56,6 +56,10 @@ def whole_clip(denoiser, kind, reference, speech, steps, guidance, generator) ->
         if timestep == scheduler.timesteps[0]:
             mean = step.pred_original_sample
         noisy = step.prev_sample
+        if kind != "epsilon" and timestep == scheduler.timesteps[0] and steps > 1:
+            # The zeros were no noise that could be found again in the clip; it is added now.
+            level = scheduler.alphas_cumprod[scheduler.timesteps[1]]
+            noisy = level.sqrt() * mean + (1 - level).sqrt() * noise
     # Of 8 cells the mouth covers rows 4 to 6 and columns 2 to 5; each edge is softened over its neighbours.
     inside = np.zeros((10, 10))
     inside[5:8, 3:7] = 1
@@ -208,50 +212,43 @@ def test_a_block_of_no_frames_is_refused_at_once(make_pipeline) -> None:
         make_pipeline().stream(np.zeros((32, 32, 3), np.uint8), np.zeros(640, np.float32), block=0)
 
 
-def parts(denoiser, generator: torch.Generator, draws: int = 1) -> list[torch.Tensor]:
-    """The means and the samples of a clip in two steps."""
-    reference, speech = clip(bare_denoiser(denoiser), 30)
-    made = sample_parts(denoiser, make_scheduler("sample"), reference, speech, 2, 1.0, generator, 2, draws=draws)
-    return [torch.cat(part) for part in zip(*made, strict=True)]
-
-
-def test_more_draws_average_the_mean_and_keep_the_first_motion(make_denoiser) -> None:
-    denoiser = make_denoiser()
-    first = seeded()
-    other = seeded(int(torch.randint(2**62, (1,), generator=first)))
-    pair, third = parts(denoiser, first, draws=2), parts(denoiser, other)
-    mean, sample = parts(denoiser, seeded(), draws=3)
-    assert torch.allclose(mean, (2 * pair[0] + third[0]) / 3, atol=1e-5)
-    assert not torch.allclose(mean, pair[0], atol=1e-3)
-    # Behind both lies one sample: what it adds differs as the means do, steadied.
-    apart = pair[0] - mean
-    slow = torch.from_numpy(uniform_filter1d(apart.numpy(), 7, axis=0, mode="nearest"))
-    assert torch.allclose((sample - mean) - (pair[1] - pair[0]), apart - slow, atol=1e-5)
-
-
 class Echo(torch.nn.Module):
-    """Takes the noise itself for the face, squared if asked."""
+    """Takes what it is shown for the face, and remembers it."""
 
-    def __init__(self, denoiser, square: bool) -> None:
+    def __init__(self, denoiser) -> None:
         super().__init__()
-        self.denoiser, self.square = denoiser, square
+        self.denoiser = denoiser
+        self.shown: dict[int, list[torch.Tensor]] = {}
 
     def get_base_model(self):
         return self.denoiser
 
-    def forward(self, sample, *_):
-        return sample.square() if self.square else sample
+    def forward(self, sample, timestep, *_):
+        self.shown.setdefault(int(timestep[0]), []).append(sample)
+        return sample
 
 
-def test_every_second_noise_is_the_negative_of_the_one_before(make_denoiser) -> None:
-    """So an error that is odd in the noise is gone from the mean, and one that is even is as it was."""
-    odd, even = Echo(make_denoiser(), False), Echo(make_denoiser(), True)
-    ours = [parts(odd, seeded(), draws)[0] for draws in (1, 2, 3, 4)]
-    assert ours[0].std() > 0.9
-    assert torch.allclose(ours[1], torch.zeros(()), atol=1e-6)
-    assert ours[2].std() == pytest.approx(float(ours[0].std()) / 3, rel=0.05), "the third noise is one of its own"
-    assert torch.allclose(ours[3], torch.zeros(()), atol=1e-6)
-    assert torch.allclose(parts(even, seeded(), 1)[0], parts(even, seeded(), 2)[0], atol=1e-5)
+def test_the_mean_comes_of_nothing_and_knows_no_seed(make_denoiser) -> None:
+    """So it is the same for every seed; only what a sample adds to it differs."""
+    denoiser = make_denoiser()
+    reference, speech = clip(denoiser, 30)
+
+    def parts(model, seed: int, steps: int = 2) -> list[torch.Tensor]:
+        made = sample_parts(model, make_scheduler("sample"), reference, speech, steps, 1.0, seeded(seed), 2)
+        return [torch.cat(part) for part in zip(*made, strict=True)]
+
+    one, other = parts(denoiser, 0), parts(denoiser, 1)
+    assert torch.equal(one[0], other[0])
+    assert not torch.allclose(one[1], other[1], atol=1e-3)
+    alone = parts(denoiser, 0, steps=1)
+    assert torch.equal(alone[0], one[0]) and torch.allclose(alone[1], one[0], atol=1e-6), "one step: the mean itself"
+    echo = Echo(denoiser)
+    mean, sample = parts(echo, 0)
+    assert mean.abs().max() == 0
+    assert all(each.abs().max() == 0 for each in echo.shown[999])
+    level = make_scheduler("sample").alphas_cumprod[499]
+    assert torch.cat(echo.shown[499]).std() == pytest.approx(float((1 - level).sqrt()), rel=0.05)
+    assert sample.std() > 0.1
 
 
 def test_a_steadied_sample_strays_from_the_mean_only_quickly() -> None:
@@ -274,12 +271,3 @@ def test_a_steadied_sample_strays_from_the_mean_only_quickly() -> None:
         swing = 1 - 2 * (frames % 2)
         # Of seven frames of a swing four are the middle one's opposite and three are like it.
         assert torch.allclose(steadied(swing, cut)[3:-3], swing[3:-3] * (1 + 1 / 7), atol=1e-5)
-
-
-def test_a_seeded_clip_of_several_draws_is_the_same_however_windows_are_grouped(make_denoiser) -> None:
-    denoiser, scheduler = make_denoiser(), make_scheduler("sample")
-    reference, speech = clip(denoiser, 40)
-    one, many = (
-        sample_clip(denoiser, scheduler, reference, speech, 2, 1.0, seeded(), batch, draws=2) for batch in (1, 8)
-    )
-    assert torch.allclose(one, many, atol=1e-5)

@@ -11,7 +11,7 @@ from fedtalk_ray.data.shards import Piece
 from fedtalk_ray.model.autoencoder import decode_latents, encode_frames
 from fedtalk_ray.model.denoiser import mouth_blend
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
-from fedtalk_ray.training.calibration import MOST_LIVELY, calibrate
+from fedtalk_ray.training.calibration import CAUTIONS, MOST_LIVELY, Prediction, calibrate, caution
 
 SIDE = 8
 
@@ -52,7 +52,7 @@ def test_the_mean_is_shrunk_to_what_it_is_worth(make_pipeline, predicts) -> None
     """Truth = share * mean + something that has nothing to do with it: least squares finds the share of each cell."""
     pipeline, generator = make_pipeline(), torch.Generator().manual_seed(0)
     means = [torch.randn(60, 4, SIDE, SIDE, generator=generator) for _ in range(4)]
-    share = torch.tensor([1.4, 0.6, 0.2, -0.5]).repeat_interleave(2)[:, None].expand(SIDE, SIDE)  # by rows
+    share = torch.tensor([0.9, 0.6, 0.2, -0.5]).repeat_interleave(2)[:, None].expand(SIDE, SIDE)  # by rows
     truth = [share * mean + 0.3 * torch.randn(mean.shape, generator=generator) for mean in means]
     for residual in truth:
         residual[0] = 0  # the reference itself
@@ -62,8 +62,38 @@ def test_the_mean_is_shrunk_to_what_it_is_worth(make_pipeline, predicts) -> None
     # Neighbours are averaged, so only cells amid their equals come out as they went in; the mirror image is too.
     padded = torch.cat([share[:1], share, share[-1:]])
     expected = ((padded[:-2] + padded[1:-1] + padded[2:]) / 3).clamp(0, 1)
-    assert torch.allclose(certainty, 0.9 * expected, atol=0.06), "a tenth less than least squares say"
+    # Frames of one kind want no other factor; one that moves a little more costs them next to nothing.
+    ratio = certainty[:3] / expected[:3]
+    assert 0.95 < ratio.mean() < 1.15 and ratio.std() < 0.03
+    assert torch.allclose(certainty[7], torch.zeros(())), "not the contrary of what was predicted"
     assert torch.allclose(certainty, certainty.flip(1))
+
+
+def test_caution_is_for_what_most_frames_want(make_pipeline, predicts) -> None:
+    """Nine frames of ten want 0.7 of the mean, one, five times as large, wants all of it.
+
+    Least squares say (9 * 0.7 + 25) / (9 + 25) = 0.92; of the cautions 0.8 comes nearest to 0.7 / 0.92.
+    """
+    pipeline, generator = make_pipeline(), torch.Generator().manual_seed(0)
+    large = (torch.arange(60) % 10 == 9)[:, None, None, None]
+    means = [torch.randn(60, 4, SIDE, SIDE, generator=generator) * torch.where(large, 1.0, 0.2) for _ in range(4)]
+    truth = [torch.where(large, 1.0, 0.7) * mean for mean in means]
+    for residual in truth:
+        residual[0] = 0
+    predicts(means, means)
+    calibrate(pipeline, clips(pipeline, truth), 0)
+    assert torch.allclose(pipeline.denoiser.certainty, torch.tensor(0.8 * 0.92), atol=0.03)
+
+
+def test_of_two_cautions_that_are_nearly_as_good_the_one_that_moves_more_is_taken(make_pipeline, predicts) -> None:
+    """The truth agrees with a thousandth of what is predicted: no caution costs anything."""
+    pipeline, generator = make_pipeline(), torch.Generator().manual_seed(0)
+    means = [torch.randn(60, 4, SIDE, SIDE, generator=generator) for _ in range(4)]
+    truth = [torch.randn(mean.shape, generator=generator) + 0.05 * mean for mean in means]
+    spoken = [
+        Prediction(piece, *parts) for piece, *parts in zip(clips(pipeline, truth), truth, means, means, strict=True)
+    ]
+    assert (caution(pipeline, spoken, torch.full((SIDE, SIDE), 0.05)) == CAUTIONS[-1]).all()
 
 
 def test_faces_move_as_much_as_real_ones_and_the_mouth_is_the_mean_alone(make_pipeline, predicts) -> None:
