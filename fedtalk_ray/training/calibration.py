@@ -6,7 +6,8 @@ cell of the face cannot be predicted, the reference stays. Three maps of latent 
 
 certainty   of the mean: the least-squares factor, sum(mean * truth) / sum(mean^2), within [0, 1], and all of them in
             the mouth, and all around it, larger or smaller as frames come nearest to true ones (`caution`).
-liveliness  of what a sample adds to the mean, outside the mouth: so much that frames differ as real ones do.
+liveliness  of what a sample adds to the mean, outside the mouth: so much that frames differ as real ones do, the mean
+            over clips.
 detail      of what the autoencoder loses of the reference face: the least-squares factor, within [0, 1].
 """
 
@@ -58,8 +59,12 @@ def calibrate(pipeline: TalkingHeadPipeline, pieces: Iterable[Piece], seed: int)
     agreeing = total((each.mean * each.truth).sum((0, 1)) for each in spoken)
     best = factor(agreeing, total(each.mean.square().sum((0, 1)) for each in spoken)).clamp(0, 1)
     denoiser.certainty.copy_(best * caution(pipeline, spoken, best))
-    missing = total(moved(each.truth) - moved(denoiser.certainty * each.mean) for each in spoken)
-    lively = factor(missing, total(moved(each.sample - each.mean) for each in spoken)).clamp(min=0).sqrt()
+    # In units of each clip's own motion: or who moves most would have everybody else tremble.
+    weights = [1 / motion if motion else 0.0 for motion in (float(moved(each.truth).sum()) for each in spoken)]
+    pairs = list(zip(weights, spoken, strict=True))
+    missing = total(weight * (moved(each.truth) - moved(denoiser.certainty * each.mean)) for weight, each in pairs)
+    added = total(weight * moved(each.sample - each.mean) for weight, each in pairs)
+    lively = factor(missing, added).clamp(min=0).sqrt()
     denoiser.liveliness.copy_(lively.clamp(max=MOST_LIVELY) * (1 - mouth_blend(denoiser.config.latent_size)))
     lacking, lost = total(lost_and_missing(pipeline, each) for each in spoken)
     denoiser.detail.copy_(factor(lacking, lost).clamp(0, 1))

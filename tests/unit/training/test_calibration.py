@@ -110,6 +110,19 @@ def test_faces_move_as_much_as_real_ones_and_the_mouth_is_the_mean_alone(make_pi
     assert lively[5, 4] == 0
 
 
+def test_who_moves_much_does_not_make_the_others_tremble(make_pipeline, predicts) -> None:
+    """Five still people and one who moves six times as much: a sample's energy over the truth's is 1 on average."""
+    pipeline, generator = make_pipeline(), torch.Generator().manual_seed(0)
+    still = [torch.zeros(60, 4, SIDE, SIDE) for _ in range(6)]
+    samples = [torch.randn(60, 4, SIDE, SIDE, generator=generator) for _ in still]
+    amounts = [0.5] * 5 + [3.0]
+    truth = [amount * torch.randn(60, 4, SIDE, SIDE, generator=generator) for amount in amounts]
+    predicts(still, samples)
+    calibrate(pipeline, clips(pipeline, truth), 0)
+    expected = (6 / sum(1 / amount**2 for amount in amounts)) ** 0.5  # 0.55; of the summed energies it were 1.31
+    assert torch.allclose(pipeline.denoiser.liveliness[:3], torch.tensor(expected), atol=0.05)
+
+
 def test_detail_comes_back_where_the_face_keeps_still(make_pipeline, predicts) -> None:
     """True frames hold all that the autoencoder loses of the reference, in the upper half of the picture only."""
     pipeline = make_pipeline()
