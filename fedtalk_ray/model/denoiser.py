@@ -128,8 +128,6 @@ class TalkingHeadDenoiser(ModelMixin, ConfigMixin):
         both. As built, the mouth, where the sound decides, is the mean, and the rest, where eyes and head move as they
         like, is the sample.
         """
-        if self.config.prediction_type == "epsilon":
-            return sample  # out of pure noise, what such a network takes for the mean is nothing
         return self.certainty * mean + self.liveliness * (sample - mean)
 
     def speech_motion(self, speech: torch.Tensor) -> torch.Tensor:
