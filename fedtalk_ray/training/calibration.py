@@ -33,8 +33,8 @@ TIMID_DB = 0.05
 motion that scores best is a mouth that hardly opens."""
 MOST_LIVELY = 1.4
 """Where a real face moves more than a sample does, the sample's motion is enlarged by so much at most. On held-out GRID
-clips it is so nearly everywhere: jitter is 0.83 times the truth's. Another 0.2 brought
-it up by 0.1, and took 0.001 to 0.002 of likeness and 0.06 dB."""
+clips it is so nearly everywhere: jitter is 0.83 times the truth's. Another 0.2 brought it up by 0.1, and took 0.001 to
+0.002 of likeness and 0.06 dB."""
 
 
 @dataclass
@@ -59,11 +59,11 @@ def calibrate(pipeline: TalkingHeadPipeline, pieces: Iterable[Piece], seed: int)
     agreeing = total((each.mean * each.truth).sum((0, 1)) for each in spoken)
     best = factor(agreeing, total(each.mean.square().sum((0, 1)) for each in spoken)).clamp(0, 1)
     denoiser.certainty.copy_(best * caution(pipeline, spoken, best))
-    # In units of each clip's own motion: or who moves most would have everybody else tremble.
-    weights = [1 / motion if motion else 0.0 for motion in (float(moved(each.truth).sum()) for each in spoken)]
-    pairs = list(zip(weights, spoken, strict=True))
-    missing = total(weight * (moved(each.truth) - moved(denoiser.certainty * each.mean)) for weight, each in pairs)
-    added = total(weight * moved(each.sample - each.mean) for weight, each in pairs)
+    # In units of each clip's own motion, or who moves most would have everybody tremble; a still clip says nothing.
+    motion = [float(moved(each.truth).sum()) for each in spoken]
+    weighted = [(1 / amount if amount else 0.0, each) for amount, each in zip(motion, spoken, strict=True)]
+    missing = total(weight * (moved(each.truth) - moved(denoiser.certainty * each.mean)) for weight, each in weighted)
+    added = total(weight * moved(each.sample - each.mean) for weight, each in weighted)
     lively = factor(missing, added).clamp(min=0).sqrt()
     denoiser.liveliness.copy_(lively.clamp(max=MOST_LIVELY) * (1 - mouth_blend(denoiser.config.latent_size)))
     lacking, lost = total(lost_and_missing(pipeline, each) for each in spoken)
@@ -74,16 +74,7 @@ def predict(pipeline: TalkingHeadPipeline, piece: Piece, seed: int) -> Predictio
     latents, speech = (torch.tensor(values).float() for values in (piece.latents, piece.speech))
     who = torch.tensor(piece.identity).float() if piece.identity.size else None
     generator = torch.Generator().manual_seed(seed)
-    parts = list(
-        sample_parts(
-            pipeline.denoiser,
-            pipeline.scheduler,
-            latents[0],
-            speech,
-            generator=generator,
-            identity=who,
-        )
-    )
+    parts = sample_parts(pipeline.denoiser, pipeline.scheduler, latents[0], speech, generator=generator, identity=who)
     mean, sample = (torch.cat(part) for part in zip(*parts, strict=True))
     return Prediction(piece, pipeline.denoiser.to_residual(latents[None], latents[:1])[0], mean, sample)
 
@@ -118,14 +109,14 @@ def caution(pipeline: TalkingHeadPipeline, spoken: list[Prediction], best: torch
         truth = frames_to_pixels(each.piece.frames)
         inside = torch.from_numpy(mouth_mask(truth.shape[-1]))
         reference = torch.tensor(each.piece.latents[:1]).float()
-        for row, factor in zip(reached, CAUTIONS, strict=True):
-            shown = denoiser.from_residual((factor * best * each.mean)[None], reference)[0]
+        for row, tried in zip(reached, CAUTIONS, strict=True):
+            shown = denoiser.from_residual((tried * best * each.mean)[None], reference)[0]
             errors = (decode_pixels(pipeline.autoencoder, shown) - truth).square().mean(1)
             for place, region in enumerate((inside, 1 - inside)):
                 row[place] -= 10 * ((errors * region).sum((1, 2)) / region.sum()).clamp(min=1e-8).log10().mean()
     reached = reached / len(spoken)
     mouth, around = (
-        max(factor for factor, psnr in zip(CAUTIONS, column, strict=True) if psnr >= column.max() - TIMID_DB)
+        max(tried for tried, psnr in zip(CAUTIONS, column, strict=True) if psnr >= column.max() - TIMID_DB)
         for column in reached.T
     )
     blend = mouth_blend(denoiser.config.latent_size)

@@ -1,8 +1,8 @@
 """What a denoiser is trained on: diffusion, Temporal-Denoising Consistency, speech motion, identity, perception, sync.
 
 All terms are means, so their weights do not depend on batch or window size. The noisy quantity is the residual r of the
-latents on the reference's (`TalkingHeadDenoiser.to_residual`): x_t = alpha * r + sigma * eps, and at the last timestep,
-where alpha is 0, x_t = 0 (but for a network that predicts eps).
+latents on the reference's (`TalkingHeadDenoiser.to_residual`): x_t = alpha * r + sigma * eps, and x_t = 0 where
+alpha is 0: at the last timestep, but for a network that predicts eps.
 """
 
 from collections.abc import Callable
@@ -66,19 +66,17 @@ def window_loss(
     count = len(clean)
     timestep = draw_timesteps(scheduler, count, config.noise_bias, generator).to(device)
     noise = torch.randn(clean.shape, generator=generator).to(device)
-    kind = base.config.prediction_type
-    if kind != "epsilon":
-        # At the last timestep nothing of the clip is left, and noise says nothing. Without it, what is learned there is
-        # a regression, and its answer the mean that generation begins with (`model.sampling`).
-        last = scheduler.config.num_train_timesteps - 1
-        noise = noise * (timestep < last)[:, None, None, None, None]
+    alpha, sigma = (level.to(device)[:, None, None, None, None] for level in noise_levels(scheduler, timestep.cpu()))
+    # Where nothing of the clip is left, noise says nothing. Without it, what is learned there is a regression, and its
+    # answer the mean that generation begins with (`model.sampling`).
+    noise = noise * (alpha > 0)
     heard = (torch.rand(count, generator=generator) >= config.speech_dropout).to(device)
     noisy = scheduler.add_noise(clean, noise, timestep)
     predicted = denoiser(noisy, timestep, batch.speech, batch.reference, heard, batch.identity, batch.lips).to(
         clean.dtype
     )
 
-    alpha, sigma = (level.to(device)[:, None, None, None, None] for level in noise_levels(scheduler, timestep.cpu()))
+    kind = base.config.prediction_type
     target = {"sample": clean, "epsilon": noise, "v_prediction": alpha * noise - sigma * clean}[kind]
     mask = cell_weights(clean.shape[-1], config.mouth_weight).to(device)
     time_weight = ((alpha / sigma) ** 2).clamp(*SNR_RANGE) if kind == "sample" else torch.ones_like(alpha)

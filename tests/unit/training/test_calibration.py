@@ -86,7 +86,7 @@ def test_caution_is_for_what_most_frames_want(make_pipeline, predicts) -> None:
 
 
 def test_of_two_cautions_that_are_nearly_as_good_the_one_that_moves_more_is_taken(make_pipeline, predicts) -> None:
-    """The truth agrees with a thousandth of what is predicted: no caution costs anything."""
+    """A twentieth of what is predicted is right, the rest of the truth is noise: no caution costs anything."""
     pipeline, generator = make_pipeline(), torch.Generator().manual_seed(0)
     means = [torch.randn(60, 4, SIDE, SIDE, generator=generator) for _ in range(4)]
     truth = [torch.randn(mean.shape, generator=generator) + 0.05 * mean for mean in means]
