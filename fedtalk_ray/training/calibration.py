@@ -12,8 +12,9 @@ detail      of what the autoencoder loses of the reference face: the least-squar
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -35,16 +36,33 @@ MOST_LIVELY = 1.4
 """Where a real face moves more than a sample does, the sample's motion is enlarged by so much at most. On held-out GRID
 clips it is so nearly everywhere: jitter is 0.83 times the truth's. Another 0.2 brought it up by 0.1, and took 0.001 to
 0.002 of likeness and 0.06 dB."""
+MOST_PIXELS = 20_000_000
+"""Pixels of true frames that are compared with decoded ones, nine times each: all of sixty clips of three seconds at 64
+pixels. Of more or larger ones each clip gives fewer frames, or a large autoencoder would decode for hours on a CPU."""
 
 
 @dataclass
 class Prediction:
-    """One clip spoken from its first frame: residuals [T, C, h, w], true, as the mean and as a sample."""
+    """One clip spoken from its first frame.
 
-    piece: Piece
+    face: that frame, uint8 [S, S, 3], and `reference`, its latents [1, C, h, w]. frames: the true ones, uint8
+    [T, S, S, 3]. truth, mean, sample: residuals [T, C, h, w].
+    """
+
+    face: np.ndarray
+    reference: torch.Tensor
+    frames: np.ndarray
     truth: torch.Tensor
     mean: torch.Tensor
     sample: torch.Tensor
+
+    def fewer(self, count: int) -> "Prediction":
+        """At most so many of its frames, evenly out of all."""
+        count = min(count, len(self.frames))
+        kept = ((np.arange(count) + 0.5) * len(self.frames) / count).astype(int)
+        return replace(
+            self, frames=self.frames[kept], truth=self.truth[kept], mean=self.mean[kept], sample=self.sample[kept]
+        )
 
 
 def calibrate(pipeline: TalkingHeadPipeline, pieces: Iterable[Piece], seed: int) -> None:
@@ -58,7 +76,8 @@ def calibrate(pipeline: TalkingHeadPipeline, pieces: Iterable[Piece], seed: int)
     spoken = [predict(pipeline, piece, seed) for piece in pieces]
     agreeing = total((each.mean * each.truth).sum((0, 1)) for each in spoken)
     best = factor(agreeing, total(each.mean.square().sum((0, 1)) for each in spoken)).clamp(0, 1)
-    denoiser.certainty.copy_(best * caution(pipeline, spoken, best))
+    decoded = affordable(spoken)
+    denoiser.certainty.copy_(best * caution(pipeline, decoded, best))
     # In units of each clip's own motion, or who moves most would have everybody tremble; a still clip says nothing.
     motion = [float(moved(each.truth).sum()) for each in spoken]
     weighted = [(1 / amount if amount else 0.0, each) for amount, each in zip(motion, spoken, strict=True)]
@@ -66,7 +85,7 @@ def calibrate(pipeline: TalkingHeadPipeline, pieces: Iterable[Piece], seed: int)
     added = total(weight * moved(each.sample - each.mean) for weight, each in weighted)
     lively = factor(missing, added).clamp(min=0).sqrt()
     denoiser.liveliness.copy_(lively.clamp(max=MOST_LIVELY) * (1 - mouth_blend(denoiser.config.latent_size)))
-    lacking, lost = total(lost_and_missing(pipeline, each) for each in spoken)
+    lacking, lost = total(lost_and_missing(pipeline, each) for each in decoded)
     denoiser.detail.copy_(factor(lacking, lost).clamp(0, 1))
 
 
@@ -76,7 +95,14 @@ def predict(pipeline: TalkingHeadPipeline, piece: Piece, seed: int) -> Predictio
     generator = torch.Generator().manual_seed(seed)
     parts = sample_parts(pipeline.denoiser, pipeline.scheduler, latents[0], speech, generator=generator, identity=who)
     mean, sample = (torch.cat(part) for part in zip(*parts, strict=True))
-    return Prediction(piece, pipeline.denoiser.to_residual(latents[None], latents[:1])[0], mean, sample)
+    truth = pipeline.denoiser.to_residual(latents[None], latents[:1])[0]
+    return Prediction(piece.frames[0], latents[:1], piece.frames, truth, mean, sample)
+
+
+def affordable(spoken: list[Prediction]) -> list[Prediction]:
+    """The clips with so few frames of each that `MOST_PIXELS` are not exceeded, and at least one."""
+    share = MOST_PIXELS // sum(each.face[..., 0].size for each in spoken)
+    return [each.fewer(max(1, share)) for each in spoken]
 
 
 def total(parts: Iterable[torch.Tensor]) -> torch.Tensor:
@@ -106,11 +132,10 @@ def caution(pipeline: TalkingHeadPipeline, spoken: list[Prediction], best: torch
     denoiser = pipeline.denoiser
     reached = torch.zeros(len(CAUTIONS), 2)
     for each in progress(spoken, len(spoken), "calibrate"):
-        truth = frames_to_pixels(each.piece.frames)
+        truth = frames_to_pixels(each.frames)
         inside = torch.from_numpy(mouth_mask(truth.shape[-1]))
-        reference = torch.tensor(each.piece.latents[:1]).float()
         for row, tried in zip(reached, CAUTIONS, strict=True):
-            shown = denoiser.from_residual((tried * best * each.mean)[None], reference)[0]
+            shown = denoiser.from_residual((tried * best * each.mean)[None], each.reference)[0]
             errors = (decode_pixels(pipeline.autoencoder, shown) - truth).square().mean(1)
             for place, region in enumerate((inside, 1 - inside)):
                 row[place] -= 10 * ((errors * region).sum((1, 2)) / region.sum()).clamp(min=1e-8).log10().mean()
@@ -128,9 +153,8 @@ def lost_and_missing(pipeline: TalkingHeadPipeline, spoken: Prediction) -> torch
     """sum(lost * missing) and sum(lost^2) over frames, colours and pixels of each cell, [2, h, w]: `lost` is what the
     autoencoder loses of the reference, `missing` what the pictures that would be shown lack."""
     denoiser = pipeline.denoiser
-    reference = torch.tensor(spoken.piece.latents[:1]).float()
-    shown = denoiser.from_residual(denoiser.shown(spoken.mean, spoken.sample)[None], reference)[0]
-    lost = pipeline.lost_detail(spoken.piece.frames[0], reference[0])
-    missing = frames_to_pixels(spoken.piece.frames) - decode_pixels(pipeline.autoencoder, shown)
+    shown = denoiser.from_residual(denoiser.shown(spoken.mean, spoken.sample)[None], spoken.reference)[0]
+    lost = pipeline.lost_detail(spoken.face, spoken.reference[0])
+    missing = frames_to_pixels(spoken.frames) - decode_pixels(pipeline.autoencoder, shown)
     products = torch.stack([(lost * missing).sum((0, 1)), len(missing) * lost.square().sum(0)])
     return F.adaptive_avg_pool2d(products, denoiser.config.latent_size)

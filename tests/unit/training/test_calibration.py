@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from fedtalk_ray.data.shards import Piece
-from fedtalk_ray.model.autoencoder import decode_latents, encode_frames
+from fedtalk_ray.model.autoencoder import decode_latents, decode_pixels, encode_frames
 from fedtalk_ray.model.denoiser import mouth_blend
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
+from fedtalk_ray.training import calibration
 from fedtalk_ray.training.calibration import CAUTIONS, MOST_LIVELY, Prediction, calibrate, caution
 
 SIDE = 8
@@ -91,7 +92,8 @@ def test_of_two_cautions_that_are_nearly_as_good_the_one_that_moves_more_is_take
     means = [torch.randn(60, 4, SIDE, SIDE, generator=generator) for _ in range(4)]
     truth = [torch.randn(mean.shape, generator=generator) + 0.05 * mean for mean in means]
     spoken = [
-        Prediction(piece, *parts) for piece, *parts in zip(clips(pipeline, truth), truth, means, means, strict=True)
+        Prediction(piece.frames[0], torch.from_numpy(piece.latents[:1]), piece.frames, true, mean, mean)
+        for piece, true, mean in zip(clips(pipeline, truth), truth, means, strict=True)
     ]
     assert (caution(pipeline, spoken, torch.full((SIDE, SIDE), 0.05)) == CAUTIONS[-1]).all()
 
@@ -144,6 +146,37 @@ def test_detail_comes_back_where_the_face_keeps_still(make_pipeline, predicts) -
     pipeline.denoiser.detail.zero_()
     plain = pipeline(pieces[0].frames[0], audio).frames
     assert np.abs(plain[:, : 2 * SIDE - 8].astype(int) - pieces[0].frames[0, : 2 * SIDE - 8]).max() > 40
+
+
+def test_of_many_or_large_pictures_only_some_are_decoded(
+    make_pipeline, predicts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four clips of 60 frames, pixels for 23: five of each clip, once for each caution and once for the detail."""
+    pipeline, generator = make_pipeline(), torch.Generator().manual_seed(0)
+    means = [torch.randn(60, 4, SIDE, SIDE, generator=generator) for _ in range(4)]
+    truth = [0.6 * mean for mean in means]
+    for residual in truth:
+        residual[0] = 0
+    pieces, decoded = clips(pipeline, truth), []
+
+    def decode(autoencoder: torch.nn.Module, latents: torch.Tensor) -> torch.Tensor:
+        decoded.append(len(latents))
+        return decode_pixels(autoencoder, latents)
+
+    monkeypatch.setattr(calibration, "decode_pixels", decode)
+    monkeypatch.setattr(calibration, "MOST_PIXELS", 23 * (4 * SIDE) ** 2)
+    predicts(means, means)
+    calibrate(pipeline, pieces, 0)
+    assert decoded == [5] * 4 * (len(CAUTIONS) + 1)
+    # All frames say 0.6 but the first, so fewer of them say the same.
+    assert torch.allclose(pipeline.denoiser.certainty, torch.tensor(0.6), atol=0.02)
+
+
+@pytest.mark.parametrize(("frames", "count", "kept"), [(10, 5, [1, 3, 5, 7, 9]), (10, 1, [5]), (3, 8, [0, 1, 2])])
+def test_fewer_frames_are_taken_evenly(frames: int, count: int, kept: list[int]) -> None:
+    numbers = torch.arange(frames)
+    every = Prediction(np.zeros(0), numbers[:0], numbers.numpy(), numbers, numbers, numbers).fewer(count)
+    assert every.frames.tolist() == every.truth.tolist() == every.mean.tolist() == every.sample.tolist() == kept
 
 
 def test_it_is_saved_with_the_weights(make_pipeline, predicts, tmp_path: Path) -> None:
