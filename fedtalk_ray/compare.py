@@ -110,12 +110,21 @@ def measured(planned: Planned, experiment: Experiment, instruments: Instruments 
         "personal": experiment.personal,
         "judge": experiment.judge,
         "videos": experiment.videos(),
+        "clips": experiment.clips,
     }
     kept = read_figures(run / FIGURES)
     if kept.get("how") != how:
         kept = {"how": how, "windows": window_figures(run, how["shards"], planned.excluded, experiment.personal)}
         if experiment.videos():
-            result = evaluate_run(run, how["shards"], "test", instruments, personal=experiment.personal)
+            result = evaluate_run(
+                run,
+                how["shards"],
+                "test",
+                instruments,
+                personal=experiment.personal,
+                limit=experiment.clips,
+                excluded=planned.excluded,
+            )
             kept["videos"] = result["groups"]
         with new_file(run / FIGURES) as place:
             place.write_text(json.dumps(kept, indent=1))

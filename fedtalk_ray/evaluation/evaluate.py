@@ -8,7 +8,7 @@ nobody trained on.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -78,11 +78,13 @@ def evaluate_run(
     personal: bool = True,
     samples: int = 1,
     limit: int | None = None,
+    excluded: Collection[str] = (),
 ) -> dict:
     """Figures of the held-out clips, each alone and averaged by group and row, as plain data for JSON.
 
     run: a run's folder or a pretrained pipeline's. personal: seen clients speak with their own identity adapter where
-    the run has one. samples: noise seeds to average over. limit: at most so many clips a group. Raises `UserError`s.
+    the run has one. samples: noise seeds to average over. limit: at most so many clips a group. excluded: identities
+    that do not count. Raises `UserError`s.
     """
     run, instruments = find_model(run), instruments or Instruments()
     if not run.is_dir():
@@ -90,7 +92,7 @@ def evaluate_run(
     manifest = load_manifest(shards)
     model = load_model(run)
     check_fits(manifest, model, str(pipeline_folder(run)))
-    entries = choose_clips(manifest, split, limit)
+    entries = choose_clips(manifest, split, limit, excluded)
     measured = []
     adapted: set[str] = set()
     # Clips of one identity lie together: its adapter is loaded once.

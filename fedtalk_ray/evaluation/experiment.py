@@ -59,10 +59,10 @@ class Experiment(Section):
     """Each method runs once per seed, on each population; the same seeds make pairs."""
     metrics: list[str] = Field(["unseen.loss", "seen.loss", "unseen.motion_error", "seen.motion_error"], min_length=1)
     """Columns of the table; the first is the main one.
-    <seen|unseen>.<loss|motion_error|psnr|mouth_psnr|jitter_ratio>: on windows of test clips, of reliable clients
-    only. <seen|unseen>.<row>.<figure>, as in unseen.generated.mouth_psnr: on videos, as `fedtalk evaluate` measures
-    them (slower; not measured when no such column is named). held_out_loss: the last round's, on the clients' own
-    val clips, corrupted ones included."""
+    <seen|unseen>.<loss|motion_error|psnr|mouth_psnr|jitter_ratio>: on windows of test clips.
+    <seen|unseen>.<row>.<figure>, as in unseen.generated.mouth_psnr: on videos of them, as `fedtalk evaluate` measures
+    them (slower; not measured when no such column is named). Clients whom a run of the pair had corrupted count in
+    neither. held_out_loss: the last round's, on the clients' own val clips, corrupted ones included."""
     baseline: str | None = None
     """The method that paired differences are taken to; null takes the first."""
     populations: dict[Name, Population] = Field({"all": Population()}, min_length=1)
@@ -71,6 +71,8 @@ class Experiment(Section):
     """Where test clips come from: clean shards, with the same people; null takes each run's own shards."""
     personal: bool = False
     """Clients speak with their own identity adapters; otherwise only what was federated is measured."""
+    clips: int | None = Field(None, ge=2)
+    """At most so many videos a group, of as many people as possible; null makes all. Windows are of all clips."""
     judge: str | None = None
     """Folder of an ONNX identity judge; adds the figure `identity` to videos."""
     won_back: WonBackMethods | None = None

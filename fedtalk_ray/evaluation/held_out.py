@@ -1,6 +1,6 @@
 """Which clips are measured, and what each is measured with: another sentence's sound, another real clip."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,11 +36,14 @@ class Clip:
     other_sound: np.ndarray
 
 
-def choose_clips(manifest: Manifest, split: str, limit: int | None = None) -> list[HeldOut]:
+def choose_clips(
+    manifest: Manifest, split: str, limit: int | None = None, excluded: Collection[str] = ()
+) -> list[HeldOut]:
     """Every clip of the split (of `SPLITS`), identity after identity; the next clip of its group is the other sound.
 
-    limit: at most so many clips a group, of as many identities as possible. A clip is measured alike with or without
-    it. Raises `ShardError` where the split is empty, or a group has one clip and so no other sound.
+    limit: at most so many clips a group, of as many identities as possible. excluded: identities of whom no clip is
+    taken. A clip is measured alike with or without both. Raises `ShardError` where the split is empty, or a group has
+    one clip and so no other sound.
     """
     chosen = []
     unseen = set(manifest.unseen())
@@ -56,7 +59,8 @@ def choose_clips(manifest: Manifest, split: str, limit: int | None = None) -> li
                 f"the shards hold one held-out clip of {group} identities (split {split}): its lips cannot be "
                 "compared with another sentence's sound; prepare more clips"
             )
-        kept = set(sorted(clips, key=lambda clip: (clip[1], clip[0]))[:limit])
+        counted = [clip for clip in clips if clip[0] not in excluded]
+        kept = set(sorted(counted, key=lambda clip: (clip[1], clip[0]))[:limit])
         for index, clip in enumerate(clips):
             if clip in kept:
                 other = clips[(index + 1) % len(clips)]

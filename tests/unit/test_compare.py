@@ -17,7 +17,7 @@ from fedtalk_ray.data.shards import load_manifest
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.evaluation.evaluate import Instruments
 from fedtalk_ray.evaluation.experiment import Experiment, Planned
-from fedtalk_ray.evaluation.metrics import mouth_psnr
+from fedtalk_ray.evaluation.metrics import mouth_psnr, psnr
 from fedtalk_ray.evaluation.window_figures import window_figures
 
 METRICS = ["held_out_loss", "unseen.loss", "seen.motion_error", "unseen.copy.mouth_psnr"]
@@ -69,6 +69,10 @@ def test_a_run_is_measured_once_by_the_named_metrics(run: Planned, tmp_path: Pat
     written = kept.stat().st_mtime_ns
     assert measured(run, experiment(tmp_path), Instruments()) == result
     assert kept.stat().st_mtime_ns == written, "the same figures are not measured twice"
+    with open(kept) as file:
+        seen = json.load(file)["videos"]["seen"]["copy"]["psnr"]
+    truth = next(read_pieces(run.config.shards, load_manifest(run.config.shards), "bob", "test")).frames
+    assert seen == pytest.approx(psnr(truth[:1].repeat(len(truth), 0), truth)), "of bob alone: ann is excluded"
     without = measured(run, experiment(tmp_path, metrics=["unseen.loss"]), None)
     assert "videos" not in without["detail"] and kept.stat().st_mtime_ns != written
 

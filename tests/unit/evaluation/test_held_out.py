@@ -48,6 +48,12 @@ def test_a_limit_takes_many_people_and_changes_nobodys_other_sound() -> None:
     assert set(few) < set(everything)
 
 
+def test_who_is_excluded_is_not_measured_and_still_lends_a_sound() -> None:
+    people = manifest(a="xtt", b="xt", c="xt")
+    found = choose_clips(people, "test", 2, excluded=["a"])
+    assert [(entry.clip, entry.other_sound) for entry in found] == [("b1", ("c", "c1")), ("c1", ("a", "a1"))]
+
+
 def test_no_clip_and_a_lonely_clip_are_refused() -> None:
     with pytest.raises(ShardError, match="no clip in split 'test'"):
         choose_clips(manifest(a="xv"), "test")
