@@ -30,7 +30,7 @@ from fedtalk_ray.evaluation.tables import (
     write_latex,
     write_markdown,
 )
-from fedtalk_ray.evaluation.window_figures import window_figures
+from fedtalk_ray.evaluation.window_figures import MEASURES, window_figures
 from fedtalk_ray.federation.checkpoint import config_fingerprint, load_checkpoint
 from fedtalk_ray.federation.history import read_history
 from fedtalk_ray.observability import progress
@@ -107,6 +107,7 @@ def measured(planned: Planned, experiment: Experiment, instruments: Instruments 
         "rounds": config.rounds,
         "shards": planned.evaluation_shards,
         "excluded": list(planned.excluded),
+        "measures": list(MEASURES),
         "personal": experiment.personal,
         "judge": experiment.judge,
         "videos": experiment.videos(),

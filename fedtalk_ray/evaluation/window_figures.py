@@ -26,9 +26,9 @@ from fedtalk_ray.training.backbone import check_fits
 from fedtalk_ray.training.client_state import CURRENT, client_folder
 from fedtalk_ray.training.export import load_model
 from fedtalk_ray.training.losses import window_loss
-from fedtalk_ray.training.reliability import generate_windows
+from fedtalk_ray.training.reliability import generate_windows, motion_agreement
 
-MEASURES = ("loss", "motion_error", "psnr", "mouth_psnr", "jitter_ratio")
+MEASURES = ("loss", "motion_error", "mouth_agreement", "psnr", "mouth_psnr", "jitter_ratio")
 GROUPS = ("seen", "unseen")
 WINDOWS_PER_CLIP = 4
 DRAWS = 8
@@ -43,8 +43,9 @@ def window_figures(
     """{"seen": {"loss", ..., "identities"}, "unseen": ...}: means over identities of `shards`' test clips.
 
     loss: diffusion loss. The others are of windows generated as `fedtalk generate` does it, against the truth through
-    the autoencoder: `motion_error` (0 for the truth's own motion, 1 for a still, more for flicker), PSNR in dB, and the
-    jitter over the truth's. A group without an identity is absent. personal: clients speak with their own identity
+    the autoencoder: `motion_error` (0 for the truth's own motion, 1 for a still, more for flicker), `mouth_agreement`
+    (correlation of the mouth's cells with the true ones, which does not ask how far it opens but when), PSNR in dB, and
+    the jitter over the truth's. A group without an identity is absent. personal: clients speak with their own identity
     adapters where the run has them. Raises `UserError`s, among them `ShardError` when nobody is left to measure.
     """
     run, manifest = Path(run), load_manifest(shards)
@@ -75,7 +76,8 @@ def window_figures(
 def measure_windows(model: TalkingHeadPipeline, batch: WindowBatch, seed: int) -> dict[str, float]:
     """Diffusion loss and motion error of one identity's windows; the same seed means the same noise."""
     generator = torch.Generator().manual_seed(seed)
-    batch = batch.to(bare_denoiser(model.denoiser).device)
+    base = bare_denoiser(model.denoiser)
+    batch = batch.to(base.device)
     losses = [window_loss(model.denoiser, model.scheduler, batch, YARDSTICK, generator).diffusion for _ in range(DRAWS)]
     truth = batch.latents.cpu()
     generated = generate_windows(model.denoiser, model.scheduler, batch, seed, DEFAULT_STEPS)
@@ -84,6 +86,9 @@ def measure_windows(model: TalkingHeadPipeline, batch: WindowBatch, seed: int) -
     return {
         "loss": float(torch.stack(losses).mean()),
         "motion_error": motion_error(generated, truth),
+        "mouth_agreement": motion_agreement(
+            *(base.to_residual(each.to(base.device), batch.reference) for each in (generated, truth))
+        ),
         "psnr": metrics.psnr(made, true),
         "mouth_psnr": metrics.mouth_psnr(made, true),
         "jitter_ratio": moved[0] / moved[1],

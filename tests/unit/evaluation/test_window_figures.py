@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedtalk_ray.data.face_template import mouth_mask
 from fedtalk_ray.data.shard_reader import read_pieces
 from fedtalk_ray.data.windows import held_out_windows
 from fedtalk_ray.errors import ShardError
@@ -35,6 +36,26 @@ def test_the_motion_error_is_that_of_the_generated_windows(make_pipeline, make_w
     assert figures["mouth_psnr"] == pytest.approx(metrics.mouth_psnr(pictures, truth), abs=0.02)
     steps = [np.abs(np.diff(x.astype(int).reshape(3, 4, -1), axis=1)).mean() for x in (pictures, truth)]
     assert figures["jitter_ratio"] == pytest.approx(steps[0] / steps[1], rel=0.01)
+
+
+def test_the_mouths_agreement_is_a_correlation_and_no_matter_of_how_far_it_opens(make_pipeline, make_windows) -> None:
+    pipeline, windows = make_pipeline(), make_windows(3)
+    denoiser = pipeline.denoiser
+    denoiser.liveliness.zero_()
+    found = measure_windows(pipeline, windows, 5)
+    parts = zip(windows.reference, windows.speech, strict=True)
+    made = torch.stack([sample_clip(denoiser, pipeline.scheduler, *part) for part in parts])
+    mouth = mouth_mask(made.shape[-1]).astype(bool)
+    cells = [
+        denoiser.to_residual(each, windows.reference).double().numpy()[..., mouth].reshape(12, -1)
+        for each in (made, windows.latents)
+    ]
+    one, other = (each - each.mean(0) for each in cells)
+    assert found["mouth_agreement"] == pytest.approx(np.corrcoef(one.ravel(), other.ravel())[0, 1], rel=1e-4)
+    denoiser.certainty.mul_(0.5)
+    half = measure_windows(pipeline, windows, 5)
+    assert half["mouth_agreement"] == pytest.approx(found["mouth_agreement"], rel=1e-4)
+    assert half["motion_error"] != pytest.approx(found["motion_error"], rel=1e-3)
 
 
 def test_the_loss_is_the_trainers_held_out_loss(make_pipeline, make_config, make_windows) -> None:
