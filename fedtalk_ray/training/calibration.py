@@ -38,7 +38,7 @@ clips it is so nearly everywhere: jitter is 0.83 times the truth's. Another 0.2 
 0.002 of likeness and 0.06 dB."""
 MOST_PIXELS = 20_000_000
 """Pixels of true frames that are compared with decoded ones, nine times each: all of sixty clips of three seconds at 64
-pixels. Of more or larger ones each clip gives fewer frames, or a large autoencoder would decode for hours on a CPU."""
+pixels. Of more or larger ones each clip gives fewer frames, so that what a large autoencoder decodes is bounded."""
 
 
 @dataclass

@@ -11,7 +11,6 @@ from fedtalk_ray.data.shards import Piece
 from fedtalk_ray.model.autoencoder import decode_latents, decode_pixels, encode_frames
 from fedtalk_ray.model.denoiser import mouth_blend
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
-from fedtalk_ray.training import calibration
 from fedtalk_ray.training.calibration import CAUTIONS, MOST_LIVELY, Prediction, calibrate, caution
 
 SIDE = 8
@@ -163,8 +162,8 @@ def test_of_many_or_large_pictures_only_some_are_decoded(
         decoded.append(len(latents))
         return decode_pixels(autoencoder, latents)
 
-    monkeypatch.setattr(calibration, "decode_pixels", decode)
-    monkeypatch.setattr(calibration, "MOST_PIXELS", 23 * (4 * SIDE) ** 2)
+    monkeypatch.setattr("fedtalk_ray.training.calibration.decode_pixels", decode)
+    monkeypatch.setattr("fedtalk_ray.training.calibration.MOST_PIXELS", 23 * (4 * SIDE) ** 2)
     predicts(means, means)
     calibrate(pipeline, pieces, 0)
     assert decoded == [5] * 4 * (len(CAUTIONS) + 1)
