@@ -83,6 +83,7 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
                 config,
                 server,
                 lambda shared: write_samples(pool, manifest, population[0], run, number, shared, log),
+                "released",
             )
 
         def close_round(record: dict[str, Any], started: float) -> None:
@@ -92,7 +93,7 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
             if last or number % config.evaluation.every == 0:
                 if examined:
                     record["held_out_loss"], _ = with_shared(
-                        config, server, lambda shared: evaluate(pool, examined, number, shared)
+                        config, server, lambda shared: evaluate(pool, examined, number, shared), "released"
                     )
                 if config.privacy.mechanism == "gaussian":
                     # Up to a second of arithmetic; secure rounds tell it themselves.
@@ -150,13 +151,18 @@ def run_round(
     return record | {"attempts": attempts} if attempts > 1 else record
 
 
-def with_shared(config: TrainConfig, server: Any, work: Callable[[Any], Result]) -> tuple[Result, int]:
-    """What `work` on the shared parameters returns, and at which attempt: it begins again where they were lost."""
+def with_shared(
+    config: TrainConfig, server: Any, work: Callable[[Any], Result], which: str = "shared"
+) -> tuple[Result, int]:
+    """What `work` on the shared parameters returns, and at which attempt: it begins again where they were lost.
+
+    which: "shared" to go on from, or "released" to look at (`ParameterServer`).
+    """
     policy, attempts = FailurePolicy(config.failures), 1
     while True:
         try:
             # One numpy array in the store, read by every slot without a copy.
-            return work(server.shared.remote()), attempts
+            return work(getattr(server, which).remote()), attempts
         except RoundLost:
             if not policy.tries_again(attempts):
                 raise

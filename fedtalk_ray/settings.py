@@ -102,6 +102,10 @@ class ServerConfig(Section):
     """adam only."""
     epsilon: float = Field(1e-3, gt=0)
     """adam only: the adaptivity tau of FedAdam."""
+    average: int = Field(1, ge=1)
+    """What is evaluated and exported is the mean of the shared parameters after the last so many rounds, while the
+    rounds themselves go on from the last (Polyak and Juditsky 1992): what single rounds add by luck cancels out. The
+    clients' identity adapters were trained beside the last. So many checkpoints are kept. 1: the last round alone."""
 
 
 class PopulationConfig(Section):

@@ -57,14 +57,14 @@ def config_digest(config: TrainConfig) -> bytes:
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).digest()
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint, fingerprint: str) -> None:
-    """Writes one round's folder whole, then removes all but the newest `KEPT`."""
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, fingerprint: str, kept: int = KEPT) -> None:
+    """Writes one round's folder whole, then removes all but the newest `kept`, which are at least `KEPT`."""
     arrays = {f"optimizer.{name}": array for name, array in checkpoint.optimizer.items()}
     with new_folder(_folder(folder, checkpoint.round), overwrite=True) as place:
         save_file({"parameters": checkpoint.parameters, **arrays}, place / "arrays.safetensors")
         state = {"round": checkpoint.round, "config": fingerprint, "clip_norm": checkpoint.clip_norm}
         (place / "state.json").write_text(json.dumps(state))
-    for old in _folders(folder)[:-KEPT]:
+    for old in _folders(folder)[: -max(kept, KEPT)]:
         shutil.rmtree(old)
 
 
@@ -100,6 +100,27 @@ def load_checkpoint(folder: Path, fingerprint: str | None = None) -> Checkpoint 
             "run's own config.yaml, or give this one another `run` folder"
         )
     return checkpoint
+
+
+def mean_parameters(folder: Path, rounds: int) -> np.ndarray:
+    """The mean of the shared parameters after the newest `rounds` rounds, float32 [D]; of those there are, if fewer.
+
+    What the run began with is no round, and counts only while there is none. Raises `RunError` for a damaged one.
+    """
+    newest = _folders(folder)
+    chosen = [place for place in newest if place != _folder(folder, 0)][-rounds:] or newest
+    total: np.ndarray | None = None
+    for place in chosen:
+        try:
+            parameters = load_file(place / "arrays.safetensors")["parameters"]
+        except (OSError, KeyError, SafetensorError) as error:
+            raise RunError(
+                f"checkpoint {place} is damaged ({error}); remove it, and the mean is of the others"
+            ) from error
+        total = parameters.astype(np.float64) if total is None else total + parameters
+    if total is None:
+        raise RunError(f"{folder} holds no checkpoint to average")
+    return (total / len(chosen)).astype(np.float32)
 
 
 def _folder(folder: Path, round_number: int) -> Path:

@@ -12,7 +12,7 @@ import numpy as np
 from fedtalk_ray.config import TrainConfig
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.federation.aggregation import average
-from fedtalk_ray.federation.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from fedtalk_ray.federation.checkpoint import Checkpoint, load_checkpoint, mean_parameters, save_checkpoint
 from fedtalk_ray.federation.secure_aggregator import SecureAggregator, clip_norm_of
 from fedtalk_ray.federation.server_optimizer import make_optimizer
 from fedtalk_ray.messages import Collected, PlainUpdate
@@ -36,6 +36,7 @@ class ParameterServer:
         self._round, self._parameters = checkpoint.round, checkpoint.parameters
         self._optimizer = make_optimizer(config.server, len(self._parameters))
         self._optimizer.state.update(checkpoint.optimizer)
+        self._averaged = config.server.average
         self._clip_norm = checkpoint.clip_norm or clip_norm_of(config)
         self._adaptive = config.privacy.clipping == "adaptive"
         self._aggregator: SecureAggregator | None = None
@@ -47,8 +48,12 @@ class ParameterServer:
         return self._round
 
     def shared(self) -> np.ndarray:
-        """The shared parameters, float32 [D]."""
+        """The shared parameters that the next round starts from, float32 [D]."""
         return self._parameters
+
+    def released(self) -> np.ndarray:
+        """The shared parameters to evaluate and export, float32 [D]: the mean over the last `server.average` rounds."""
+        return self._parameters if self._averaged == 1 else mean_parameters(self._folder, self._averaged)
 
     def apply(self, round_number: int, *updates: PlainUpdate, cohort: list[str] | None = None) -> float:
         """Applies one round's plain updates and checkpoints; returns the norm of the averaged update.
@@ -146,5 +151,5 @@ class ParameterServer:
     def _save(self, round_number: int, parameters: np.ndarray) -> None:
         clip_norm = self._clip_norm if self._adaptive else None
         checkpoint = Checkpoint(round_number, parameters, self._optimizer.state, clip_norm)
-        save_checkpoint(self._folder, checkpoint, self._fingerprint)
+        save_checkpoint(self._folder, checkpoint, self._fingerprint, self._averaged)
         self._round, self._parameters = round_number, parameters

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from ray import cloudpickle
+from safetensors.numpy import load_file
 
 from fedtalk_ray.actors.client import ClientSlot
 from fedtalk_ray.config import TrainConfig
@@ -21,8 +22,10 @@ from fedtalk_ray.federation.checkpoint import load_checkpoint
 from fedtalk_ray.federation.cohort import sample_cohort
 from fedtalk_ray.federation.history import read_history
 from fedtalk_ray.messages import Fitted, HeldOutLoss, PlainUpdate
+from fedtalk_ray.model.adapters import shared_parameters, to_vector
 from fedtalk_ray.rounds import train
 from fedtalk_ray.training.client_state import load_identity
+from fedtalk_ray.training.export import load_model
 
 Make = Callable[..., TrainConfig]
 
@@ -130,6 +133,19 @@ def test_a_checkpoint_of_another_configuration_is_refused(finished: TrainConfig,
     changed = make_config(Path(finished.run), server={"momentum": 0.9})
     with pytest.raises(RunError, match="belongs to another configuration"):
         train(changed, resume=True)
+
+
+def test_the_mean_of_the_last_rounds_is_exported_while_training_goes_on_from_the_last(
+    finished: TrainConfig, make_config: Make, tmp_path: Path
+) -> None:
+    config = make_config(tmp_path / "averaged", server={**finished.server.model_dump(), "average": 2})
+    train(config)
+    assert parameters(config).tobytes() == parameters(finished).tobytes()
+    folders = sorted((Path(config.run) / "checkpoints").glob("round-*"))
+    assert [folder.name for folder in folders] == ["round-00002", "round-00003"]
+    last_two = [load_file(folder / "arrays.safetensors")["parameters"] for folder in folders]
+    exported = to_vector(shared_parameters(load_model(Path(config.run)).denoiser, "adapter"))
+    np.testing.assert_allclose(exported, np.mean(last_two, axis=0, dtype=np.float64), rtol=1e-5, atol=1e-8)
 
 
 def test_a_new_run_does_not_overwrite_an_old_one(finished: TrainConfig) -> None:

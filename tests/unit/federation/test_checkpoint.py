@@ -14,6 +14,7 @@ from fedtalk_ray.federation.checkpoint import (
     Checkpoint,
     config_fingerprint,
     load_checkpoint,
+    mean_parameters,
     save_checkpoint,
 )
 
@@ -160,3 +161,30 @@ def test_it_may_not_change_what_does(change: dict) -> None:
 
 def test_the_fingerprint_is_that_of_values_and_not_of_how_they_were_written() -> None:
     assert config_fingerprint(config(local={"learning_rate": 1e-3})) == config_fingerprint(config())
+
+
+def test_the_mean_is_of_the_newest_rounds_and_never_of_what_the_run_began_with(tmp_path: Path) -> None:
+    def save(number: int, *values: float) -> None:
+        save_checkpoint(tmp_path, Checkpoint(number, np.array(values, np.float32), {}), "f", kept=3)
+
+    save(0, 100, 100)
+    assert mean_parameters(tmp_path, 3).tolist() == [100, 100]
+    save(1, 1, 8)
+    assert mean_parameters(tmp_path, 3).tolist() == [1, 8]
+    save(2, 3, 2)
+    assert mean_parameters(tmp_path, 3).tolist() == [2, 5]
+    save(3, 5, -1)
+    save(4, 4, 2)
+    assert mean_parameters(tmp_path, 3).tolist() == [4, 1] and mean_parameters(tmp_path, 2).tolist() == [4.5, 0.5]
+    assert mean_parameters(tmp_path, 3).dtype == np.float32
+
+
+def test_a_mean_of_nothing_or_of_a_damaged_checkpoint_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="holds no checkpoint"):
+        mean_parameters(tmp_path, 2)
+    for number in (1, 2):
+        save_checkpoint(tmp_path, checkpoint(number), "f")
+    (tmp_path / "round-00001" / "arrays.safetensors").write_bytes(b"torn")
+    with pytest.raises(RunError, match=r"round-00001 is damaged .*; remove it") as refused:
+        mean_parameters(tmp_path, 2)
+    assert "\n" not in str(refused.value)

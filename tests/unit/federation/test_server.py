@@ -135,3 +135,16 @@ def test_a_round_with_nobody_there_goes_by_without_a_trace_in_the_model(tmp_path
     assert server.round() == 1 and server.shared().tobytes() == before
     assert start(tmp_path).round() == 1
     assert server.apply(2, *updates(2)) > 0
+
+
+def test_what_is_released_is_the_mean_of_the_last_rounds_though_a_server_died_between_them(tmp_path: Path) -> None:
+    alone, averaging = start(tmp_path / "alone"), start(tmp_path / "averaging", plain(average=3))
+    assert averaging.released().tolist() == averaging.shared().tolist() == list(range(DIMENSION))
+    after = []
+    for number in range(1, 6):
+        alone.apply(number, *updates(number))
+        averaging = start(tmp_path / "averaging", plain(average=3))
+        averaging.apply(number, *updates(number))
+        after.append(alone.shared().astype(np.float64))
+        assert averaging.shared().tobytes() == alone.shared().tobytes() == alone.released().tobytes()
+        np.testing.assert_allclose(averaging.released(), np.mean(after[-3:], axis=0), rtol=1e-6)
