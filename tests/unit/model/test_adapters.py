@@ -64,6 +64,21 @@ def test_both_adapters_act_together(make_denoiser, make_windows) -> None:
             assert (one - other).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("rank", [3, None])
+def test_an_identity_adapter_of_zeros_rests_where_another_one_acts(make_denoiser, make_windows, rank) -> None:
+    model, batch = adapted(make_denoiser(), rank), make_windows()
+    if rank:
+        shake(shared(model))
+    before = predict(model, batch)
+    adapters.rest_without_effect(model)
+    assert model.active_adapters == (["shared"] if rank else ["identity"])
+    assert torch.equal(predict(model, batch), before)
+    shake(identity(model), seed=1)
+    adapters.rest_without_effect(model)
+    assert sorted(model.active_adapters) == (["identity", "shared"] if rank else ["identity"])
+    assert not torch.allclose(predict(model, batch), before, atol=1e-3)
+
+
 def test_lora_adds_alpha_over_rank_times_b_a(make_denoiser) -> None:
     model = adapted(make_denoiser())
     shake(shared(model))

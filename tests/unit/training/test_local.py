@@ -108,6 +108,16 @@ def test_a_known_client_goes_on_from_its_own_adapter(make_trainer, fit) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_the_own_adapter_of_a_known_client_acts_while_the_shared_part_is_trained(make_trainer, fit, kind) -> None:
+    trainer = make_trainer({"identity_steps": 2}, **KINDS[kind])
+    start = first_parameters(trainer)
+    new = fit(trainer, shared=start)
+    known = fit(trainer, shared=start, identity=new.identity)
+    assert known.update.tobytes() != new.update.tobytes() and known.losses != new.losses
+    assert same(fit(trainer, shared=start), new)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_seed_means_the_same_fit(make_trainer, fit, kind: str) -> None:
     results = []
     for outside, seed in ((0, 7), (1, 7), (0, 8)):
