@@ -7,6 +7,7 @@ import peft
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from peft.tuners.lora import LoraLayer
 
 from fedtalk_ray.model import adapters
 from fedtalk_ray.model.autoencoder import PatchAutoencoder
@@ -49,8 +50,11 @@ def trained(request, make_pipeline, make_config, tmp_path: Path) -> tuple[Path, 
 def test_our_loader_gives_the_model_back_without_and_with_a_client(trained) -> None:
     run, _, without, with_client = trained
     assert (without != with_client).mean() > 0.05
-    assert (frames_of(load_model(run)) == without).mean() > 0.999
-    assert (frames_of(load_model(run, run / "clients" / "s1" / "identity")) == with_client).mean() > 0.999
+    loaded, own = load_model(run), load_model(run, run / "clients" / "s1" / "identity")
+    assert (frames_of(loaded) == without).mean() > 0.999
+    assert (frames_of(own) == with_client).mean() > 0.999
+    for model in (loaded, own):
+        assert all(layer.merged for layer in model.denoiser.modules() if isinstance(layer, LoraLayer))
 
 
 def test_diffusers_and_peft_alone_give_it_back(trained) -> None:
