@@ -47,20 +47,20 @@ def with_adapters(denoiser: TalkingHeadDenoiser, rank: int | None, alpha: float,
             denoiser, LoraConfig(r=rank, lora_alpha=alpha, target_modules=TARGETS), adapter_name=SHARED
         )
         model.add_adapter(IDENTITY, identity)
-    use_adapters(model, list(model.peft_config))
+    use_adapters(model)
     return model
 
 
-def use_adapters(model: PeftModel, names: list[str]) -> None:
-    """Lets the named adapters act (their effects add up); freezes all weights, `train_only` thaws some."""
-    model.base_model.set_adapter(names)
+def use_adapters(model: PeftModel, names: list[str] | None = None) -> None:
+    """Lets the named adapters act, or all (their effects add up); freezes all weights, `train_only` thaws some."""
+    model.base_model.set_adapter(list(model.peft_config) if names is None else names)
     model.requires_grad_(False)
 
 
 def rest_without_effect(model: PeftModel) -> None:
     """Lets all adapters act, but for an identity adapter beside a shared one that adds only zeros (its B is zero)."""
     silent = not any(bool(value.any()) for name, value in identity_parameters(model) if ".lora_B." in name)
-    use_adapters(model, [SHARED] if silent and SHARED in model.peft_config else list(model.peft_config))
+    use_adapters(model, [SHARED] if silent and SHARED in model.peft_config else None)
 
 
 def shared_parameters(model: PeftModel, shared: str, factors: str = "ab") -> Iterator[tuple[str, torch.nn.Parameter]]:

@@ -55,7 +55,7 @@ def load_model(run: Path, identity: Path | None = None) -> TalkingHeadPipeline:
     for name, folder in folders.items():
         model = _with_adapter(model, name, folder)
     if isinstance(model, PeftModel):
-        adapters.use_adapters(model, list(folders))
+        adapters.use_adapters(model)
         model.merge_adapter()
     pipeline.register_modules(denoiser=model.eval())
     return pipeline

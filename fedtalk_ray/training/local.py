@@ -107,7 +107,8 @@ class LocalTrainer:
         if not np.isfinite(update).all():
             raise TrainingError("the local update holds values that are not finite; lower local.learning_rate")
         if local.identity_steps:
-            self._optimise_identity(source, local.identity_steps, generator)
+            adapters.use_adapters(self.model)
+            self._optimise(self.identity(), source, local.identity_steps, generator, 0.0)
         identity = adapters.to_vector(self.identity())
         if not np.isfinite(identity).all():
             raise TrainingError("the identity adapter holds values that are not finite; lower local.learning_rate")
@@ -127,7 +128,8 @@ class LocalTrainer:
     ) -> None:
         """Trains the loaded client's own adapter alone, `tick`ing with the loss terms of every step."""
         generator = torch.Generator().manual_seed(seed)
-        self._optimise_identity(batches, steps, generator, tick, cosine)
+        adapters.use_adapters(self.model)
+        self._optimise(self.identity(), batches, steps, generator, 0.0, tick, cosine)
         self.model.eval()
 
     @torch.no_grad()
@@ -140,17 +142,6 @@ class LocalTrainer:
         moved = held_out.to(self._device)
         losses = [window_loss(self.model, self.scheduler, moved, config, generator).diffusion for _ in range(draws)]
         return float(torch.stack(losses).mean())
-
-    def _optimise_identity(
-        self,
-        source: Iterator[WindowBatch],
-        steps: int,
-        generator: torch.Generator,
-        tick: Callable[[dict[str, float]], None] = lambda _: None,
-        pace: Callable[[float], float] = lambda _: 1.0,
-    ) -> None:
-        adapters.use_adapters(self.model, list(self.model.peft_config))
-        self._optimise(self.identity(), source, steps, generator, 0.0, tick, pace)
 
     def _optimise(
         self,
