@@ -33,13 +33,15 @@ class ClientReport:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A slot's word on a chunk of clients under plain aggregation: whose updates are in the sum, and their reports.
+    """Under plain aggregation, of a chunk of clients: whose updates are in the sum, and their reports.
 
     Reports are left out where the server is to add noise.
     """
 
     clients: tuple[str, ...]
     reports: tuple[ClientReport, ...] = ()
+    refused: dict[str, str] = field(default_factory=dict)
+    """client -> code (`privacy.protocol.Code`): why it has no update."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class HeldOutLoss:
 
 @dataclass(frozen=True)
 class Answers:
-    """A slot's word on its clients in one step of the secure protocol: who answered, and why the others did not."""
+    """Of a slot's clients, in one step of the secure protocol: who answered, and why the others did not."""
 
     clients: tuple[str, ...]
     refused: dict[str, str] = field(default_factory=dict)
@@ -87,7 +89,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class Collected:
-    """The server's word on one stage: the next frame for each client still there, or why the round is over."""
+    """From the server, of one stage: the next frame for each client still there, or why the round is over."""
 
     frames: dict[str, bytes]
     answered: int

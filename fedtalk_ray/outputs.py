@@ -1,6 +1,7 @@
 """Outputs appear whole or not at all: written beside their place, then renamed into it."""
 
 import contextlib
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -69,17 +70,29 @@ def _named(path: str | Path) -> Path:
 
 @contextlib.contextmanager
 def writing(path: str | Path) -> Iterator[None]:
-    """Turns the operating system's refusals about `path` into one clear line."""
+    """Turns the operating system's refusals about `path` into one clear line; whatever else fails inside is not its
+    business."""
     try:
         yield
-    except (PermissionError, FileExistsError, NotADirectoryError) as error:
-        raise OutputError(f"cannot write {path}: {error.strerror} ({error.filename})") from error
     except OSError as error:
-        if error.errno is None:
+        if not _is_about(error, Path(path)):
             raise
-        raise OutputError(f"cannot write {path}: {error.strerror}; nothing was left half written") from error
+        where = f" ({error.filename})" if error.filename else ""
+        raise OutputError(f"cannot write {path}: {error.strerror}; nothing was left half written{where}") from error
     except SafetensorError as error:
         # The system's refusal, as safetensors tells it: "... I/O error: No space left on device (os error 28)".
         if "os error" not in str(error):
             raise
         raise OutputError(f"cannot write {path}: {error}; nothing was left half written") from error
+
+
+def _is_about(error: OSError, path: Path) -> bool:
+    """Whether the system refused to write `path`, what is being written beside it, or a folder above it."""
+    if error.filename is None:
+        # A write to an open file names none.
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+    refused, own = Path(os.fsdecode(error.filename)).absolute(), path.absolute()
+    if refused == own or refused in own.parents or own in refused.parents:
+        return True
+    inside = refused.relative_to(own.parent).parts if own.parent in refused.parents else ("",)
+    return inside[0].startswith((f".{own.name}.", f".{own.stem}."))

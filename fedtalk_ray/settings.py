@@ -1,4 +1,7 @@
-"""The sections of the configuration tree (`config.TrainConfig`); every field is documented where it is declared."""
+"""Every setting of a run, documented where it is declared: `TrainConfig`, last here, and its sections.
+
+`fedtalk_ray.config` reads them from files.
+"""
 
 from typing import Literal
 
@@ -168,11 +171,12 @@ class PrivacyConfig(Section):
     """w_ref: weights are divided by it. null: `samples_cap`, so that none exceeds 1. With noise, at or below the median
     weight of the population."""
     mean_weight: float = Field(1.0, gt=0)
-    """With noise: the public denominator, sum over survivors of this much each. It acts as a step size."""
+    """With noise: the public denominator is `cohort.size` times this, whoever took part. It acts as a step size."""
     colluders: int = Field(0, ge=0)
     """skellam: clients that may add no noise without weakening the guarantee."""
     scale_bits: int | None = Field(None, ge=8, le=30)
-    """Sums are counted in steps of 2^-bits. null: 18 with noise, else as fine as the cohort allows."""
+    """Sums are counted in steps of 2^-bits. null: 18 with noise, else as fine as the cohort allows. Without noise an
+    update's values are written yet finer, by as much as their number lets them be."""
     insecure_min_survivors: int | None = Field(None, ge=2)
     """Opens sums of fewer clients than 8. For trials: a sum of few says much about each. Insecure, and named so."""
     simulated_cohort: int | None = Field(None, ge=1)
@@ -263,3 +267,133 @@ class EvaluationConfig(Section):
     """Held-out windows per client, always the same ones with the same noise."""
     sample_every: int = Field(5, ge=1)
     """Rounds between two sample videos and contact sheets."""
+
+
+class TrainConfig(Section):
+    """Everything `fedtalk train` needs."""
+
+    run: str
+    """Output folder; its last part names the run."""
+    shards: str
+    """Folder written by `fedtalk prepare`."""
+    pretrained: str | None = None
+    """Folder written by `fedtalk pretrain`; null starts from random weights (only with `shared: backbone`)."""
+    seed: int = Field(0, ge=0)
+    """Every random choice derives from it."""
+    rounds: int = Field(10, ge=1)
+    """Rounds in all, those before a resume included."""
+    shared: Literal["adapter", "backbone"] = "adapter"
+    """What is federated. adapter: a LoRA adapter on the frozen backbone. backbone: all of the denoiser's weights."""
+    aggregation: Literal["secure", "plain"] = "secure"
+    """secure: the server learns the sum over at least 8 clients and nothing of any one. plain: it sees each slot's
+    weighted sum in the clear, and clients report scores and sample counts; it is no privacy mechanism."""
+    lora_aggregation: Literal["ab", "ffa"] | None = None
+    """What of the shared adapter is trained and summed. ab: both LoRA factors; averages of A and of B apart are not the
+    average of BA. ffa: only B, on an A frozen from the run's seed (Sun et al. 2024): exact, half the vector, and noise
+    stays linear. null: ffa with noise, else ab."""
+    population: PopulationConfig = PopulationConfig()
+    cohort: CohortConfig = CohortConfig()
+    strategy: StrategyConfig = StrategyConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
+    server: ServerConfig = ServerConfig()
+    local: LocalConfig = LocalConfig()
+    adapter: AdapterConfig = AdapterConfig()
+    slots: SlotConfig = SlotConfig()
+    stream: StreamConfig = StreamConfig()
+    failures: FailureConfig = FailureConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    address: str = "default"
+    """Ray cluster. "local" starts one for this run; "auto" or host:port joins one; "default" joins the one that
+    RAY_ADDRESS names (a submitted job finds its cluster there) and starts one where nothing is named."""
+    debug: bool = False
+    """Slots that meet `breakpoint()` or an exception wait for `ray debug`, what they print is shown, and the dashboard
+    draws stack traces and flame graphs (docs/debugging.md). Whoever reaches the node can then enter a client's process:
+    for trials only."""
+
+    @model_validator(mode="after")
+    def _needs_a_backbone(self) -> "TrainConfig":
+        if self.shared == "adapter" and self.pretrained is None:
+            raise ValueError("shared: adapter needs `pretrained` (the folder that `fedtalk pretrain` wrote)")
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_private(self) -> "TrainConfig":
+        privacy = self.privacy
+        if self.aggregation == "secure":
+            if self.pretrained is None:
+                raise ValueError(
+                    "aggregation: secure needs `pretrained`: without it clients would send statistics of their latents "
+                    "in the clear (aggregation: plain does)"
+                )
+            floor = privacy.insecure_min_survivors or 8
+            if self.cohort.size < floor:
+                raise ValueError(
+                    f"aggregation: secure opens no sum of fewer than {floor} clients, and cohort.size is "
+                    f"{self.cohort.size}; raise it, or for a trial set privacy.insecure_min_survivors or "
+                    "aggregation: plain"
+                )
+        elif privacy.mechanism == "skellam":
+            raise ValueError(
+                "privacy.mechanism skellam hides no single update from a server that sums in the clear; "
+                "use aggregation: secure, or mechanism gaussian with a trusted server"
+            )
+        if privacy.clipping == "adaptive" and (privacy.simulated_cohort or self.cohort.size) < 64:
+            raise ValueError("privacy.clipping adaptive needs a cohort of 64 or more; smaller ones drown in its noise")
+        if privacy.clipping == "adaptive" and self.aggregation == "plain":
+            raise ValueError("privacy.clipping adaptive needs aggregation: secure, whose sum counts who was clipped")
+        unamplified = self.cohort.sampling not in (None, "poisson")
+        if privacy.mechanism != "none" and unamplified and privacy.view == "release":
+            raise ValueError(
+                "privacy.view release counts on cohort.sampling poisson; leave it out, or hold view server"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_drawn(self) -> "TrainConfig":
+        cohort = self.cohort
+        if cohort.sampling in ("size", "reliable") and self.aggregation == "secure":
+            what = "sample counts" if cohort.sampling == "size" else "scores"
+            raise ValueError(
+                f"cohort.sampling {cohort.sampling} looks at clients' {what}, which aggregation: secure hides; use "
+                "uniform or balanced, or aggregation: plain"
+            )
+        if self.privacy.mechanism != "none" and (cohort.over_select or self.failures.deadline_s or cohort.trace):
+            raise ValueError(
+                "cohort.over_select, cohort.trace and failures.deadline_s let the fast and the present in more often "
+                "than the account of epsilon knows; leave them out with a privacy.mechanism"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _can_grow(self) -> "TrainConfig":
+        slots = self.slots
+        if slots.at_least is not None:
+            if slots.at_least > slots.count:
+                raise ValueError(f"slots.at_least {slots.at_least} is more than slots.count {slots.count}")
+            if not (slots.num_gpus or slots.num_cpus or slots.memory_mb):
+                raise ValueError(
+                    "slots.at_least needs slots.num_gpus, slots.num_cpus or slots.memory_mb: a slot that reserves "
+                    "nothing makes no cluster grow"
+                )
+        return self
+
+    @property
+    def in_the_clear(self) -> bool:
+        """Whether nothing is promised to clients: then they may tell their own losses, scores and sample counts."""
+        return self.aggregation == "plain" and self.privacy.mechanism == "none"
+
+    @property
+    def weight_bounds(self) -> PrivacyConfig | None:
+        """The public bounds on a client's weight; None where nothing is promised (`strategies.client_weight`)."""
+        return None if self.in_the_clear else self.privacy
+
+    @property
+    def poisson(self) -> bool:
+        """Whether cohorts are Poisson samples."""
+        chosen = self.cohort.sampling or ("uniform" if self.privacy.mechanism == "none" else "poisson")
+        return chosen == "poisson"
+
+    @property
+    def trained_factors(self) -> str:
+        """ "ab" or "ffa" (`lora_aggregation`)."""
+        return self.lora_aggregation or ("ab" if self.privacy.mechanism == "none" else "ffa")

@@ -5,7 +5,7 @@ ray job submit --working-dir . -- python jobs/compare.py jobs/configs/compare/me
 
 import sys
 
-from fedtalk_ray.cli import main
+from fedtalk_ray.commands.cli import main
 
 if __name__ == "__main__":
     main(["compare", *sys.argv[1:]])

@@ -5,7 +5,7 @@ ray job submit --working-dir . -- python jobs/evaluate.py --run RUN --shards SHA
 
 import sys
 
-from fedtalk_ray.cli import main
+from fedtalk_ray.commands.cli import main
 
 if __name__ == "__main__":
     main(["evaluate", *sys.argv[1:]])

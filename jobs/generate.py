@@ -5,7 +5,7 @@ ray job submit --working-dir . -- python jobs/generate.py --run RUN --reference 
 
 import sys
 
-from fedtalk_ray.cli import main
+from fedtalk_ray.commands.cli import main
 
 if __name__ == "__main__":
     main(["generate", *sys.argv[1:]])

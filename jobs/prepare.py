@@ -5,7 +5,7 @@ ray job submit --working-dir . -- python jobs/prepare.py --corpus grid --root DI
 
 import sys
 
-from fedtalk_ray.cli import main
+from fedtalk_ray.commands.cli import main
 
 if __name__ == "__main__":
     main(["prepare", *sys.argv[1:]])

@@ -5,7 +5,7 @@ ray job submit --working-dir . -- python jobs/pretrain.py --shards SHARDS --out 
 
 import sys
 
-from fedtalk_ray.cli import main
+from fedtalk_ray.commands.cli import main
 
 if __name__ == "__main__":
     main(["pretrain", *sys.argv[1:]])

@@ -10,22 +10,21 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fedtalk_ray.config import TrainConfig
-from fedtalk_ray.data.shards import load_manifest
 from fedtalk_ray.errors import RunError, TrainingError
-from fedtalk_ray.evaluation.samples import write_sample
 from fedtalk_ray.federation.aggregation import WeightedSum
 from fedtalk_ray.federation.secure_aggregator import clip_norm_of
-from fedtalk_ray.federation.seeding import derive_seed
-from fedtalk_ray.federation.strategies import load_strategy
+from fedtalk_ray.federation.strategies import client_weight, load_strategy
+from fedtalk_ray.generation.samples import write_sample
 from fedtalk_ray.messages import Answers, ClientReport, Fitted, HeldOutLoss, PlainUpdate, StatisticsUpdate
 from fedtalk_ray.model import adapters
+from fedtalk_ray.model.released import release_model
 from fedtalk_ray.privacy.protocol import Aborted, Code
+from fedtalk_ray.runs.folder import RunFolder
+from fedtalk_ray.seeding import derive_seed
+from fedtalk_ray.settings import TrainConfig
+from fedtalk_ray.shards.people import people_of
 from fedtalk_ray.training.backbone import build_pipeline, set_statistics, statistics_of
-from fedtalk_ray.training.client_data import ClientData
-from fedtalk_ray.training.client_state import client_folder, load_identity, save_identity
-from fedtalk_ray.training.export import export_model
-from fedtalk_ray.training.local import Halted, LocalTrainer
+from fedtalk_ray.training.local import Halted, LocalTrainer, batches_needed
 from fedtalk_ray.training.secure_clients import SecureClients
 
 
@@ -50,12 +49,12 @@ class ClientSlot:
         if device == "cuda" and config.slots.num_gpus < 1:
             # A fraction of a GPU is only admission control to Ray: hold this slot to its share of the memory.
             torch.cuda.set_per_process_memory_fraction(config.slots.num_gpus)
-        self._manifest = load_manifest(config.shards)
+        self._run = RunFolder(Path(config.run))
+        self._people = people_of(config)
         self._strategy = load_strategy(config.strategy)
-        self._pipeline = build_pipeline(config, self._manifest)
+        self._pipeline = build_pipeline(config, self._people.manifest)
         self._trainer = LocalTrainer(self._pipeline, config, device)
         self._pipeline.register_modules(denoiser=self._trainer.model)
-        self._data = ClientData(config, self._manifest, self._trainer.window)
         vector = adapters.to_vector(self._trainer.shared())
         if config.aggregation == "secure":
             self._secure = SecureClients(config, len(vector), self._trainer.frozen_digest())
@@ -105,7 +104,7 @@ class ClientSlot:
     def statistics(self, clients: list[str]) -> StatisticsUpdate:
         """Sums over these clients' training latents, for a backbone that nobody pretrained."""
         self._only_in_the_clear("statistics")
-        parts = [statistics_of(self._data.pieces(client, "train", ("latents",))) for client in clients]
+        parts = [statistics_of(self._people.pieces(client, "train", ("latents",))) for client in clients]
         return StatisticsUpdate(np.sum(parts, axis=0))
 
     def use_statistics(self, total: StatisticsUpdate) -> None:
@@ -122,20 +121,27 @@ class ClientSlot:
         """
         self._only_in_the_clear("updates")
         total, reports, done = WeightedSum(), [], []
+        refused: dict[str, str] = {}
         for client in clients:
             try:
                 report, update = self._fit_one(round_number, client, shared, call)
             except Halted:
                 break
+            except TrainingError:
+                # A score or an update that is not finite: the client abstains, as in secure rounds.
+                refused[client] = str(Code.NOT_FINITE)
+                continue
             done.append(client)
             if self._config.privacy.mechanism == "none":
                 total.add(update, report.weight)
                 reports.append(report)
             else:
-                total.add_clipped(update, report.weight, clip_norm_of(self._config))
+                total.add_clipped(update, report.weight, clip_norm_of(self._config.privacy))
         if not done:
-            return Fitted(()), None
-        return Fitted(tuple(done), tuple(reports)), PlainUpdate(round_number, total.vector(), total.total_weight)
+            return Fitted((), refused=refused), None
+        return Fitted(tuple(done), tuple(reports), refused), PlainUpdate(
+            round_number, total.vector(), total.total_weight
+        )
 
     def held_out_loss(self, clients: list[str], round_number: int, shared: np.ndarray) -> HeldOutLoss:
         """Loss on held-out windows, each with its client's own adapter as it is after `round_number`.
@@ -143,35 +149,34 @@ class ClientSlot:
         Of clients the val clips, where nothing is promised to them; of people whom nobody trains on the test clips.
         """
         losses = []
-        if not (self._config.in_the_clear or self._data.unseen.issuperset(clients)):
+        if not (self._config.in_the_clear or self._people.unseen.issuperset(clients)):
             raise RunError("clients' losses are not told where anything is promised to them; ask about unseen people")
         for client in clients:
-            self._turn_to(round_number, client)
+            self._note(round_number, client)
             self._load(client, shared, round_number + 1)
-            losses.append(
-                self._trainer.held_out_loss(self._data.windows(client, self._config.evaluation.windows), seed=0)
-            )
+            windows = self._people.windows(client, self._trainer.window, self._config.evaluation.windows)
+            losses.append(self._trainer.held_out_loss(windows, seed=0))
         return HeldOutLoss(float(np.sum(losses)), len(losses))
 
     def sample(self, identities: list[str], round_number: int, shared: np.ndarray) -> None:
         """Writes a video and a contact sheet of a held-out clip of each, with the adapters as after the round.
 
-        A client's to its own folder, because it shows the client's face; of others to RUN/samples.
+        A client's to its own folder, because it shows the client's face; of others to the run's samples.
         """
         for identity in identities:
-            run = Path(self._config.run)
-            place = (run if identity in self._data.unseen else client_folder(run, identity)) / "samples"
-            self._turn_to(round_number, identity)
+            unseen = identity in self._people.unseen
+            place = self._run.samples if unseen else self._run.client(identity).samples
+            self._note(round_number, identity)
             self._load(identity, shared, round_number + 1)
-            piece = next(self._data.pieces(identity, self._data.held_out(identity)))
-            write_sample(self._pipeline, piece, place, f"round-{round_number:05d}")
+            piece = next(self._people.pieces(identity, self._people.judged_by(identity)))
+            write_sample(self._pipeline, piece, place, self._run.sample(round_number))
 
-    def export(self, shared: np.ndarray, run: str) -> None:
-        """Writes what others load: RUN/pipeline (diffusers) and RUN/adapters/shared (PEFT)."""
+    def export(self, shared: np.ndarray, round_number: int) -> None:
+        """Makes these parameters the run's released model, as after the round."""
         self._trainer.load(shared, None)
-        export_model(self._pipeline, self._trainer.model, self._config.shared, Path(run))
+        release_model(self._run, round_number, self._pipeline, self._trainer.model, self._config.shared)
 
-    def _turn_to(self, round_number: int, client: str) -> None:
+    def _note(self, round_number: int, client: str) -> None:
         self.working_on = f"round {round_number}, {client}"
         # Into the actor's log, which the dashboard shows.
         print(self.working_on, flush=True)
@@ -184,25 +189,34 @@ class ClientSlot:
     def _fit_one(
         self, round_number: int, client: str, shared: np.ndarray, call: int
     ) -> tuple[ClientReport, np.ndarray]:
-        config = self._config
-        self._turn_to(round_number, client)
+        config, local = self._config, self._config.local
+        self._note(round_number, client)
         seed = derive_seed(config.seed, "fit", round_number, client)
         identity = self._identity(client, round_number)
         result = self._trainer.fit(
             shared,
             identity,
-            self._data.batches(client, seed),
-            self._data.windows(client, config.local.score_windows),
-            self._data.enrolment(client),
+            self._people.batches(
+                client,
+                window=self._trainer.window,
+                windows=batches_needed(local) * local.batch_size,
+                batch_size=local.batch_size,
+                seed=seed,
+                stream=config.stream,
+            ),
+            self._people.windows(client, self._trainer.window, local.score_windows),
+            torch.from_numpy(self._people.enrolment(client)),
             seed=seed,
             proximal=self._strategy.proximal,
             score_alpha=self._strategy.score_alpha,
             halted=lambda: self._stopped >= call,
         )
-        save_identity(self._trainer.model, config.run, client, round_number)
+        self._run.client(client).keep_adapter(
+            round_number, lambda place: adapters.save_adapter(self._trainer.model, adapters.IDENTITY, place)
+        )
         scores = result.reliability
         score = scores.score if scores else None
-        samples, weight = self._data.weigh(self._strategy, client, score)
+        samples, weight = client_weight(self._strategy, self._people.frames(client), score, config.weight_bounds)
         report = ClientReport(
             client,
             samples,
@@ -215,7 +229,7 @@ class ClientSlot:
         return report, result.update
 
     def _identity(self, client: str, round_number: int) -> np.ndarray | None:
-        return load_identity(self._trainer.model, self._config.run, client, round_number)
+        return adapters.load_identity(self._trainer.model, self._run.client(client).adapter_before(round_number))
 
     def _load(self, client: str, shared: np.ndarray, round_number: int) -> None:
         seed = derive_seed(self._config.seed, "identity", client)

@@ -1,5 +1,6 @@
 """Joining or starting a Ray cluster."""
 
+import hashlib
 import logging
 import os
 import socket
@@ -121,5 +122,12 @@ _numbers = count(1)
 
 
 def actor_name(run: str, what: str) -> str:
-    """A name for the dashboard, such as "grid.slot-3"; no two of a driver's actors have the same."""
-    return f"{Path(run).name}.{what}-{next(_numbers)}"
+    """A name for the dashboard, such as "grid-1f3a.slot-3"; no two of a driver's actors have the same."""
+    return f"{run_label(run)}.{what}-{next(_numbers)}"
+
+
+def run_label(run: str | Path) -> str:
+    """What the names of a run's actors begin with: its folder's last part, and what tells it from others of that
+    name."""
+    path = Path(run).resolve()
+    return f"{path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:4]}"

@@ -9,9 +9,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fedtalk_ray.actors.cluster import actor_name
 from fedtalk_ray.actors.deaths import DEATHS, RoundLost, fetch, first_line
-from fedtalk_ray.config import TrainConfig
-from fedtalk_ray.federation.checkpoint import Checkpoint, config_fingerprint, load_checkpoint, save_checkpoint
 from fedtalk_ray.federation.server import ParameterServer
+from fedtalk_ray.runs.checkpoints import Checkpoint, config_fingerprint, save_checkpoint
+from fedtalk_ray.runs.folder import RunFolder
+from fedtalk_ray.settings import TrainConfig
 
 RETRIES = 3
 """Times that Ray calls a server again which died at a call. All calls may be repeated."""
@@ -20,16 +21,16 @@ RETRIES = 3
 ServerActor: Any = ray.remote(ParameterServer)
 
 
-def start_server(config: TrainConfig, folder: Path, initial: np.ndarray, rate: float = 1.0) -> Any:
+def start_server(config: TrainConfig, initial: np.ndarray, rate: float = 1.0) -> Any:
     """The server's actor, at its newest checkpoint, or at round 0 with the `initial` parameters float32 [D].
 
     The parameters reach it through the first checkpoint: large arguments of an actor may be gone by the time it has to
     start again. It stays with the driver, on a node that no autoscaler takes away, where that node has room.
     rate: the probability with which a client is in a cohort, for the ledger.
     """
-    fingerprint = config_fingerprint(config)
-    if load_checkpoint(folder, fingerprint) is None:
-        save_checkpoint(folder, Checkpoint(0, initial, {}), fingerprint)
+    folder = RunFolder(Path(config.run))
+    if folder.checkpoint(config) is None:
+        save_checkpoint(folder.checkpoints, Checkpoint(0, initial, {}), config_fingerprint(config))
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     actor = ServerActor.options(
         name=actor_name(config.run, "server"),
@@ -38,7 +39,7 @@ def start_server(config: TrainConfig, folder: Path, initial: np.ndarray, rate: f
         max_task_retries=RETRIES,
         scheduling_strategy=here,
     )
-    return actor.remote(str(folder), config, fingerprint, rate)
+    return actor.remote(config.run, config, rate)
 
 
 def ask(server: Any, method: str, *arguments: Any, **keywords: Any) -> Any:

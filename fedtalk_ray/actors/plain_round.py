@@ -3,6 +3,7 @@
 The driver passes references on: sums go from the slots to the server and not through it.
 """
 
+from collections import Counter
 from dataclasses import asdict
 from time import monotonic
 from typing import Any
@@ -10,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from fedtalk_ray.actors.parameter_server import ask
-from fedtalk_ray.actors.pool import SlotPool, unheard
-from fedtalk_ray.config import TrainConfig
+from fedtalk_ray.actors.pool import SlotPool, missing_clients
+from fedtalk_ray.errors import TrainingError
 from fedtalk_ray.federation.aggregation import normalised
-from fedtalk_ray.federation.failure_policy import FailurePolicy
+from fedtalk_ray.federation.failure_policy import FailurePolicy, describe
 from fedtalk_ray.messages import ClientReport, Fitted
+from fedtalk_ray.settings import TrainConfig
 
 
 def plain_round(
@@ -33,14 +35,21 @@ def plain_round(
         payload=True,
         stoppable=True,
         enough=enough,
-        done=lambda said: len(said.clients),
+        done=lambda result: len(result.clients),
     )
-    heard: list[Fitted] = [outcome.said for outcome in outcomes if outcome.said is not None]
+    heard: list[Fitted] = [outcome.result for outcome in outcomes if outcome.result is not None]
     answered = [client for said in heard for client in said.clients]
-    lost = unheard(outcomes)
-    FailurePolicy(config.failures).check_quorum(number, len(answered), min(len(cohort), enough or len(cohort)), lost)
+    lost, refused = missing_clients(outcomes), Counter(why for fitted in heard for why in fitted.refused.values())
+    # Who refused did answer.
+    spoke = len(answered) + refused.total()
+    FailurePolicy(config.failures).check_quorum(number, spoke, min(len(cohort), enough or len(cohort)), lost)
+    if not answered:
+        raise TrainingError(
+            f"round {number}: no client has an update ({describe(refused + lost)}); lower local.learning_rate; the "
+            "last checkpoint is intact"
+        )
     trained = monotonic()
-    sums = [outcome.payload for outcome in outcomes if outcome.said is not None and outcome.said.clients]
+    sums = [outcome.payload for outcome in outcomes if outcome.result is not None and outcome.result.clients]
     charged = sorted(answered) if config.privacy.mechanism != "none" else None
     norm = ask(server, "apply", number, *sums, cohort=charged)
     record = {
@@ -51,8 +60,8 @@ def plain_round(
         "bytes_up": len(sums) * 4 * len(pool.vector),
         "stage_seconds": {"train": round(trained - started, 3), "aggregate": round(monotonic() - trained, 3)},
     }
-    if lost:
-        record["refused"] = lost
+    if lost or refused:
+        record["refused"] = lost + refused
     return record | clients_of(sorted(answered), heard)
 
 

@@ -19,10 +19,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from fedtalk_ray.actors.deaths import DEATHS, fetch, first_line
 from fedtalk_ray.actors.placement import bundles, check_fits, next_nodes, nodes_of
 from fedtalk_ray.actors.slot import CLIENT_SLOT, Slot, start_slot
-from fedtalk_ray.config import TrainConfig
 from fedtalk_ray.errors import ClusterError
-from fedtalk_ray.federation.cohort import into_chunks
 from fedtalk_ray.federation.failure_policy import FailurePolicy
+from fedtalk_ray.settings import TrainConfig
 
 DIED, LATE = "slot died", "late"
 
@@ -31,13 +30,13 @@ DIED, LATE = "slot died", "late"
 class Outcome:
     """What became of a chunk of clients.
 
-    slot: who worked for it. said: the call's first result, None where the chunk was lost. payload: a reference to its
+    slot: who worked for it. result: the call's first one, None where the chunk was lost. payload: a reference to its
     second one. lost: why ("slot died", "late"), empty where it was not.
     """
 
     clients: list[str]
     slot: Slot | None
-    said: Any = None
+    result: Any = None
     payload: ray.ObjectRef | None = None
     lost: str = ""
 
@@ -112,7 +111,7 @@ class SlotPool:
         payload: bool = False,
         stoppable: bool = False,
         enough: int | None = None,
-        done: Callable[[Any], int] = lambda said: 0,
+        done: Callable[[Any], int] = lambda result: 0,
     ) -> list[Outcome]:
         """Calls `method(chunk, *arguments)` for chunks of the clients, on whichever slot is free; outcomes by chunk.
 
@@ -137,12 +136,16 @@ class SlotPool:
                     found = slot.call(method, chunks[index], *arguments, returns=returns, **keywords)
                     first, second = found if payload else (found, None)
                     work.running[first] = (slot, index, second)
-            if not work.running and not self._any_starting():
-                self._start(1 if self._config.failures.replace else 0)
+            if not work.running:
+                if not self._any_starting():
+                    self._start(1 if self._config.failures.replace else 0)
+                # Nothing else can happen: a slot that cannot be placed must not be waited for without an end.
+                self._await(1)
+                continue
             arrived = self._wait([*work.running], deadline)
             for ref in arrived:
                 self._settle(work, ref, done)
-            finished = sum(done(outcome.said) for outcome in work.outcomes if outcome.said is not None)
+            finished = sum(done(outcome.result) for outcome in work.outcomes if outcome.result is not None)
             late = deadline is not None and time.monotonic() >= deadline
             if stoppable and not work.stopped and (late or (enough is not None and finished >= enough)):
                 self._stop(work)
@@ -298,20 +301,27 @@ class SlotPool:
         return any(slot.starting is not None for slot in self._slots)
 
 
-def unheard(outcomes: list[Outcome]) -> Counter[str]:
+def missing_clients(outcomes: list[Outcome]) -> Counter[str]:
     """Why clients neither were done nor refused -> how many. For calls that say `clients`, and perhaps `refused`."""
     counts: Counter[str] = Counter()
     for outcome in outcomes:
-        spoke = 0 if outcome.said is None else len(outcome.said.clients) + len(getattr(outcome.said, "refused", ()))
-        counts[outcome.lost or LATE] += len(outcome.clients) - spoke
+        answered = (
+            0 if outcome.result is None else len(outcome.result.clients) + len(getattr(outcome.result, "refused", ()))
+        )
+        counts[outcome.lost or LATE] += len(outcome.clients) - answered
     return +counts
 
 
-def results(outcome: Outcome) -> Any:
+def result_of(outcome: Outcome) -> Any:
     """What a chunk's call returned, where nobody may be missing. Raises `ClusterError`."""
     if outcome.slot is None:
         raise ClusterError(
             f"the work on {', '.join(outcome.clients[:3])} was lost with every slot that tried it; the last checkpoint "
             "is intact: go on with --resume"
         )
-    return outcome.said
+    return outcome.result
+
+
+def into_chunks(cohort: list[str], slots: int) -> list[list[str]]:
+    """One chunk of clients per slot, dealt round robin; never an empty chunk."""
+    return [chunk for index in range(slots) if (chunk := cohort[index::slots])]

@@ -11,8 +11,8 @@ from typing import Any
 import ray
 
 from fedtalk_ray.actors.cluster import actor_name
-from fedtalk_ray.config import TrainConfig
-from fedtalk_ray.ray_metrics import SlotMemory
+from fedtalk_ray.settings import TrainConfig
+from fedtalk_ray.tracking.prometheus import SlotMemory
 
 CLIENT_SLOT = "fedtalk_ray.actors.client:ClientSlot"
 CONTROL = "control"

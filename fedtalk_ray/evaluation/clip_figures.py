@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedtalk_ray.data.lips import lip_aperture, spoken
-from fedtalk_ray.data.shards import Piece
 from fedtalk_ray.evaluation import metrics
 from fedtalk_ray.evaluation.judge import IdentityJudge, embed_clip, similarity
 from fedtalk_ray.evaluation.perceptual import PerceptualDistance
+from fedtalk_ray.media.lips import lip_aperture, spoken
+from fedtalk_ray.shards.format import Piece
 
 Figures = dict[str, float | None]
 """Metric by name; None where it cannot be known, as the likeness with another clip of somebody who has one."""

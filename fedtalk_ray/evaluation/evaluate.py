@@ -17,24 +17,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedtalk_ray.data.dlib_models import MissingModelError
-from fedtalk_ray.data.shards import load_manifest
-from fedtalk_ray.errors import RunError
 from fedtalk_ray.evaluation.clip_figures import Figures, measure, measure_truth, real_figures
 from fedtalk_ray.evaluation.frechet import FeatureNetwork, frechet_distance, halves, load_features
 from fedtalk_ray.evaluation.held_out import GROUPS, Clip, HeldOut, another_real_clip, choose_clips, read_clips
 from fedtalk_ray.evaluation.judge import IdentityJudge
 from fedtalk_ray.evaluation.perceptual import PerceptualDistance, load_perceptual
-from fedtalk_ray.evaluation.samples import exported_after
 from fedtalk_ray.evaluation.summary import half_widths, merge
+from fedtalk_ray.media.dlib_models import MissingModelError
 from fedtalk_ray.model.autoencoder import decode_latents
-from fedtalk_ray.model.embedded import find_model
+from fedtalk_ray.model.device import pick_device
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
-from fedtalk_ray.observability import progress
+from fedtalk_ray.model.released import load_released, open_model
 from fedtalk_ray.outputs import new_file
+from fedtalk_ray.progress import progress
+from fedtalk_ray.shards.format import load_manifest
+from fedtalk_ray.shards.people import People, speakers
 from fedtalk_ray.training.backbone import check_fits
-from fedtalk_ray.training.client_state import CURRENT, client_folder
-from fedtalk_ray.training.export import load_model, pipeline_folder
 
 GENERATED, OTHER_SOUND, COPY, AUTOENCODER, REAL = "generated", "other sound", "copy", "autoencoder", "real/real"
 
@@ -79,39 +77,38 @@ def evaluate_run(
     samples: int = 1,
     limit: int | None = None,
     excluded: Collection[str] = (),
+    device: str = "auto",
 ) -> dict:
     """Figures of the held-out clips, each alone and averaged by group and row, as plain data for JSON.
 
     run: a run's folder or a pretrained pipeline's. personal: seen clients speak with their own identity adapter where
-    the run has one. samples: noise seeds to average over. limit: at most so many clips a group. excluded: identities
+    the run has one, of virtual clients with that of the first who holds their clips. samples: noise seeds to average
+    over. limit: at most so many clips a group. excluded: identities
     that do not count. Raises `UserError`s.
     """
-    run, instruments = find_model(run), instruments or Instruments()
-    if not run.is_dir():
-        raise RunError(f"run folder {run} does not exist")
-    manifest = load_manifest(shards)
-    model = load_model(run)
-    check_fits(manifest, model, str(pipeline_folder(run)))
-    entries = choose_clips(manifest, split, limit, excluded)
+    folder, instruments, device = open_model(run), instruments or Instruments(), pick_device(device)
+    people = People(shards, load_manifest(shards))
+    model = load_released(folder, device=device)
+    check_fits(people.manifest, model, str(folder.pipeline))
+    entries = choose_clips(people.manifest, split, limit, excluded)
     measured = []
-    adapted: set[str] = set()
     # Clips of one identity lie together: its adapter is loaded once.
-    loaded: Path | None = None
-    for clip in progress(read_clips(shards, manifest, split, entries), len(entries), "evaluate"):
+    speaker_of, loaded = speakers(folder, personal), None
+    adapted: dict[str, str] = {}
+    for clip in progress(read_clips(people, split, entries), len(entries), "evaluate"):
         identity = clip.entry.identity
-        adapter = client_folder(run, identity) / CURRENT
-        wanted = adapter if personal and adapter.is_dir() else None
-        if wanted != loaded:
-            model, loaded = load_model(run, wanted), wanted
-        if wanted is not None:
-            adapted.add(identity)
-        other = another_real_clip(shards, manifest, identity, clip.entry.clip) if instruments.judge else None
+        client = speaker_of(identity)
+        if client != loaded:
+            model, loaded = load_released(folder, client, device), client
+        if client is not None:
+            adapted[identity] = client
+        other = another_real_clip(people, identity, clip.entry.clip) if instruments.judge else None
         measured.append(measure_clip(model, clip, instruments, other, samples))
     groups = {group: [clip for clip in measured if clip.entry.group == group] for group in GROUPS}
     groups = {group: clips for group, clips in groups.items() if clips}
     return {
-        "run": str(run),
-        "after_round": exported_after(run),
+        "run": str(folder.path),
+        "after_round": folder.released_round(),
         "shards": str(shards),
         "split": split,
         "samples": samples,
@@ -152,15 +149,18 @@ def measure_clip(
     generated = [speak(model, piece.frames[0], piece.waveform, count, seed) for seed in range(samples)]
     seconds = perf_counter() - began
     add(GENERATED, generated)
-    add(OTHER_SOUND, [speak(model, piece.frames[0], clip.other_sound, count, seed) for seed in range(samples)])
+    if clip.other_sound is not None:
+        add(OTHER_SOUND, [speak(model, piece.frames[0], clip.other_sound, count, seed) for seed in range(samples)])
     add(COPY, [np.repeat(piece.frames[:1], count, axis=0)])
     add(AUTOENCODER, [decode_latents(model.autoencoder, torch.from_numpy(piece.latents.astype(np.float32)))])
     result.rows[REAL] = real_figures(truth)
     if instruments.frechet is not None:
         result.features[REAL] = [instruments.frechet.features(piece.frames)]
-    right, wrong = (result.rows[row]["lip_correlation_spoken"] for row in (GENERATED, OTHER_SOUND))
-    assert right is not None and wrong is not None  # a correlation is always a number
-    result.rows[GENERATED] |= {"lip_gap": right - wrong, "frames_per_second": samples * count / seconds}
+    made = result.rows[GENERATED]
+    wrong = result.rows.get(OTHER_SOUND, {}).get("lip_correlation_spoken")
+    assert made["lip_correlation_spoken"] is not None  # a correlation is always a number
+    made["lip_gap"] = None if wrong is None else made["lip_correlation_spoken"] - wrong
+    made["frames_per_second"] = samples * count / seconds
     return result
 
 
@@ -172,10 +172,10 @@ def speak(model: TalkingHeadPipeline, face: np.ndarray, waveform: np.ndarray, fr
 
 def group_figures(clips: list[Measured], frechet: FeatureNetwork | None) -> dict[str, Figures]:
     """Means over clips by row; Fréchet distances between the sets of all frames, the mean over noise seeds."""
-    rows = {row: merge([clip.rows[row] for clip in clips]) for row in clips[0].rows}
+    rows = {row: merge([clip.rows[row] for clip in clips if row in clip.rows]) for row in clips[0].rows}
     if frechet is not None:
         true = [clip.features[REAL][0] for clip in clips]
-        for row in (GENERATED, OTHER_SOUND, COPY, AUTOENCODER):
+        for row in set(rows) - {REAL}:
             seeds = zip(*(clip.features[row] for clip in clips), strict=True)
             distances = [frechet_distance(np.concatenate(one), np.concatenate(true)) for one in seeds]
             rows[row] |= merge([{frechet.name: distance} for distance in distances])

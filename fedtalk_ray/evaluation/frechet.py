@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from fedtalk_ray.data.dlib_models import MissingModelError
 from fedtalk_ray.evaluation.weights import UNUSABLE, impatient, obtainable
+from fedtalk_ray.media.dlib_models import MissingModelError
 
 FID, FRECHET_LITE0 = "fid", "frechet_efficientnet_lite0"
 

@@ -2,13 +2,12 @@
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from fedtalk_ray.data.shard_reader import read_pieces
-from fedtalk_ray.data.shards import ARRAYS, Manifest, Piece
 from fedtalk_ray.errors import ShardError
+from fedtalk_ray.shards.format import ARRAYS, Manifest, Piece
+from fedtalk_ray.shards.people import People
 
 GROUPS = ("seen", "unseen")
 """Identities that took part, and those nobody trained on."""
@@ -19,21 +18,21 @@ SPLITS = {"val": ("val",), "test": ("test",), "held-out": ("val", "test")}
 
 @dataclass(frozen=True)
 class HeldOut:
-    """One clip to measure. other_sound: (identity, clip) whose sound drives the control row."""
+    """One clip to measure. other_sound: (identity, clip) whose sound drives the control row; None without another."""
 
     group: str
     identity: str
     clip: str
-    other_sound: tuple[str, str]
+    other_sound: tuple[str, str] | None
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A `HeldOut` with its data: its first piece, and the other sound as int16, as long as its own."""
+    """A `HeldOut` with its data: its first piece, and the other sound as int16, as long as its own, if any."""
 
     entry: HeldOut
     piece: Piece
-    other_sound: np.ndarray
+    other_sound: np.ndarray | None
 
 
 def choose_clips(
@@ -41,65 +40,58 @@ def choose_clips(
 ) -> list[HeldOut]:
     """Every clip of the split (of `SPLITS`), identity after identity; the next clip of its group is the other sound.
 
-    limit: at most so many clips a group, of as many identities as possible. excluded: identities of whom no clip is
-    taken. A clip is measured alike with or without both. Raises `ShardError` where the split is empty, or a group has
-    one clip and so no other sound.
+    A group's only clip is spoken with one of the other group. limit: at most so many clips a group, of as many
+    identities as possible. excluded: identities of whom no clip is taken. A clip is measured alike with or without
+    both. Raises `ShardError` where the split is empty.
     """
-    chosen = []
     unseen = set(manifest.unseen())
-    for group in GROUPS:
-        names = [name for name in sorted(manifest.identities) if (name in unseen) == (group == "unseen")]
-        clips = [
-            (name, turn, entry.name)
-            for name in names
-            for turn, entry in enumerate(entry for entry in manifest.identities[name] if entry.split in SPLITS[split])
+    groups: dict[str, list[tuple[str, int, str]]] = {group: [] for group in GROUPS}
+    for name in sorted(manifest.identities):
+        held_out = (entry for entry in manifest.identities[name] if entry.split in SPLITS[split])
+        groups["unseen" if name in unseen else "seen"] += [
+            (name, turn, each.name) for turn, each in enumerate(held_out)
         ]
-        if len(clips) == 1:
-            raise ShardError(
-                f"the shards hold one held-out clip of {group} identities (split {split}): its lips cannot be "
-                "compared with another sentence's sound; prepare more clips"
-            )
+    chosen = []
+    for group, clips in groups.items():
         counted = [clip for clip in clips if clip[0] not in excluded]
         kept = set(sorted(counted, key=lambda clip: (clip[1], clip[0]))[:limit])
+        others = clips if len(clips) > 1 else [*clips, *(each for found in groups.values() for each in found)]
         for index, clip in enumerate(clips):
             if clip in kept:
-                other = clips[(index + 1) % len(clips)]
-                chosen.append(HeldOut(group, clip[0], clip[2], (other[0], other[2])))
+                later = (others[(index + step) % len(others)] for step in range(1, len(others)))
+                other = next((each for each in later if each != clip), None)
+                chosen.append(HeldOut(group, clip[0], clip[2], None if other is None else (other[0], other[2])))
     if not chosen:
         raise ShardError(f"the shards hold no clip in split {split!r}")
     return chosen
 
 
-def read_clips(shards: str | Path, manifest: Manifest, split: str, entries: list[HeldOut]) -> Iterator[Clip]:
+def read_clips(people: People, split: str, entries: list[HeldOut]) -> Iterator[Clip]:
     """The clips of `entries` in their order, one in memory at a time; all the other sounds are held."""
     sounds: dict[tuple[str, str], np.ndarray] = {}
-    wanted = {entry.other_sound for entry in entries}
+    wanted = {entry.other_sound for entry in entries if entry.other_sound is not None}
     for identity in sorted({identity for identity, _ in wanted}):
-        for piece in _read(shards, manifest, identity, split, ("waveform",)):
-            if piece.begin == 0 and (identity, piece.clip) in wanted:
+        for piece in _first_pieces(people, identity, split, ("waveform",)):
+            if (identity, piece.clip) in wanted:
                 sounds[identity, piece.clip] = piece.waveform
     by_name = {(entry.identity, entry.clip): entry for entry in entries}
     for identity in dict.fromkeys(entry.identity for entry in entries):
-        for piece in _read(shards, manifest, identity, split):
+        for piece in _first_pieces(people, identity, split):
             entry = by_name.get((identity, piece.clip))
-            if entry is not None and piece.begin == 0:
-                yield Clip(entry, piece, np.resize(sounds[entry.other_sound], len(piece.waveform)))
+            if entry is not None:
+                other = None if entry.other_sound is None else sounds[entry.other_sound]
+                yield Clip(entry, piece, None if other is None else np.resize(other, len(piece.waveform)))
 
 
-def _read(
-    shards: str | Path, manifest: Manifest, identity: str, split: str, columns: tuple[str, ...] = tuple(ARRAYS)
+def _first_pieces(
+    people: People, identity: str, split: str, columns: tuple[str, ...] = tuple(ARRAYS)
 ) -> Iterator[Piece]:
     for part in SPLITS[split]:
-        if manifest.pieces(identity, part):
-            yield from read_pieces(shards, manifest, identity, part, columns)
+        yield from (piece for piece in people.pieces(identity, part, columns) if piece.begin == 0)
 
 
-def another_real_clip(shards: str | Path, manifest: Manifest, identity: str, clip: str) -> np.ndarray | None:
+def another_real_clip(people: People, identity: str, clip: str) -> np.ndarray | None:
     """Frames uint8 [T, S, S, 3] of the person's next clip, whatever its split; None where there is no other."""
-    entries = manifest.identities[identity]
-    index = next(number for number, entry in enumerate(entries) if entry.name == clip)
-    other = entries[(index + 1) % len(entries)]
-    if other.name == clip:
-        return None
-    pieces = read_pieces(shards, manifest, identity, other.split, ("frames",))
-    return next(piece.frames for piece in pieces if piece.clip == other.name and piece.begin == 0)
+    names = [entry.name for entry in people.manifest.identities[identity]]
+    other = names[(names.index(clip) + 1) % len(names)]
+    return None if other == clip else people.clip(identity, other, ("frames",))[0].frames

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fedtalk_ray.data.dlib_models import MissingModelError
-from fedtalk_ray.data.face_template import LEFT_EYE, RIGHT_EYE
+from fedtalk_ray.media.dlib_models import MissingModelError
+from fedtalk_ray.media.face_template import LEFT_EYE, RIGHT_EYE
 
 FEATURE_FILE = "fr_feature.onnx"
 

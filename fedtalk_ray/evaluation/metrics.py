@@ -1,7 +1,7 @@
 """How near a generated clip comes to the real one: picture quality, steadiness, and agreement of two series.
 
 Clips are uint8 [T, H, W, 3]. Whole-frame PSNR rewards doing nothing (copying the first frame scores well), so read it
-beside the mouth's PSNR, the jitter and the correlation of the lips (`fedtalk_ray.data.lips`).
+beside the mouth's PSNR, the jitter and the correlation of the lips (`fedtalk_ray.media.lips`).
 """
 
 import itertools
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from fedtalk_ray.data.face_template import mouth_mask
+from fedtalk_ray.media.face_template import mouth_mask
 
 PSNR_CEILING = 10 * float(np.log10(255.0**2 * 12))
 """dB, 58.9: what rounding to 8 bits costs (1/12 of a squared level). Equal frames score this and not infinity."""

@@ -16,8 +16,8 @@ from types import ModuleType
 import numpy as np
 import torch
 
-from fedtalk_ray.data.dlib_models import MissingModelError
 from fedtalk_ray.evaluation.weights import UNUSABLE, impatient, obtainable
+from fedtalk_ray.media.dlib_models import MissingModelError
 
 LPIPS, ST_LPIPS = "lpips", "st_lpips"
 

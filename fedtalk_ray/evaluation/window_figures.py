@@ -11,20 +11,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fedtalk_ray.data.shard_reader import read_pieces
-from fedtalk_ray.data.shards import load_manifest
-from fedtalk_ray.data.windows import WindowBatch, held_out_windows
 from fedtalk_ray.errors import ShardError
 from fedtalk_ray.evaluation import metrics
-from fedtalk_ray.federation.seeding import derive_seed
 from fedtalk_ray.model.autoencoder import decode_latents
 from fedtalk_ray.model.denoiser import bare_denoiser
+from fedtalk_ray.model.device import pick_device
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
+from fedtalk_ray.model.released import load_released, open_model
 from fedtalk_ray.model.sampling import DEFAULT_STEPS
+from fedtalk_ray.seeding import derive_seed
 from fedtalk_ray.settings import LossConfig
+from fedtalk_ray.shards.format import load_manifest
+from fedtalk_ray.shards.people import People, speakers
+from fedtalk_ray.shards.windows import WindowBatch, held_out_windows
 from fedtalk_ray.training.backbone import check_fits
-from fedtalk_ray.training.client_state import CURRENT, client_folder
-from fedtalk_ray.training.export import load_model
 from fedtalk_ray.training.losses import window_loss
 from fedtalk_ray.training.reliability import generate_windows, motion_agreement
 
@@ -38,7 +38,11 @@ YARDSTICK = LossConfig(tdc=0, motion=0, identity=0, perceptual=0, sync=0, speech
 
 
 def window_figures(
-    run: str | Path, shards: str | Path, excluded: Collection[str] = (), personal: bool = False
+    run: str | Path,
+    shards: str | Path,
+    excluded: Collection[str] = (),
+    personal: bool = False,
+    device: str = "auto",
 ) -> dict[str, dict[str, float]]:
     """{"seen": {"loss", ..., "identities"}, "unseen": ...}: means over identities of `shards`' test clips.
 
@@ -48,19 +52,19 @@ def window_figures(
     the jitter over the truth's. A group without an identity is absent. personal: clients speak with their own identity
     adapters where the run has them. Raises `UserError`s, among them `ShardError` when nobody is left to measure.
     """
-    run, manifest = Path(run), load_manifest(shards)
-    model = load_model(run)
-    check_fits(manifest, model, str(run / "pipeline"))
+    folder, device, people = open_model(run), pick_device(device), People(shards, load_manifest(shards))
+    model, loaded = load_released(folder, device=device), None
+    manifest, speaker_of = people.manifest, speakers(folder, personal)
+    check_fits(manifest, model, str(folder.pipeline))
     window = bare_denoiser(model.denoiser).config.window
     unseen = set(manifest.unseen())
     figures: dict[str, list[dict[str, float]]] = {}
     for name in sorted(set(manifest.identities) - set(excluded)):
         if not manifest.pieces(name, "test"):
             continue
-        adapter = client_folder(run, name) / CURRENT
-        if personal:
-            model = load_model(run, adapter if adapter.is_dir() else None)
-        pieces = list(read_pieces(shards, manifest, name, "test", ("latents", "speech")))
+        if (client := speaker_of(name)) != loaded:
+            model, loaded = load_released(folder, client, device), client
+        pieces = list(people.pieces(name, "test", ("latents", "speech")))
         batch = held_out_windows(pieces, window, WINDOWS_PER_CLIP * len(pieces))
         group = "unseen" if name in unseen else "seen"
         figures.setdefault(group, []).append(measure_windows(model, batch, derive_seed(0, "held out", name)))

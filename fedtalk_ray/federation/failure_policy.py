@@ -34,9 +34,13 @@ class FailurePolicy:
     def check_quorum(self, round_number: int, answered: int, asked: int, lost: Mapping[str, int]) -> None:
         """Raises `QuorumLost` where too few answered. lost: why the others did not -> how many."""
         if answered < self.fewest(asked):
-            reasons = ", ".join(f"{count} {why}" for why, count in sorted(lost.items())) or "no reason known"
             raise QuorumLost(
-                f"round {round_number}: {answered} of {asked} clients answered ({reasons}), and failures.quorum "
+                f"round {round_number}: {answered} of {asked} clients answered ({describe(lost)}), and failures.quorum "
                 f"{self.config.quorum:g} asks for {self.fewest(asked)}; the last checkpoint is intact: go on with "
                 "--resume"
             )
+
+
+def describe(lost: Mapping[str, int]) -> str:
+    """Why clients are missing, in words. lost: reason -> how many."""
+    return ", ".join(f"{count} {why}" for why, count in sorted(lost.items())) or "no reason known"

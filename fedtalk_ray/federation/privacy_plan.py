@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 
-from fedtalk_ray.config import TrainConfig
 from fedtalk_ray.errors import ConfigError
 from fedtalk_ray.privacy.accounting import Kind, Noise, Rounds, epsilon, noise_multiplier
-from fedtalk_ray.settings import PrivacyConfig
+from fedtalk_ray.settings import PrivacyConfig, TrainConfig
 
 _STEPS, _VALUES = 2.0**18, 10**8
 """Finer steps and shorter vectors give less; what they add to Skellam's bound is far below a thousandth."""
@@ -21,9 +20,12 @@ class PrivacyPlan:
     rounds: int
     cap: int
 
+    def _noise(self, multiplier: float) -> Noise:
+        return Noise(self.kind, multiplier, _STEPS, _VALUES)
+
     def spent(self, multiplier: float) -> dict[str, float]:
         """Epsilon of the whole run by view."""
-        noise = Noise(self.kind, multiplier, _STEPS, _VALUES)
+        noise = self._noise(multiplier)
         server = epsilon([Rounds(noise, 1.0, self.cap)], self.delta)
         # Nobody takes part more often than the cap allows, whatever the bound for sampled rounds gives.
         return {"release": min(epsilon([Rounds(noise, self.rate, self.rounds)], self.delta), server), "server": server}
@@ -32,15 +34,15 @@ class PrivacyPlan:
         """The smallest z that keeps that view's epsilon within `target`. `ConfigError` when none does."""
         # Either way of counting protects against who sees the models alone.
         ways = [(1.0, self.cap), (self.rate, self.rounds)] if view == "release" else [(1.0, self.cap)]
-        try:
-            return min(
-                noise_multiplier(
-                    target, self.delta, rate=rate, count=count, make=lambda z: Noise(self.kind, z, _STEPS, _VALUES)
-                )
-                for rate, count in ways
-            )
-        except ValueError as error:
-            raise ConfigError(f"privacy.epsilon: {error}") from error
+        found, refused = [], ""
+        for rate, count in ways:
+            try:
+                found.append(noise_multiplier(target, self.delta, rate=rate, count=count, make=self._noise))
+            except ValueError as error:
+                refused = str(error)
+        if not found:
+            raise ConfigError(f"privacy.epsilon: {refused}")
+        return min(found)
 
 
 def sampling_rate(config: TrainConfig, population: int) -> float:
@@ -61,7 +63,10 @@ def plan_of(config: TrainConfig, population: int) -> PrivacyPlan | None:
 
 
 def with_noise(config: TrainConfig, population: int) -> TrainConfig:
-    """The configuration with its noise multiplier settled. Raises `ConfigError` where the budget cannot hold."""
+    """The configuration with its noise multiplier settled, and a cohort no larger than the population, which sums are
+    divided by. Raises `ConfigError` where the budget cannot hold."""
+    if config.privacy.mechanism != "none" and config.cohort.size > population:
+        config = config.model_copy(update={"cohort": config.cohort.model_copy(update={"size": population})})
     privacy, plan = config.privacy, plan_of(config, population)
     if plan is None:
         return config

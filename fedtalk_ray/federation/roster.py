@@ -20,8 +20,6 @@ from fedtalk_ray.errors import RunError
 from fedtalk_ray.outputs import new_file, writing
 from fedtalk_ray.privacy.keys import Roster
 
-ROSTER = "roster.jsonl"
-
 
 @dataclass(frozen=True)
 class Pin:

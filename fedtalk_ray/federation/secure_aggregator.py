@@ -7,13 +7,10 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from math import ceil
-from pathlib import Path
 from typing import Any
 
-from fedtalk_ray.config import TrainConfig
 from fedtalk_ray.errors import RunError, UserError
-from fedtalk_ray.federation.checkpoint import config_digest
-from fedtalk_ray.federation.roster import ROSTER, RosterFile
+from fedtalk_ray.federation.roster import RosterFile
 from fedtalk_ray.messages import Collected, Plan
 from fedtalk_ray.outputs import new_file
 from fedtalk_ray.privacy.keys import SigningKey
@@ -22,18 +19,18 @@ from fedtalk_ray.privacy.protocol import PRODUCTION_FLOOR, Aborted, Code, Limits
 from fedtalk_ray.privacy.secure_server import SecureServer
 from fedtalk_ray.privacy.update_codec import Averaged, UpdateCodec
 from fedtalk_ray.privacy.wire import Buffer
-
-EXCHANGE = "exchange.json"
-SERVER_KEY = "server.key"
+from fedtalk_ray.runs.checkpoints import config_digest
+from fedtalk_ray.runs.folder import RunFolder
+from fedtalk_ray.settings import PrivacyConfig, TrainConfig
 
 
 class BudgetSpent(UserError):
     """The next round would cost more privacy than the configuration allows."""
 
 
-def limits_of(config: TrainConfig) -> Limits:
+def limits_of(privacy: PrivacyConfig) -> Limits:
     """The fewest survivors that the configuration allows."""
-    return Limits(config.privacy.insecure_min_survivors or PRODUCTION_FLOOR)
+    return Limits(privacy.insecure_min_survivors or PRODUCTION_FLOOR)
 
 
 def make_codec(config: TrainConfig, dimension: int) -> UpdateCodec:
@@ -41,29 +38,29 @@ def make_codec(config: TrainConfig, dimension: int) -> UpdateCodec:
     size = config.cohort.size
     largest = 2 * size if config.poisson else ceil(size * (1 + config.cohort.over_select))
     multiplier = config.privacy.noise_multiplier or 0.0
-    return UpdateCodec(config.privacy, multiplier, dimension, size, limits_of(config), largest=largest)
+    return UpdateCodec(config.privacy, multiplier, dimension, size, limits_of(config.privacy), largest=largest)
 
 
-def clip_norm_of(config: TrainConfig) -> float:
+def clip_norm_of(privacy: PrivacyConfig) -> float:
     """C before any adaptation; 10 without noise, where it is not meant to bind."""
-    return config.privacy.clip_norm or 10.0
+    return privacy.clip_norm or 10.0
 
 
 class SecureAggregator:
     """One run's exchanges, on the server's side.
 
-    folder: the run's checkpoints; the server's key, the exchange counter and the ledger lie there too.
+    run: where the server's key, the number of the last exchange, the ledger and the roster lie.
     """
 
-    def __init__(self, folder: Path, config: TrainConfig, dimension: int, rate: float) -> None:
+    def __init__(self, run: RunFolder, config: TrainConfig, dimension: int, rate: float) -> None:
         """rate: the probability with which a client is in a cohort, for the ledger."""
-        self._folder, self._config, self._rate = folder, config, rate
+        self._run, self._config, self._rate = run, config, rate
         self._digest = config_digest(config)
-        self._key = SigningKey.kept_in(folder / SERVER_KEY)
-        self._roster = RosterFile(folder.parent / ROSTER)
-        self._limits = limits_of(config)
+        self._key = SigningKey.kept_in(run.server_key)
+        self._roster = RosterFile(run.roster)
+        self._limits = limits_of(config.privacy)
         self.codec = make_codec(config, dimension)
-        self.ledger = Ledger(folder)
+        self.ledger = Ledger(run.ledger)
         self._exchange: SecureServer | None = None
         self._plan: Plan | None = None
         self.survivors = 0
@@ -75,8 +72,8 @@ class SecureAggregator:
         self.check_budget(number, round_number, cohort)
         roster, run = self._roster.read()
         if roster.server != self._key.public:
-            raise RunError(f"{self._roster.path} names another server than {self._folder / SERVER_KEY}")
-        with new_file(self._folder / EXCHANGE) as place:
+            raise RunError(f"{self._roster.path} names another server than {self._run.server_key}")
+        with new_file(self._run.exchange_number) as place:
             place.write_text(json.dumps({"exchange": number}))
         plan = Plan(run, number, round_number, backbone, shared, self._digest, clip_norm, tuple(sorted(cohort)))
         self._plan = plan
@@ -161,7 +158,7 @@ class SecureAggregator:
         return Charge(exchange, round_number, noise, self._rate, tuple(sorted(cohort))) if noise else None
 
     def _next_exchange(self) -> int:
-        path = self._folder / EXCHANGE
+        path = self._run.exchange_number
         written = int(json.loads(path.read_text())["exchange"]) if path.exists() else 0
         charged = max((charge.exchange for charge in self.ledger.charges), default=0)
         return max(written, charged) + 1

@@ -9,39 +9,41 @@ from typing import Any
 
 import numpy as np
 
-from fedtalk_ray.config import TrainConfig
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.federation.aggregation import average
-from fedtalk_ray.federation.checkpoint import Checkpoint, load_checkpoint, mean_parameters, save_checkpoint
 from fedtalk_ray.federation.secure_aggregator import SecureAggregator, clip_norm_of
 from fedtalk_ray.federation.server_optimizer import make_optimizer
 from fedtalk_ray.messages import Collected, PlainUpdate
 from fedtalk_ray.privacy.clipping import adapted
 from fedtalk_ray.privacy.protocol import Aborted, Code
 from fedtalk_ray.privacy.wire import Buffer
+from fedtalk_ray.runs.checkpoints import Checkpoint, config_fingerprint, mean_parameters, save_checkpoint
+from fedtalk_ray.runs.folder import RunFolder
+from fedtalk_ray.settings import TrainConfig
 
 
 class ParameterServer:
     """State: the round, the shared parameters float32 [D], the optimiser. Everything else arrives and leaves."""
 
-    def __init__(self, folder: str, config: TrainConfig, fingerprint: str, rate: float = 1.0) -> None:
-        """Goes on from the newest checkpoint in `folder`, so a server that died and came back is where it was.
+    def __init__(self, run: str, config: TrainConfig, rate: float = 1.0) -> None:
+        """Goes on from the run's newest checkpoint, so a server that died and came back is where it was.
 
         rate: the probability with which a client is in a cohort; the ledger wants to know.
         """
-        self._folder, self._fingerprint = Path(folder), fingerprint
-        checkpoint = load_checkpoint(self._folder, fingerprint)
+        folder, self._fingerprint = RunFolder(Path(run)), config_fingerprint(config)
+        self._checkpoints = folder.checkpoints
+        checkpoint = folder.checkpoint(config)
         if checkpoint is None:
-            raise RunError(f"{folder} holds no checkpoint to start from")
+            raise RunError(f"{folder.checkpoints} holds no checkpoint to start from")
         self._round, self._parameters = checkpoint.round, checkpoint.parameters
         self._optimizer = make_optimizer(config.server, len(self._parameters))
         self._optimizer.state.update(checkpoint.optimizer)
         self._averaged = config.server.average
-        self._clip_norm = checkpoint.clip_norm or clip_norm_of(config)
+        self._clip_norm = checkpoint.clip_norm or clip_norm_of(config.privacy)
         self._adaptive = config.privacy.clipping == "adaptive"
         self._aggregator: SecureAggregator | None = None
         if config.aggregation == "secure" or config.privacy.mechanism != "none":
-            self._aggregator = SecureAggregator(self._folder, config, len(self._parameters), rate)
+            self._aggregator = SecureAggregator(folder, config, len(self._parameters), rate)
 
     def round(self) -> int:
         """Rounds gone through so far."""
@@ -53,7 +55,7 @@ class ParameterServer:
 
     def released(self) -> np.ndarray:
         """The shared parameters to evaluate and export, float32 [D]: the mean over the last `server.average` rounds."""
-        return self._parameters if self._averaged == 1 else mean_parameters(self._folder, self._averaged)
+        return self._parameters if self._averaged == 1 else mean_parameters(self._checkpoints, self._averaged)
 
     def apply(self, round_number: int, *updates: PlainUpdate, cohort: list[str] | None = None) -> float:
         """Applies one round's plain updates and checkpoints; returns the norm of the averaged update.
@@ -70,7 +72,9 @@ class ParameterServer:
         update = average(updates, len(self._parameters))
         if self._aggregator is not None and cohort is not None:
             self._aggregator.charge_plain(round_number, cohort)
-            update = self._aggregator.codec.with_noise(update, len(cohort), self._clip_norm)
+            # Every client counts once there: back to their sum.
+            summed = update.astype(np.float64) * sum(update.total_weight for update in updates)
+            update = self._aggregator.codec.with_noise(summed, self._clip_norm)
         self._step(round_number, update)
         return float(np.linalg.norm(update))
 
@@ -119,6 +123,8 @@ class ParameterServer:
         else:
             if averaged.unclipped is not None:
                 figures["clip_fraction"] = 1 - averaged.unclipped
+            if averaged.rounding_error is not None:
+                figures["rounding_error"] = averaged.rounding_error
             if self._adaptive and averaged.unclipped is not None:
                 self._clip_norm = adapted(self._clip_norm, averaged.unclipped)
             self._step(round_number, averaged.update)
@@ -151,5 +157,5 @@ class ParameterServer:
     def _save(self, round_number: int, parameters: np.ndarray) -> None:
         clip_norm = self._clip_norm if self._adaptive else None
         checkpoint = Checkpoint(round_number, parameters, self._optimizer.state, clip_norm)
-        save_checkpoint(self._folder, checkpoint, self._fingerprint, self._averaged)
+        save_checkpoint(self._checkpoints, checkpoint, self._fingerprint, self._averaged)
         self._round, self._parameters = round_number, parameters

@@ -7,6 +7,7 @@ convolutions is what lets an adapter learn a new mouth; attention-only adapters 
 import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -138,12 +139,12 @@ def reset_identity(model: PeftModel, generator: torch.Generator) -> None:
 
 def save_adapter(model: PeftModel, name: str, folder: Path) -> None:
     """Writes one adapter as a PEFT folder (adapter_config.json and adapter_model.safetensors)."""
-    parent = folder.parent / f".{folder.name}.{name}"
-    model.save_pretrained(str(parent), selected_adapters=[name])
-    (parent / name).rename(folder)
-    for rest in parent.iterdir():
-        rest.unlink()
-    parent.rmdir()
+    folder.mkdir(parents=True, exist_ok=True)
+    # PEFT makes a folder of the adapter's name, and a model card beside it.
+    with TemporaryDirectory(dir=folder) as place:
+        model.save_pretrained(place, selected_adapters=[name])
+        for file in (Path(place) / name).iterdir():
+            file.rename(folder / file.name)
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -163,6 +164,14 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
         if not torch.isfinite(value.float()).all():
             raise RunError(f"adapter {folder} is damaged: {key} holds values that are no numbers (NaN or infinite)")
     return weights
+
+
+def load_identity(model: PeftModel, folder: Path | None) -> np.ndarray | None:
+    """The values of a client's adapter, float32 [E], which the model then holds; None without a folder."""
+    if folder is None:
+        return None
+    load_adapter(model, IDENTITY, folder)
+    return to_vector(identity_parameters(model))
 
 
 def load_adapter(model: PeftModel, name: str, folder: Path) -> None:

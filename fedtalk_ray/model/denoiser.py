@@ -19,7 +19,7 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
 from torch import nn
 
-from fedtalk_ray.data.face_template import mouth_mask
+from fedtalk_ray.media.face_template import mouth_mask
 
 PREDICTION_TYPES = ("sample", "v_prediction", "epsilon")
 """What a denoiser may be trained to predict, in diffusers' words: x0, v, or the noise."""
@@ -146,7 +146,7 @@ class TalkingHeadDenoiser(ModelMixin, ConfigMixin):
     ) -> torch.Tensor:
         """Predict, for noisy residuals `sample` [B, T, C, h, w], what `prediction_type` says, in the same shape.
 
-        timestep: int [B]. speech: [B, T, hops, mel] log-mel windows (`data.speech`). reference: latents [B, C, h, w].
+        timestep: int [B]. speech: [B, T, hops, mel] log-mel windows (`media.speech`). reference: latents [B, C, h, w].
         heard: bool [B]; where False the sound is replaced by a learned "no sound", for classifier-free guidance.
         identity: [B, D] face embeddings, for a network that was made with `identity_dimensions` D; others ignore them.
         lips: [B, T, lip_numbers] true lip shapes, in place of those that the sound suggests; NaN keeps the heard ones.

@@ -17,10 +17,10 @@ from diffusers import DDIMScheduler, DiffusionPipeline, ModelMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils import logging as diffusers_logging
 
-from fedtalk_ray.data.identity_embedding import IdentityEmbedder, load_identity_embedder
-from fedtalk_ray.data.speech import SpeechFeatures, load_speech_features
-from fedtalk_ray.data.video import FPS, SAMPLE_RATE
 from fedtalk_ray.errors import RunError
+from fedtalk_ray.media.identity_embedding import IdentityEmbedder, load_identity_embedder
+from fedtalk_ray.media.speech import SpeechFeatures, load_speech_features
+from fedtalk_ray.media.video import FPS, SAMPLE_RATE
 from fedtalk_ray.model.autoencoder import (
     decode_latents,
     decode_pixels,

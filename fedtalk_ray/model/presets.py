@@ -232,8 +232,7 @@ def _loss(model: PeftModel, batch_size: int) -> torch.Tensor:
     timestep, heard = windows().long(), windows().bool()
     predicted = model(windows(config.window, *cells), timestep, speech, windows(*cells), heard).float()
     error = predicted - windows(config.window, *cells)
-    motion = base.speech_motion(speech) - windows(config.window, *cells)
-    return error.square().mean() + (error[:, 1:] - error[:, :-1]).abs().mean() + motion.square().mean()
+    return error.square().mean() + (error[:, 1:] - error[:, :-1]).abs().mean()
 
 
 def _address(tensor: torch.Tensor) -> int:

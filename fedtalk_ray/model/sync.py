@@ -12,7 +12,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
-from fedtalk_ray.data.face_template import MOUTH_BOX
+from fedtalk_ray.media.face_template import MOUTH_BOX
 
 SPAN = 5
 """Frames that one judgement looks at, 0.2 s; shorter mouths say too little (SyncNet takes five as well)."""
@@ -29,7 +29,7 @@ class SyncNetwork(ModelMixin, ConfigMixin):
 
     Shapes: B clips of T >= SPAN frames give W = T - SPAN + 1 windows, each one frame later than the one before; window
     i covers the frames i to i + SPAN - 1. Latents are scaled ones of the project's autoencoder, float32 [B, T, C, h, w]
-    (`latent_channels`, `latent_size` squared); speech is what `data.speech` features give, float32 [B, T, hops, bins]
+    (`latent_channels`, `latent_size` squared); speech is what `media.speech` features give, float32 [B, T, hops, bins]
     (`speech` names them, `speech_hops` and `mel_bins` are their shape); the reference is one frame of the clip, float32
     [B, C, h, w]. Other shapes raise `ValueError`. `residual_std` [C] holds the units of differences from the reference.
     """

@@ -16,8 +16,6 @@ from fedtalk_ray.errors import RunError
 from fedtalk_ray.outputs import new_file
 from fedtalk_ray.privacy.accounting import Noise, Rounds, epsilon, epsilon_bound, merged
 
-LEDGER = "ledger.json"
-
 
 @dataclass(frozen=True)
 class Charge:
@@ -48,11 +46,11 @@ class Spent:
 
 
 class Ledger:
-    """The charges in a folder of checkpoints."""
+    """The charges in a file."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, path: Path) -> None:
         """Raises `RunError` for a damaged file: a run that does not know what it spent must not go on."""
-        self._path = folder / LEDGER
+        self._path = path
         self._charges: dict[int, Charge] = {}
         # As they stand in the file, which is written anew with every charge.
         self._entries: list[str] = []

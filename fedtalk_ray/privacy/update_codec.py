@@ -6,9 +6,11 @@ client's effect on the sum is at most `sensitivity` steps, and the noise in any 
 
 The vector has D + 2 values: a_k (`clipping`), then the weight, then a bit that says whether clipping bound.
 
-without noise   update = C sum a_k / sum omega_k; the bit counts how many were clipped
-with noise      update = C sum a_k / (|U3| mean_weight): a public denominator, so that no noise goes into a quotient;
-                the weight is 0, and the bit is written only for adaptive clipping
+without noise   update = C sum a_k / sum omega_k; the bit counts how many were clipped. Values of a_k are written `zoom`
+                times larger than the weight: none of a long vector is near its norm, and small weights need the room
+with noise      update = C sum a_k / (n mean_weight), n the cohort's expected size: fixed before the run, so that
+                neither noise goes into a quotient nor the model tells how many took part; the weight is 0, and the bit
+                is written only for adaptive clipping
 """
 
 import math
@@ -29,13 +31,20 @@ EXTRA = 2
 
 _SIGMAS = 8.0
 
+_PEAK = 4.0
+"""Without noise: how far a value of a_k may lie above the root mean square of a vector of norm 1."""
+
 
 @dataclass(frozen=True)
 class Averaged:
-    """update: float32 [D]. unclipped: share of survivors below the clip norm, None where it was not sent."""
+    """update: float32 [D]. unclipped: share of survivors below the clip norm, None where it was not sent.
+
+    rounding_error: what rounding to integers is expected to have added, over the update's norm; None with noise.
+    """
 
     update: np.ndarray
     unclipped: float | None
+    rounding_error: float | None = None
 
 
 class UpdateCodec:
@@ -61,7 +70,10 @@ class UpdateCodec:
         self._thinned = 1.0 if config.simulated_cohort is None else cohort / config.simulated_cohort
         expected = config.simulated_cohort or cohort
         self._bit = bit_size(multiplier, expected) if config.clipping == "adaptive" and self._private else 0.0
-        self._norm = math.sqrt(1 + self._bit**2 / 4) if self._private else math.sqrt(3.0)
+        self._cohort = cohort
+        # A power of two, so that nothing is rounded by it.
+        self.zoom = 1.0 if self._private else 2.0 ** max(0, math.floor(math.log2(math.sqrt(dimension) / _PEAK)))
+        self._norm = math.sqrt(1 + self._bit**2 / 4) if self._private else math.sqrt(self.zoom**2 + 2)
         largest = largest or cohort
         bits = config.scale_bits
         if bits is None:
@@ -109,6 +121,10 @@ class UpdateCodec:
         if self._private:
             extra = [0.0, self._bit * (0.5 - bound)]
         else:
+            clipped *= self.zoom
+            if (peak := float(np.abs(clipped).max(initial=0.0))) > 1:
+                # Only where nearly all of the update lies in a few values: scaled down as a whole, as by the norm.
+                clipped, bound = clipped / peak, True
             extra = [weight, float(bound)]
         integers = to_integers(np.concatenate([clipped, extra]), self.scale, rng, self._norm)
         if self._config.mechanism == "skellam":
@@ -124,26 +140,36 @@ class UpdateCodec:
         deviation = self._deviation(survivors, parties) / self.scale
         honest = survivors * self.sensitivity / self.scale
         spread = deviation * (math.sqrt(self.length) + _SIGMAS)
-        if np.abs(values).max() > honest + _SIGMAS * deviation or np.linalg.norm(values) > honest + spread:
+        # Without noise no value that is written is larger than one.
+        largest = honest + _SIGMAS * deviation if self._private else survivors * (1 + 1 / self.scale)
+        if np.abs(values).max() > largest or np.linalg.norm(values) > honest + spread:
             raise Aborted(Code.SUM_TOO_LARGE)
-        summed, weight, bits = values[: self.dimension], values[-2], values[-1]
+        summed, weight, bits = values[: self.dimension] / self.zoom, values[-2], values[-1]
         if not self._private:
             if weight <= 0:
                 raise Aborted(Code.TOO_FEW, "all weights are zero")
-            return Averaged((clip_norm * summed / weight).astype(np.float32), 1 - bits / survivors)
-        mean = summed / survivors
+            update = (clip_norm * summed / weight).astype(np.float32)
+            # Each value of each client is off by up to a step either way: by half of one, root mean square, at most.
+            rounding = clip_norm * math.sqrt(survivors * self.dimension) / (2 * self.scale * self.zoom * weight)
+            norm = float(np.linalg.norm(update))
+            return Averaged(update, 1 - bits / survivors, rounding / norm if norm else None)
         unclipped = None
         if self._bit:
-            unclipped = (bits + self._central_noise(1)[0]) / (self._bit * survivors) + 0.5
-        return Averaged(self.with_noise(mean, survivors, clip_norm), unclipped)
+            unclipped = (bits + self._central_noise(1)[0]) / (self._bit * self._cohort) + 0.5
+        return Averaged(self.with_noise(summed, clip_norm), unclipped)
 
-    def with_noise(self, mean: np.ndarray, survivors: int, clip_norm: float) -> np.ndarray:
-        """float32 [D]: the update from the mean of a_k over so many clients, with the server's noise where it adds it.
+    def with_noise(self, summed: np.ndarray, clip_norm: float) -> np.ndarray:
+        """float32 [D]: the update from the sum of a_k, with the server's noise where it adds it.
 
-        Skellam noise is in the mean already.
+        Skellam noise is in the sum already. Whoever took part, the denominator is the one that the run began with.
         """
-        noisy = mean + self._central_noise(len(mean)) / survivors
-        return (clip_norm * noisy / self._config.mean_weight).astype(np.float32)
+        noisy = summed + self._central_noise(len(summed))
+        return (clip_norm * noisy / self.denominator).astype(np.float32)
+
+    @property
+    def denominator(self) -> float:
+        """With noise: what a sum is divided by."""
+        return self._cohort * self._config.mean_weight
 
     def error_bound(self, survivors: int, total_weight: float, clip_norm: float) -> float:
         """Without noise: how far, in L2 norm, the result may lie from the exact weighted mean of unclipped updates.
@@ -152,7 +178,8 @@ class UpdateCodec:
         most C / min weight, here bounded by C survivors / total weight).
         """
         step = survivors / self.scale
-        return clip_norm * step * (math.sqrt(self.dimension) + survivors / total_weight) / (total_weight - step)
+        values = math.sqrt(self.dimension) / self.zoom
+        return clip_norm * step * (values + survivors / total_weight) / (total_weight - step)
 
     def _central_noise(self, dimension: int) -> np.ndarray:
         """What a trusted server adds to a sum, in units; zero under the other mechanisms."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from fedtalk_ray.data.speech import SILENCE
+from fedtalk_ray.media.speech import SILENCE
 from fedtalk_ray.model.autoencoder import frames_to_pixels
 
 

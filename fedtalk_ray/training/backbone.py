@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedtalk_ray.config import TrainConfig
-from fedtalk_ray.data.shards import Manifest, Piece
 from fedtalk_ray.errors import ShardError
 from fedtalk_ray.model.denoiser import TalkingHeadDenoiser, bare_denoiser
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline, fingerprint, load_pipeline, new_pipeline
+from fedtalk_ray.settings import TrainConfig
+from fedtalk_ray.shards.format import Manifest, Piece
 
 
 def build_pipeline(config: TrainConfig, manifest: Manifest) -> TalkingHeadPipeline:

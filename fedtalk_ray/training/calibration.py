@@ -18,13 +18,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from fedtalk_ray.data.face_template import mouth_mask
-from fedtalk_ray.data.shards import Piece
+from fedtalk_ray.media.face_template import mouth_mask
 from fedtalk_ray.model.autoencoder import decode_pixels, frames_to_pixels
 from fedtalk_ray.model.denoiser import mouth_blend
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
 from fedtalk_ray.model.sampling import sample_parts
-from fedtalk_ray.observability import progress
+from fedtalk_ray.progress import progress
+from fedtalk_ray.shards.format import Piece
 
 CAUTIONS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2)
 """What the least-squares factors may be multiplied by: they listen to the frames with the largest errors, decibels to

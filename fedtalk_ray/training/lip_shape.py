@@ -7,9 +7,9 @@ look like on the face of the reference.
 
 import numpy as np
 
-from fedtalk_ray.data.lips import aperture_of, face_landmarks
-from fedtalk_ray.data.shards import Piece
-from fedtalk_ray.observability import progress
+from fedtalk_ray.media.lips import aperture_of, face_landmarks
+from fedtalk_ray.progress import progress
+from fedtalk_ray.shards.format import Piece
 
 MOUTH_POINTS = slice(48, 68)
 MIRRORED = [6, 5, 4, 3, 2, 1, 0, 11, 10, 9, 8, 7, 16, 15, 14, 13, 12, 19, 18, 17]

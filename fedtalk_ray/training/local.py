@@ -11,14 +11,16 @@ from itertools import islice
 import numpy as np
 import torch
 
-from fedtalk_ray.config import TrainConfig
-from fedtalk_ray.data.windows import WindowBatch
 from fedtalk_ray.errors import TrainingError
 from fedtalk_ray.model import adapters
-from fedtalk_ray.model.pipeline import TalkingHeadPipeline, make_critic, make_sync_loss
+from fedtalk_ray.model.pipeline import TalkingHeadPipeline, load_pipeline, make_critic, make_sync_loss
+from fedtalk_ray.model.released import fill_released
+from fedtalk_ray.runs.folder import RunFolder
+from fedtalk_ray.settings import LocalConfig, TrainConfig
+from fedtalk_ray.shards.windows import WindowBatch
 from fedtalk_ray.training.losses import window_loss
+from fedtalk_ray.training.optimise import cosine
 from fedtalk_ray.training.reliability import Reliability, score_client
-from fedtalk_ray.training.schedule import cosine
 
 
 @dataclass
@@ -33,6 +35,13 @@ class LocalResult:
     identity: np.ndarray
     losses: dict[str, float]
     reliability: Reliability | None
+
+
+def released_trainer(run: RunFolder, config: TrainConfig, device: str = "cpu") -> "LocalTrainer":
+    """A trainer that holds a run's released model. Raises `RunError` where there is none."""
+    trainer = LocalTrainer(load_pipeline(str(run.pipeline)), config, device)
+    fill_released(trainer.model, run)
+    return trainer
 
 
 class Halted(Exception):
@@ -50,9 +59,10 @@ class LocalTrainer:
             # Where the backbone itself is shared there is no shared adapter.
             rank = config.adapter.rank if config.shared == "adapter" else None
             model = adapters.with_adapters(pipeline.denoiser, rank, config.adapter.alpha, config.adapter.identity_rank)
+        pipeline.to(device)
         self.model = model.to(device)
-        self.scheduler = pipeline.scheduler
-        self.critic = make_critic(pipeline.to(device))
+        self.pipeline, self.scheduler = pipeline, pipeline.scheduler
+        self.critic = make_critic(pipeline)
         self.sync_loss = make_sync_loss(pipeline)
         base = self.model.get_base_model()
         base.gradient_checkpointing = config.local.gradient_checkpointing
@@ -95,7 +105,7 @@ class LocalTrainer:
         """Local training of one client in one round.
 
         shared: float32 [D] from the server. identity: float32 [E] or None for a first time. batches: at least
-        `batches_needed(config)` of them. held_out, enrolment: what `score_client` judges by. proximal: FedProx's mu.
+        `batches_needed(local)` of them. held_out, enrolment: what `score_client` judges by. proximal: FedProx's mu.
         score_alpha: ISFA's alpha; None skips the score. halted: asked before every step; `Halted` is raised at a yes.
         """
         local = self._config.local
@@ -213,6 +223,6 @@ def _until(halted: Callable[[], bool], batches: Iterable[WindowBatch]) -> Iterat
             raise Halted
 
 
-def batches_needed(config: TrainConfig) -> int:
+def batches_needed(local: LocalConfig) -> int:
     """Batches that one fit consumes."""
-    return (config.local.steps + config.local.identity_steps) * config.local.accumulate
+    return (local.steps + local.identity_steps) * local.accumulate

@@ -12,11 +12,11 @@ from typing import Protocol
 import torch
 from diffusers import DDIMScheduler
 
-from fedtalk_ray.data.face_template import mouth_mask
-from fedtalk_ray.data.windows import WindowBatch
+from fedtalk_ray.media.face_template import mouth_mask
 from fedtalk_ray.model.denoiser import bare_denoiser
 from fedtalk_ray.model.schedule import noise_levels
 from fedtalk_ray.settings import LossConfig
+from fedtalk_ray.shards.windows import WindowBatch
 
 SNR_RANGE = (0.3, 5.0)
 """The x0 loss is weighted by the signal-to-noise ratio clamped to this range: clean steps must not drown the noisy

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import diffusers
 import torch
 
-from fedtalk_ray.data.shards import Manifest
 from fedtalk_ray.settings import LossConfig
+from fedtalk_ray.shards.format import Manifest
 
 
 @dataclass(frozen=True)

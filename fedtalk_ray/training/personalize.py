@@ -1,6 +1,6 @@
 """Personalisation: a client trains its own identity adapter on its own clips, after or between federated rounds.
 
-Runs on the client's side and writes nowhere else: the adapter stays in RUN/clients/<id>/identity.
+Runs on the client's side and writes nowhere else: the adapter stays in the client's folder of the run.
 """
 
 from collections.abc import Callable, Iterator
@@ -9,18 +9,20 @@ from pathlib import Path
 
 import numpy as np
 
-from fedtalk_ray.config import load_config
-from fedtalk_ray.data.shard_reader import read_pieces
-from fedtalk_ray.data.shards import Piece, load_manifest
-from fedtalk_ray.data.windows import WindowBatch, held_out_windows
 from fedtalk_ray.errors import RunError
-from fedtalk_ray.federation.checkpoint import load_checkpoint
-from fedtalk_ray.federation.seeding import derive_seed
-from fedtalk_ray.model.pipeline import TalkingHeadPipeline, load_pipeline
+from fedtalk_ray.model import adapters
+from fedtalk_ray.model.device import pick_device
+from fedtalk_ray.model.pipeline import TalkingHeadPipeline
+from fedtalk_ray.runs.folder import RunFolder
+from fedtalk_ray.seeding import derive_seed
+from fedtalk_ray.shards.format import Piece
+from fedtalk_ray.shards.people import people_of
+from fedtalk_ray.shards.windows import WindowBatch
 from fedtalk_ray.training.backbone import check_fits
-from fedtalk_ray.training.client_state import CURRENT, client_folder, load_identity, save_identity
-from fedtalk_ray.training.denoiser import random_batch
-from fedtalk_ray.training.local import LocalTrainer
+from fedtalk_ray.training.local import released_trainer
+from fedtalk_ray.training.train_denoiser import random_batch
+
+HELD_OUT_WINDOWS = 8
 
 
 @dataclass(frozen=True)
@@ -38,35 +40,46 @@ def personalize(
     steps: int,
     tick: Callable[[dict[str, float]], None] = lambda _: None,
     shards: str | None = None,
+    device: str = "auto",
 ) -> Personalized:
-    """Goes on training the client's identity adapter (a fresh one if it has none), with everything shared frozen.
+    """Goes on training the client's identity adapter (a fresh one if it has none) beside the run's released model,
+    which stays as it is.
 
     shards: where the client's clips lie, None for the run's own. Calls `tick` with the loss terms after every step.
     Raises `RunError` without a trained run, `ShardError` for a client that the shards cannot serve.
     """
-    run = Path(run)
-    if not (run / "config.yaml").is_file():
-        raise RunError(f"{run} is no run folder (no config.yaml); `fedtalk train` makes one")
-    config = load_config(run / "config.yaml")
-    checkpoint = load_checkpoint(run / "checkpoints")
-    if checkpoint is None or not (run / "pipeline").is_dir():
+    folder = RunFolder(Path(run))
+    config = folder.config()
+    if not folder.has_model():
         raise RunError(f"run {run} has no trained model yet; finish a round first")
-    shards = shards or config.shards
-    manifest = load_manifest(shards)
-    manifest.check_clients([client])
-    pipeline = load_pipeline(str(run / "pipeline"))
-    check_fits(manifest, pipeline, str(run / "pipeline"))
-    trainer = LocalTrainer(pipeline, config)
-    after = checkpoint.round + 1
+    people = people_of(config, shards)
+    if people.clients is None or client not in people.clients:
+        # Whoever could be a client of these shards, though the run made others.
+        people.manifest.check_clients([client])
+    trainer = released_trainer(folder, config, pick_device(device))
+    check_fits(people.manifest, trainer.pipeline, str(folder.pipeline))
     seed = derive_seed(config.seed, "personalize", client)
-    trainer.load(checkpoint.parameters, load_identity(trainer.model, run, client, after), seed)
-    train = list(read_pieces(shards, manifest, client, "train", ("frames", "latents", "speech")))
-    val = read_pieces(shards, manifest, client, "val", ("latents", "speech"))
-    held_out = held_out_windows(val, trainer.window, 8)
+    identity = adapters.load_identity(trainer.model, folder.identity_adapter(client))
+    trainer.load(adapters.to_vector(trainer.shared()), identity, seed)
+    train = list(people.pieces(client, "train", ("frames", "latents", "speech")))
+    held_out = people.windows(client, trainer.window, HELD_OUT_WINDOWS)
     before = trainer.held_out_loss(held_out, seed=0)
-    trainer.personalize(_varied_batches(pipeline, train, config.local.batch_size, seed), steps, seed, tick)
-    save_identity(trainer.model, run, client, checkpoint.round)
-    return Personalized(client_folder(run, client) / CURRENT, before, trainer.held_out_loss(held_out, seed=0))
+    trainer.personalize(_varied_batches(trainer.pipeline, train, config.local.batch_size, seed), steps, seed, tick)
+    written = folder.client(client).keep_adapter(
+        _round_of(folder),
+        lambda place: adapters.save_adapter(trainer.model, adapters.IDENTITY, place),
+        took_part=False,
+    )
+    return Personalized(written, before, trainer.held_out_loss(held_out, seed=0))
+
+
+def _round_of(folder: RunFolder) -> int:
+    """The round that the adapter belongs to; older versions wrote down the checkpoints' alone."""
+    released = folder.released_round()
+    if released is not None:
+        return released
+    checkpoint = folder.checkpoint()
+    return checkpoint.round if checkpoint else 0
 
 
 def _varied_batches(pipeline: TalkingHeadPipeline, pieces: list[Piece], size: int, seed: int) -> Iterator[WindowBatch]:

@@ -13,28 +13,29 @@ from time import monotonic
 import numpy as np
 import torch
 
-from fedtalk_ray.data.shard_reader import read_pieces
-from fedtalk_ray.data.shards import load_manifest
 from fedtalk_ray.errors import ShardError
 from fedtalk_ray.model.autoencoder import PatchAutoencoder
+from fedtalk_ray.model.device import pick_device
 from fedtalk_ray.model.identity import IdentityEncoder
 from fedtalk_ray.model.pipeline import load_pipeline
 from fedtalk_ray.model.presets import PresetError, preset, sizes
 from fedtalk_ray.model.sync import SyncNetwork
-from fedtalk_ray.observability import ticker
 from fedtalk_ray.outputs import new_folder
-from fedtalk_ray.run_log import RunLog
+from fedtalk_ray.progress import ticker
 from fedtalk_ray.settings import LossConfig
+from fedtalk_ray.shards.format import load_manifest
+from fedtalk_ray.shards.reader import read_pieces
+from fedtalk_ray.tracking.tensorboard import RunLog
 from fedtalk_ray.training.backbone import check_fits, untrained_pipeline
 from fedtalk_ray.training.calibration import calibrate
-from fedtalk_ray.training.decoder import autoencoder_psnr, train_decoder
-from fedtalk_ray.training.denoiser import set_units, train_denoiser
-from fedtalk_ray.training.identity import train_identity
 from fedtalk_ray.training.lip_shape import lip_shapes
 from fedtalk_ray.training.model_card import Recipe, model_card
-from fedtalk_ray.training.schedule import budget
-from fedtalk_ray.training.speech_motion import train_speech_motion
-from fedtalk_ray.training.sync import sync_accuracy, train_sync, vary_clips
+from fedtalk_ray.training.optimise import budget
+from fedtalk_ray.training.train_decoder import autoencoder_psnr, train_decoder
+from fedtalk_ray.training.train_denoiser import set_units, train_denoiser
+from fedtalk_ray.training.train_identity import train_identity
+from fedtalk_ray.training.train_speech_motion import train_speech_motion
+from fedtalk_ray.training.train_sync import sync_accuracy, train_sync, vary_clips
 
 PARTS = {"decoder": (0.07, 75.0), "identity": (0.07, 75.0), "sync": (0.1, 150.0), "speech": (0.13, 200.0)}
 """What comes before the denoiser: share of its time, and the seconds after which more taught nothing (one core)."""
@@ -78,12 +79,12 @@ def pretrain(
 
     The denoiser trains for `minutes` (or exactly `steps`), the parts before it for a share of that each. size: a
     name of `model.presets`, None for tiny. start: a pipeline to go on from (`model.pipeline.load_pipeline`), in place
-    of random weights of that size. tensorboard: where the denoiser's losses are logged. device: of the denoiser;
-    "auto" is a GPU where there is one. Raises `ShardError` for shards without training clips, that do not fit
-    `start`, or of an autoencoder that is too poor to build on, and `PresetError` for an unknown size, or for one
-    beside `start`.
+    of random weights of that size. tensorboard: where the denoiser's losses are logged. device: of all parts but
+    the calibration; "auto" is a GPU where there is one. Raises `ShardError` for shards without training clips, that do
+    not fit `start`, or of an autoencoder that is too poor to build on, and `PresetError` for an unknown size, or for
+    one beside `start`.
     """
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    device = pick_device(device)
     if size and start:
         raise PresetError(f"preset {size!r} cannot be chosen beside a start: {start} has a size already")
     began, settings_of_size = monotonic(), sizes(preset(size or "tiny"))
@@ -114,7 +115,7 @@ def pretrain(
         seconds = {part: min(60 * minutes * of, most) for part, (of, most) in PARTS.items()}
         if isinstance(pipeline.autoencoder, PatchAutoencoder):
             parts = shown(share, seconds["decoder"], "decoder")
-            train_decoder(pipeline.autoencoder, pieces, parts, rng)
+            train_decoder(pipeline.autoencoder, pieces, parts, rng, device)
         after = autoencoder_psnr(pipeline.autoencoder, check)
         if after < MIN_PSNR:
             raise ShardError(
@@ -123,17 +124,17 @@ def pretrain(
             )
         people = len({piece.client for piece in pieces})
         if people > 1:
-            train_identity(encoder, pieces, shown(share, seconds["identity"], "identity"), rng)
+            train_identity(encoder, pieces, shown(share, seconds["identity"], "identity"), rng, device)
             pipeline.register_modules(identity_encoder=encoder)
         sync = pipeline.sync_network or SyncNetwork(channels, cells, *manifest.shapes["speech"], speech=manifest.speech)
         copies = [vary_clips(pieces, pipeline.autoencoder, rng) for _ in range(min(8, 400 // len(pieces)))]
-        train_sync(sync, [*pieces, *itertools.chain(*copies)], shown(share, seconds["sync"], "sync"), rng)
+        train_sync(sync, [*pieces, *itertools.chain(*copies)], shown(share, seconds["sync"], "sync"), rng, device)
         pipeline.register_modules(sync_network=sync)
         set_units(pipeline.denoiser, pieces, rng)
         settings = loss_config or LossConfig()
         lips = lip_shapes(pieces, pipeline.denoiser.config.lip_numbers)
         speech = shown(share, seconds["speech"], "speech")
-        train_speech_motion(pipeline.denoiser, pieces, lips, speech, settings.mouth_weight, rng)
+        train_speech_motion(pipeline.denoiser, pieces, lips, speech, settings.mouth_weight, rng, device)
         parts = shown(steps, minutes * 60, "denoiser")
         losses = logged(train_denoiser(pipeline, pieces, lips, parts, settings, seed, device=device), tensorboard)
         loss = float(np.mean(losses[-max(1, len(losses) // 10) :]))

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 import torch
 from diffusers import DDIMScheduler
 
-from fedtalk_ray.data.face_template import mouth_mask
-from fedtalk_ray.data.windows import WindowBatch
 from fedtalk_ray.errors import TrainingError
+from fedtalk_ray.media.face_template import mouth_mask
 from fedtalk_ray.model.denoiser import bare_denoiser
 from fedtalk_ray.model.identity import FaceCritic
 from fedtalk_ray.model.sampling import sample_clip
+from fedtalk_ray.shards.windows import WindowBatch
 
 CHANCE_AGREEMENT = 0.12
 """The correlation at which TempStab is one half. Over a dozen windows chance gives 0.02 to 0.05 (GRID, clients with

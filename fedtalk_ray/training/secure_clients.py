@@ -4,8 +4,8 @@ Every client keeps its secrets as a device of its own would: its signing key and
 this round's keys and its update in a `SecureClient` object here. Nothing of it is put into Ray's object store; what
 `answer` returns is signed, masked or encrypted.
 
-    RUN/clients/<id>/signing.key     Ed25519, for its owner only
-    RUN/clients/<id>/protocol.json   the last exchange and masked round, rounds taken part in, the roster as last seen
+What is kept (`runs.client_folder`): the signing key; the last exchange and masked round, rounds taken part in, and the
+roster as last seen.
 """
 
 import hashlib
@@ -17,9 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from fedtalk_ray.config import TrainConfig
-from fedtalk_ray.federation.checkpoint import config_digest
-from fedtalk_ray.federation.roster import ROSTER, Pin, RosterFile
+from fedtalk_ray.federation.roster import Pin, RosterFile
 from fedtalk_ray.federation.secure_aggregator import limits_of, make_codec
 from fedtalk_ray.messages import Answers, Plan
 from fedtalk_ray.outputs import new_file
@@ -27,9 +25,9 @@ from fedtalk_ray.privacy.keys import SigningKey
 from fedtalk_ray.privacy.noise import system_rng
 from fedtalk_ray.privacy.protocol import Aborted, Code
 from fedtalk_ray.privacy.secure_client import SecureClient, check_plan, open_plan
-from fedtalk_ray.training.client_state import client_folder
-
-SIGNING_KEY, PROTOCOL_STATE = "signing.key", "protocol.json"
+from fedtalk_ray.runs.checkpoints import config_digest
+from fedtalk_ray.runs.folder import RunFolder
+from fedtalk_ray.settings import TrainConfig
 
 
 class SecureClients:
@@ -44,7 +42,8 @@ class SecureClients:
         self._updates: dict[str, tuple[np.ndarray, float]] = {}
         self._plan: Plan | None = None
         self._frame = b""
-        self._file = RosterFile(Path(config.run) / ROSTER)
+        self._run = RunFolder(Path(config.run))
+        self._file = RosterFile(self._run.roster)
 
     def enrol(self, clients: list[str]) -> dict[str, bytes]:
         """These clients' public keys; makes the secret ones at the first call."""
@@ -81,7 +80,7 @@ class SecureClients:
         if cap is not None and state.get("participations", 0) >= cap:
             raise Aborted(Code.CAP_REACHED)
         key = self._signing_key(client)
-        self._sides[client] = SecureClient(client, key, self._roster, plan, limits_of(self._config))
+        self._sides[client] = SecureClient(client, key, self._roster, plan, limits_of(self._config.privacy))
 
     def offer(self, client: str, update: np.ndarray, weight: float) -> None:
         """What the client will add to the sum. update: float32 [D]. weight: omega_k, the client's own secret."""
@@ -125,12 +124,12 @@ class SecureClients:
         return masked
 
     def _signing_key(self, client: str) -> SigningKey:
-        return SigningKey.kept_in(client_folder(self._config.run, client) / SIGNING_KEY)
+        return SigningKey.kept_in(self._run.client(client).signing_key)
 
     def _state(self, client: str) -> dict[str, Any]:
-        path = client_folder(self._config.run, client) / PROTOCOL_STATE
+        path = self._run.client(client).protocol_state
         return dict(json.loads(path.read_text())) if path.exists() else {}
 
     def _keep(self, client: str, state: dict[str, Any]) -> None:
-        with new_file(client_folder(self._config.run, client) / PROTOCOL_STATE) as place:
+        with new_file(self._run.client(client).protocol_state) as place:
             place.write_text(json.dumps(state))

@@ -14,11 +14,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fedtalk_ray.evaluation.audits.attack import FAST, FULL, RESULTS
-from fedtalk_ray.evaluation.audits.audit import told_epsilon
-from fedtalk_ray.evaluation.audits.inversion import CLEAR
-from fedtalk_ray.evaluation.audits.views import ALL_BUT_ONE, SERVER
+from fedtalk_ray.audits.attack import FAST, FULL
+from fedtalk_ray.audits.attacks.inversion import CLEAR
+from fedtalk_ray.audits.audit import told_epsilon
+from fedtalk_ray.audits.views import ALL_BUT_ONE, SERVER
 from fedtalk_ray.evaluation.statistics import interval
+from fedtalk_ray.runs.folder import RunFolder
 
 RECIPE = "jobs/configs/audit.yaml"
 
@@ -45,7 +46,7 @@ ROWS: tuple[tuple[str, str, str], ...] = (
     ("reidentification", f"rank-1, {ALL_BUT_ONE}", f"re-identification by {ALL_BUT_ONE}, rank-1"),
     ("canaries", "server view: epsilon at least, one run", "canaries, epsilon at least"),
     ("canaries", "server view: epsilon at least, one run, Gaussian-like noise", "canaries, the same for such noise"),
-    ("wire", "largest correlation of a masked vector with its update", "correlation with what the server sees"),
+    ("server_saw", "largest correlation of a masked vector with its update", "correlation with what the server sees"),
     ("identity_leakage", "likeness gained, members - outsiders", "likeness gained, members - outsiders"),
 )
 """attack, its figure, the row's title."""
@@ -70,14 +71,15 @@ def main(arguments: list[str]) -> None:
     results: dict[str, list[dict[str, Any]]] = {mode: [] for mode in MODES}
     for seed in chosen.seeds:
         for mode, settings in MODES.items():
-            run = chosen.out / f"{mode}-{seed}"
-            if not (run / "pipeline" / "model_index.json").is_file():
-                resume = ["--resume"] if (run / "config.yaml").is_file() else []
+            folder = RunFolder(chosen.out / f"{mode}-{seed}")
+            run = folder.path
+            if not folder.has_model():
+                resume = ["--resume"] if folder.exists() else []
                 fedtalk("train", chosen.recipe, f"run={run}", f"seed={seed}", *settings, *resume)
-            found = read(run / RESULTS)
+            found = read(folder.audit_results)
             if found is None or found["failures"] or found["effort"] != asdict(FAST if chosen.fast else FULL):
                 fedtalk("audit", str(run), *(["--fast"] if chosen.fast else []))
-                found = read(run / RESULTS)
+                found = read(folder.audit_results)
             assert found is not None
             results[mode].append(found)
             print(table(results), flush=True)
@@ -89,7 +91,7 @@ def read(path: Path) -> dict[str, Any] | None:
 
 def fedtalk(*arguments: str) -> None:
     """One command in a process of its own; ends this one where it fails."""
-    subprocess.run([sys.executable, "-m", "fedtalk_ray.cli", *arguments], check=True)
+    subprocess.run([sys.executable, "-m", "fedtalk_ray.commands.cli", *arguments], check=True)
 
 
 def table(results: dict[str, list[dict[str, Any]]]) -> str:

@@ -36,7 +36,7 @@ from typing import Any
 
 import numpy as np
 
-from fedtalk_ray.observability import ticker
+from fedtalk_ray.progress import ticker
 from jobs.benchmarks.environments import FLOWER, PFL, python_with, same_numbers
 from jobs.benchmarks.rounds.measure import WARM
 from jobs.benchmarks.rounds.work import initial_vector, one_round

@@ -23,13 +23,13 @@ from time import process_time
 
 import numpy as np
 
-from fedtalk_ray.observability import ticker
 from fedtalk_ray.privacy.graph import COMPLETE_UP_TO, degree, threshold
 from fedtalk_ray.privacy.keys import Roster, SigningKey
 from fedtalk_ray.privacy.protocol import STAGES, Limits
 from fedtalk_ray.privacy.rehearsal import plan_for
 from fedtalk_ray.privacy.secure_client import SecureClient
 from fedtalk_ray.privacy.secure_server import SecureServer
+from fedtalk_ray.progress import ticker
 
 FLOWER = "flwr>=1.20"
 

@@ -23,10 +23,12 @@ import torch
 from fedtalk_ray.actors.client import ClientSlot
 from fedtalk_ray.actors.cluster import WORKER_ENVIRONMENT, connect
 from fedtalk_ray.actors.pool import SlotPool
-from fedtalk_ray.config import TrainConfig, parse_config
-from fedtalk_ray.data.shards import load_manifest
+from fedtalk_ray.config import parse_config
 from fedtalk_ray.model import adapters
-from fedtalk_ray.observability import progress
+from fedtalk_ray.progress import progress
+from fedtalk_ray.settings import TrainConfig
+from fedtalk_ray.shards.format import load_manifest
+from fedtalk_ray.shards.people import people_of
 from fedtalk_ray.training.losses import window_loss
 
 
@@ -43,7 +45,16 @@ class Bare:
     def __init__(self, config: TrainConfig, client: str) -> None:
         slot = ClientSlot(config)
         self.shared, self._config, self._trainer = slot.start(), config, slot._trainer
-        self._batches = list(slot._data.batches(client, 1))[: config.local.steps]
+        local = config.local
+        batches = people_of(config).batches(
+            client,
+            window=slot._trainer.window,
+            windows=local.steps * local.batch_size,
+            batch_size=local.batch_size,
+            seed=1,
+            stream=config.stream,
+        )
+        self._batches = list(batches)[: local.steps]
 
     def run(self) -> None:
         local, trainer = self._config.local, self._trainer

@@ -28,13 +28,13 @@ import psutil
 import pyarrow.parquet as pq
 
 from fedtalk_ray.actors.cluster import WORKER_ENVIRONMENT
-from fedtalk_ray.data.cut import COLUMNS
-from fedtalk_ray.data.population import Portion
-from fedtalk_ray.data.shard_reader import list_groups, shard_files
-from fedtalk_ray.data.shards import PIECE_FRAMES, Manifest, ShardWriter, load_manifest
-from fedtalk_ray.data.stream import stream_batches
-from fedtalk_ray.observability import progress
+from fedtalk_ray.progress import progress
 from fedtalk_ray.settings import StreamConfig
+from fedtalk_ray.shards.cut import COLUMNS
+from fedtalk_ray.shards.format import PIECE_FRAMES, Manifest, ShardWriter, load_manifest
+from fedtalk_ray.shards.population import Portion
+from fedtalk_ray.shards.reader import list_groups, shard_files
+from fedtalk_ray.shards.stream import stream_batches
 
 SHAPES = {"frames": [64, 64, 3], "latents": [48, 16, 16], "speech": [4, 80], "waveform": []}
 """As `fedtalk prepare --size 64` writes them."""

@@ -25,7 +25,7 @@ def audited(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     folder = tmp_path_factory.mktemp("audit")
     environment = os.environ | {"PYTHONPATH": str(repository)}
     for line in PREPARED:
-        command = [sys.executable, "-m", "fedtalk_ray.cli", *line.split()]
+        command = [sys.executable, "-m", "fedtalk_ray.commands.cli", *line.split()]
         subprocess.run(command, cwd=folder, env=environment, check=True)
     script, recipe = repository / "jobs" / "benchmarks" / "audit_modes.py", repository / "jobs/configs/audit.yaml"
     command = [sys.executable, str(script), "--out", "runs", "--seeds", "0", "--recipe", str(recipe)]

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from fedtalk_ray.config import TrainConfig
+from fedtalk_ray.settings import TrainConfig
 from tests.ray.conftest import make_config, pretrained, ray_cluster, shards  # noqa: F401 (fixtures)
 from tests.ray.own_cluster import ENVIRONMENT, OwnCluster, free_ports
 

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedtalk_ray.config import TrainConfig
-from fedtalk_ray.federation.checkpoint import load_checkpoint
-from fedtalk_ray.federation.history import read_history
 from fedtalk_ray.privacy.ledger import Ledger
 from fedtalk_ray.rounds import train
+from fedtalk_ray.runs.checkpoints import load_checkpoint
+from fedtalk_ray.runs.folder import RunFolder
+from fedtalk_ray.runs.history import read_history
+from fedtalk_ray.settings import TrainConfig
 from tests.ray.chaos import run_under_chaos
 from tests.ray.conftest import make_config, pretrained, ray_cluster, shards  # noqa: F401 (fixtures)
 from tests.ray.own_cluster import OwnCluster
@@ -72,7 +73,7 @@ def check_private(make: Make, cluster: OwnCluster, folder: Path, kills: dict[str
     print(f"killed {dict(chaos.killed)}, {chaos.starts} starts")
     told = read_history(folder / "private" / "history.jsonl")
     assert [record["round"] for record in told] == list(range(1, rounds + 1))
-    ledger = Ledger(folder / "private" / "checkpoints")
+    ledger = Ledger(RunFolder(folder / "private").ledger)
     exchanges = [charge.exchange for charge in ledger.charges]
     assert len(exchanges) == len(set(exchanges)), "no exchange is charged twice"
     opened = {record["round"] for record in told if "aborted" not in record}

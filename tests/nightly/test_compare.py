@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from fedtalk_ray.compare import compare
-from fedtalk_ray.config import TrainConfig
+from fedtalk_ray.comparison.compare import compare
+from fedtalk_ray.comparison.experiment import Experiment
 from fedtalk_ray.errors import RunError
-from fedtalk_ray.evaluation.experiment import Experiment
-from fedtalk_ray.federation.checkpoint import load_checkpoint
+from fedtalk_ray.runs.checkpoints import load_checkpoint
+from fedtalk_ray.settings import TrainConfig
 from tests.ray.conftest import make_config, pretrained, ray_cluster, shards  # noqa: F401 (fixtures)
 
 

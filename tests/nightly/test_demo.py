@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from fedtalk_ray.data.video import read_video
+from fedtalk_ray.media.video import read_video
 
 
 @pytest.mark.timeout(1800)
 def test_the_demo_makes_a_face_whose_lips_follow_its_sound(tmp_path: Path) -> None:
     out = tmp_path / "demo"
-    subprocess.run([sys.executable, "-m", "fedtalk_ray.cli", "demo", "--out", str(out)], check=True, timeout=1700)
+    subprocess.run(
+        [sys.executable, "-m", "fedtalk_ray.commands.cli", "demo", "--out", str(out)], check=True, timeout=1700
+    )
     for name in ("id0000", "id0006"):
         video = read_video(out / f"{name}.mp4")
         assert video.frames.shape == (75, 256, 256, 3)

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from fedtalk_ray.config import TrainConfig
-from fedtalk_ray.federation.history import read_history
-from fedtalk_ray.rounds import HISTORY
+from fedtalk_ray.runs.folder import RunFolder
+from fedtalk_ray.runs.history import read_history
+from fedtalk_ray.settings import TrainConfig
 from tests.ray.own_cluster import ENVIRONMENT, OwnCluster, kill, workers
 
 SLOT = ("SlotProcess", "slot.")
@@ -56,7 +56,7 @@ def run_under_chaos(
     node = cluster.add_node() if "node" in kills else None
     limit = 40.0 * sum(kills.values()) + 300
     deadline = time.monotonic() + limit
-    told = Path(config.run) / HISTORY
+    told = RunFolder(Path(config.run)).history_file
     try:
         while True:
             # When the run is so far, the next one is due.

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import ray
 
-from fedtalk_ray.config import TrainConfig, parse_config
+from fedtalk_ray.config import parse_config
+from fedtalk_ray.settings import TrainConfig
 
 
 @pytest.fixture(scope="session")
@@ -36,8 +37,8 @@ def ray_cluster() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def shards(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three drawn clients with four clips each and one unseen identity, 32 x 32 pixels, prepared by the pipeline."""
-    from fedtalk_ray.data.corpora import list_synthetic
-    from fedtalk_ray.data.prepare import prepare
+    from fedtalk_ray.corpora import list_synthetic
+    from fedtalk_ray.shards.prepare import prepare
 
     out = tmp_path_factory.mktemp("data") / "shards"
     prepare("synthetic", list_synthetic(4, 4, seed=3), out, size=32, unseen=1)

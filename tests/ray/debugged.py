@@ -10,7 +10,8 @@ import numpy as np
 
 from fedtalk_ray.actors.cluster import connect
 from fedtalk_ray.actors.pool import SlotPool
-from fedtalk_ray.config import TrainConfig, parse_config
+from fedtalk_ray.config import parse_config
+from fedtalk_ray.settings import TrainConfig
 
 
 class Stops:
@@ -38,7 +39,7 @@ def main(run: str) -> None:
     pool = SlotPool(config, Stops)
     for number in (1, 2):
         outcomes = pool.run("fit", ["s1", "s23"], number)
-        print(f"round {number}: {[outcome.said for outcome in outcomes]}", flush=True)
+        print(f"round {number}: {[outcome.result for outcome in outcomes]}", flush=True)
 
 
 if __name__ == "__main__":

@@ -12,12 +12,12 @@ from ray.exceptions import OutOfMemoryError
 from fedtalk_ray.actors.deaths import DEATHS, RoundLost, fetch, first_line
 from fedtalk_ray.actors.parameter_server import ask, start_server
 from fedtalk_ray.actors.pool import SlotPool
-from fedtalk_ray.config import TrainConfig
 from fedtalk_ray.errors import ClusterError, ShardError
 from fedtalk_ray.messages import PlainUpdate
 from fedtalk_ray.model.autoencoder import PatchAutoencoder
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
 from fedtalk_ray.rounds import train
+from fedtalk_ray.settings import TrainConfig
 
 Make = Callable[..., TrainConfig]
 
@@ -47,7 +47,7 @@ def test_shards_of_another_autoencoder_are_refused(make_config: Make, pretrained
 
 def test_a_killed_parameter_server_comes_back_at_its_round(make_config: Make, tmp_path: Path) -> None:
     config = make_config(tmp_path)
-    server = start_server(config, tmp_path / "checkpoints", np.zeros(4, np.float32))
+    server = start_server(config, np.zeros(4, np.float32))
     step = PlainUpdate(1, np.array([1, 2, 3, 4], np.float32), 2.0)
     ask(server, "apply", 1, step)
     ray.kill(server, no_restart=False)
@@ -77,7 +77,7 @@ def test_a_node_without_memory_counts_as_a_death_and_says_so_in_one_line(ray_clu
 
 
 def test_a_server_that_stays_away_loses_the_round_and_not_the_run(make_config: Make, tmp_path: Path) -> None:
-    server = start_server(make_config(tmp_path), tmp_path / "checkpoints", np.zeros(4, np.float32))
+    server = start_server(make_config(tmp_path), np.zeros(4, np.float32))
     assert ask(server, "round") == 0
     ray.kill(server, no_restart=True)
     with pytest.raises(RoundLost):

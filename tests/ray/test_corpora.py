@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedtalk_ray.data.corpora import list_corpus
-from fedtalk_ray.data.prepare import prepare
-from fedtalk_ray.data.shards import load_manifest
-from fedtalk_ray.data.video import read_video, write_video
+from fedtalk_ray.corpora import list_corpus
+from fedtalk_ray.media.video import read_video, write_video
+from fedtalk_ray.shards.format import load_manifest
+from fedtalk_ray.shards.prepare import prepare
 
 
 @pytest.mark.grid

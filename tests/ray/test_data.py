@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from fedtalk_ray.data.corpora import CorpusError, list_files
-from fedtalk_ray.data.population import Portion
-from fedtalk_ray.data.prepare import prepare
-from fedtalk_ray.data.shard_reader import read_pieces
-from fedtalk_ray.data.shards import load_manifest
-from fedtalk_ray.data.stream import stream_batches
-from fedtalk_ray.data.synthetic import render_clip
-from fedtalk_ray.data.video import write_video
-from fedtalk_ray.data.windows import WindowBatch
+from fedtalk_ray.corpora import CorpusError, list_corpus
+from fedtalk_ray.corpora.synthetic import render_clip
 from fedtalk_ray.errors import ShardError
+from fedtalk_ray.media.video import write_video
 from fedtalk_ray.model.autoencoder import encode_frames, load_autoencoder
 from fedtalk_ray.settings import StreamConfig
+from fedtalk_ray.shards.format import load_manifest
+from fedtalk_ray.shards.population import Portion
+from fedtalk_ray.shards.prepare import prepare
+from fedtalk_ray.shards.reader import read_pieces
+from fedtalk_ray.shards.stream import stream_batches
+from fedtalk_ray.shards.windows import WindowBatch
 
 
 def test_the_drawn_corpus_becomes_shards_that_hold_it(shards: Path) -> None:
@@ -46,7 +46,7 @@ def test_bad_clips_among_good_ones_are_set_aside_with_their_reason(
     (corpus / "s4" / "broken.mp4").write_bytes(b"not a video" * 100)
     noise = np.random.default_rng(0).integers(0, 255, (30, 96, 96, 3), dtype=np.uint8)
     write_video(corpus / "s4" / "noface.mp4", noise, np.zeros(19_200, np.float32))
-    manifest = prepare("folder", list_files("folder", corpus), tmp_path / "shards", size=32)
+    manifest = prepare("folder", list_corpus("folder", corpus), tmp_path / "shards", size=32)
     assert len(manifest.identities["s4"]) == 3 and manifest.rejected == 2
     with open(tmp_path / "shards" / "rejects.csv") as file:
         reasons = {row["clip"]: row["reason"] for row in csv.DictReader(file)}
@@ -59,7 +59,7 @@ def test_more_than_half_rejected_is_an_error_and_leaves_nothing(ray_cluster: Non
     for name in ("one", "two"):
         (tmp_path / "corpus" / "a" / f"{name}.mp4").write_bytes(b"noise")
     with pytest.raises(CorpusError, match="2 of 2 clips were rejected"):
-        prepare("folder", list_files("folder", tmp_path / "corpus"), tmp_path / "shards", size=32)
+        prepare("folder", list_corpus("folder", tmp_path / "corpus"), tmp_path / "shards", size=32)
     assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
 
 

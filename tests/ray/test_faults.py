@@ -17,12 +17,12 @@ from ray.exceptions import ObjectReconstructionFailedError
 from fedtalk_ray.actors import pool as pool_module
 from fedtalk_ray.actors.deaths import RoundLost, fetch
 from fedtalk_ray.actors.pool import SlotPool
-from fedtalk_ray.config import TrainConfig
 from fedtalk_ray.errors import ClusterError
-from fedtalk_ray.federation.checkpoint import load_checkpoint
 from fedtalk_ray.federation.failure_policy import QuorumLost
-from fedtalk_ray.federation.history import read_history
 from fedtalk_ray.rounds import train
+from fedtalk_ray.runs.checkpoints import load_checkpoint
+from fedtalk_ray.runs.history import read_history
+from fedtalk_ray.settings import TrainConfig
 from tests.ray.chaos import SLOT
 from tests.ray.own_cluster import titled
 
@@ -76,8 +76,8 @@ def pool_of(make_config: Make, ray_cluster: None, tmp_path: Path):
     """Pools of `Counting` slots, closed after the test."""
     pools = []
 
-    def make(slots: int = 2, **failures: Any) -> SlotPool:
-        config = make_config(tmp_path / "run", slots={"count": slots}, failures=failures)
+    def make(slots: int = 2, more: dict[str, Any] | None = None, **failures: Any) -> SlotPool:
+        config = make_config(tmp_path / "run", slots={"count": slots} | (more or {}), failures=failures)
         pools.append(SlotPool(config, Counting))
         return pools[-1]
 
@@ -88,7 +88,7 @@ def pool_of(make_config: Make, ray_cluster: None, tmp_path: Path):
 
 def work(pool: SlotPool, clients: list[str], **options: Any) -> list[tuple[Any, str]]:
     found = pool.run("work", clients, stoppable=True, done=len, **options)
-    return [(outcome.said, outcome.lost) for outcome in found]
+    return [(outcome.result, outcome.lost) for outcome in found]
 
 
 def test_a_chunk_whose_slot_died_is_done_by_another_one(pool_of: Callable[..., SlotPool], tmp_path: Path) -> None:
@@ -108,6 +108,23 @@ def test_without_replacement_the_last_slot_is_the_end(pool_of: Callable[..., Slo
     pool = pool_of(slots=1, replace=False)
     with pytest.raises(ClusterError, match=r"all slots of the run died.* go on with --resume"):
         work(pool, [f"die {tmp_path / 'once'}"])
+
+
+def test_a_replacement_that_finds_no_room_ends_the_run(pool_of: Callable[..., SlotPool], tmp_path: Path) -> None:
+    """B8: with nothing else under way the driver waited for it for ever."""
+    cpus = ray.cluster_resources()["CPU"]
+    pool = pool_of(slots=1, more={"num_cpus": cpus - 1, "placement_timeout_s": 15.0})
+    # Waits for the whole cluster, and has it as soon as the slot is gone.
+    greedy = ray.remote(Counting).options(num_cpus=cpus).remote(None)
+    asked = greedy.pid.remote()
+    try:
+        started = time.monotonic()
+        with pytest.raises(ClusterError, match=r"0 of 1 slots were up after 15 s .*placement_timeout_s"):
+            work(pool, [f"die {tmp_path / 'once'}"])
+        assert time.monotonic() - started < 60
+        assert isinstance(ray.get(asked, timeout=30), int), "it was this that took the room"
+    finally:
+        ray.kill(greedy)
 
 
 def test_who_is_late_is_left_out_and_the_others_count(pool_of: Callable[..., SlotPool]) -> None:

@@ -21,8 +21,8 @@ import yaml
 from playwright.sync_api import sync_playwright
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fedtalk_ray.config import TrainConfig
-from fedtalk_ray.ray_metrics import COUNTERS, METRICS
+from fedtalk_ray.settings import TrainConfig
+from fedtalk_ray.tracking.prometheus import COUNTERS, METRICS
 from tests.ray.own_cluster import ENVIRONMENT, OwnCluster
 
 BIN = Path(sys.executable).parent
@@ -172,8 +172,8 @@ def it_is_seen_at_work(head: OwnCluster, run: Path) -> None:
     says = {
         "the node": r"^nodes: 1\n  \S+  alive  2 CPU, 8 GiB  head$",
         "the round": rf"^run {run}: round [1-9]\d* of 10000",
-        "a slot at work": r"seen-run\.slot-\d+ .*alive .* pid \d+  fit: round [1-9]\d*, id000\d$",
-        "the server": r"seen-run\.server-\d+ .*alive",
+        "a slot at work": r"seen-run-[0-9a-f]{4}\.slot-\d+ .*alive .* pid \d+  fit: round [1-9]\d*, id000\d$",
+        "the server": r"seen-run-[0-9a-f]{4}\.server-\d+ .*alive",
     }
     series = {"fedtalk_round", "fedtalk_cohort", "fedtalk_survivors", "fedtalk_loss", "fedtalk_stage_seconds"}
     series |= set(COUNTERS)

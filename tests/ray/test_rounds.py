@@ -14,18 +14,18 @@ from ray import cloudpickle
 from safetensors.numpy import load_file
 
 from fedtalk_ray.actors.client import ClientSlot
-from fedtalk_ray.config import TrainConfig
-from fedtalk_ray.data.shard_reader import read_pieces
-from fedtalk_ray.data.shards import load_manifest
 from fedtalk_ray.errors import RunError
-from fedtalk_ray.federation.checkpoint import load_checkpoint
-from fedtalk_ray.federation.cohort import sample_cohort
-from fedtalk_ray.federation.history import read_history
+from fedtalk_ray.federation.cohorts import sample_cohort
 from fedtalk_ray.messages import Fitted, HeldOutLoss, PlainUpdate
-from fedtalk_ray.model.adapters import shared_parameters, to_vector
+from fedtalk_ray.model.adapters import load_identity, shared_parameters, to_vector
+from fedtalk_ray.model.released import load_released
 from fedtalk_ray.rounds import train
-from fedtalk_ray.training.client_state import load_identity
-from fedtalk_ray.training.export import load_model
+from fedtalk_ray.runs.checkpoints import load_checkpoint
+from fedtalk_ray.runs.folder import RunFolder
+from fedtalk_ray.runs.history import read_history
+from fedtalk_ray.settings import TrainConfig
+from fedtalk_ray.shards.format import load_manifest
+from fedtalk_ray.shards.reader import read_pieces
 
 Make = Callable[..., TrainConfig]
 
@@ -144,7 +144,7 @@ def test_the_mean_of_the_last_rounds_is_exported_while_training_goes_on_from_the
     folders = sorted((Path(config.run) / "checkpoints").glob("round-*"))
     assert [folder.name for folder in folders] == ["round-00002", "round-00003"]
     last_two = [load_file(folder / "arrays.safetensors")["parameters"] for folder in folders]
-    exported = to_vector(shared_parameters(load_model(Path(config.run)).denoiser, "adapter"))
+    exported = to_vector(shared_parameters(load_released(RunFolder(Path(config.run))).denoiser, "adapter"))
     np.testing.assert_allclose(exported, np.mean(last_two, axis=0, dtype=np.float64), rtol=1e-5, atol=1e-8)
 
 
@@ -203,7 +203,8 @@ def test_nothing_private_crosses_in_any_message(make_config: Make, tmp_path: Pat
         sent = cloudpickle.dumps(answer)
         assert not [what for what, secret in secrets if secret in sent], name
     # The search can find: an update that carried an adapter along would be caught.
-    leak = cloudpickle.dumps({"update": theta, "more": load_identity(slot._trainer.model, config.run, clients[0], 2)})
+    kept = RunFolder(Path(config.run)).client(clients[0]).adapter_before(2)
+    leak = cloudpickle.dumps({"update": theta, "more": load_identity(slot._trainer.model, kept)})
     assert [what for what, secret in secrets if secret in leak] == [f"identity adapter of {clients[0]}"]
 
 
@@ -211,7 +212,7 @@ def private_bytes(slot: ClientSlot, config: TrainConfig, clients: list[str]) -> 
     """Stretches of what must not leave: pictures, sound, latents, features, identity adapters."""
     manifest = load_manifest(config.shards)
     for client in clients:
-        adapter = load_identity(slot._trainer.model, config.run, client, 2)
+        adapter = load_identity(slot._trainer.model, RunFolder(Path(config.run)).client(client).adapter_before(2))
         assert adapter is not None
         trained = adapter[np.flatnonzero(adapter)[:16]]
         yield f"identity adapter of {client}", adapter[: len(trained)].tobytes()

@@ -14,23 +14,24 @@ import ray
 from ray import cloudpickle
 from scipy.stats import chisquare
 
-from fedtalk_ray.actors import exchange
+from fedtalk_ray.actors import secure_round as exchange
 from fedtalk_ray.actors.client import ClientSlot
-from fedtalk_ray.config import TrainConfig
-from fedtalk_ray.data.corpora import list_synthetic
-from fedtalk_ray.data.prepare import prepare
-from fedtalk_ray.data.shards import load_manifest
+from fedtalk_ray.corpora import list_synthetic
 from fedtalk_ray.errors import RunError
-from fedtalk_ray.federation.checkpoint import Checkpoint, config_fingerprint, load_checkpoint, save_checkpoint
-from fedtalk_ray.federation.history import read_history
-from fedtalk_ray.federation.roster import ROSTER, extend_roster
-from fedtalk_ray.federation.secure_aggregator import SERVER_KEY, make_codec
+from fedtalk_ray.federation.roster import extend_roster
+from fedtalk_ray.federation.secure_aggregator import make_codec
 from fedtalk_ray.federation.server import ParameterServer
 from fedtalk_ray.messages import FIELDS, TO_SERVER, Advertisement, Consistency, MaskedInput, SealedShares, Unmasking
 from fedtalk_ray.privacy.keys import SigningKey
 from fedtalk_ray.privacy.protocol import STAGES, Frame
 from fedtalk_ray.privacy.wire import decode, encode
 from fedtalk_ray.rounds import train
+from fedtalk_ray.runs.checkpoints import Checkpoint, config_fingerprint, load_checkpoint, save_checkpoint
+from fedtalk_ray.runs.folder import RunFolder
+from fedtalk_ray.runs.history import read_history
+from fedtalk_ray.settings import TrainConfig
+from fedtalk_ray.shards.format import load_manifest
+from fedtalk_ray.shards.prepare import prepare
 from tests.ray.test_rounds import private_bytes
 
 Make = Callable[..., TrainConfig]
@@ -144,9 +145,9 @@ def recorded(make_config: Make, crowd: Path, tmp_path_factory: pytest.TempPathFa
     start = slot.start()
     fingerprint = config_fingerprint(config)
     save_checkpoint(folder / "checkpoints", Checkpoint(0, start, {}), fingerprint)
-    key = SigningKey.kept_in(folder / "checkpoints" / SERVER_KEY)
-    extend_roster(folder / ROSTER, key.public, slot.enrol(clients))
-    server = Recorder(ParameterServer(str(folder / "checkpoints"), config, fingerprint))
+    key = SigningKey.kept_in(RunFolder(folder).server_key)
+    extend_roster(RunFolder(folder).roster, key.public, slot.enrol(clients))
+    server = Recorder(ParameterServer(str(folder), config))
     plan = server.call("begin", 1, clients, slot.backbone())
     said = slot.train(clients, 1, start, plan)
     assert said.clients == tuple(clients)
@@ -282,7 +283,7 @@ def test_a_secure_slot_tells_no_figures_in_the_clear(recorded: dict[str, Any]) -
 def test_a_client_trains_for_no_other_model_than_the_server_planned(recorded: dict[str, Any]) -> None:
     """The server plans with one model and sends another: nobody takes part."""
     slot, config = recorded["slot"], recorded["config"]
-    server = ParameterServer(str(Path(config.run) / "checkpoints"), config, config_fingerprint(config))
+    server = ParameterServer(str(Path(config.run)), config)
     clients = load_manifest(config.shards).clients()
     plan = server.begin(2, clients, slot.backbone())
     said = slot.train(clients, 2, server.shared() + np.float32(1e-3), plan)
@@ -300,7 +301,7 @@ def planned_again(recorded: dict[str, Any], shared: np.ndarray) -> bytes:
     from fedtalk_ray.privacy import protocol
 
     plan = recorded["slot"]._secure._plan
-    key = SigningKey.kept_in(Path(recorded["config"].run) / "checkpoints" / SERVER_KEY)
+    key = SigningKey.kept_in(RunFolder(Path(recorded["config"].run)).server_key)
     changed = {"exchange": 9, "round": 1, "shared": hashlib.sha256(shared.tobytes()).digest()}
     return protocol.seal_frame(key, protocol.run_context(plan.run), type(plan)(**{**vars(plan), **changed}))
 
@@ -309,7 +310,7 @@ def recorded_plan(recorded: dict[str, Any]) -> bytes:
     from fedtalk_ray.privacy import protocol
 
     plan = recorded["slot"]._secure._plan
-    key = SigningKey.kept_in(Path(recorded["config"].run) / "checkpoints" / SERVER_KEY)
+    key = SigningKey.kept_in(RunFolder(Path(recorded["config"].run)).server_key)
     assert is_dataclass(plan)
     old = type(plan)(**{**vars(plan), "exchange": 1, "round": 1})
     return protocol.seal_frame(key, protocol.run_context(plan.run), old)

@@ -14,43 +14,35 @@ import pytest
 
 # From the ground up. A module may import from lower rows and from its own package, never sideways or upwards.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors",),
+    ("errors", "seeding"),
     ("outputs",),
     ("settings",),
-    ("config", "messages", "observability", "ray_metrics"),
-    ("data", "model", "privacy", "federation", "recipe"),
-    ("run_log",),
+    ("config", "messages", "plotting", "progress"),
+    ("media", "privacy", "runs"),
+    ("corpora", "model", "tracking"),
+    ("shards",),
+    ("federation",),
     ("training",),
-    ("evaluation",),
+    ("generation", "evaluation"),
+    ("audits",),
+    ("report",),
     ("actors",),
     ("rounds",),
-    ("demo", "compare", "privacy_commands", "status", "submit"),
-    ("cluster_commands",),
-    ("cli",),
+    ("comparison",),
+    ("commands",),
     ("jobs",),
 )
 
 # Sideways imports that are meant: (importer, imported).
-SIDEWAYS: tuple[tuple[str, str], ...] = (
-    ("fedtalk_ray.data.prepare", "fedtalk_ray.model.autoencoder"),
-    ("fedtalk_ray.federation.*", "fedtalk_ray.privacy"),
-    ("fedtalk_ray.federation.sampler", "fedtalk_ray.data.population"),
-    ("fedtalk_ray.model.*", "fedtalk_ray.data.face_template"),
-    ("fedtalk_ray.model.*", "fedtalk_ray.data.identity_embedding"),
-    ("fedtalk_ray.model.*", "fedtalk_ray.data.speech"),
-    ("fedtalk_ray.model.*", "fedtalk_ray.data.video"),
-)
+SIDEWAYS: tuple[tuple[str, str], ...] = ()
 
 MAY_IMPORT_RAY: tuple[str, ...] = (
     "fedtalk_ray/actors/*",
-    "fedtalk_ray/cli.py",
-    "fedtalk_ray/data/prepare.py",
-    "fedtalk_ray/data/read_ahead.py",
-    "fedtalk_ray/demo.py",
-    "fedtalk_ray/ray_metrics.py",
+    "fedtalk_ray/commands/*",
     "fedtalk_ray/rounds.py",
-    "fedtalk_ray/status.py",
-    "fedtalk_ray/submit.py",
+    "fedtalk_ray/shards/prepare.py",
+    "fedtalk_ray/shards/read_ahead.py",
+    "fedtalk_ray/tracking/prometheus.py",
     "jobs/*",
 )
 
@@ -67,7 +59,7 @@ MAX_LINES = 400
 
 @dataclass(frozen=True)
 class Source:
-    """One Python file. path: as `fedtalk_ray/data/video.py`; module: as `fedtalk_ray.data.video`."""
+    """One Python file. path: as `fedtalk_ray/media/video.py`; module: as `fedtalk_ray.media.video`."""
 
     path: str
     module: str
@@ -77,7 +69,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Import:
-    """One imported name, made absolute: `from ..data import video` in model/ is `fedtalk_ray.data.video`."""
+    """One imported name, made absolute: `from ..data import video` in model/ is `fedtalk_ray.media.video`."""
 
     line: int
     name: str
@@ -123,7 +115,7 @@ def matches(path: str, patterns: tuple[str, ...]) -> bool:
 
 
 def unit_of(name: str) -> str | None:
-    """The row entry that a dotted name belongs to: `data` for `fedtalk_ray.data.video`; None for the outside world."""
+    """The row entry that a dotted name belongs to: `media` for `fedtalk_ray.media.video`, or None outside."""
     parts = name.split(".")
     if parts[0] == "jobs":
         return "jobs"
@@ -200,6 +192,48 @@ def nothing_received_is_unpickled(sources: list[Source]) -> list[str]:
     return lines
 
 
+RUN_OWNER = "fedtalk_ray/runs/*"
+RUN_FILES = {
+    "config.yaml", "history.jsonl", "ledger.json", "exchange.json", "server.key", "roster.jsonl", "released.json",
+    "metrics.json", "figures.json", "report.html", "audit.json", "signing.key", "protocol.json", "state.json",
+}  # fmt: skip
+RUN_FOLDERS = {
+    "checkpoints",
+    "pipeline",
+    "adapters",
+    "shared",
+    "clients",
+    "identity",
+    "samples",
+    "tensorboard",
+    "audit",
+}
+
+NO_RUNS = {("fedtalk_ray/evaluation/weights.py", "checkpoints")}
+"""Of torch.hub's cache."""
+
+
+def only_its_owner_knows_a_runs_folder(sources: list[Source]) -> list[str]:
+    """Nobody else names a file of a run, joins one of its folders to a path, or looks for checkpoints and samples."""
+    lines = []
+    for source in sources:
+        if matches(source.path, (RUN_OWNER,)):
+            continue
+        for node in ast.walk(source.tree):
+            text = None
+            if isinstance(node, ast.Constant) and node.value in RUN_FILES:
+                text = node.value
+            elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div) and isinstance(node.right, ast.Constant):
+                text = node.right.value if node.right.value in RUN_FOLDERS else None
+            elif isinstance(node, ast.JoinedStr) and str(getattr(node.values[0], "value", "")).startswith("round-"):
+                text = "round-"
+            if (source.path, text) in NO_RUNS:
+                continue
+            if text is not None:
+                lines.append(f"{source.path}:{node.lineno}: names {text} of a run's folder; ask runs.folder.RunFolder")
+    return lines
+
+
 Rule = Callable[[list[Source]], list[str]]
 
 
@@ -221,6 +255,7 @@ RULES: tuple[Rule, ...] = (
     names_say_something,
     files_hold_one_idea,
     nothing_received_is_unpickled,
+    only_its_owner_knows_a_runs_folder,
 )
 
 
@@ -250,23 +285,28 @@ PLANTED: tuple[tuple[Rule, str, str, str], ...] = (
     # rule, file, its text, what the one violation must say
     (ray_stays_in_its_place, "training/fit.py", "import ray.data", "training/fit.py:1: imports ray.data"),
     (no_deadline_trusts_the_clock, "rounds.py", "import time\nx = time.time()", "rounds.py:2: time.time can jump"),
-    (ray_stays_in_its_place, "data/video.py", "def f():\n    from ray import get", "data/video.py:2: imports ray.get"),
+    (
+        ray_stays_in_its_place,
+        "media/video.py",
+        "def f():\n    from ray import get",
+        "media/video.py:2: imports ray.get",
+    ),
     (layers_run_one_way, "model/unet.py", "from fedtalk_ray.training import fit", "model may not import training"),
     (layers_run_one_way, "model/unet.py", "from ..rounds import run", "imports fedtalk_ray.rounds.run"),
     (layers_run_one_way, "model/__init__.py", "from ..rounds import run", "imports fedtalk_ray.rounds.run"),
     (layers_run_one_way, "model/unet.py", "from .. import rounds", "model may not import rounds"),
-    (layers_run_one_way, "model/unet.py", "import fedtalk_ray.data.stream", "imports fedtalk_ray.data.stream"),
-    (layers_run_one_way, "privacy/sum.py", "import fedtalk_ray.data.video", "privacy may not import data"),
+    (layers_run_one_way, "model/unet.py", "import fedtalk_ray.shards.stream", "imports fedtalk_ray.shards.stream"),
+    (layers_run_one_way, "privacy/sum.py", "import fedtalk_ray.media.video", "privacy may not import media"),
     (
         layers_run_one_way,
         "evaluation/report.py",
         "from fedtalk_ray.actors import x",
         "evaluation may not import actors",
     ),
-    (layers_run_one_way, "cli.py", "from jobs.train import main", "cli may not import jobs"),
+    (layers_run_one_way, "commands/cli.py", "from jobs.train import main", "commands may not import jobs"),
     (layers_run_one_way, "__init__.py", "from .config import Config", "__init__.py:1: imports fedtalk_ray.config"),
     (layers_run_one_way, "extra.py", "", "fedtalk_ray.extra has no row in LAYERS"),
-    (names_say_something, "data/utils.py", "", "data/utils.py: the name 'utils' says nothing"),
+    (names_say_something, "media/utils.py", "", "media/utils.py: the name 'utils' says nothing"),
     (names_say_something, "common/clip.py", "", "common/clip.py: the name 'common' says nothing"),
     (layers_run_one_way, "privacy/sum.py", "import fedtalk_ray.federation.server", "privacy may not import federation"),
     (files_hold_one_idea, "rounds.py", "x = 1\n" * (MAX_LINES + 1), "rounds.py: 401 lines, at most 400"),
@@ -274,6 +314,9 @@ PLANTED: tuple[tuple[Rule, str, str, str], ...] = (
     (nothing_received_is_unpickled, "privacy/sum.py", "import torch\ntorch.load(0)", "sum.py:2: uses torch.load"),
     (nothing_received_is_unpickled, "federation/s.py", "from torch import load", "imports torch.load"),
     (nothing_received_is_unpickled, "messages.py", "f(allow_pickle=True)", "messages.py:1: allow_pickle"),
+    (only_its_owner_knows_a_runs_folder, "rounds.py", 'x = run / "samples"', "rounds.py:1: names samples of a run"),
+    (only_its_owner_knows_a_runs_folder, "rounds.py", 'NAME = "history.jsonl"', "rounds.py:1: names history.jsonl"),
+    (only_its_owner_knows_a_runs_folder, "rounds.py", 'run.glob(f"round-{n}.png")', "rounds.py:1: names round-"),
 )
 
 
@@ -292,12 +335,12 @@ def test_what_is_allowed_passes(tmp_path: Path) -> None:
             "fedtalk_ray/__init__.py": "__version__ = '0'",
             "fedtalk_ray/config.py": "from fedtalk_ray import __version__\nfrom fedtalk_ray.errors import E",
             "fedtalk_ray/messages.py": "import numpy as np\nnp.load(0, allow_pickle=False)",
-            "fedtalk_ray/data/read_ahead.py": "import ray\nfrom . import video\nfrom ..config import C\nimport rayon",
-            "fedtalk_ray/data/prepare.py": "from fedtalk_ray.model.autoencoder import encode",
-            "fedtalk_ray/model/pipeline.py": "from fedtalk_ray.data import face_template, video",
+            "fedtalk_ray/shards/read_ahead.py": "import ray\nfrom . import video\nfrom ..config import C\nimport rayon",
+            "fedtalk_ray/shards/prepare.py": "from fedtalk_ray.model.autoencoder import encode",
+            "fedtalk_ray/model/pipeline.py": "from fedtalk_ray.media import face_template, video",
             "fedtalk_ray/training/fit.py": "import pickle\nimport torch\ntorch.load(0)\nimport fedtalk_ray.model.unet",
-            "fedtalk_ray/cli.py": "import ray\nfrom fedtalk_ray.demo import run_demo",
-            "fedtalk_ray/data/commonplace.py": "x = 1\n" * MAX_LINES,
+            "fedtalk_ray/commands/cli.py": "import ray\nfrom fedtalk_ray.commands.demo import run_demo",
+            "fedtalk_ray/media/commonplace.py": "x = 1\n" * MAX_LINES,
             "jobs/train.py": "import ray\nfrom fedtalk_ray.rounds import run\nfrom jobs import evaluate",
         },
     )

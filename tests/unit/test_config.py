@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fedtalk_ray.config import TrainConfig, load_config, parse_config, save_config
+from fedtalk_ray.config import load_config, parse_config, save_config
 from fedtalk_ray.errors import ConfigError
-from fedtalk_ray.settings import Section
+from fedtalk_ray.settings import Section, TrainConfig
 
 MINIMAL = {"run": "runs/a", "shards": "shards/a", "pretrained": "models/a"}
 

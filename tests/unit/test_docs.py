@@ -21,9 +21,10 @@ import yaml
 from pydantic import Field
 
 from docs import configuration, docstrings, hooks
-from fedtalk_ray.cli import app
-from fedtalk_ray.config import TrainConfig, parse_config
-from fedtalk_ray.settings import Section, StrategyConfig
+from fedtalk_ray.commands.cli import app
+from fedtalk_ray.config import parse_config
+from fedtalk_ray.runs.folder import RunFolder
+from fedtalk_ray.settings import Section, StrategyConfig, TrainConfig
 
 FENCE = re.compile(r"^ *```[^\n]*\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 TITLE = re.compile(r'^```python title="([^"]+)"$', re.MULTILINE)
@@ -350,14 +351,11 @@ def test_the_strategy_of_the_page(installed) -> None:
 
 
 def test_the_corpus_of_the_page(installed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fedtalk_ray.data import corpora
-    from fedtalk_ray.data.corpus_excerpt import read_clip
-    from fedtalk_ray.data.video import write_video
 
-    module = installed("fedtalk_ray/data/corpus_studio.py")
-    monkeypatch.setitem(corpora._LAYOUTS, "studio", module.list_studio)
-    monkeypatch.setitem(corpora._ROOTS, "studio", "session1, session2, ...")
-    monkeypatch.setattr(corpora, "CORPORA", (*corpora.CORPORA, "studio"))
+    from fedtalk_ray import corpora
+    from fedtalk_ray.media.video import first_picture, write_video
+
+    installed("fedtalk_ray/corpora/layouts/studio.py")
     root = tmp_path / "studio"
     for name in ("session2/ann_002.mov", "session1/bob_001.mov", "session1/ann_001.mov", "session1/ann_001.wav"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -375,8 +373,8 @@ def test_the_corpus_of_the_page(installed, tmp_path: Path, monkeypatch: pytest.M
     frames = np.full((10, 64, 64, 3), 90, np.uint8)
     write_video(root / "session1/ann_001.mov", frames, None)
     write_sound(root / "session1/ann_001.wav")
-    clip = read_clip(sources[0])
-    assert abs(int(clip.frames.mean()) - 90) < 4 and np.abs(clip.audio).max() > 0.3
+    assert abs(int(first_picture(sources[0].path).mean()) - 90) < 4
+    assert np.abs(corpora.sound_beside(sources[0])).max() > 0.3
 
     with pytest.raises(corpora.CorpusError, match=f"but {root} does: give --root {root}"):
         corpora.list_corpus("studio", root / "session1")
@@ -399,11 +397,11 @@ def test_the_backbone_of_the_page(installed, make_shards, make_config, tmp_path:
     """Through everything that loads a backbone: pretraining, a client's fit, export, and a video out of the run."""
     import torch
 
-    from fedtalk_ray.data.shard_reader import read_pieces
-    from fedtalk_ray.data.shards import load_manifest
-    from fedtalk_ray.data.windows import held_out_windows
     from fedtalk_ray.model.pipeline import load_pipeline
-    from fedtalk_ray.training.export import export_model, load_model
+    from fedtalk_ray.model.released import load_released, release_model
+    from fedtalk_ray.shards.format import load_manifest
+    from fedtalk_ray.shards.reader import read_pieces
+    from fedtalk_ray.shards.windows import held_out_windows
     from fedtalk_ray.training.local import LocalTrainer
     from fedtalk_ray.training.pretrain import pretrain
 
@@ -441,8 +439,8 @@ def test_the_backbone_of_the_page(installed, make_shards, make_config, tmp_path:
     trainer.load(start + result.update, None)
     trainer.model.eval()
     pipeline.register_modules(denoiser=trainer.model)
-    export_model(pipeline, trainer.model, "adapter", run)
-    spoken, again = frames_of(pipeline), frames_of(load_model(run))
+    release_model(RunFolder(run), 3, pipeline, trainer.model, "adapter")
+    spoken, again = frames_of(pipeline), frames_of(load_released(RunFolder(run)))
     assert spoken.shape == (10, 32, 32, 3) and np.abs(spoken.astype(int) - again).max() <= 1
 
 

@@ -16,9 +16,10 @@ import pytest
 import yaml
 
 from fedtalk_ray.actors.placement import Node, rooms
-from fedtalk_ray.config import TrainConfig, load_config
+from fedtalk_ray.config import load_config
 from fedtalk_ray.errors import UserError
-from fedtalk_ray.ray_metrics import COUNTERS, GAUGES
+from fedtalk_ray.settings import TrainConfig
+from fedtalk_ray.tracking.prometheus import COUNTERS, GAUGES
 from tests.unit.manifest_checks import (
     dashboard_problems,
     kubernetes_problems,

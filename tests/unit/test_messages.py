@@ -27,7 +27,8 @@ ALLOWED: dict[str, dict[str, object]] = {
         "weighted_sum": np.ndarray,
         "total_weight": float,
     },
-    "Fitted": {"clients": tuple[str, ...], "reports": tuple[ClientReport, ...]},
+    # In the clear: who has no update, and the code of why.
+    "Fitted": {"clients": tuple[str, ...], "reports": tuple[ClientReport, ...], "refused": dict[str, str]},
     # Under `aggregation: secure`, client to server: keys, commitments, ciphertexts and shares, sized by the
     # number of neighbours alone; one vector, masked; and one hash. Nothing but the vector is computed from data.
     "Advertisement": {"client": str, "encryption_key": bytes, "masking_key": bytes},

@@ -124,7 +124,7 @@ def test_a_half_written_folder_of_a_killed_run_is_no_hindrance(tmp_path: Path) -
 def test_a_file_where_a_folder_is_needed_is_named(tmp_path: Path, writer) -> None:
     (tmp_path / "taken").write_text("")
     target = tmp_path / "taken" / "out"
-    says = f"cannot write {target}: (Not a directory|File exists) .*taken"
+    says = f"cannot write {target}: (Not a directory|File exists); .*taken"
     with pytest.raises(OutputError, match=says) as caught, writer(target):
         pytest.fail("the block ran")
     assert "\n" not in str(caught.value)
@@ -190,3 +190,27 @@ def test_a_place_without_a_name_of_its_own_is_refused(tmp_path: Path, monkeypatc
             pytest.fail("the block ran")
         assert "\n" not in str(caught.value)
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"),
+        FileNotFoundError(errno.ENOENT, "No such file or directory", "/somewhere/else.mp4"),
+        PermissionError(errno.EACCES, "Permission denied", "/somewhere/else.mp4"),
+        OSError(errno.EIO, "Input/output error"),
+    ],
+)
+@pytest.mark.parametrize("writer", [new_folder, new_file])
+def test_what_fails_inside_and_is_not_about_the_output_stays_what_it_is(tmp_path: Path, writer, error) -> None:
+    """B16: any error of the system, Ray's or a read's, became "cannot write OUT"."""
+    with pytest.raises(type(error)) as caught, writer(tmp_path / "out"):
+        raise error
+    assert caught.value is error and names(tmp_path) == []
+
+
+def test_a_file_beside_the_output_is_not_the_output(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), new_file(tmp_path / "out.txt"):
+        (tmp_path / "input.txt").read_text()
+    with pytest.raises(OutputError, match="cannot write"), new_folder(tmp_path / "out") as place:
+        (place / "missing" / "a.txt").write_text("")

@@ -9,11 +9,15 @@ from types import SimpleNamespace
 import pytest
 
 from fedtalk_ray.actors.deaths import RoundLost
-from fedtalk_ray.config import TrainConfig, load_config, parse_config
-from fedtalk_ray.data.shards import ClipEntry, Manifest
+from fedtalk_ray.config import load_config, parse_config
 from fedtalk_ray.errors import RunError, ShardError
 from fedtalk_ray.outputs import OutputError
-from fedtalk_ray.rounds import open_run, settled, with_shared
+from fedtalk_ray.rounds import Federation
+from fedtalk_ray.runs.folder import RunFolder
+from fedtalk_ray.runs.resume import open_run
+from fedtalk_ray.settings import TrainConfig
+from fedtalk_ray.shards.format import ClipEntry, Manifest
+from fedtalk_ray.shards.people import population_of
 
 
 def manifest(**clips: int) -> Manifest:
@@ -35,33 +39,34 @@ def config(tmp_path: Path) -> Callable[..., TrainConfig]:
 
 
 def test_everybody_who_can_be_a_client_is_one(config: Callable[..., TrainConfig]) -> None:
-    assert list(settled(config(), manifest(b=3, a=2, lonely=1))[1]) == ["a", "b"]
+    assert list(population_of(config(), manifest(b=3, a=2, lonely=1))) == ["a", "b"]
 
 
 def test_a_client_with_one_clip_is_refused_by_name(config: Callable[..., TrainConfig]) -> None:
     with pytest.raises(ShardError, match="client 'lonely' has 1 clip"):
-        settled(config(cohort={"clients": ["a", "lonely"]}), manifest(a=2, lonely=1))
+        population_of(config(cohort={"clients": ["a", "lonely"]}), manifest(a=2, lonely=1))
 
 
 def test_shards_without_any_client_are_refused(config: Callable[..., TrainConfig]) -> None:
     with pytest.raises(ShardError, match="hold no client"):
-        settled(config(), manifest(x=1, y=1))
+        population_of(config(), manifest(x=1, y=1))
 
 
 def test_a_new_run_writes_its_resolved_configuration(config: Callable[..., TrainConfig]) -> None:
-    run, first = open_run(config(rounds=7), resume=False)
-    assert first == 1 and load_config(run / "config.yaml") == config(rounds=7)
+    run = RunFolder(Path(config().run))
+    assert open_run(run, config(rounds=7), resume=False) == 1
+    assert load_config(run.path / "config.yaml") == config(rounds=7)
 
 
 def test_a_run_folder_that_cannot_be_made_is_named(config: Callable[..., TrainConfig], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot write"):
-        open_run(config(run=str(tmp_path / "file" / "run")), resume=False)
+        open_run(RunFolder(tmp_path / "file" / "run"), config(), resume=False)
 
 
 def test_resuming_what_never_started_is_refused(config: Callable[..., TrainConfig]) -> None:
     with pytest.raises(RunError, match="does not exist, so it cannot be resumed"):
-        open_run(config(), resume=True)
+        open_run(RunFolder(Path(config().run)), config(), resume=True)
 
 
 def test_a_driver_starts_without_what_only_slots_need() -> None:
@@ -81,7 +86,11 @@ def test_what_has_lost_the_parameters_begins_again_with_new_ones(config: Callabl
             raise RoundLost(f"the {shared} are gone")
         return shared
 
-    assert with_shared(config(failures={"retries": 2}), server, work) == ("third", 3)
+    def begun(retries: int) -> tuple[str, int]:
+        federation = Federation(config(failures={"retries": retries}), pool=None, server=server)  # type: ignore[arg-type]
+        return federation.with_parameters("shared", work)
+
+    assert begun(retries=2) == ("third", 3)
     sent = iter(["first", "second", "third"])
     with pytest.raises(RoundLost, match="the second are gone"):
-        with_shared(config(failures={"retries": 1}), server, work)
+        begun(retries=1)

@@ -8,7 +8,7 @@ import pkgutil
 from typing import Protocol
 
 from fedtalk_ray.errors import ConfigError
-from fedtalk_ray.settings import StrategyConfig
+from fedtalk_ray.settings import PrivacyConfig, StrategyConfig
 
 
 class Strategy(Protocol):
@@ -21,6 +21,20 @@ class Strategy(Protocol):
 
     def weight(self, samples: int, score: float | None) -> float:
         """The unnormalised weight of a client with `samples` training frames; shares are weight / sum of weights."""
+
+
+def client_weight(
+    strategy: Strategy, samples: int, score: float | None, bounds: PrivacyConfig | None
+) -> tuple[int, float]:
+    """Training frames that count, and the client's aggregation weight omega_k.
+
+    bounds: public ones, with which one client's weight is bounded whatever it holds; None in the clear.
+    """
+    if bounds is None:
+        return samples, strategy.weight(samples, score)
+    samples = min(samples, bounds.samples_cap)
+    reference = bounds.weight_reference or strategy.weight(bounds.samples_cap, 1.0)
+    return samples, strategy.weight(samples, score) / reference
 
 
 def available() -> list[str]:

@@ -17,12 +17,13 @@ import numpy as np
 from fedtalk_ray.actors.cluster import connect
 from fedtalk_ray.actors.parameter_server import start_server
 from fedtalk_ray.actors.pool import SlotPool
-from fedtalk_ray.config import TrainConfig, parse_config
-from fedtalk_ray.federation.cohort import sample_cohort
-from fedtalk_ray.federation.history import History
-from fedtalk_ray.federation.roster import ROSTER, RosterFile
+from fedtalk_ray.config import parse_config
+from fedtalk_ray.federation.cohorts import sample_cohort
 from fedtalk_ray.messages import Fitted, PlainUpdate
-from fedtalk_ray.rounds import run_round
+from fedtalk_ray.rounds import Federation
+from fedtalk_ray.runs.folder import RunFolder
+from fedtalk_ray.runs.history import History
+from fedtalk_ray.settings import TrainConfig
 from jobs.benchmarks.rounds.measure import Meter, options, write
 
 CLIP_NORM = 1.0
@@ -99,19 +100,18 @@ def configuration(clients: int, rounds: int, workers: int, run: str) -> TrainCon
 def main() -> None:
     chosen = options()
     with tempfile.TemporaryDirectory() as folder:
-        run = Path(folder)
         config = configuration(chosen.clients, chosen.rounds, chosen.workers, folder)
         meter = Meter()
         connect(config.address)
         pool = SlotPool(config, Perceptron)
-        server = start_server(config, run / "checkpoints", pool.vector)
-        roster = RosterFile(run / ROSTER)
-        history = History(run / "history.jsonl", keep=0)
+        server = start_server(config, pool.vector)
+        federation = Federation(config, pool, server)
+        history = History(RunFolder(Path(folder)).history_file, keep=0)
         population, cohorts = Numbers(chosen.population), []
         for number in range(1, chosen.rounds + 1):
             cohort = sample_cohort(population, chosen.clients, config.seed, number)  # type: ignore[arg-type]
             pool.fit_to(len(cohort))
-            history.append(run_round(config, pool, server, roster, number, cohort))
+            history.after_round(federation.run_round(number, cohort))
             cohorts.append([int(client) for client in cohort])
             meter.lap()
         from ray import get

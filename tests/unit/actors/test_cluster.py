@@ -2,11 +2,12 @@
 
 import os
 import socket
+from pathlib import Path
 from time import monotonic
 
 import pytest
 
-from fedtalk_ray.actors.cluster import _environment, connect
+from fedtalk_ray.actors.cluster import _environment, actor_name, connect, run_label
 from fedtalk_ray.errors import ClusterError
 
 
@@ -34,3 +35,13 @@ def test_the_drivers_own_environment_is_what_it_was(monkeypatch: pytest.MonkeyPa
         assert (os.environ["FEDTALK_HERE"], os.environ["FEDTALK_NEW"]) == ("meanwhile", "1")
         raise ValueError
     assert os.environ["FEDTALK_HERE"] == "before" and "FEDTALK_NEW" not in os.environ
+
+
+def test_runs_of_one_name_have_actors_of_different_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """B17: every run of `compare` is called seed0, seed1, ..., and `status` showed the actors of all of them."""
+    monkeypatch.chdir(tmp_path)
+    labels = {run_label(f"out/{method}/seed0") for method in ("isfa", "fedavg")}
+    assert len(labels) == 2 and all(label.startswith("seed0-") for label in labels)
+    assert run_label("out/isfa/seed0") == run_label(tmp_path / "out" / "isfa" / "seed0") in labels
+    names = {actor_name("out/isfa/seed0", "slot") for _ in range(3)}
+    assert len(names) == 3 and all(name.startswith(f"{run_label('out/isfa/seed0')}.slot-") for name in names)

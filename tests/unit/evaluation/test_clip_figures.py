@@ -3,10 +3,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedtalk_ray.data.shards import Piece
 from fedtalk_ray.evaluation import metrics
 from fedtalk_ray.evaluation.clip_figures import MAX_OFFSET, likeness, lip_offset, measure, measure_truth, real_figures
 from fedtalk_ray.evaluation.perceptual import PerceptualDistance
+from fedtalk_ray.shards.format import Piece
 
 LIPS = np.random.default_rng(0).normal(size=60).cumsum()
 

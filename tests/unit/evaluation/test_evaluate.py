@@ -8,20 +8,22 @@ import numpy as np
 import pytest
 import torch
 
-from fedtalk_ray.data.shard_reader import read_pieces
-from fedtalk_ray.data.shards import Manifest
-from fedtalk_ray.data.speech import MEL_BINS, WINDOW_HOPS
 from fedtalk_ray.errors import RunError, ShardError
 from fedtalk_ray.evaluation import metrics
 from fedtalk_ray.evaluation.evaluate import Instruments, evaluate_run, measure_clip, metrics_table, write_metrics
 from fedtalk_ray.evaluation.frechet import FeatureNetwork, frechet_distance
 from fedtalk_ray.evaluation.held_out import choose_clips, read_clips
 from fedtalk_ray.evaluation.perceptual import PerceptualDistance
+from fedtalk_ray.media.speech import MEL_BINS, WINDOW_HOPS
 from fedtalk_ray.model.autoencoder import load_autoencoder
 from fedtalk_ray.model.denoiser import TalkingHeadDenoiser
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
+from fedtalk_ray.model.released import load_released
 from fedtalk_ray.model.schedule import make_scheduler
-from fedtalk_ray.training.export import load_model
+from fedtalk_ray.runs.folder import RunFolder
+from fedtalk_ray.shards.format import Manifest
+from fedtalk_ray.shards.people import People
+from fedtalk_ray.shards.reader import read_pieces
 
 LENGTH = 11
 
@@ -113,8 +115,8 @@ def test_frechet_compares_all_frames_of_the_group(result: dict, shards: tuple[Pa
 
 def test_samples_are_averaged_over_their_seeds(shards: tuple[Path, Manifest], pretrained: Path) -> None:
     folder, manifest = shards
-    model = load_model(pretrained)
-    clip = next(read_clips(folder, manifest, "test", choose_clips(manifest, "test")))
+    model = load_released(RunFolder(pretrained))
+    clip = next(read_clips(People(folder, manifest), "test", choose_clips(manifest, "test")))
     truth, audio = clip.piece.frames, clip.piece.waveform.astype(np.float32) / 32767
     made = [model(truth[0], audio, generator=torch.Generator().manual_seed(seed)).frames for seed in (0, 1)]
     assert (made[0] != made[1]).any()
@@ -156,7 +158,7 @@ def test_table_fits_a_screen_and_json_is_strict(result: dict, tmp_path: Path) ->
 def test_what_is_not_there_is_refused(shards: tuple[Path, Manifest], tmp_path: Path) -> None:
     with pytest.raises(RunError, match="does not exist"):
         evaluate_run(tmp_path / "none", shards[0], "test")
-    with pytest.raises(RunError, match=r"model_index\.json"):
+    with pytest.raises(RunError, match="holds no trained model"):
         evaluate_run(tmp_path, shards[0], "test")
 
 

@@ -5,7 +5,6 @@ import pytest
 import scipy.linalg
 import torch
 
-from fedtalk_ray.data.dlib_models import MissingModelError
 from fedtalk_ray.evaluation.frechet import (
     FRAME_STEP,
     FeatureNetwork,
@@ -14,6 +13,7 @@ from fedtalk_ray.evaluation.frechet import (
     halves,
     load_features,
 )
+from fedtalk_ray.media.dlib_models import MissingModelError
 
 
 def test_distance_of_two_plain_sets_by_hand() -> None:

@@ -4,10 +4,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedtalk_ray.data.shard_reader import read_pieces
-from fedtalk_ray.data.shards import ClipEntry, Manifest
 from fedtalk_ray.errors import ShardError
+from fedtalk_ray.evaluation.evaluate import Instruments, measure_clip
 from fedtalk_ray.evaluation.held_out import another_real_clip, choose_clips, read_clips
+from fedtalk_ray.shards.format import ClipEntry, Manifest
+from fedtalk_ray.shards.people import People
+from fedtalk_ray.shards.reader import read_pieces
+from fedtalk_ray.training.backbone import untrained_pipeline
 
 
 def manifest(**splits: str) -> Manifest:
@@ -36,7 +39,7 @@ def test_held_out_is_val_and_test_together(tmp_path: Path, make_shards: Callable
     people = make_shards(tmp_path / "shards", {"a": [9, 9], "b": [9, 9, 8], "u": [9], "w": [9]})
     entries = choose_clips(people, "held-out")[:3]
     assert [(entry.identity, entry.clip) for entry in entries] == [("a", "clip1"), ("b", "clip1"), ("b", "clip2")]
-    read = list(read_clips(tmp_path / "shards", people, "held-out", entries))
+    read = list(read_clips(People(tmp_path / "shards", people), "held-out", entries))
     assert [(clip.piece.client, clip.piece.clip) for clip in read] == [(e.identity, e.clip) for e in entries]
 
 
@@ -54,24 +57,44 @@ def test_who_is_excluded_is_not_measured_and_still_lends_a_sound() -> None:
     assert [(entry.clip, entry.other_sound) for entry in found] == [("b1", ("c", "c1")), ("c1", ("a", "a1"))]
 
 
-def test_no_clip_and_a_lonely_clip_are_refused() -> None:
+def test_a_split_without_a_clip_is_refused() -> None:
     with pytest.raises(ShardError, match="no clip in split 'test'"):
         choose_clips(manifest(a="xv"), "test")
-    with pytest.raises(ShardError, match="one held-out clip of unseen identities"):
-        choose_clips(manifest(a="xvtt", u="t"), "test")
+
+
+def test_a_groups_only_clip_hears_one_of_the_other_group() -> None:
+    """B19: it was refused, and all others with it."""
+    found = choose_clips(manifest(a="xvtt", u="t"), "test")
+    assert [(entry.clip, entry.other_sound) for entry in found] == [
+        ("a2", ("a", "a3")),
+        ("a3", ("a", "a2")),
+        ("u0", ("a", "a2")),
+    ]
+    assert [(entry.clip, entry.other_sound) for entry in choose_clips(manifest(u="t"), "test")] == [("u0", None)]
+
+
+def test_who_has_no_other_sound_is_measured_without_that_row(
+    tmp_path: Path, make_shards: Callable[..., Manifest]
+) -> None:
+    people = People(tmp_path / "shards", make_shards(tmp_path / "shards", {"u": [30]}))
+    (clip,) = read_clips(people, "test", choose_clips(people.manifest, "test"))
+    assert clip.other_sound is None
+    pipeline = untrained_pipeline(people.manifest, widths=(16, 32), window=4).to("cpu")
+    found = measure_clip(pipeline, clip, Instruments(), None, samples=1)
+    assert "other sound" not in found.rows and found.rows["generated"]["lip_gap"] is None
 
 
 def test_clips_are_read_with_their_sounds_cut_or_repeated(tmp_path: Path, make_shards: Callable[..., Manifest]) -> None:
     shards = tmp_path / "shards"
     people = make_shards(shards, {"a": [9, 9, 12], "b": [9, 9, 8]})
     entries = choose_clips(people, "test")
-    read = list(read_clips(shards, people, "test", entries))
+    read = list(read_clips(People(shards, people), "test", entries))
     assert [clip.entry for clip in read] == entries
     long, short = read
     assert (long.piece.client, long.piece.clip, len(long.piece.frames)) == ("a", "clip2", 12)
     assert (short.other_sound == long.piece.waveform[: 8 * 640]).all()
     assert (long.other_sound == np.concatenate([short.piece.waveform, short.piece.waveform[: 4 * 640]])).all()
-    assert [clip.entry for clip in read_clips(shards, people, "test", entries[1:])] == entries[1:]
+    assert [clip.entry for clip in read_clips(People(shards, people), "test", entries[1:])] == entries[1:]
 
 
 def test_another_real_clip_is_the_persons_next_whatever_its_split(
@@ -81,7 +104,7 @@ def test_another_real_clip_is_the_persons_next_whatever_its_split(
     people = make_shards(shards, {"a": [9, 10, 11], "u": [9]})
     first = next(read_pieces(shards, people, "a", "train"))
     second = next(read_pieces(shards, people, "a", "val"))
-    found = [another_real_clip(shards, people, "a", name) for name in ("clip2", "clip0")]
+    found = [another_real_clip(People(shards, people), "a", name) for name in ("clip2", "clip0")]
     assert found[0] is not None and (found[0] == first.frames).all()
     assert found[1] is not None and (found[1] == second.frames).all()
-    assert another_real_clip(shards, people, "u", "clip0") is None
+    assert another_real_clip(People(shards, people), "u", "clip0") is None

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedtalk_ray.data.dlib_models import MissingModelError
-from fedtalk_ray.data.face_template import LEFT_EYE, RIGHT_EYE
-from fedtalk_ray.data.faces import crop_faces
-from fedtalk_ray.data.video import read_video
 from fedtalk_ray.evaluation.judge import FEATURE_FILE, IdentityJudge, arcface_view, embed_clip, similarity
+from fedtalk_ray.media.dlib_models import MissingModelError
+from fedtalk_ray.media.face_template import LEFT_EYE, RIGHT_EYE
+from fedtalk_ray.media.faces import crop_faces, face_transforms
+from fedtalk_ray.media.video import read_video
 
 WEIGHT = np.random.default_rng(0).normal(size=(3, 512)).astype(np.float32)
 
@@ -122,6 +122,8 @@ def test_real_people_are_told_apart(grid_root: Path) -> None:
         pytest.skip(f"no {FEATURE_FILE} in {folder}; name its folder in FEDTALK_JUDGE")
     real = IdentityJudge(folder)
     clips = ("s1/bbaf2n.mpg", "s1/lrwz5a.mpg", "s4/bgim8s.mpg", "s23/priazn.mpg")
-    first, again, *others = [real.embed(crop_faces(read_video(grid_root / clip).frames[:1], 64)[0]) for clip in clips]
+    pictures = [read_video(grid_root / clip).frames[:1] for clip in clips]
+    crops = [next(crop_faces(picture, face_transforms(picture), 64)) for picture in pictures]
+    first, again, *others = [real.embed(crop) for crop in crops]
     assert similarity(first, again) > 0.6
     assert max(similarity(first, other) for other in others) < 0.45

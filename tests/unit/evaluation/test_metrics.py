@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedtalk_ray.data.face_template import MOUTH_BOX
 from fedtalk_ray.evaluation import metrics
+from fedtalk_ray.media.face_template import MOUTH_BOX
 
 
 def noise(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from fedtalk_ray.data.dlib_models import MissingModelError
 from fedtalk_ray.evaluation import metrics
 from fedtalk_ray.evaluation.perceptual import (
     FRAME_STEP,
@@ -15,6 +14,7 @@ from fedtalk_ray.evaluation.perceptual import (
     _load_st_lpips,
     load_perceptual,
 )
+from fedtalk_ray.media.dlib_models import MissingModelError
 
 
 def test_every_fifth_frame_scaled_to_one_is_compared() -> None:

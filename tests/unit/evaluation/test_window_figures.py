@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from fedtalk_ray.data.face_template import mouth_mask
-from fedtalk_ray.data.shard_reader import read_pieces
-from fedtalk_ray.data.windows import held_out_windows
 from fedtalk_ray.errors import ShardError
 from fedtalk_ray.evaluation import metrics
 from fedtalk_ray.evaluation.window_figures import DRAWS, measure_windows, window_figures
-from fedtalk_ray.federation.seeding import derive_seed
+from fedtalk_ray.media.face_template import mouth_mask
 from fedtalk_ray.model.autoencoder import decode_latents
 from fedtalk_ray.model.sampling import sample_clip
+from fedtalk_ray.seeding import derive_seed
+from fedtalk_ray.shards.reader import read_pieces
+from fedtalk_ray.shards.windows import held_out_windows
 from fedtalk_ray.training.local import LocalTrainer
 
 

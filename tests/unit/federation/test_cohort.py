@@ -6,7 +6,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedtalk_ray.federation.cohort import into_chunks, poisson_cohort, sample_cohort
+from fedtalk_ray.actors.pool import into_chunks
+from fedtalk_ray.federation.cohorts import poisson_cohort, sample_cohort
 from fedtalk_ray.privacy.noise import system_rng
 
 TEN = [f"s{index}" for index in range(10)]

@@ -10,12 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedtalk_ray.config import TrainConfig, parse_config
+from fedtalk_ray.config import parse_config
 from fedtalk_ray.errors import RunError
-from fedtalk_ray.federation.checkpoint import Checkpoint, config_fingerprint, save_checkpoint
-from fedtalk_ray.federation.roster import ROSTER, RosterFile, extend_roster
+from fedtalk_ray.federation.roster import RosterFile, extend_roster
 from fedtalk_ray.federation.secure_aggregator import (
-    SERVER_KEY,
     BudgetSpent,
     limits_of,
     make_codec,
@@ -23,10 +21,13 @@ from fedtalk_ray.federation.secure_aggregator import (
 from fedtalk_ray.federation.server import ParameterServer
 from fedtalk_ray.privacy.accounting import Noise, Rounds, epsilon
 from fedtalk_ray.privacy.keys import Roster, SigningKey
-from fedtalk_ray.privacy.ledger import LEDGER, Charge, Ledger
+from fedtalk_ray.privacy.ledger import Charge, Ledger
 from fedtalk_ray.privacy.noise import system_rng
 from fedtalk_ray.privacy.protocol import STAGES
 from fedtalk_ray.privacy.secure_client import SecureClient, open_plan
+from fedtalk_ray.runs.checkpoints import Checkpoint, config_fingerprint, save_checkpoint
+from fedtalk_ray.runs.folder import RunFolder
+from fedtalk_ray.settings import TrainConfig
 
 COHORT = ["a", "b", "c", "d"]
 DIMENSION = 5
@@ -49,13 +50,13 @@ class Run:
             self.checkpoints, Checkpoint(0, np.zeros(DIMENSION, np.float32), {}), config_fingerprint(settings)
         )
         self.keys = {name: SigningKey.generate() for name in self.cohort}
-        server = SigningKey.kept_in(self.checkpoints / SERVER_KEY)
+        server = SigningKey.kept_in(RunFolder(folder).server_key)
         self.roster = Roster({name: key.public for name, key in self.keys.items()}, server.public)
-        extend_roster(folder / ROSTER, server.public, self.roster.clients)
-        self.name = RosterFile(folder / ROSTER).read()[1]
+        extend_roster(RunFolder(folder).roster, server.public, self.roster.clients)
+        self.name = RosterFile(RunFolder(folder).roster).read()[1]
 
     def server(self) -> ParameterServer:
-        return ParameterServer(str(self.checkpoints), self.config, config_fingerprint(self.config), rate=0.5)
+        return ParameterServer(str(self.folder), self.config, rate=0.5)
 
     def round(self, boundary: Callable[[str], None] = lambda _: None) -> ParameterServer:
         """One whole round from whatever is on disk; `boundary` is told where it is."""
@@ -63,7 +64,7 @@ class Run:
         number = server.round() + 1
         plan = open_plan(server.begin(number, self.cohort, bytes(32)), self.roster, self.name)
         boundary("begun")
-        limits, codec = limits_of(self.config), make_codec(self.config, DIMENSION)
+        limits, codec = limits_of(self.config.privacy), make_codec(self.config, DIMENSION)
         clients = {name: SecureClient(name, self.keys[name], self.roster, plan, limits) for name in self.cohort}
         frames = dict.fromkeys(self.cohort, b"")
         for stage in STAGES:
@@ -113,11 +114,11 @@ def test_a_round_killed_at_any_boundary_is_charged_once_if_its_inputs_arrived(tm
     run = Run(tmp_path, config())
     killed_at(run, where)
     arrived = BOUNDARIES.index(where) >= BOUNDARIES.index("after mask")
-    assert len(Ledger(run.checkpoints).charges) == (1 if arrived else 0)
+    assert len(Ledger(RunFolder(run.folder).ledger).charges) == (1 if arrived else 0)
     applied = where == "finished"
     assert run.server().round() == (1 if applied else 0)
     run.round()
-    charges = Ledger(run.checkpoints).charges
+    charges = Ledger(RunFolder(run.folder).ledger).charges
     assert len(charges) == (2 if arrived else 1)
     assert len({charge.exchange for charge in charges}) == len(charges)
     assert charges[-1].round == (2 if applied else 1)
@@ -131,46 +132,46 @@ def test_a_server_killed_while_it_writes_a_charge(tmp_path: Path, after: bool) -
 
     def install() -> None:
         def dying(source: str, target: str) -> None:
-            if Path(target).name == LEDGER and not after:
+            if Path(target).name == "ledger.json" and not after:
                 os.kill(os.getpid(), signal.SIGKILL)
             replace(source, target)
-            if Path(target).name == LEDGER:
+            if Path(target).name == "ledger.json":
                 os.kill(os.getpid(), signal.SIGKILL)
 
         os.replace = dying  # type: ignore[assignment]
 
     killed_at(run, "never", install)
-    assert len(Ledger(run.checkpoints).charges) == (1 if after else 0)
+    assert len(Ledger(RunFolder(run.folder).ledger).charges) == (1 if after else 0)
     run.round()
-    assert len(Ledger(run.checkpoints).charges) == (2 if after else 1)
+    assert len(Ledger(RunFolder(run.folder).ledger).charges) == (2 if after else 1)
 
 
 def test_the_round_that_would_overspend_is_refused_and_changes_nothing(tmp_path: Path) -> None:
     probe = Run(tmp_path / "probe", config())
     probe.round()
     probe.round()
-    budget = Ledger(probe.checkpoints).spent(1e-5).release
+    budget = Ledger(RunFolder(probe.folder).ledger).spent(1e-5).release
     run = Run(tmp_path / "run", config(epsilon=budget))
     run.round()
     server = run.round()
-    before, ledger = server.shared().tobytes(), (run.checkpoints / LEDGER).read_bytes()
+    before, ledger = server.shared().tobytes(), (run.checkpoints / "ledger.json").read_bytes()
     with pytest.raises(BudgetSpent, match=r"round 3 would bring epsilon to .*the model after round 2 is the last one"):
         server.begin(3, COHORT, bytes(32))
-    assert server.shared().tobytes() == before and (run.checkpoints / LEDGER).read_bytes() == ledger
+    assert server.shared().tobytes() == before and (run.checkpoints / "ledger.json").read_bytes() == ledger
 
 
 def test_charging_an_exchange_again_changes_nothing(tmp_path: Path) -> None:
     charge = Charge(7, 1, Noise("gaussian", 1.0), 0.1, ("a", "b"))
-    ledger = Ledger(tmp_path)
+    ledger = Ledger(tmp_path / "ledger.json")
     ledger.charge(charge)
     ledger.charge(charge)
-    assert Ledger(tmp_path).charges == [charge]
+    assert Ledger(tmp_path / "ledger.json").charges == [charge]
 
 
 def test_views_count_what_each_observer_may_combine(tmp_path: Path) -> None:
     """b took part twice, a and c once: the server's view composes b's two rounds, unamplified."""
     noise = Noise("gaussian", 2.0)
-    ledger = Ledger(tmp_path)
+    ledger = Ledger(tmp_path / "ledger.json")
     for exchange, clients in enumerate([("a", "b"), ("b", "c")], 1):
         ledger.charge(Charge(exchange, exchange, noise, 0.1, clients))
     spent = ledger.spent(1e-5)
@@ -183,7 +184,7 @@ def test_views_count_what_each_observer_may_combine(tmp_path: Path) -> None:
 
 def test_where_the_noise_has_changed_the_costliest_client_counts(tmp_path: Path) -> None:
     """One round at z = 1 costs more than two at z = 2."""
-    ledger = Ledger(tmp_path)
+    ledger = Ledger(tmp_path / "ledger.json")
     for exchange, (multiplier, clients) in enumerate([(2.0, ("a", "b")), (2.0, ("b",)), (1.0, ("c",))], 1):
         ledger.charge(Charge(exchange, exchange, Noise("gaussian", multiplier), 0.1, clients))
     assert ledger.spent(1e-5).server == pytest.approx(analytic_epsilon(1.0, 1e-5), abs=0.02)
@@ -197,15 +198,15 @@ def test_a_long_ledger_is_told_and_written_on_in_no_time(tmp_path: Path) -> None
         | {"clients": names[k % 20 :: 20]}
         for k in range(1, 1501)
     ]
-    (tmp_path / LEDGER).write_text(json.dumps(charges))
-    ledger = Ledger(tmp_path)
+    (tmp_path / "ledger.json").write_text(json.dumps(charges))
+    ledger = Ledger(tmp_path / "ledger.json")
     epsilon([Rounds(Noise("skellam", 2.0), 0.05, 1)], 1e-5)  # imports the accountant, which takes seconds itself
     started = time.process_time()
     ledger.charge(Charge(1501, 1501, Noise("skellam", 2.0), 0.05, tuple(names[:200])))
     spent = ledger.spent(1e-5)
     assert time.process_time() - started < 5
     assert (spent.rounds, spent.participations) == (1501, 76)
-    assert Ledger(tmp_path).charges == ledger.charges
+    assert Ledger(tmp_path / "ledger.json").charges == ledger.charges
 
 
 def analytic_epsilon(multiplier: float, delta: float) -> float:
@@ -223,9 +224,9 @@ def analytic_epsilon(multiplier: float, delta: float) -> float:
 
 @pytest.mark.parametrize("text", ["[{", "[{}]", '{"a": 1}', "[3]"])
 def test_a_damaged_ledger_stops_everything(tmp_path: Path, text: str) -> None:
-    (tmp_path / LEDGER).write_text(text)
+    (tmp_path / "ledger.json").write_text(text)
     with pytest.raises(RunError, match="is damaged"):
-        Ledger(tmp_path)
+        Ledger(tmp_path / "ledger.json")
 
 
 def test_the_clip_norm_follows_the_cohort_and_outlives_a_restart(tmp_path: Path) -> None:

@@ -5,11 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedtalk_ray.config import TrainConfig, parse_config
+from fedtalk_ray.config import parse_config
 from fedtalk_ray.errors import RunError
-from fedtalk_ray.federation.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from fedtalk_ray.federation.server import ParameterServer
 from fedtalk_ray.messages import PlainUpdate
+from fedtalk_ray.runs.checkpoints import Checkpoint, config_fingerprint, save_checkpoint
+from fedtalk_ray.runs.folder import RunFolder
+from fedtalk_ray.settings import TrainConfig
 
 
 def plain(**server: object) -> TrainConfig:
@@ -21,11 +23,13 @@ CONFIGS = [plain(), plain(learning_rate=0.5, momentum=0.9), plain(optimizer="ada
 DIMENSION = 6
 
 
-def start(folder: Path, config: TrainConfig = CONFIGS[0], fingerprint: str = "f") -> ParameterServer:
+def start(folder: Path, config: TrainConfig = CONFIGS[0]) -> ParameterServer:
     """A server at round 0, or wherever the folder's newest checkpoint is."""
-    if load_checkpoint(folder) is None:
-        save_checkpoint(folder, Checkpoint(0, np.arange(DIMENSION, dtype=np.float32), {}), fingerprint)
-    return ParameterServer(str(folder), config, fingerprint)
+    run = RunFolder(folder)
+    if run.checkpoint() is None:
+        first = Checkpoint(0, np.arange(DIMENSION, dtype=np.float32), {})
+        save_checkpoint(run.checkpoints, first, config_fingerprint(config))
+    return ParameterServer(str(folder), config)
 
 
 def updates(number: int, slots: int = 2) -> list[PlainUpdate]:
@@ -120,10 +124,10 @@ def test_a_round_whose_checkpoint_cannot_be_written_did_not_happen(tmp_path: Pat
 
 def test_a_server_needs_a_checkpoint_of_its_own_configuration(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="holds no checkpoint to start from"):
-        ParameterServer(str(tmp_path), CONFIGS[0], "f")
-    start(tmp_path, fingerprint="one")
-    with pytest.raises(RunError, match=r"another configuration \(one, not two\)"):
-        ParameterServer(str(tmp_path), CONFIGS[0], "two")
+        ParameterServer(str(tmp_path), CONFIGS[0])
+    start(tmp_path)
+    with pytest.raises(RunError, match="belongs to another configuration"):
+        ParameterServer(str(tmp_path), CONFIGS[1])
 
 
 def test_a_round_with_nobody_there_goes_by_without_a_trace_in_the_model(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from fedtalk_ray.data.speech import MEL_BINS, WINDOW_HOPS
 from fedtalk_ray.errors import RunError
+from fedtalk_ray.media.speech import MEL_BINS, WINDOW_HOPS
 from fedtalk_ray.model.autoencoder import PatchAutoencoder
 from fedtalk_ray.model.embedded import EMBEDDED, find_model
 from fedtalk_ray.model.identity import IdentityEncoder

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedtalk_ray.data.speech import LogMel
+from fedtalk_ray.media.speech import LogMel
 from fedtalk_ray.model.sync import MAX_OFFSET, SPAN, SyncNetwork, find_offset, sync_loss
 
 

@@ -10,6 +10,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -213,3 +214,22 @@ def exchange_of(
     limits = Limits(floor)
     server = server or SecureServer(plan, people.server, people.roster, limits, length)
     return Exchange(people, plan, limits, server, vectors)
+
+
+@cache
+def past(make_exchange: Callable[..., Exchange]) -> Exchange:
+    """An exchange that is over, for frames to replay."""
+    exchange = make_exchange(number=1)
+    exchange.finish()
+    return exchange
+
+
+@pytest.fixture
+def exchange(make_exchange: Callable[..., Exchange]) -> Exchange:
+    """The second exchange of the same five clients, of whom m_min = t = 4 must stay."""
+    return make_exchange(number=2, people=past(make_exchange).people, **{"round": 1})
+
+
+@pytest.fixture
+def earlier(make_exchange: Callable[..., Exchange]) -> Exchange:
+    return past(make_exchange)

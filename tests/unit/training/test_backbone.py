@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from fedtalk_ray.data.shards import Piece, load_manifest
 from fedtalk_ray.errors import ShardError
 from fedtalk_ray.messages import StatisticsUpdate
 from fedtalk_ray.model.autoencoder import PatchAutoencoder
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline, new_pipeline
+from fedtalk_ray.shards.format import Piece, load_manifest
 from fedtalk_ray.training.backbone import build_pipeline, check_fits, set_statistics, statistics_of, untrained_pipeline
 
 EMPTY = np.zeros(0)

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from fedtalk_ray.data.shards import Piece
 from fedtalk_ray.model.autoencoder import decode_latents, decode_pixels, encode_frames
 from fedtalk_ray.model.denoiser import mouth_blend
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
+from fedtalk_ray.shards.format import Piece
 from fedtalk_ray.training.calibration import CAUTIONS, MOST_LIVELY, Prediction, calibrate, caution
 
 SIDE = 8

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedtalk_ray.data.windows import WindowBatch
 from fedtalk_ray.model import adapters
+from fedtalk_ray.shards.windows import WindowBatch
 from fedtalk_ray.training.local import LocalResult, LocalTrainer, batches_needed
 from fedtalk_ray.training.losses import window_loss
 
@@ -29,7 +29,7 @@ def fit(make_windows):
     """Fits one client whose windows come from `client`, from the trainer's first parameters unless given others."""
 
     def run(trainer: LocalTrainer, client: int = 0, shared: np.ndarray | None = None, **options: Any) -> LocalResult:
-        batches = [make_windows(2, 100 * client + number) for number in range(batches_needed(trainer._config))]
+        batches = [make_windows(2, 100 * client + number) for number in range(batches_needed(trainer._config.local))]
         held_out = make_windows(2, 50 + client)
         start = first_parameters(trainer) if shared is None else shared
         options = {"seed": 7, "score_alpha": None} | options
@@ -191,7 +191,7 @@ def test_a_fit_is_the_plain_training_loop(make_trainer, make_windows, fit, kind:
     result = fit(trainer, proximal=mu)
     start = first_parameters(other := make_trainer({"identity_steps": 0, "steps": 4} | local, **KINDS[kind]))
     other.load(start, None, 7)
-    batches = [make_windows(2, number) for number in range(batches_needed(other._config))]
+    batches = [make_windows(2, number) for number in range(batches_needed(other._config.local))]
     update, losses = plain_loop(other, batches, 7, mu)
     # AdamW divides by the gradient's own size: rounding grows where a gradient is almost 0.
     assert np.abs(result.update - update).max() < 0.05 * np.abs(update).max()
@@ -275,7 +275,7 @@ def test_every_slot_starts_from_the_same_adapters(make_trainer) -> None:
 @pytest.mark.parametrize(("steps", "identity", "accumulate", "needed"), [(3, 2, 1, 5), (3, 0, 1, 3), (3, 2, 4, 20)])
 def test_batches_needed(make_config, steps: int, identity: int, accumulate: int, needed: int) -> None:
     config = make_config(local={"steps": steps, "identity_steps": identity, "accumulate": accumulate})
-    assert batches_needed(config) == needed
+    assert batches_needed(config.local) == needed
 
 
 def test_a_stream_that_ends_early_is_an_error_and_not_a_shorter_fit(make_trainer, make_windows) -> None:

@@ -8,13 +8,14 @@ import torch
 
 from fedtalk_ray.config import save_config
 from fedtalk_ray.errors import RunError, ShardError
-from fedtalk_ray.federation.checkpoint import Checkpoint, config_fingerprint, save_checkpoint
 from fedtalk_ray.model import adapters
 from fedtalk_ray.model.denoiser import TalkingHeadDenoiser
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
+from fedtalk_ray.model.released import release_model
 from fedtalk_ray.model.schedule import make_scheduler
-from fedtalk_ray.training.client_state import save_identity, written_after
-from fedtalk_ray.training.export import export_model
+from fedtalk_ray.runs.checkpoints import Checkpoint, config_fingerprint, save_checkpoint
+from fedtalk_ray.runs.client_folder import ClientFolder
+from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.training.local import LocalTrainer
 from fedtalk_ray.training.personalize import personalize
 
@@ -37,8 +38,10 @@ def run(make_shards, make_config, wake_zeros, tmp_path: Path) -> Path:
     save_checkpoint(
         run / "checkpoints", Checkpoint(2, adapters.to_vector(trainer.shared()), {}), config_fingerprint(config)
     )
-    export_model(pipeline, trainer.model, "adapter", run)
-    save_identity(trainer.model, run, "s1", 2)
+    release_model(RunFolder(run), 2, pipeline, trainer.model, "adapter")
+    RunFolder(run).client("s1").keep_adapter(
+        2, lambda place: adapters.save_adapter(trainer.model, adapters.IDENTITY, place)
+    )
     return run
 
 
@@ -54,7 +57,7 @@ def test_only_the_clients_own_folder_changes_and_its_loss_falls(run: Path, clien
     own = f"run/clients/{client}/"
     changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
     assert changed and all(name.startswith(own) for name in changed)
-    assert result.folder == run / "clients" / client / "identity" and written_after(result.folder) == 2
+    assert result.folder == run / "clients" / client / "identity" and ClientFolder.written_after(result.folder) == 2
     assert result.loss_after < 0.97 * result.loss_before
     assert len(ticks) == 15
 

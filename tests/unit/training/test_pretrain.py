@@ -6,21 +6,21 @@ import numpy as np
 import pytest
 import torch
 
-from fedtalk_ray.data.shard_reader import read_pieces
-from fedtalk_ray.data.shards import Piece, load_manifest
-from fedtalk_ray.data.speech import LogMel
 from fedtalk_ray.errors import ShardError
+from fedtalk_ray.media.speech import LogMel
 from fedtalk_ray.model.autoencoder import PatchAutoencoder, encode_frames, encoder_fingerprint, frames_to_pixels
 from fedtalk_ray.model.identity import IdentityEncoder
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
 from fedtalk_ray.model.presets import PresetError
 from fedtalk_ray.settings import LossConfig
-from fedtalk_ray.training.decoder import autoencoder_psnr, random_frames, train_decoder
-from fedtalk_ray.training.denoiser import random_batch, set_units, train_denoiser
-from fedtalk_ray.training.identity import train_identity
+from fedtalk_ray.shards.format import Piece, load_manifest
+from fedtalk_ray.shards.reader import read_pieces
+from fedtalk_ray.training.optimise import budget
 from fedtalk_ray.training.pretrain import pretrain
-from fedtalk_ray.training.schedule import budget
-from fedtalk_ray.training.speech_motion import train_speech_motion
+from fedtalk_ray.training.train_decoder import autoencoder_psnr, random_frames, train_decoder
+from fedtalk_ray.training.train_denoiser import random_batch, set_units, train_denoiser
+from fedtalk_ray.training.train_identity import train_identity
+from fedtalk_ray.training.train_speech_motion import train_speech_motion
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +87,8 @@ def test_a_batch_holds_windows_of_the_clips(
     pieces: list[Piece], lips: list[np.ndarray], make_pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the variations left out, every window is a clip's own, with its sound and a reference of the same clip."""
-    monkeypatch.setattr("fedtalk_ray.training.denoiser.vary_pictures", lambda frames, _: frames_to_pixels(frames))
-    monkeypatch.setattr("fedtalk_ray.training.denoiser.vary_speech", lambda speech, *_: speech)
+    monkeypatch.setattr("fedtalk_ray.training.train_denoiser.vary_pictures", lambda frames, _: frames_to_pixels(frames))
+    monkeypatch.setattr("fedtalk_ray.training.train_denoiser.vary_speech", lambda speech, *_: speech)
     pipeline = make_pipeline()
     batch = random_batch(pipeline, pieces, lips, 24, np.random.default_rng(0))
     assert batch.latents.shape == (24, 4, 4, 8, 8) and batch.speech.shape == (24, 4, *LogMel.shape)
@@ -131,7 +131,7 @@ def test_speech_motion_learns_and_the_u_net_is_not_touched(
     pieces: list[Piece], make_pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both what it is taught: the picture of the motion, and the lip shapes as the code's first numbers."""
-    monkeypatch.setattr("fedtalk_ray.training.speech_motion.CLIPS", 2)
+    monkeypatch.setattr("fedtalk_ray.training.train_speech_motion.CLIPS", 2)
     denoiser = make_pipeline(awake=False, latent_channels=16).denoiser
     set_units(denoiser, pieces, np.random.default_rng(0))
     before = {name: value.clone() for name, value in denoiser.state_dict().items()}

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from fedtalk_ray.data.windows import WindowBatch
 from fedtalk_ray.model.pipeline import make_critic
 from fedtalk_ray.model.sampling import sample_clip
+from fedtalk_ray.shards.windows import WindowBatch
 from fedtalk_ray.training.reliability import combine, motion_agreement, saturated, score_client
 
 

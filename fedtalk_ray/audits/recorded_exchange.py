@@ -1,0 +1,190 @@
+"""One whole secure exchange of a round in one process, with the classes that a run uses and a record of what came in.
+
+Attacks look at it from the server's side. The folder is made for it and removed after; a run's own keys, roster and
+ledger are never touched.
+
+    exchange = run_exchange(round)                                  everybody answers
+    exchange = run_exchange(round, absent={"mask": {"s3"}})         s3 drops out before its masked input
+    one, two = run_twice(round)                                     the same keys, names and numbers, fresh secrets
+"""
+
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedtalk_ray.audits.attack import Round
+from fedtalk_ray.federation.aggregation import WeightedSum
+from fedtalk_ray.federation.roster import extend_roster
+from fedtalk_ray.federation.secure_aggregator import clip_norm_of
+from fedtalk_ray.federation.server import ParameterServer
+from fedtalk_ray.messages import Collected, PlainUpdate, Plan
+from fedtalk_ray.privacy.keys import SigningKey
+from fedtalk_ray.privacy.ledger import Charge, Ledger
+from fedtalk_ray.privacy.protocol import STAGES
+from fedtalk_ray.privacy.wire import Buffer
+from fedtalk_ray.runs.checkpoints import Checkpoint, config_fingerprint, save_checkpoint
+from fedtalk_ray.runs.folder import RunFolder
+from fedtalk_ray.settings import ServerConfig, TrainConfig
+from fedtalk_ray.training.secure_clients import SecureClients
+
+Absent = Mapping[str, set[str]]
+"""stage -> clients that do not answer it, nor any later one."""
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """What an exchange left behind.
+
+    config: the round's, as the exchange was run (`settings_for`). calls: every method of the server that was called,
+    with its arguments. frames: stage -> what the server was sent, bytes. survivors: whose masked inputs are in the sum.
+    update: the averaged update that the server opened, float32 [D]; None where it gave up, and `aborted` then says why.
+    refused: reasons, by client or server, why something was not sent or not taken. charges: the ledger's, after.
+    moved: whether the model is another one than before.
+    """
+
+    config: TrainConfig
+    plan: Plan
+    calls: list[tuple[str, tuple[Any, ...]]]
+    frames: dict[str, list[bytes]]
+    survivors: tuple[str, ...]
+    update: np.ndarray | None
+    aborted: str | None
+    refused: Counter[str]
+    charges: list[Charge]
+    moved: bool
+
+
+class RecordingServer(ParameterServer):
+    """The parameter server, with a record of all that reaches it and of the update that it took its step by."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        super().__init__(config.run, config)
+        self.calls: list[tuple[str, tuple[Any, ...]]] = []
+        self.update: np.ndarray | None = None
+
+    def begin(self, round_number: int, cohort: list[str], backbone: bytes) -> bytes:
+        self.calls.append(("begin", (round_number, cohort, backbone)))
+        return super().begin(round_number, cohort, backbone)
+
+    def collect(self, stage: str, *answers: list[Buffer]) -> Collected:
+        self.calls.append(("collect", (stage, *answers)))
+        return super().collect(stage, *answers)
+
+    def finish(self, round_number: int, aborted: str | None = None) -> dict[str, Any]:
+        self.calls.append(("finish", (round_number, aborted)))
+        return super().finish(round_number, aborted)
+
+    def _step(self, round_number: int, update: np.ndarray) -> None:
+        self.update = update
+        super()._step(round_number, update)
+
+
+def settings_for(audited: Round, folder: Path) -> TrainConfig:
+    """The round's configuration for one exchange in `folder`.
+
+    The budget is left out: one exchange is to run, whatever the run has left.
+    """
+    config = audited.config
+    privacy = config.privacy
+    if privacy.mechanism != "none" and privacy.noise_multiplier is None:
+        raise ValueError("the noise is not settled; take the configuration that the run wrote down")
+    size = max(config.cohort.size, len(audited.updates))
+    return config.model_copy(
+        update={
+            "run": str(folder),
+            "privacy": privacy.model_copy(update={"epsilon": None}),
+            "cohort": config.cohort.model_copy(update={"size": size}),
+        }
+    )
+
+
+def central_sum(config: TrainConfig, updates: dict[str, np.ndarray], weights: dict[str, float]) -> np.ndarray:
+    """float64 [D]: the sum of one round under plain aggregation to which a real server adds the noise."""
+    total = WeightedSum()
+    for name, update in updates.items():
+        total.add_clipped(update, weights[name], clip_norm_of(config.privacy))
+    sent = PlainUpdate(1, total.vector(), total.total_weight)
+    privacy = config.privacy.model_copy(update={"epsilon": None})
+    alone = config.model_copy(update={"privacy": privacy, "server": ServerConfig()})
+    with tempfile.TemporaryDirectory() as place:
+        start = Checkpoint(0, np.zeros_like(sent.weighted_sum), {})
+        save_checkpoint(RunFolder(Path(place)).checkpoints, start, config_fingerprint(alone))
+        server = ParameterServer(place, alone)
+        server.apply(1, sent, cohort=list(updates))
+        return server.shared().astype(np.float64) * config.cohort.size * config.privacy.mean_weight
+
+
+def run_exchange(audited: Round, absent: Absent | None = None) -> Exchange:
+    """Runs round 1 of a new run whose cohort is the round's clients, with their updates and weights."""
+    with tempfile.TemporaryDirectory() as place:
+        config = _open(audited, Path(place) / "run")
+        return _run(audited, config, absent or {})
+
+
+def run_twice(audited: Round) -> tuple[Exchange, Exchange]:
+    """Two exchanges that agree in everything but what clients draw afresh: both start from one folder's copies."""
+    with tempfile.TemporaryDirectory() as place:
+        first = _open(audited, Path(place) / "first")
+        second = settings_for(audited, Path(place) / "second")
+        shutil.copytree(first.run, second.run)
+        return _run(audited, first, {}), _run(audited, second, {})
+
+
+def _open(audited: Round, folder: Path) -> TrainConfig:
+    """A run's folder as it is before its first round: keys, roster, a checkpoint of the shared parameters."""
+    config = settings_for(audited, folder)
+    start = Checkpoint(0, np.ascontiguousarray(audited.shared, np.float32), {})
+    run = RunFolder(folder)
+    save_checkpoint(run.checkpoints, start, config_fingerprint(config))
+    key = SigningKey.kept_in(run.server_key)
+    clients = SecureClients(config, len(audited.shared), audited.frozen)
+    extend_roster(run.roster, key.public, clients.enrol(sorted(audited.updates)))
+    return config
+
+
+def _run(audited: Round, config: TrainConfig, absent: Absent) -> Exchange:
+    server = RecordingServer(config)
+    clients = SecureClients(config, len(audited.shared), audited.frozen)
+    before = server.shared().copy()
+    cohort = sorted(audited.updates)
+    frame = server.begin(1, cohort, audited.frozen)
+    plan = clients.open_round(frame)
+    for name in cohort:
+        clients.join(name, before)
+        clients.offer(name, audited.updates[name], audited.weights[name])
+    refused: Counter[str] = Counter()
+    frames: dict[str, bytes] = dict.fromkeys(cohort, b"")
+    seen: dict[str, list[bytes]] = {}
+    survivors: tuple[str, ...] = ()
+    aborted, gone = None, set[str]()
+    for stage in STAGES:
+        gone |= absent.get(stage, set())
+        said, payload = clients.answer(stage, {name: frames[name] for name in frames if name not in gone})
+        seen[stage] = [bytes(answer) for answer in payload]
+        collected = server.collect(stage, payload)
+        refused.update(said.refused.values())
+        refused.update(collected.rejected)
+        frames, aborted = collected.frames, collected.aborted
+        if aborted is not None:
+            break
+        if stage == "mask":
+            survivors = tuple(sorted(frames))
+    figures = server.finish(1, aborted)
+    return Exchange(
+        config,
+        plan,
+        server.calls,
+        seen,
+        survivors,
+        server.update,
+        figures.get("aborted"),
+        refused,
+        Ledger(RunFolder(Path(config.run)).ledger).charges,
+        moved=not np.array_equal(before, server.shared()),
+    )

@@ -1,0 +1,99 @@
+"""`fedtalk privacy`: how much noise a budget needs, before a run, and what a run has spent, after."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedtalk_ray.errors import ConfigError
+
+app = typer.Typer(help="Differential privacy: plan the noise, show what was spent.", no_args_is_help=True)
+
+
+@app.command()
+def plan(
+    clients: Annotated[int, typer.Option(min=1, help="Population.")],
+    rounds: Annotated[int, typer.Option(min=1)],
+    epsilon: Annotated[float, typer.Option(help="The budget, above 0.")],
+    delta: Annotated[float, typer.Option(help="Well below 1 / clients.")] = 1e-5,
+    cohort: Annotated[int | None, typer.Option(min=1, help="Clients expected per round; else a quarter.")] = None,
+    cap: Annotated[int | None, typer.Option(min=1, help="A client's rounds at most; else the expected number.")] = None,
+    mechanism: Annotated[str, typer.Option(help="skellam (distributed) or gaussian (a trusted server).")] = "skellam",
+) -> None:
+    """The noise multiplier that keeps a run within a budget, for both observers.
+
+    Example: `fedtalk privacy plan --clients 64 --rounds 48 --epsilon 8 --delta 1e-5 --cohort 16`
+    """
+    from math import ceil
+
+    from fedtalk_ray.federation.privacy_plan import PrivacyPlan
+
+    if mechanism not in ("skellam", "gaussian"):
+        raise ConfigError(f"--mechanism is {mechanism!r}; known: skellam, gaussian")
+    if not epsilon > 0:
+        raise ConfigError(f"--epsilon is {epsilon:g}; it must be above 0")
+    if not 0 < delta < 1:
+        raise ConfigError(f"--delta is {delta:g}; it must lie between 0 and 1, well below 1 / clients")
+    size = cohort if cohort is not None else ceil(clients / 4)
+    if size > clients:
+        raise ConfigError(f"--cohort is {size}, and there are {clients} clients")
+    rate = size / clients
+    most = min(cap or ceil(rate * rounds), rounds)
+    found = PrivacyPlan(mechanism, delta, rate, rounds, most)  # type: ignore[arg-type]
+    print(
+        f"{clients} clients, {rounds} rounds, cohorts of {size} expected (rate {rate:.3g}), at most {most} rounds each"
+    )
+    print(f"epsilon {epsilon:g} at delta {delta:g}, {mechanism} noise:")
+    for view, who in (("release", "sees the models, not the cohorts"), ("server", "knows the cohorts")):
+        multiplier = found.multiplier(epsilon, view)
+        other = "server" if view == "release" else "release"
+        print(
+            f"  {view:<8} noise multiplier {multiplier:.3f} against who {who} "
+            f"({other} view then: epsilon {found.spent(multiplier)[other]:.2f})"
+        )
+    print(
+        f"in a run: privacy.mechanism={mechanism} privacy.epsilon={epsilon:g} privacy.delta={delta:g} "
+        f"privacy.participation_cap={most} privacy.view=release|server privacy.clip_norm=..."
+    )
+
+
+@app.command()
+def show(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
+    """What a run has spent so far.
+
+    Example: `fedtalk privacy show runs/private`
+    """
+    from fedtalk_ray.privacy.ledger import Ledger
+    from fedtalk_ray.runs.folder import RunFolder
+
+    folder = RunFolder(run)
+    config, ledger = folder.config(), Ledger(folder.ledger)
+    privacy = config.privacy
+    print(f"{run}: aggregation {config.aggregation}, noise {privacy.mechanism}")
+    if config.aggregation == "plain":
+        print("the server saw the slots' sums in the clear")
+    if privacy.insecure_min_survivors is not None:
+        print(f"INSECURE: sums of {privacy.insecure_min_survivors} clients may be opened, fewer than 8")
+    if privacy.mechanism == "none":
+        print("no noise: epsilon is infinite in every view")
+        return
+    spent = ledger.spent(privacy.delta)
+    multipliers = sorted({charge.noise.multiplier for charge in ledger.charges})
+    print(f"charged: {spent.rounds} rounds, noise multiplier {', '.join(f'{z:g}' for z in multipliers) or 'none yet'}")
+    print(
+        f"release view (models, not cohorts):  epsilon {spent.release:.3f} at delta {spent.delta:g} "
+        f"(bound by Renyi divergence {spent.release_bound:.3f})"
+    )
+    print(
+        f"server view (knows the cohorts):     epsilon {spent.server:.3f}, {spent.participations} rounds of one client "
+        f"(bound {spent.server_bound:.3f})"
+    )
+    if privacy.mechanism == "gaussian":
+        print("central noise: the server saw the exact sums and is trusted; both views are those of others")
+    if privacy.epsilon is not None:
+        print(f"budget: epsilon {privacy.epsilon:g} in the {privacy.view} view")
+    if privacy.simulated_cohort is not None:
+        print(
+            f"SIMULATION: noise of a cohort of {privacy.simulated_cohort} of {privacy.simulated_population}; the real "
+            "clients of this run got less privacy than these figures"
+        )

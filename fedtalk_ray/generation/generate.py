@@ -1,0 +1,153 @@
+"""A face and a sound into a video file, a second at a time: a long sound takes time, but no more memory."""
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fedtalk_ray.errors import UserError
+from fedtalk_ray.generation.samples import enlarge
+from fedtalk_ray.media.faces import DETECT_EVERY, NoFaceError
+from fedtalk_ray.media.pictures import read_still
+from fedtalk_ray.media.portrait import Portrait, crop_portrait
+from fedtalk_ray.media.video import FPS, VideoError, first_pictures, read_audio, write_video
+from fedtalk_ray.model.device import pick_device
+from fedtalk_ray.model.pipeline import frame_count
+from fedtalk_ray.model.released import load_released, open_model
+from fedtalk_ray.progress import progress
+from fedtalk_ray.shards.format import Piece, load_manifest
+from fedtalk_ray.shards.people import People
+
+LONG_SECONDS = 10
+"""Longer clips show a progress bar, one step a second of video."""
+
+
+class InputError(UserError):
+    """A reference face or a sound cannot be used."""
+
+
+def generate(
+    run: str | Path,
+    reference: str,
+    audio: str,
+    out: str | Path,
+    client: str | None = None,
+    shards: str | None = None,
+    device: str = "auto",
+) -> int:
+    """Lets the reference face speak the sound, with the client's own adapter if one is named. Returns the frame count.
+
+    reference, audio: a file (picture or clip; sound or clip), or CLIENT/CLIP of `shards`. What a user should know of
+    the picture is printed on stderr. Raises `UserError`s; then there is no `out`, or the one that was there before.
+    """
+    out = Path(out)
+    _check_out(out, reference, audio)
+    folder = open_model(run)
+    sound = find_sound(audio, shards)
+    model = load_released(folder, client, pick_device(device))
+    portrait = find_face(reference, model.frame_size(), shards)
+    for note in portrait.notes:
+        print(f"reference {reference}: {note}", file=sys.stderr)
+    frames = frame_count(len(sound))
+    blocks = model.stream(portrait.crop, sound, generator=torch.Generator().manual_seed(0), block=FPS)
+    if frames > LONG_SECONDS * FPS:
+        blocks = progress(blocks, -(-frames // FPS), "seconds made")
+    write_video(out, _enlarged(blocks), sound)
+    return frames
+
+
+def find_face(reference: str, size: int, shards: str | None) -> Portrait:
+    """An aligned crop uint8 [size, size, 3] from a picture, a clip's first second, or CLIENT/CLIP of the shards.
+
+    A picture of exactly size x size pixels is taken as aligned already. Raises `InputError`.
+    """
+    if not _is_file(reference, "reference"):
+        frame = _held_out(reference, shards, "reference")[0].frames[0]
+        if frame.shape[0] != size:
+            raise InputError(
+                f"reference {reference}: shards {shards} hold faces of {frame.shape[0]} pixels, the model takes "
+                f"{size}; prepare them with --size {size}"
+            )
+        return Portrait(frame, ())
+    try:
+        still = read_still(reference)
+        pictures = first_pictures(reference, every=DETECT_EVERY) if still is None else [still]
+        if pictures[0].shape[:2] == (size, size):
+            return Portrait(pictures[0], ())
+        return _first_portrait(pictures, size)
+    except (VideoError, NoFaceError) as error:
+        raise InputError(f"reference {reference}: {str(error).removeprefix(f'{reference}: ')}") from error
+
+
+def find_sound(audio: str, shards: str | None) -> np.ndarray:
+    """Sound float32 [N] from a file, or from CLIENT/CLIP of the shards; all of it. Raises `InputError`."""
+    if not _is_file(audio, "audio"):
+        pieces = _held_out(audio, shards, "audio")
+        return np.concatenate([piece.waveform for piece in pieces]).astype(np.float32) / 32767
+    try:
+        return read_audio(audio)
+    except VideoError as error:
+        raise InputError(f"audio {error}") from error
+
+
+def _first_portrait(pictures: Sequence[np.ndarray], size: int) -> Portrait:
+    """Of the first of the pictures that shows a face: a clip may begin in the dark."""
+    for picture in pictures[:-1]:
+        try:
+            return crop_portrait(picture, size)
+        except NoFaceError:
+            continue
+    return crop_portrait(pictures[-1], size)
+
+
+def _enlarged(blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    for block in blocks:
+        yield enlarge(block)
+
+
+def _check_out(out: Path, reference: str, audio: str) -> None:
+    """Raises `InputError` for an output that could not be written, or would replace what it is made from."""
+    if out.suffix.lower() != ".mp4":
+        raise InputError(f"--out {out} must end in .mp4")
+    try:
+        if out.is_dir():
+            raise InputError(f"--out {out} is a folder; give a file name in it")
+        place = next(folder for folder in out.absolute().parents if folder.exists())
+        if not place.is_dir():
+            raise InputError(f"--out {out}: {place} is a file, not a folder")
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise InputError(f"--out {out}: no file can be written in {place}; give another folder")
+    except OSError as error:
+        raise InputError(f"--out {out}: {error.strerror}") from error
+    for role, name in (("reference", reference), ("audio", audio)):
+        if out.exists() and os.path.exists(name) and out.samefile(name):
+            raise InputError(f"--out {out} is the {role} itself; give another name")
+
+
+def _is_file(name: str, role: str) -> bool:
+    """Whether it is a file; False when nothing has that name. Raises `InputError` for anything else."""
+    path = Path(name)
+    try:
+        if path.is_file():
+            return True
+        if path.exists():
+            raise InputError(f"{role} {name} is a {'folder' if path.is_dir() else 'device or pipe'}; give a file")
+    except OSError as error:
+        raise InputError(f"{role} {name}: {error.strerror}") from error
+    return False
+
+
+def _held_out(name: str, shards: str | None, role: str) -> list[Piece]:
+    """The pieces of a clip of the shards, in order."""
+    client, _, clip = name.partition("/")
+    if shards is None or not clip or Path(name).suffix:
+        raise InputError(f"{role} {name} does not exist; give a file, or CLIENT/CLIP together with --shards")
+    manifest = load_manifest(shards)
+    if client in manifest.identities and (pieces := People(shards, manifest).clip(client, clip)):
+        return pieces
+    names = [entry.name for entry in manifest.identities.get(client, [])] or sorted(manifest.identities)
+    shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    raise InputError(f"{role} {name}: shards {shards} hold no such clip; there are {shown}")

@@ -1,0 +1,106 @@
+"""The one face of a picture that somebody gives: found at any size, cropped, or refused with the reason."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedtalk_ray.media import dlib_models
+from fedtalk_ray.media.faces import (
+    FaceBox,
+    NoFaceError,
+    detect_faces,
+    largest_face,
+    oversampling,
+    similarity_transforms,
+    warp,
+)
+
+SMALLEST_SIDE = 32
+"""Pixels on the shorter side of a picture below which no face is looked for."""
+
+_DETECTOR_SIDES = (400, 1200)  # longer sides at which large faces are found fast; then the picture as it is
+_ENLARGED_PIXELS = 1_000_000  # dlib sees no face under 80 pixels; up to so many pixels a picture is also doubled
+# What must lie in the picture, (left, top, right, bottom) in fractions of the crop: eyes with their corners and mouth.
+# Landmarks beyond an edge are guessed, mostly short of it; the transform stays right to 0.04 of the crop.
+_MUST_SHOW = (0.22, 0.20, 0.78, 0.82)
+_SMALL, _OUTSIDE = 0.75, 0.10
+
+
+@dataclass(frozen=True)
+class Portrait:
+    """crop: aligned, uint8 [size, size, 3]. notes: what the giver should know, a short sentence each."""
+
+    crop: np.ndarray
+    notes: tuple[str, ...]
+
+
+def crop_portrait(picture: np.ndarray, size: int) -> Portrait:
+    """The largest face of a picture uint8 [H, W, 3].
+
+    A note says when there are others, when the face is smaller than the crop, and when the crop reaches beyond the
+    picture (its edge goes on there). Raises `NoFaceError` when there is none, when it lies on its side, and when an
+    edge of the picture cuts eyes, nose or mouth off.
+    """
+    height, width = picture.shape[:2]
+    if min(height, width) < SMALLEST_SIDE:
+        raise NoFaceError(f"{width} x {height} pixels are too few to find a face in; give at least 100 x 100")
+    faces = _find_faces(picture)
+    if not faces:
+        _refuse_turned(picture)
+        raise NoFaceError(
+            f"no face was found in {width} x {height} pixels; give a picture of one face that looks into the camera, "
+            "upright, lit, and at least 80 pixels wide"
+        )
+    largest = largest_face(faces)
+    shape = dlib_models.shape_predictor_68()(np.ascontiguousarray(picture), dlib_models.rectangle(*largest))
+    points = np.array([(part.x, part.y) for part in shape.parts()], float)
+    transform = similarity_transforms(points[None])
+    if sides := _cut_sides(transform[0], width, height):
+        raise NoFaceError(f"the face is cut off at the picture's {sides} edge; give one that shows all of it")
+    notes = []
+    if len(faces) > 1:
+        left, top, right, bottom = largest
+        notes.append(
+            f"{len(faces)} faces found; the largest speaks (x {left} to {right}, y {top} to {bottom}), "
+            "crop the picture to choose another"
+        )
+    side = float(np.hypot(transform[0, 0, 0], transform[0, 1, 0]))
+    if side < _SMALL * size:
+        notes.append(f"the face is only about {side:.0f} pixels wide and comes out soft; {size} or more are better")
+    if _fraction_outside(transform[0], width, height) > _OUTSIDE:
+        notes.append("the face is close to the picture's edge, which is drawn on beyond it; leave more room around it")
+    return Portrait(warp(picture, transform[0], size, oversampling(transform, size)), tuple(notes))
+
+
+def _find_faces(picture: np.ndarray, quick: bool = False) -> list[FaceBox]:
+    """All faces at the coarsest scale at which there is one; not `quick`, the picture as it is and doubled too."""
+    longer = max(picture.shape[:2])
+    shrinks = sorted({max(1, round(longer / side)) for side in _DETECTOR_SIDES} | (set() if quick else {1}))
+    found, _ = detect_faces(picture, reversed(shrinks))
+    if not found and not quick and picture.shape[0] * picture.shape[1] <= _ENLARGED_PIXELS:
+        doubled = dlib_models.face_detector()(np.ascontiguousarray(picture), 1)
+        return [(box.left(), box.top(), box.right(), box.bottom()) for box in doubled]
+    return found
+
+
+def _refuse_turned(picture: np.ndarray) -> None:
+    """Raises `NoFaceError` when turning the picture shows a face: better than not finding one in a photo of one."""
+    for quarters, mend in ((1, "by 90 degrees to the left"), (3, "by 90 degrees to the right"), (2, "upside down")):
+        if _find_faces(np.rot90(picture, quarters), quick=True):
+            raise NoFaceError(f"the picture shows a face only when it is turned {mend}; turn it so and save it")
+
+
+def _cut_sides(transform: np.ndarray, width: int, height: int) -> str:
+    """The picture's edges that cut into eyes or mouth, as in "left and top"."""
+    left, top, right, bottom = _MUST_SHOW
+    corners = np.array([(x, y, 1.0) for x in (left, right) for y in (top, bottom)]) @ transform.T
+    (least_x, least_y), (most_x, most_y) = corners.min(0), corners.max(0)
+    beyond = {"left": least_x < 0, "top": least_y < 0, "right": most_x > width, "bottom": most_y > height}
+    return " and ".join(side for side, is_beyond in beyond.items() if is_beyond)
+
+
+def _fraction_outside(transform: np.ndarray, width: int, height: int) -> float:
+    """How much of the crop lies outside the picture; transform [2, 3] maps crop fractions to picture pixels."""
+    ticks = (np.arange(32) + 0.5) / 32
+    x, y = np.moveaxis(np.stack([*np.meshgrid(ticks, ticks), np.ones((32, 32))], axis=-1) @ transform.T, -1, 0)
+    return float(((x < 0) | (y < 0) | (x > width) | (y > height)).mean())

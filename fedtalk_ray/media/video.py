@@ -1,0 +1,325 @@
+"""Video files in and out: frames at one rate, mono sound at one rate (PyAV, the FFmpeg libraries).
+
+Files are decoded here alone: frames come one at a time, turned as the telephone was held, cut to a region and a span
+where one is asked for, so that memory grows neither with a clip's length nor with its pictures.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+from fedtalk_ray.outputs import new_file
+
+FPS = 25
+"""Frames per second of everything inside fedtalk_ray; clips at other rates are resampled when read."""
+
+SAMPLE_RATE = 16_000
+"""Sound samples per second (mono) of everything inside fedtalk_ray."""
+
+SEEK_EARLIER = 0.2
+"""Seconds: a picture may be stored before the time it is shown at, and a sound decoder needs a run-up."""
+
+KEPT_BYTES = 128 << 20
+"""Decoded frames of a `Footage` that are kept for the next time they are gone through."""
+
+Box = tuple[int, int, int, int]
+"""Left, top, width and height in pixels."""
+
+WHOLE_PICTURE: Box = (0, 0, 0, 0)
+
+
+class VideoError(ValueError):
+    """A video file cannot be used; the message is one line that names the file and the reason."""
+
+
+@dataclass
+class Video:
+    """One clip in memory.
+
+    frames: uint8 [T, H, W, 3], RGB, at `FPS`.
+    audio: float32 [N] in [-1, 1], mono, at `SAMPLE_RATE`; sample 0 sounds at the start of frame 0.
+    """
+
+    frames: np.ndarray
+    audio: np.ndarray
+
+
+def read_video(path: str | Path) -> Video:
+    """A whole file in memory: for clips that are known to be short. Raises `VideoError`."""
+    return Video(np.stack(list(frames_of(path))), sound_of(path))
+
+
+def frames_of(
+    path: str | Path, begin: float = 0.0, end: float = math.inf, crop: Box = WHOLE_PICTURE
+) -> Iterator[np.ndarray]:
+    """Frames uint8 [H, W, 3] on the 25 fps grid from `begin` to `end` seconds, one at a time, cut to `crop`.
+
+    Frame k is the newest source frame whose time is not after begin + k / 25 s, so fast and slow sources keep their
+    sound in sync. Time begins with the first picture of a whole file, and with the file where a part is cut out.
+    Raises `VideoError` when the file cannot be decoded, has no picture, or shows nothing in that span.
+    """
+    wanted = math.inf if math.isinf(end) else round((end - begin) * FPS)
+    count, time, shown = 0, 0.0, None
+    with _decoding(path) as container:
+        if not container.streams.video:
+            raise VideoError(f"{path}: holds no picture")
+        stream = container.streams.video[0]
+        origin = None if begin == 0 else _start(container) + begin
+        picture: np.ndarray | None = None
+        for number, frame in enumerate(_decoded(container, stream, begin)):
+            time = _time_of(frame, path, number / float(stream.average_rate or FPS) if begin == 0 else None)
+            origin = time if origin is None else origin
+            # A frame is shown from `time` on: every output instant before it still shows the previous one.
+            while shown is not None and count < wanted and origin + count / FPS < time - 1e-6:
+                picture = _picture(shown, crop, path) if picture is None else picture
+                yield picture
+                count += 1
+            if count >= wanted:
+                return
+            if shown is not None and (frame.width, frame.height) != (shown.width, shown.height):
+                raise VideoError(f"{path}: its pictures change size at {time - origin:.2f} s")
+            shown, picture = frame, None
+        if shown is not None and count < wanted and origin is not None and origin + count / FPS < time + 1 / FPS:
+            yield _picture(shown, crop, path)
+            count += 1
+    if not count:
+        if begin == 0 and math.isinf(end):
+            raise VideoError(f"{path}: no picture could be decoded")
+        raise VideoError(f"{path}: shows nothing between {begin:.2f} and {end:.2f} s")
+
+
+class Footage:
+    """The frames of `frames_of`, to be gone through several times: kept while they are few, else decoded anew."""
+
+    def __init__(self, path: str | Path, begin: float = 0.0, end: float = math.inf, crop: Box = WHOLE_PICTURE) -> None:
+        self._span = (path, begin, end, crop)
+        self._kept: list[np.ndarray] = []
+        self._complete = False
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        if self._complete:
+            yield from self._kept
+            return
+        self._kept, fits, size = [], True, 0
+        for frame in frames_of(*self._span):
+            size += frame.nbytes
+            fits = fits and size <= KEPT_BYTES
+            if fits:
+                self._kept.append(frame)
+            else:
+                self._kept = []
+            yield frame
+        self._complete = fits
+
+
+def first_picture(path: str | Path) -> np.ndarray:
+    """The first frame of a clip, uint8 [H, W, 3]. Raises `VideoError`."""
+    return next(frames_of(path))
+
+
+def first_pictures(path: str | Path, seconds: float = 1.0, every: int = 1) -> list[np.ndarray]:
+    """every n-th frame of a clip's first seconds; `media.pictures` reads still pictures. Raises `VideoError`."""
+    return list(islice(frames_of(path), 0, max(1, round(seconds * FPS)), every))
+
+
+def has_sound(path: str | Path) -> bool:
+    """Whether a file holds sound. Raises `VideoError` when it cannot be opened."""
+    with _decoding(path) as container:
+        return bool(container.streams.audio)
+
+
+def sound_of(path: str | Path, begin: float = 0.0, end: float = math.inf) -> np.ndarray:
+    """The sound beside `frames_of`, float32 [N]: sample 0 sounds at the start of its first frame.
+
+    Sound that starts later is led by silence; less comes where it ends earlier. Raises `VideoError`.
+    """
+    origin = _first_time(path) if begin == 0 else None
+    with _decoding(path) as container:
+        if not container.streams.audio:
+            raise VideoError(f"{path}: holds no sound; a talking head needs speech")
+        origin = _start(container) + begin if origin is None else origin
+        audio, start = _decode_sound(container, path, begin, origin, origin + end - begin)
+    if not len(audio):
+        if begin == 0 and math.isinf(end):
+            raise VideoError(f"{path}: no sound could be decoded")
+        raise VideoError(f"{path}: sounds nowhere between {begin:.2f} and {end:.2f} s")
+    late = round((start - origin) * SAMPLE_RATE)
+    audio = np.pad(audio, (late, 0)) if late > 0 else audio[-late:]
+    return audio if math.isinf(end) else audio[: round((end - begin) * SAMPLE_RATE)]
+
+
+def read_audio(path: str | Path) -> np.ndarray:
+    """The sound of any file FFmpeg reads, all of it, float32 [N] in [-1, 1], mono at `SAMPLE_RATE`.
+
+    Sound louder than full scale (floating-point files) is turned down as a whole rather than clipped. Raises
+    `VideoError`.
+    """
+    with _decoding(path) as container:
+        if not container.streams.audio:
+            raise VideoError(f"{path}: holds no sound")
+        audio, _ = _decode_sound(container, path, 0.0, -math.inf, math.inf)
+    if not len(audio):
+        raise VideoError(f"{path}: no sound could be decoded")
+    audio /= max(1.0, float(audio.max()), -float(audio.min()))
+    return audio
+
+
+@contextlib.contextmanager
+def _decoding(path: str | Path) -> Iterator[Any]:
+    if Path(path).is_dir():
+        raise VideoError(f"{path}: is a folder, not a file")
+    if Path(path).is_file() and not Path(path).stat().st_size:
+        raise VideoError(f"{path}: is empty (0 bytes)")
+    try:
+        # Named as a file: FFmpeg would take what stands before a colon for a protocol.
+        with av.open(f"file:{path}") as container:
+            yield container
+    except FileNotFoundError as error:
+        raise VideoError(f"{path}: does not exist") from error
+    except av.InvalidDataError as error:
+        raise VideoError(
+            f"{path}: cannot be decoded (no picture, sound or video of a known kind, or damaged)"
+        ) from error
+    except (av.FFmpegError, OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise VideoError(f"{path}: cannot be decoded ({error.__class__.__name__}: {reason})") from error
+
+
+def _start(container: Any) -> float:
+    """The time in seconds at which a file begins."""
+    return (container.start_time or 0) / 1e6
+
+
+def _first_time(path: str | Path) -> float:
+    """The time of the first picture."""
+    with _decoding(path) as container:
+        if not container.streams.video:
+            raise VideoError(f"{path}: holds no picture")
+        first = next(container.decode(container.streams.video[0]), None)
+        if first is None:
+            raise VideoError(f"{path}: no picture could be decoded")
+        return float(first.time or 0.0)
+
+
+def _decoded(container: Any, stream: Any, begin: float) -> Iterator[Any]:
+    """The stream's frames, from a little before `begin` on."""
+    if begin > SEEK_EARLIER:
+        target = begin - SEEK_EARLIER + _start(container)
+        container.seek(int(target / stream.time_base), stream=stream, backward=True)
+    yield from container.decode(stream)
+
+
+def _time_of(frame: Any, path: str | Path, otherwise: float | None) -> float:
+    """Seconds. otherwise: for frames that carry no time."""
+    if frame.time is not None:
+        return float(frame.time)
+    if otherwise is None:
+        raise VideoError(f"{path}: its frames carry no times, so no part can be cut out of it")
+    return otherwise
+
+
+def _picture(frame: Any, crop: Box, path: str | Path) -> np.ndarray:
+    # Telephones store how they were held; FFmpeg's libraries leave it to the reader to turn the picture.
+    picture = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+    if crop == WHOLE_PICTURE:
+        return picture
+    left, top, width, height = crop
+    cut = picture[top : top + height, left : left + width]
+    if not cut.size:
+        size = f"{picture.shape[1]} x {picture.shape[0]}"
+        raise VideoError(f"{path}: its pictures of {size} pixels hold nothing of the region {crop}")
+    return cut.copy()
+
+
+def _decode_sound(
+    container: Any, path: str | Path, begin: float, origin: float, until: float
+) -> tuple[np.ndarray, float]:
+    """Mono samples, the mean of the channels, and the time in seconds of the first; from a little before `origin`.
+
+    FFmpeg's own mixing to mono adds floating-point channels up without turning them down.
+    """
+    samples = bytearray()  # grows in place, so that a long sound lies in memory once
+    resampler: Any = None
+    kind: tuple[str, str, int] | None = None
+    start: float | None = None
+
+    def take(frame: Any) -> None:
+        for piece in resampler.resample(frame):
+            # Interleaved: PyAV miscounts the planes of eight channels and more, and reads beyond them.
+            samples.extend(piece.to_ndarray().reshape(-1, piece.layout.nb_channels).mean(1).tobytes())
+
+    for frame in _decoded(container, container.streams.audio[0], begin):
+        time = _time_of(frame, path, 0.0 if start is None else start)
+        if time >= until:
+            break
+        if begin and time + frame.samples / frame.sample_rate <= origin - SEEK_EARLIER / 2:
+            continue
+        start = time if start is None else start
+        now = (frame.format.name, frame.layout.name, frame.sample_rate)
+        if now != kind:
+            # Joined files change their rate or channels on the way, and a resampler takes one kind.
+            if resampler is not None:
+                take(None)
+            resampler, kind = av.AudioResampler(format="flt", rate=SAMPLE_RATE), now
+        take(frame)
+    if resampler is not None:
+        take(None)
+    audio = np.frombuffer(samples, np.float32)
+    wrong = np.flatnonzero(~np.isfinite(audio))
+    if len(wrong):
+        raise VideoError(
+            f"{path}: {len(wrong)} samples of its sound are no numbers (NaN or infinite), the first at "
+            f"{wrong[0] / SAMPLE_RATE:.2f} s; export it again as 16-bit PCM"
+        )
+    return audio, start or 0.0
+
+
+def write_video(
+    path: str | Path, frames: np.ndarray | Iterable[np.ndarray], audio: np.ndarray | None, fps: int = FPS
+) -> None:
+    """Write H.264 video with AAC sound, beside the target first and then renamed.
+
+    frames: uint8 [T, H, W, 3] with even H and W, or an iterable of such blocks, of which one at a time is held; nothing
+    stays behind when it raises. audio: float32 [N] at `SAMPLE_RATE`, cut or padded with silence to the length of the
+    picture; None writes no sound. Raises `VideoError` where there is no frame at all.
+    """
+    blocks = np.split(frames, range(fps, len(frames), fps)) if isinstance(frames, np.ndarray) else frames
+    with new_file(path) as partial, av.open(f"file:{partial}", "w") as container:
+        picture = sound = None
+        shown = heard = 0
+        for block in blocks:
+            if not len(block):
+                continue
+            if picture is None:
+                picture = container.add_stream("h264", rate=fps, options={"crf": "18", "preset": "veryfast"})
+                picture.width, picture.height, picture.pix_fmt = block.shape[2], block.shape[1], "yuv420p"
+                sound = container.add_stream("aac", rate=SAMPLE_RATE, layout="mono") if audio is not None else None
+            for image in block:
+                container.mux(picture.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")))
+            shown += len(block)
+            if sound is not None and audio is not None:
+                # Sound goes in beside its picture, so that neither waits in memory for the other.
+                until = round(shown / fps * SAMPLE_RATE)
+                _encode_audio(container, sound, audio, heard, until)
+                heard = until
+        if picture is None:
+            raise VideoError(f"{path}: there is no frame to write")
+        container.mux(picture.encode())
+        if sound is not None:
+            container.mux(sound.encode())
+
+
+def _encode_audio(container: Any, stream: Any, audio: np.ndarray, begin: int, end: int) -> None:
+    """Encodes samples `begin` to `end`, silence where `audio` is shorter."""
+    piece = audio[begin:end].astype(np.float32)
+    piece = np.pad(piece, (0, end - begin - len(piece)))
+    frame = av.AudioFrame.from_ndarray(piece[None], format="fltp", layout="mono")
+    frame.sample_rate, frame.pts = SAMPLE_RATE, begin
+    container.mux(stream.encode(frame))

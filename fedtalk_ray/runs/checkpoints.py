@@ -1,0 +1,146 @@
+"""Checkpoints of the parameter server: one folder a round, complete or absent.
+
+RUN/checkpoints/round-00003/state.json      round, configuration hash
+RUN/checkpoints/round-00003/arrays.safetensors   shared parameters and the server optimiser's state
+"""
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from fedtalk_ray.errors import RunError
+from fedtalk_ray.outputs import new_folder
+from fedtalk_ray.settings import TrainConfig
+
+KEPT = 2
+"""Checkpoints that stay on disk: the newest and the one before, in case the newest is lost with its disk block."""
+
+_ALTERS_NO_ROUND: Any = {
+    "run": True,
+    "rounds": True,
+    "address": True,
+    "debug": True,
+    "evaluation": True,
+    "failures": {"retries", "replace", "quorum", "grace_s"},
+    "server": {"average"},
+    "slots": {"placement_timeout_s", "at_least", "clients_per_slot", "num_cpus", "memory_mb"},
+    "stream": {"reader", "direct_mb", "memory_mb"},
+}
+"""Settings that alter nothing of what a round computes."""
+
+_FREE_TO_CHANGE: Any = _ALTERS_NO_ROUND | {"failures": True}
+"""Settings that a resumed run may change: those, and the deadline, which decides by the clock whose updates are in a
+round: no resume repeats that, and too short a one is what a run may have ended by."""
+
+
+@dataclass
+class Checkpoint:
+    """round: rounds gone through so far. parameters: float32 [D]. optimizer: its named arrays. clip_norm: the next
+    round's, where it adapts."""
+
+    round: int
+    parameters: np.ndarray
+    optimizer: dict[str, np.ndarray]
+    clip_norm: float | None = None
+
+
+def config_digest(config: TrainConfig) -> bytes:
+    """SHA-256 over every setting that changes what a round computes: what clients and server agree on."""
+    return _digest(config, _ALTERS_NO_ROUND)
+
+
+def config_fingerprint(config: TrainConfig) -> str:
+    """Names every setting that a resumed run must have as it was, for people."""
+    return _digest(config, _FREE_TO_CHANGE).hex()[:16]
+
+
+def _older_fingerprint(config: TrainConfig) -> str:
+    """What version 0.1 called the same settings: its runs go on."""
+    return _digest(config, {name: value for name, value in _FREE_TO_CHANGE.items() if name != "server"}).hex()[:16]
+
+
+def _digest(config: TrainConfig, exclude: Any) -> bytes:
+    tree = config.model_dump(mode="json", exclude=exclude)
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).digest()
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, fingerprint: str, kept: int = KEPT) -> None:
+    """Writes one round's folder whole, then removes all but the newest `kept`, which are at least `KEPT`."""
+    arrays = {f"optimizer.{name}": array for name, array in checkpoint.optimizer.items()}
+    with new_folder(_folder(folder, checkpoint.round), overwrite=True) as place:
+        save_file({"parameters": checkpoint.parameters, **arrays}, place / "arrays.safetensors")
+        state = {"round": checkpoint.round, "config": fingerprint, "clip_norm": checkpoint.clip_norm}
+        (place / "state.json").write_text(json.dumps(state))
+    for old in _folders(folder)[: -max(kept, KEPT)]:
+        shutil.rmtree(old)
+
+
+def drop_checkpoint(folder: Path, round_number: int) -> None:
+    """Removes one round's checkpoint, so that the one before is the newest."""
+    shutil.rmtree(_folder(folder, round_number))
+
+
+def load_checkpoint(folder: Path, config: TrainConfig | None = None) -> Checkpoint | None:
+    """The newest checkpoint, or None when there is none.
+
+    Raises `RunError` for a damaged one, and for one of another configuration when one is given.
+    """
+    folders = _folders(folder)
+    if not folders:
+        return None
+    newest = folders[-1]
+    try:
+        state = json.loads((newest / "state.json").read_text())
+        arrays = load_file(newest / "arrays.safetensors")
+        checkpoint = Checkpoint(
+            state["round"],
+            arrays.pop("parameters"),
+            {name.removeprefix("optimizer."): array for name, array in arrays.items()},
+            state.get("clip_norm"),
+        )
+        written_by = state["config"]
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise RunError(f"checkpoint {newest} is damaged ({error}); remove it to go on from the one before") from error
+    if config is not None and written_by not in (config_fingerprint(config), _older_fingerprint(config)):
+        raise RunError(
+            f"checkpoint {newest} belongs to another configuration ({written_by}, not {config_fingerprint(config)}); "
+            "resume with the "
+            "run's own config.yaml, or give this one another `run` folder"
+        )
+    return checkpoint
+
+
+def mean_parameters(folder: Path, rounds: int) -> np.ndarray:
+    """The mean of the shared parameters after the newest `rounds` rounds, float32 [D]; of those there are, if fewer.
+
+    What the run began with is no round, and counts only while there is none. Raises `RunError` for a damaged one.
+    """
+    newest = _folders(folder)
+    chosen = [place for place in newest if place != _folder(folder, 0)][-rounds:] or newest
+    total: np.ndarray | None = None
+    for place in chosen:
+        try:
+            parameters = load_file(place / "arrays.safetensors")["parameters"]
+        except (OSError, KeyError, SafetensorError) as error:
+            raise RunError(
+                f"checkpoint {place} is damaged ({error}); remove it, and the mean is of the others"
+            ) from error
+        total = parameters.astype(np.float64) if total is None else total + parameters
+    if total is None:
+        raise RunError(f"{folder} holds no checkpoint to average")
+    return (total / len(chosen)).astype(np.float32)
+
+
+def _folder(folder: Path, round_number: int) -> Path:
+    return folder / f"round-{round_number:05d}"
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("round-*") if path.is_dir())

@@ -1,0 +1,139 @@
+"""The way to a person's clips: what she trains on, what judges her, and what shows who she is.
+
+A name is a client of the run (an identity of the shards, or a virtual client that holds parts of some), or any other
+identity: somebody whom nobody trains on, or a newcomer with shards of her own. Training, personalising, evaluating,
+comparing and auditing all ask here.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedtalk_ray.runs.folder import RunFolder
+from fedtalk_ray.settings import PopulationConfig, StreamConfig, TrainConfig
+from fedtalk_ray.shards.format import ARRAYS, Manifest, Piece, load_manifest
+from fedtalk_ray.shards.population import Population, Portion
+from fedtalk_ray.shards.reader import read_pieces
+
+if TYPE_CHECKING:
+    # It brings torch, which a driver does without.
+    from fedtalk_ray.shards.windows import WindowBatch
+
+ENROLMENT_CLIPS = 8
+
+
+class People:
+    """Everybody in some shards, and who of them is a client."""
+
+    def __init__(self, shards: str | Path, manifest: Manifest, clients: Population | None = None) -> None:
+        """clients: None where nobody is one, so that every name is an identity."""
+        self.shards, self.manifest, self.clients = shards, manifest, clients
+        self.unseen = frozenset(manifest.unseen())
+
+    def identities(self, name: str) -> list[str]:
+        """Whose clips a name stands for."""
+        return list(dict.fromkeys(portion.identity for portion in self._portions(name)))
+
+    def clients_of(self, identity: str) -> Iterator[str]:
+        """The clients that hold clips of an identity, in order."""
+        return iter(()) if self.clients is None else self.clients.holders(identity)
+
+    def pieces(self, name: str, split: str, columns: tuple[str, ...] = tuple(ARRAYS)) -> Iterator[Piece]:
+        """The pieces of a split in stored order: of training pieces its own part, of the others all."""
+        for portion in self._portions(name):
+            only = portion.pieces if split == "train" else None
+            if split == "train" or self.manifest.pieces(portion.identity, split):
+                yield from read_pieces(self.shards, self.manifest, portion.identity, split, columns, only)
+
+    def clip(self, name: str, clip: str, columns: tuple[str, ...] = tuple(ARRAYS)) -> list[Piece]:
+        """The pieces of one clip in order; none where there is no such clip."""
+        for identity in self.identities(name):
+            for entry in self.manifest.identities[identity]:
+                if entry.name == clip:
+                    found = read_pieces(self.shards, self.manifest, identity, entry.split, columns)
+                    return sorted((piece for piece in found if piece.clip == clip), key=lambda piece: piece.begin)
+        return []
+
+    def batches(
+        self, name: str, *, window: int, windows: int, batch_size: int, seed: int, stream: StreamConfig
+    ) -> "Iterator[WindowBatch]":
+        """At least `windows` training windows of so many frames, in an order that the seed says (`stream_batches`)."""
+        from fedtalk_ray.shards.stream import stream_batches
+
+        return stream_batches(
+            self.shards,
+            self.manifest,
+            self._portions(name),
+            window=window,
+            windows=windows,
+            batch_size=batch_size,
+            seed=seed % 2**32,
+            stream=stream,
+        )
+
+    def judged_by(self, name: str) -> str:
+        """The split that a client, or somebody whom nobody trains on, is judged by."""
+        return "test" if name in self.unseen else "val"
+
+    def windows(self, name: str, window: int, count: int) -> "WindowBatch":
+        """`count` held-out windows of so many frames, always the same."""
+        from fedtalk_ray.shards.windows import held_out_windows
+
+        return held_out_windows(self.pieces(name, self.judged_by(name), ("latents", "speech")), window, count)
+
+    def enrolment(self, name: str) -> np.ndarray:
+        """The first frame of a few training clips, latents float32 [M, C, h, w]: who this is."""
+        # A virtual client may hold only later parts of its clips.
+        virtual = self.clients is not None and self.clients.virtual
+        pieces = self.pieces(name, "train", ("latents",))
+        first = (piece.latents[0] for piece in pieces if piece.begin == 0 or virtual)
+        return np.stack(list(islice(first, ENROLMENT_CLIPS))).astype(np.float32)
+
+    def frames(self, name: str) -> int:
+        """Training frames n_k."""
+        if self.clients is not None and name in self.clients:
+            return self.clients.frames(name)
+        return self.manifest.frames(name, "train")
+
+    def _portions(self, name: str) -> tuple[Portion, ...]:
+        if self.clients is not None and name in self.clients:
+            return self.clients.portions(name)
+        return (Portion(name),)
+
+
+def people_of(config: TrainConfig, shards: str | Path | None = None) -> People:
+    """Everybody in the run's shards, with the run's clients; or in others, where every able identity is a client.
+
+    Raises `ShardError`.
+    """
+    if shards is None or str(shards) == config.shards:
+        manifest = load_manifest(config.shards)
+        return People(config.shards, manifest, population_of(config, manifest))
+    manifest = load_manifest(shards)
+    return People(shards, manifest, Population(manifest, PopulationConfig()) if manifest.clients() else None)
+
+
+def speakers(run: RunFolder, personal: bool) -> Callable[[str], str | None]:
+    """identity -> the client whose own adapter speaks for it: the first that holds clips of it and has an adapter.
+
+    None for an identity without one, and for all unless `personal`; a pretrained pipeline has no clients.
+    """
+    if not (personal and run.exists()):
+        return lambda identity: None
+    config = run.config()
+    # Only virtual clients need the run's own shards to be known: who else holds clips is named as they are.
+    people = None if config.population.clients is None else people_of(config)
+
+    def speaker(identity: str) -> str | None:
+        clients = iter([identity]) if people is None else people.clients_of(identity)
+        return next((client for client in clients if run.client(client).adapters()), None)
+
+    return speaker
+
+
+def population_of(config: TrainConfig, manifest: Manifest) -> Population:
+    """The run's clients. Raises `ShardError` for shards that hold none."""
+    return Population(manifest, config.population, config.seed, config.cohort.clients)

@@ -1,0 +1,73 @@
+"""Options from a YAML file: they become the command line that a person would have typed."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.main import get_command
+
+from fedtalk_ray.commands.cli import app, main
+from fedtalk_ray.commands.command_file import expanded
+from fedtalk_ray.errors import ConfigError
+
+GROUP: Any = get_command(app)
+
+
+def test_keys_become_options_and_the_command_line_comes_after(tmp_path: Path) -> None:
+    recipe = tmp_path / "prepare.yaml"
+    tree = {"corpus": "grid", "unseen": ["s2", "s9"], "max-clips": 3, "overwrite": True, "only": None}
+    recipe.write_text(yaml.safe_dump(tree, sort_keys=False))
+    assert expanded(GROUP, ["prepare", str(recipe), "--out", "x"]) == [
+        *("prepare", "--corpus", "grid", "--unseen", "s2,s9", "--max-clips", "3", "--overwrite", "--out", "x")
+    ]
+    recipe.write_text("loss: [tdc=0, sync=0.05]\nfrom: fedtalk-tiny\noverwrite: false\n")
+    assert expanded(GROUP, ["pretrain", str(recipe)]) == [
+        *("pretrain", "--loss", "tdc=0", "--loss", "sync=0.05", "--from", "fedtalk-tiny")
+    ]
+
+
+def test_commands_with_a_file_of_their_own_and_other_arguments_are_left_alone() -> None:
+    for arguments in (["train", "c.yaml", "rounds=3"], ["compare", "c.yaml"], ["prepare", "--out", "x"], ["prepare"]):
+        assert expanded(GROUP, arguments) == arguments
+    assert expanded(GROUP, []) == [] and expanded(GROUP, ["nothing", "c.yaml"]) == ["nothing", "c.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("corpsu: grid", "unknown key 'corpsu'; the nearest valid key is 'corpus'"),
+        ("overwrite: perhaps", "overwrite is 'perhaps'; it takes true or false"),
+        ("corpus: {a: 1}", "corpus is {'a': 1}; it takes a value, or a list of values"),
+        ("- corpus", "must hold `key: value` lines"),
+    ],
+)
+def test_what_no_option_takes_is_refused(text: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        expanded(GROUP, ["prepare", str(tmp_path / "r.yaml")])
+    assert says in str(caught.value)
+
+
+def test_the_command_reads_its_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "r.yaml").write_text(f"corpus: grid\nroot: {tmp_path}/none\nout: {tmp_path}/shards\n")
+    with pytest.raises(SystemExit):
+        main(["prepare", str(tmp_path / "r.yaml")])
+    assert f"corpus folder {tmp_path / 'none'} does not exist" in capsys.readouterr().err
+
+
+def test_every_shipped_recipe_is_taken_by_its_command(repository: Path) -> None:
+    """As the first line of the file says it; the options that it leaves open are on that line."""
+    found = {}
+    for file in sorted((repository / "jobs" / "configs").glob("*.yaml")):
+        _, python, script, *arguments = file.read_text().splitlines()[0].split()
+        task = Path(script).stem
+        assert python == "python" and (repository / script).is_file()
+        if task == "train":
+            continue
+        assert arguments[0] == f"jobs/configs/{file.name}"
+        _, *options = expanded(GROUP, [task, str(file), *arguments[1:]])
+        found[task] = GROUP.commands[task].make_context(task, options).params
+    assert set(found) == {"prepare", "pretrain", "personalize", "generate", "evaluate"}
+    assert found["prepare"]["unseen"] == "s2,s9,s20,s22,s34" and found["pretrain"]["start"] == "fedtalk-tiny"
+    assert found["personalize"]["client"] == "s1" and found["evaluate"]["split"] == "held-out"

@@ -1,0 +1,146 @@
+"""What a comparison makes of finished runs: figures, tables, plots, failures. Training itself is in tests/ray."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fedtalk_ray.commands.cli import main
+from fedtalk_ray.comparison.compare import figure, measured, report, why
+from fedtalk_ray.comparison.experiment import Experiment, Planned
+from fedtalk_ray.config import parse_config
+from fedtalk_ray.errors import RunError
+from fedtalk_ray.evaluation.evaluate import Instruments
+from fedtalk_ray.evaluation.metrics import mouth_psnr, psnr
+from fedtalk_ray.evaluation.window_figures import window_figures
+from fedtalk_ray.shards.format import load_manifest
+from fedtalk_ray.shards.reader import read_pieces
+
+METRICS = ["held_out_loss", "unseen.loss", "seen.motion_error", "unseen.copy.mouth_psnr"]
+
+
+def experiment(out: Path, **more: Any) -> Experiment:
+    tree: dict[str, Any] = {"name": "try", "out": str(out), "base": {}, "metrics": METRICS}
+    tree["methods"] = {"good": {}, "bad": {}, "saved": {}}
+    return Experiment.model_validate(tree | more)
+
+
+@pytest.fixture(scope="module")
+def run(make_shards, tmp_path_factory: pytest.TempPathFactory) -> Planned:
+    """A run of one round by hand: an untrained pipeline and a history."""
+    from fedtalk_ray.model.autoencoder import load_autoencoder
+    from fedtalk_ray.model.denoiser import TalkingHeadDenoiser
+    from fedtalk_ray.model.pipeline import TalkingHeadPipeline
+    from fedtalk_ray.model.schedule import make_scheduler
+
+    folder = tmp_path_factory.mktemp("compare")
+    make_shards(folder / "shards", {"ann": [8] * 3, "bob": [8] * 3, "guest": [8, 8]}, unseen=("guest",))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        denoiser = TalkingHeadDenoiser(latent_size=8, widths=(16, 32), window=4)
+    pipeline = TalkingHeadPipeline(load_autoencoder("patch"), denoiser, make_scheduler("sample"))
+    pipeline.save_pretrained(str(folder / "run" / "pipeline"))
+    lines = [{"round": 1, "held_out_loss": 0.5}, {"round": 2}, {"round": 3, "held_out_loss": 0.25}]
+    (folder / "run" / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    shards = str(folder / "shards")
+    config = parse_config({"run": str(folder / "run"), "shards": shards, "pretrained": "p", "rounds": 3}, "test")
+    return Planned("all", "good", 0, config, shards, ("ann",))
+
+
+def test_a_run_is_measured_once_by_the_named_metrics(run: Planned, tmp_path: Path) -> None:
+    result = measured(run, experiment(tmp_path), Instruments())
+    windows = window_figures(run.config.run, run.config.shards, ["ann"])
+    truths = [
+        piece.frames for piece in read_pieces(run.config.shards, load_manifest(run.config.shards), "guest", "test")
+    ]
+    copied = np.mean([mouth_psnr(truth[:1].repeat(len(truth), 0), truth) for truth in truths])
+    assert result["figures"] == {
+        "held_out_loss": 0.25,
+        "unseen.loss": windows["unseen"]["loss"],
+        "seen.motion_error": windows["seen"]["motion_error"],
+        "unseen.copy.mouth_psnr": pytest.approx(copied),
+    }
+    assert result["curve"] == {1: 0.5, 3: 0.25}
+    kept = Path(run.config.run) / "figures.json"
+    written = kept.stat().st_mtime_ns
+    assert measured(run, experiment(tmp_path), Instruments()) == result
+    assert kept.stat().st_mtime_ns == written, "the same figures are not measured twice"
+    with open(kept) as file:
+        seen = json.load(file)["videos"]["seen"]["copy"]["psnr"]
+    truth = next(read_pieces(run.config.shards, load_manifest(run.config.shards), "bob", "test")).frames
+    assert seen == pytest.approx(psnr(truth[:1].repeat(len(truth), 0), truth)), "of bob alone: ann is excluded"
+    without = measured(run, experiment(tmp_path, metrics=["unseen.loss"]), None)
+    assert "videos" not in without["detail"] and kept.stat().st_mtime_ns != written
+
+
+def test_a_figure_that_was_not_measured_is_named() -> None:
+    detail = {"windows": {"seen": {"loss": 1.5}}, "videos": {"seen": {"copy": {"psnr": 30, "identity": None}}}}
+    assert figure("seen.loss", detail, {}) == 1.5 and figure("seen.copy.psnr", detail, {}) == 30
+    with pytest.raises(RunError, match=r"metric 'unseen\.loss': 'unseen' was not measured; there are seen"):
+        figure("unseen.loss", detail, {})
+    with pytest.raises(RunError, match="'psnrr' was not measured; there are psnr, identity"):
+        figure("seen.copy.psnrr", detail, {})
+    with pytest.raises(RunError, match="is None, no number"):
+        figure("seen.copy.identity", detail, {})
+    with pytest.raises(RunError, match="metric 'held_out_loss' was not measured in any round"):  # B18
+        figure("held_out_loss", detail, {})
+
+
+def finished(method: str, seed: int, loss: float) -> dict[str, Any]:
+    figures = {"seen.loss": loss}
+    return {"population": "all", "method": method, "seed": seed, "run": "r", "figures": figures, "curve": {1: loss}}
+
+
+def test_the_report_holds_every_run_and_the_share_won_back(tmp_path: Path) -> None:
+    wanted = experiment(
+        tmp_path,
+        metrics=["seen.loss"],
+        seeds=[0, 1],
+        won_back={"clean": "good", "harmed": "bad", "rescued": "saved"},
+        baseline="bad",
+    )
+    losses = {"good": (1.0, 1.2), "bad": (2.0, 2.3), "saved": (1.5, 1.75)}
+    runs = [finished(method, seed, losses[method][seed]) for method in losses for seed in (0, 1)]
+    report(wanted, runs, [{"population": "all", "method": "good", "seed": 2, "run": "r", "reason": "lost"}])
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert len(results["runs"]) == 6 and results["failed"][0]["reason"] == "lost"
+    share = results["won_back"]["all"]["seen.loss"]
+    assert share["by_seed"] == pytest.approx({"0": 0.5, "1": 0.5}) and share["pooled"] == pytest.approx(0.5)
+    markdown = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert "Share won back: (saved − bad) / (good − bad)" in markdown and "| seen.loss | 0.50 ± 0.00 |" in markdown
+    with open(tmp_path / "table.csv", newline="") as file:
+        rows = {row["method"]: row for row in csv.DictReader(file)}
+    assert float(rows["good"]["difference"]) == pytest.approx(-1.05) and rows["bad"]["difference"] == ""
+    assert (tmp_path / "table.tex").is_file()
+    assert {path.name for path in (tmp_path / "plots").iterdir()} == {"losses.png", "bars.png"}
+
+
+def test_without_a_finished_run_there_is_no_table(tmp_path: Path) -> None:
+    report(experiment(tmp_path), [], [{"population": "all", "method": "good", "seed": 0, "run": "r", "reason": "x"}])
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_a_failure_is_one_line_and_a_fault_keeps_its_traceback(run: Planned, tmp_path: Path) -> None:
+    assert why(RunError("two\nlines"), run, tmp_path) == "two lines"
+    assert not list(tmp_path.iterdir())
+    try:
+        {}["gone"]
+    except KeyError as error:
+        line = why(error, run, tmp_path)
+    assert line == f"KeyError: 'gone' (see {tmp_path / 'failures.log'})"
+    log = (tmp_path / "failures.log").read_text()
+    assert log.startswith("all/good/seed0\n") and '{}["gone"]' in log
+
+
+def test_the_command_refuses_a_bad_experiment_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "e.yaml").write_text("name: x\nout: o\nbase: {}\nmethods: {a: {}}\nseed: 1\n")
+    with pytest.raises(SystemExit) as stopped:
+        main(["compare", str(tmp_path / "e.yaml")])
+    assert stopped.value.code == 1
+    printed = capsys.readouterr()
+    assert printed.out == "" and len(printed.err.splitlines()) == 1
+    assert "unknown key 'seed'; the nearest valid key is 'seeds'" in printed.err

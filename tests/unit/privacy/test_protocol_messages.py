@@ -1,0 +1,256 @@
+"""What a bad message gets at the server: malformed, forged, replayed, late, or damaged within."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from fedtalk_ray.messages import (
+    SealedShare,
+    Share,
+)
+from fedtalk_ray.privacy import secure_client, shamir
+from fedtalk_ray.privacy.protocol import STAGES, Aborted, Code
+from tests.unit.privacy.tampering import (
+    CORRUPT_SHARES,
+    OFFENDER,
+    OTHER,
+    ROWS,
+    SMALL_ORDER,
+    Make,
+    Tamper,
+    changed,
+    check_unopened,
+    flipped,
+    otherwise,
+    survivors_without,
+)
+
+if TYPE_CHECKING:
+    from tests.unit.privacy.conftest import Exchange
+
+
+@pytest.mark.parametrize("then", ["silence", "a good message"])
+@pytest.mark.parametrize(("stage", "tamper", "code"), ROWS)
+def test_a_bad_message_is_refused_and_the_others_end_the_round(
+    exchange: Exchange, stage: str, tamper: Tamper, code: Code, then: str
+) -> None:
+    exchange.until(stage)
+    for name in ("c00", "c02"):
+        assert exchange.give(exchange.ask(name)) is None
+    good = exchange.ask(OFFENDER)
+    before = exchange.state()
+    for _ in range(2):
+        assert exchange.give(tamper(exchange, OFFENDER, good)) == code
+        assert exchange.state() == before
+    if then == "silence":
+        exchange.step([OFFENDER])
+        assert set(exchange.finish()) == survivors_without(stage)
+    else:
+        assert exchange.give(good) is None
+        exchange.step()
+        assert len(exchange.finish()) == 5
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_frame_of_an_earlier_exchange_is_refused(exchange: Exchange, earlier: Exchange, stage: str) -> None:
+    exchange.until(stage)
+    before = exchange.state()
+    for name in exchange.plan.cohort:
+        assert exchange.give(earlier.sent[stage, name]) == Code.BAD_SIGNATURE
+    assert exchange.state() == before
+    assert len(exchange.finish()) == 5
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_second_message_of_a_client_is_refused_even_the_very_same(exchange: Exchange, stage: str) -> None:
+    exchange.until(stage)
+    good = exchange.ask(OFFENDER)
+    second = otherwise(exchange, OFFENDER, good)
+    assert exchange.give(good) is None
+    before = exchange.state()
+    for frame in (good, second, good):
+        assert exchange.give(frame) == Code.DUPLICATE
+        assert exchange.state() == before
+    assert len(exchange.finish()) == 5
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_message_after_its_stage_was_closed_is_refused(exchange: Exchange, stage: str) -> None:
+    exchange.until(stage)
+    good = exchange.ask(OFFENDER)
+    exchange.step([OFFENDER])
+    while True:
+        before = exchange.state()
+        assert exchange.give(good) == Code.WRONG_STAGE
+        assert exchange.state() == before
+        if exchange.server.stage not in STAGES:
+            break
+        exchange.step()
+    exchange.check_sum()
+    assert set(exchange.server.survivors) == survivors_without(stage)
+
+
+@pytest.mark.parametrize("stage", STAGES[1:])
+def test_who_missed_a_stage_cannot_come_back(exchange: Exchange, stage: str) -> None:
+    missed = STAGES[STAGES.index(stage) - 1]
+    exchange.until(missed).step([OFFENDER])
+    assert exchange.give(exchange.ask("c00")) is None
+    forged = exchange.altered(exchange.sent[stage, "c00"], client=OFFENDER)
+    before = exchange.state()
+    assert exchange.give(forged) == Code.NOT_IN_ROUND
+    assert exchange.state() == before
+    assert set(exchange.finish()) == survivors_without(missed)
+
+
+# Shares and ciphertexts that are damaged within a message that its sender signed.
+
+
+@pytest.mark.parametrize("tamper", CORRUPT_SHARES.values(), ids=CORRUPT_SHARES)
+def test_damaged_shares_are_left_out_and_the_others_open_the_sum(make_exchange: Make, tamper: Tamper) -> None:
+    """Seven clients, t = 5, one dropout: of the six who answer one may hand out rubbish, and two may not."""
+    exchange = make_exchange(7).until("unmask", {"mask": ["c06"]})
+    assert exchange.give(tamper(exchange, OFFENDER, exchange.ask(OFFENDER))) is None
+    assert len(exchange.finish()) == 6
+    exchange = make_exchange(7).until("unmask", {"mask": ["c06"]})
+    for name in (OFFENDER, OTHER):
+        assert exchange.give(tamper(exchange, name, exchange.ask(name))) is None
+    with pytest.raises(Aborted) as caught:
+        exchange.step()
+    assert caught.value.code == Code.CANNOT_UNMASK
+    check_unopened(exchange)
+
+
+def test_one_damaged_share_among_good_ones_is_left_out_alone(make_exchange: Make) -> None:
+    """t = 4 of 5, and two clients spoil one share each: were anything else of theirs thrown away, t would be missed."""
+
+    def spoil(exchange: Exchange, name: str, owner: str) -> None:
+        good = exchange.opened(exchange.ask(name)).self_mask_shares
+        spoilt = tuple(replace(share, value=bytes(33)) if share.owner == owner else share for share in good)
+        assert len(good) == 5 and spoilt != good
+        assert exchange.give(exchange.altered(exchange.sent["unmask", name], self_mask_shares=spoilt)) is None
+
+    exchange = make_exchange(5).until("unmask")
+    spoil(exchange, OFFENDER, "c00")
+    spoil(exchange, OTHER, "c02")
+    assert len(exchange.finish()) == 5
+
+
+def test_a_damaged_copy_does_not_push_out_the_good_share(make_exchange: Make) -> None:
+    exchange = make_exchange(5).until("unmask")
+    good = exchange.opened(exchange.ask(OFFENDER)).self_mask_shares
+    copies = (*good, *(replace(share, value=bytes(33)) for share in good))
+    assert exchange.give(exchange.altered(exchange.sent["unmask", OFFENDER], self_mask_shares=copies)) is None
+    assert len(exchange.finish({"unmask": ["c00"]})) == 5
+
+
+def dealt_with(count: int, change: Callable[[SealedShare], SealedShare]) -> Tamper:
+    """Changes what is dealt to the last `count` holders."""
+
+    def some(_: Exchange, message: Any) -> tuple[SealedShare, ...]:
+        spoilt = sorted(share.holder for share in message.shares)[-count:]
+        return tuple(change(share) if share.holder in spoilt else share for share in message.shares)
+
+    return changed(shares=some)
+
+
+DAMAGE: dict[str, Callable[[SealedShare], SealedShare]] = {
+    "a ciphertext with a bit flipped": lambda share: replace(share, ciphertext=flipped(share.ciphertext)),
+    "an empty ciphertext": lambda share: replace(share, ciphertext=b""),
+    "a ciphertext of zeros": lambda share: replace(share, ciphertext=bytes(len(share.ciphertext))),
+    "a wrong commitment to a share": lambda share: replace(share, self_mask_commitment=bytes(32)),
+}
+
+
+@pytest.mark.parametrize("change", DAMAGE.values(), ids=DAMAGE)
+def test_a_dealer_may_damage_what_it_deals_to_a_few(
+    make_exchange: Make, change: Callable[[SealedShare], SealedShare]
+) -> None:
+    """Seven clients, t = 5: with two holders spoilt five are left; with three the sum stays closed."""
+    exchange = make_exchange(7).until("share")
+    assert exchange.give(dealt_with(2, change)(exchange, OFFENDER, exchange.ask(OFFENDER))) is None
+    assert len(exchange.finish()) == 7
+    exchange = make_exchange(7).until("share")
+    assert exchange.give(dealt_with(3, change)(exchange, OFFENDER, exchange.ask(OFFENDER))) is None
+    with pytest.raises(Aborted) as caught:
+        exchange.until("open")
+    assert caught.value.code == Code.CANNOT_UNMASK
+    check_unopened(exchange)
+
+
+@pytest.mark.parametrize("secret", ["seed", "masking key", "commitment"])
+def test_a_dealer_whose_shares_give_another_secret_is_found_out(
+    make_exchange: Make, monkeypatch: pytest.MonkeyPatch, secret: str
+) -> None:
+    """The sum would come out wrong, so it does not come out at all."""
+    exchange = make_exchange(5).until("share")
+    split, place = shamir.split, iter(("seed", "masking key"))
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            secure_client.shamir,
+            "split",
+            lambda value, *rest, **more: split(bytes(32) if next(place) == secret else value, *rest, **more),
+        )
+        frame = exchange.ask(OFFENDER)
+    if secret == "commitment":
+        frame = exchange.altered(frame, seed_commitment=flipped(exchange.opened(frame).seed_commitment))
+    assert exchange.give(frame) is None
+    with pytest.raises(Aborted) as caught:
+        exchange.until("open", {"mask": [OFFENDER] if secret == "masking key" else []})
+    assert caught.value.code == Code.CANNOT_UNMASK
+    check_unopened(exchange)
+
+
+@pytest.mark.parametrize(
+    ("count", "spoilt"),
+    [
+        (7, 1),
+        (7, 7),
+        (14, 14),
+        (14, 1),
+    ],
+)
+def test_one_wrong_share_that_its_dealer_vouches_for_is_left_out(
+    make_exchange: Make, monkeypatch: pytest.MonkeyPatch, count: int, spoilt: int
+) -> None:
+    """The dealer commits to what it deals, rubbish to one holder; the others have more than t = 5 of 7 or 10 of 14."""
+    exchange = make_exchange(count).until("share")
+    split = shamir.split
+
+    def spoil(*arguments: Any) -> dict[int, bytes]:
+        return {point: bytes(33) if point == spoilt else share for point, share in split(*arguments).items()}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(secure_client.shamir, "split", spoil)
+        assert exchange.give(exchange.ask(OFFENDER)) is None
+    assert len(exchange.finish()) == count
+
+
+def test_shares_that_nobody_should_have_given_are_not_used(make_exchange: Make) -> None:
+    """A client that gives out both kinds of everything: the server keeps self masks of survivors, keys of dropouts."""
+    exchange = make_exchange(7).until("unmask", {"mask": ["c06"]})
+    held = exchange.clients[OFFENDER]._held
+    everything = {
+        "self_mask_shares": tuple(Share(owner, pair[0]) for owner, pair in held.items()),
+        "masking_key_shares": tuple(Share(owner, pair[1]) for owner, pair in held.items()),
+    }
+    assert len(held) == 7
+    assert exchange.give(exchange.altered(exchange.ask(OFFENDER), **everything)) is None
+    assert set(exchange.server._seed_shares) == set(exchange.plan.cohort) - {"c06"}
+    assert set(exchange.server._key_shares) == {"c06"}
+    assert len(exchange.finish()) == 6
+
+
+@pytest.mark.parametrize("which", ["encryption_key", "masking_key"])
+def test_a_key_of_small_order_is_refused(exchange: Exchange, which: str) -> None:
+    good = exchange.ask(OFFENDER)
+    assert exchange.give(exchange.altered(good, **{which: SMALL_ORDER})) == Code.BAD_KEYS
+
+
+@pytest.mark.parametrize("frame", [np.zeros((4, 4), np.uint8)[:, ::2], "text", None], ids=["a slice", "text", "None"])
+def test_what_is_no_buffer_is_refused(exchange: Exchange, frame: Any) -> None:
+    assert exchange.give(frame) == Code.MALFORMED

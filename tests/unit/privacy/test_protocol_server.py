@@ -1,0 +1,317 @@
+"""The protocol behind the parameter server: the model, the budget and the ledger, whatever arrives."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from fedtalk_ray.config import parse_config
+from fedtalk_ray.federation.roster import RosterFile, extend_roster
+from fedtalk_ray.federation.secure_aggregator import make_codec
+from fedtalk_ray.federation.server import ParameterServer
+from fedtalk_ray.privacy.keys import SigningKey
+from fedtalk_ray.privacy.ledger import Ledger
+from fedtalk_ray.privacy.protocol import STAGES, Aborted, Code
+from fedtalk_ray.privacy.secure_client import check_plan, open_plan
+from fedtalk_ray.runs.checkpoints import Checkpoint, config_digest, config_fingerprint, save_checkpoint
+from fedtalk_ray.runs.folder import RunFolder
+from tests.unit.privacy.tampering import CORRUPT_SHARES, OFFENDER, OTHER, ROWS, SKELLAM, Make, Tamper
+
+if TYPE_CHECKING:
+    from tests.unit.privacy.conftest import Exchange
+
+
+# Behind the parameter server.
+
+DIMENSION = 6
+
+
+class Door:
+    """A parameter server with the methods of a `SecureServer`, so that an `Exchange` can drive it through `collect`."""
+
+    def __init__(self, server: ParameterServer) -> None:
+        self.server, self.place = server, 0
+        self.waiting: list[Any] = []
+        self.refused: dict[str, int] = {}
+
+    @property
+    def stage(self) -> str:
+        return STAGES[self.place] if self.place < len(STAGES) else "open"
+
+    def receive(self, frame: Any) -> None:
+        self.waiting.append(frame)
+
+    def close(self) -> dict[str, bytes]:
+        before = hash_of(self.server)
+        half = len(self.waiting) // 2
+        collected = self.server.collect(self.stage, self.waiting[:half], self.waiting[half:])
+        assert hash_of(self.server) == before, "no message may change the model"
+        self.refused, self.waiting = collected.rejected, []
+        if collected.aborted is not None:
+            raise Aborted(Code(collected.aborted))
+        self.place += 1
+        return collected.frames
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.server._aggregator._exchange, name)
+
+
+def hash_of(server: ParameterServer) -> str:
+    return hashlib.sha256(server.shared().tobytes()).hexdigest()
+
+
+class Run:
+    """A run's folder with five clients and a parameter server whose model is 0, 1, 2...
+
+    Client k = 1, 2... has the update (k, ..., k) / 10 and the weight k / 8.
+    """
+
+    def __init__(self, folder: Path, make_exchange: Make, **privacy: Any) -> None:
+        tree = {"run": str(folder), "shards": "s", "pretrained": "p", "aggregation": "secure", "cohort": {"size": 5}}
+        self.config = parse_config(tree | {"privacy": {"insecure_min_survivors": 3} | privacy}, "test")
+        self.folder, self.make_exchange = RunFolder(folder), make_exchange
+        self.people = make_exchange(5).people
+        self.people.server = SigningKey.kept_in(self.folder.server_key)
+        extend_roster(self.folder.roster, self.people.roster.server, self.people.roster.clients)
+        self.name = RosterFile(self.folder.roster).read()[1]
+        start = Checkpoint(0, np.arange(DIMENSION, dtype=np.float32), {})
+        save_checkpoint(self.folder.checkpoints, start, config_fingerprint(self.config))
+        self.codec = make_codec(self.config, DIMENSION)
+        self.restart()
+        self.start = hash_of(self.server)
+
+    def restart(self) -> None:
+        """A server in the old one's place, with what is on disk."""
+        self.server = ParameterServer(str(self.folder.path), self.config)
+
+    def begin(self) -> Exchange:
+        """The next round, with clients that have looked at its plan."""
+        number = self.server.round() + 1
+        frame = self.server.begin(number, list(self.people.names), bytes(32))
+        plan = open_plan(frame, self.people.roster, self.name)
+        shared, digest_ = bytes.fromhex(hash_of(self.server)), config_digest(self.config)
+        vectors, rng = {}, np.random.default_rng(number)
+        for place, name in enumerate(plan.cohort, 1):
+            last = plan.exchange - 1
+            check_plan(plan, name, last_exchange=last, backbone=bytes(32), shared=shared, config=digest_)
+            update = np.full(DIMENSION, place / 10, np.float32)
+            vectors[name] = self.codec.encode(update, place / 8, plan.clip_norm, 5, rng)
+        return self.make_exchange(people=self.people, plan=plan, server=Door(self.server), vectors=vectors)
+
+    def check_moved(self, absent: Iterable[str] = ()) -> None:
+        """Round 1 took the weighted mean, sum k^2 / (10 sum k) over who is in the sum, and nothing else."""
+        places = [place for place, name in enumerate(self.people.names, 1) if name not in set(absent)]
+        mean = sum(place**2 for place in places) / (10 * sum(places))
+        assert self.server.round() == 1
+        assert np.abs(self.server.shared() - np.arange(DIMENSION) - mean).max() < 1e-5
+
+    def check_given_up(self, code: Code) -> None:
+        """Round 1 is gone through without a trace in the model, on disk too, and round 2 can follow."""
+        figures = self.server.finish(1, str(code))
+        assert figures["aborted"] == code and figures["survivors"] == 0 and "update_norm" not in figures
+        for _ in range(2):
+            assert self.server.round() == 1 and hash_of(self.server) == self.start
+            self.restart()
+        again = self.server.finish(1)
+        assert set(again) <= {"noise_multiplier", "epsilon", "epsilon_server"}, "a round is finished once"
+
+    @property
+    def charged(self) -> list[int]:
+        """The exchanges in the ledger on disk."""
+        return [charge.exchange for charge in Ledger(self.folder.ledger).charges]
+
+
+def test_an_undisturbed_round_moves_the_model_by_the_weighted_mean(make_exchange: Make, tmp_path: Path) -> None:
+    run = Run(tmp_path, make_exchange)
+    run.begin().until("open", {"mask": ["c03"]})
+    assert run.server.finish(1)["survivors"] == 4
+    run.check_moved(["c03"])
+
+
+@pytest.mark.parametrize(("stage", "tamper", "code"), ROWS)
+def test_a_bad_message_leaves_the_model_as_it_is(
+    make_exchange: Make, tmp_path: Path, stage: str, tamper: Tamper, code: Code
+) -> None:
+    """`Door.close` looks at the model's hash after every stage. One offender changes nothing; three end the round."""
+    run = Run(tmp_path / "one", make_exchange)
+    exchange = run.begin().until(stage)
+    exchange.give(exchange.ask("c00"))
+    good = exchange.ask(OFFENDER)
+    exchange.give(tamper(exchange, OFFENDER, good))
+    exchange.give(good)
+    exchange.step()
+    assert exchange.server.refused == {code: 1}
+    exchange.until("open")
+    run.server.finish(1)
+    run.check_moved()
+
+    run = Run(tmp_path / "three", make_exchange)
+    exchange = run.begin().until(stage)
+    exchange.give(exchange.ask("c00"))
+    offenders = ("c01", "c02", "c03")
+    for name in offenders:
+        exchange.give(tamper(exchange, name, exchange.ask(name)))
+    with pytest.raises(Aborted) as caught:
+        exchange.step(offenders)
+    assert exchange.server.refused == {code: 3}
+    assert caught.value.code == (Code.CANNOT_UNMASK if stage == "unmask" else Code.TOO_FEW)
+    run.check_given_up(caught.value.code)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_replays_leave_the_model_as_it_is(make_exchange: Make, tmp_path: Path, stage: str) -> None:
+    """In round 2: everything of round 1, everything that was said before, and every message a second time."""
+    run = Run(tmp_path, make_exchange)
+    old = run.begin().until("open", {"mask": [OTHER]})
+    assert run.server.finish(1)["survivors"] == 4
+    first = run.server.shared()
+    exchange = run.begin().until(stage)
+    before = list(exchange.sent.values())
+    answers = [exchange.ask(name) for name in exchange.inbox]
+    replayed = [frame for (when, _), frame in old.sent.items() if when == stage]
+    for frame in (*answers, *replayed, *before, *answers):
+        exchange.give(frame)
+    exchange.close()
+    wanted = {"duplicate": len(answers), "bad signature": len(replayed), "wrong stage": len(before)}
+    assert exchange.server.refused == {code: count for code, count in wanted.items() if count}
+    exchange.until("open")
+    run.server.finish(2)
+    assert np.abs(run.server.shared() - first - 55 / 150).max() < 1e-5
+
+
+@pytest.mark.parametrize("tamper", CORRUPT_SHARES.values(), ids=CORRUPT_SHARES)
+def test_damaged_shares_leave_the_model_as_it_is(make_exchange: Make, tmp_path: Path, tamper: Tamper) -> None:
+    run = Run(tmp_path / "one", make_exchange)
+    exchange = run.begin().until("unmask")
+    exchange.give(tamper(exchange, OFFENDER, exchange.ask(OFFENDER)))
+    exchange.until("open")
+    run.server.finish(1)
+    run.check_moved()
+    run = Run(tmp_path / "two", make_exchange)
+    exchange = run.begin().until("unmask")
+    for name in (OFFENDER, OTHER):
+        exchange.give(tamper(exchange, name, exchange.ask(name)))
+    with pytest.raises(Aborted) as caught:
+        exchange.step()
+    assert caught.value.code == Code.CANNOT_UNMASK
+    run.check_given_up(Code.CANNOT_UNMASK)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_round_of_too_few_is_gone_through_and_the_next_one_follows(
+    make_exchange: Make, tmp_path: Path, stage: str
+) -> None:
+    run = Run(tmp_path, make_exchange)
+    exchange = run.begin().until(stage)
+    with pytest.raises(Aborted) as caught:
+        exchange.step(["c00", "c01", "c02"])
+    # The exchange is over: no stage can be asked of the server any more, and it has no sum.
+    for late in STAGES:
+        assert run.server.collect(late, list(exchange.sent.values())).aborted == Code.LOST
+    with pytest.raises(Aborted):
+        run.server._aggregator.decoded(1)
+    run.check_given_up(caught.value.code)
+    second = run.begin()
+    assert second.plan.exchange == 2 and second.plan.round == 2
+    second.until("open")
+    run.server.finish(2)
+    assert np.abs(run.server.shared() - np.arange(DIMENSION) - 55 / 150).max() < 1e-5
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_budget_is_charged_once_masked_inputs_have_come(make_exchange: Make, tmp_path: Path, stage: str) -> None:
+    """Whether or not anything is opened after. Before that nobody has given anything away."""
+    run = Run(tmp_path, make_exchange, **SKELLAM)
+    exchange = run.begin().until(stage)
+    with pytest.raises(Aborted) as caught:
+        exchange.step(["c00", "c01", "c02"])
+    assert run.charged == ([] if stage in ("advertise", "share") else [1])
+    run.check_given_up(caught.value.code)
+    assert run.charged == ([] if stage in ("advertise", "share") else [1])
+
+
+def test_the_charge_is_on_disk_before_anybody_is_told_the_survivors(make_exchange: Make, tmp_path: Path) -> None:
+    run = Run(tmp_path, make_exchange, **SKELLAM)
+    exchange = run.begin().until("mask")
+    assert run.charged == []
+    exchange.step()
+    assert exchange.inbox and run.charged == [1]
+    exchange.until("open")
+    figures = run.server.finish(1)
+    assert figures["survivors"] == 5 and figures["epsilon"] > 0
+    assert run.charged == [1] and hash_of(run.server) != run.start
+
+
+@pytest.mark.parametrize(("privacy", "charged"), [({}, []), (SKELLAM, [1])], ids=["without noise", "skellam"])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_sum_that_no_honest_clients_make_is_thrown_away(
+    make_exchange: Make, tmp_path: Path, privacy: dict[str, Any], charged: list[int], sign: int
+) -> None:
+    """One client's vector lies far beyond any clip norm, and is validly signed. Five honest ones reach 8.7 units
+    without noise (of a ring of 16 either way) and 14 with it (of 8,192)."""
+    run = Run(tmp_path, make_exchange, **privacy)
+    exchange = run.begin()
+    huge = sign * (100 if privacy else 13) * int(run.codec.scale)
+    exchange.vectors["c02"] = np.full(DIMENSION + 2, huge % 2**32, np.uint32)
+    exchange.until("open")
+    figures = run.server.finish(1)
+    assert figures["aborted"] == Code.SUM_TOO_LARGE and figures["survivors"] == 0
+    assert run.server.round() == 1 and hash_of(run.server) == run.start
+    assert run.charged == charged
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_server_that_died_in_mid_exchange_says_that_it_is_lost(
+    make_exchange: Make, tmp_path: Path, stage: str
+) -> None:
+    run = Run(tmp_path, make_exchange, **SKELLAM)
+    exchange = run.begin().until(stage)
+    charged = run.charged
+    answers = [exchange.ask(name) for name in exchange.inbox]
+    run.restart()
+    collected = run.server.collect(stage, answers)
+    assert (collected.aborted, collected.answered, collected.frames) == ("exchange lost", 0, {})
+    assert hash_of(run.server) == run.start and run.charged == charged
+    run.check_given_up(Code.LOST)
+    second = run.begin()
+    assert second.plan.exchange == 2, "no exchange is numbered twice"
+    for frame in answers:
+        second.give(frame)
+    second.until("open")
+    assert run.server.finish(2)["survivors"] == 5
+
+
+def test_a_round_that_is_finished_without_a_word_about_its_exchange_is_lost(
+    make_exchange: Make, tmp_path: Path
+) -> None:
+    run = Run(tmp_path, make_exchange)
+    run.begin().until("open")
+    run.restart()
+    # Nothing is gone through: the caller may run the round again, or give it up.
+    assert run.server.finish(1) == {"aborted": Code.LOST}
+    assert run.server.round() == 0 and hash_of(run.server) == run.start
+    run.check_given_up(Code.LOST)
+
+
+def test_an_opened_sum_is_applied_once(make_exchange: Make, tmp_path: Path) -> None:
+    run = Run(tmp_path, make_exchange)
+    run.begin().until("open")
+    run.server.finish(1)
+    once = hash_of(run.server)
+    with contextlib.suppress(ValueError):
+        run.server.finish(2)
+    assert hash_of(run.server) == once
+
+
+def test_an_opened_sum_is_not_taken_for_another_rounds(make_exchange: Make, tmp_path: Path) -> None:
+    run = Run(tmp_path, make_exchange)
+    run.begin().until("open")
+    with contextlib.suppress(ValueError):
+        run.server.finish(2)
+    assert hash_of(run.server) == run.start

@@ -1,0 +1,80 @@
+"""The protocol's sums: exact, whoever drops out and when, and never of too few."""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import TYPE_CHECKING
+
+import pytest
+
+from fedtalk_ray.privacy.protocol import Aborted, Code, Limits
+from tests.unit.privacy.tampering import Make, check_unopened, subsets
+
+if TYPE_CHECKING:
+    pass
+
+
+# Sums, whoever drops out. m_min by hand: max(2n/3 + 1 rounded down, 3).
+
+
+@pytest.mark.parametrize(("count", "floor", "needed"), [(4, 3, 3), (5, 3, 4), (6, 3, 5), (7, 3, 5)])
+def test_the_sum_is_exact_for_every_set_of_dropouts_that_leaves_enough(
+    make_exchange: Make, count: int, floor: int, needed: int
+) -> None:
+    names = make_exchange(count, floor=floor).plan.cohort
+    for absent in chain.from_iterable(subsets(names, size) for size in range(count - needed + 1)):
+        survivors = make_exchange(count, floor=floor).finish({"mask": absent})
+        assert set(survivors) == set(names) - set(absent)
+    for absent in subsets(names, count - needed + 1):
+        exchange = make_exchange(count, floor=floor).until("mask")
+        with pytest.raises(Aborted) as caught:
+            exchange.step(absent)
+        assert caught.value.code == Code.TOO_FEW
+        check_unopened(exchange)
+
+
+@pytest.mark.parametrize("stage", ["share", "confirm", "unmask"])
+def test_the_sum_is_exact_when_anybody_drops_out_at_another_stage(make_exchange: Make, stage: str) -> None:
+    """Five clients, of whom four must stay. Who leaves after the masked inputs is in the sum all the same."""
+    names = make_exchange().plan.cohort
+    for absent in subsets(names, 1):
+        survivors = make_exchange().finish({stage: absent})
+        assert set(survivors) == (set(names) if stage in ("confirm", "unmask") else set(names) - set(absent))
+    for absent in subsets(names, 2):
+        exchange = make_exchange().until(stage)
+        with pytest.raises(Aborted) as caught:
+            exchange.step(absent)
+        assert caught.value.code == (Code.CANNOT_UNMASK if stage == "unmask" else Code.TOO_FEW)
+        check_unopened(exchange)
+
+
+def test_who_never_advertises_does_not_count_among_those_of_whom_two_thirds_must_stay(make_exchange: Make) -> None:
+    names = make_exchange().plan.cohort
+    for size in (1, 2):
+        for absent in subsets(names, size):
+            assert set(make_exchange().finish({"advertise": absent})) == set(names) - set(absent)
+    with pytest.raises(Aborted, match="too few: 2 clients after advertise, 3 are needed"):
+        make_exchange().step(names[:3])
+
+
+def test_a_dropout_at_every_stage(make_exchange: Make) -> None:
+    """Ten advertise; t = m_min = 7. The shares of the last seven open the sum of eight."""
+    exchange = make_exchange(11)
+    absent = {"advertise": ["c00"], "share": ["c01"], "mask": ["c02"], "unmask": ["c03"]}
+    assert exchange.finish(absent) == tuple(f"c{place:02}" for place in range(3, 11))
+
+
+def test_seventy_clients_on_the_ring_of_whom_seven_drop_out(make_exchange: Make) -> None:
+    exchange = make_exchange(70, floor=8).until("mask")
+    absent = exchange.plan.cohort[3::10]
+    assert len(absent) == 7
+    assert {len(exchange.server._neighbours[name]) for name in exchange.plan.cohort} == {28}, "not a complete graph"
+    assert len(exchange.finish({"mask": absent})) == 63
+
+
+def test_production_opens_no_sum_of_fewer_than_eight(make_exchange: Make) -> None:
+    assert Limits() == Limits(8)
+    exchange = make_exchange(9, floor=Limits().floor).until("mask")
+    with pytest.raises(Aborted, match="too few: 7 clients after mask, 8 are needed"):
+        exchange.step(["c00", "c01"])
+    assert len(make_exchange(9, floor=8).finish({"mask": ["c00"]})) == 8
