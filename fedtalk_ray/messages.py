@@ -5,8 +5,8 @@ The shared parameters, a float32 vector, go from the parameter server to the slo
 `aggregation: secure`  the five messages of the protocol's stages (`Advertisement` to `Unmasking`), as canonical signed
                        bytes (`privacy.wire`). `TO_SERVER` and `FIELDS` list all that they hold. Of a client's update
                        only `MaskedInput` is sent, uniform to the server.
-`aggregation: plain`   a `PlainUpdate`, in the clear, to the server. Scores travel in the `ClientReport`s of a `Fitted`
-                       to the driver, sample counts also show in `total_weight`.
+`aggregation: plain`   a `PlainUpdate`, in the clear, to the server. Scores travel in the `ClientReport`s of a
+                       `FitReport` to the driver, sample counts also show in `total_weight`.
 
 Raw frames, sound, latents and identity adapters have no message and never leave the client's side.
 """
@@ -32,7 +32,7 @@ class ClientReport:
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FitReport:
     """Under plain aggregation, of a chunk of clients: whose updates are in the sum, and their reports.
 
     Reports are left out where the server is to add noise.

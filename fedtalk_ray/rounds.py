@@ -12,12 +12,13 @@ a `privacy.mechanism` over clipped and noisy ones.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any, TypeVar
 
-from fedtalk_ray.actors.between_rounds import agree_on_units, held_out_loss, release
-from fedtalk_ray.actors.cluster import connect
+from fedtalk_ray.actors.between_rounds import held_out_loss, release, share_residual_units
+from fedtalk_ray.actors.connection import connect
 from fedtalk_ray.actors.deaths import RoundLost
 from fedtalk_ray.actors.parameter_server import ask, start_server
 from fedtalk_ray.actors.plain_round import plain_round
@@ -25,7 +26,6 @@ from fedtalk_ray.actors.pool import SlotPool, result_of
 from fedtalk_ray.actors.secure_round import secure_round
 from fedtalk_ray.errors import UserError
 from fedtalk_ray.federation.cohorts import Sampler, sample_cohort
-from fedtalk_ray.federation.failure_policy import FailurePolicy
 from fedtalk_ray.federation.privacy_plan import sampling_rate, with_noise
 from fedtalk_ray.federation.roster import RosterFile, extend_roster
 from fedtalk_ray.federation.secure_aggregator import BudgetSpent, limits_of
@@ -39,7 +39,7 @@ from fedtalk_ray.settings import TrainConfig
 from fedtalk_ray.shards.people import people_of
 from fedtalk_ray.tracking import Listener
 from fedtalk_ray.tracking.prometheus import RoundMetrics
-from fedtalk_ray.tracking.tensorboard import RunLog
+from fedtalk_ray.tracking.tensorboard import TensorBoardLog
 
 Result = TypeVar("Result")
 Record = dict[str, Any]
@@ -64,10 +64,10 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
         if not resume:
             forget_run(run)
         raise
-    listeners = listeners_of(run, config, first)
+    listeners = listeners_of(run, config.model_dump(mode="json"), first)
     try:
         if config.pretrained is None:
-            agree_on_units(pool, sample_cohort(clients, config.cohort.size, config.seed, 1))
+            share_residual_units(pool, sample_cohort(clients, config.cohort.size, config.seed, 1))
         server = start_server(config, pool.vector, sampling_rate(config, len(clients)))
         # Whose held-out loss is looked at: where clients are promised anything, they tell none.
         unseen = people.manifest.unseen()
@@ -134,10 +134,10 @@ class Federation:
             }
         if secure:
             self._enrol(cohort)
-        one_round = secure_round if secure else plain_round
+        one_round = secure_round if secure else partial(plain_round, charge=config.privacy.mechanism != "none")
         enough = config.cohort.size if config.cohort.over_select else None
         record, attempts = self.with_parameters(
-            "shared", lambda shared: one_round(config, self._pool, self._server, number, cohort, shared, enough)
+            "shared", lambda shared: one_round(self._pool, self._server, number, cohort, shared, enough)
         )
         return record | {"attempts": attempts} if attempts > 1 else record
 
@@ -173,7 +173,7 @@ class Federation:
 
         which: "shared" to go on from, or "released" to look at (`ParameterServer`).
         """
-        policy, attempts = FailurePolicy(self._config.failures), 1
+        policy, attempts = self._pool.policy, 1
         while True:
             try:
                 # One numpy array in the store, read by every slot without a copy.
@@ -192,11 +192,11 @@ class Federation:
             extend_roster(self._roster.path, SigningKey.kept_in(self._run.server_key).public, keys)
 
 
-def listeners_of(run: RunFolder, config: TrainConfig, first: int) -> list[Listener]:
+def listeners_of(run: RunFolder, settings: dict[str, Any], first: int) -> list[Listener]:
     """History, TensorBoard and Prometheus. What a resumed run had told them of rounds from `first` on is dropped."""
-    log = RunLog(run.tensorboard, first)
-    log.settings(config.model_dump(mode="json"))
-    return [History(run.history_file, keep=first - 1), log, RoundMetrics(config.run)]
+    log = TensorBoardLog(run.tensorboard, first)
+    log.settings(settings)
+    return [History(run.history_file, keep=first - 1), log, RoundMetrics(settings["run"])]
 
 
 @contextmanager

@@ -26,7 +26,7 @@ def release(pool: SlotPool, run: RunFolder, speakers: list[str], number: int, sh
         result_of(outcome)
 
 
-def agree_on_units(pool: SlotPool, clients: list[str]) -> None:
+def share_residual_units(pool: SlotPool, clients: list[str]) -> None:
     """Without a pretrained backbone, these clients' summed latent statistics fix the units for everybody."""
     parts: list[StatisticsUpdate] = [result_of(outcome) for outcome in pool.run("statistics", clients)]
     pool.tell_all("use_statistics", StatisticsUpdate(np.sum([part.sums for part in parts], axis=0)))

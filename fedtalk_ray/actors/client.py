@@ -15,7 +15,7 @@ from fedtalk_ray.federation.aggregation import WeightedSum
 from fedtalk_ray.federation.secure_aggregator import clip_norm_of
 from fedtalk_ray.federation.strategies import client_weight, load_strategy
 from fedtalk_ray.generation.samples import write_sample
-from fedtalk_ray.messages import Answers, ClientReport, Fitted, HeldOutLoss, PlainUpdate, StatisticsUpdate
+from fedtalk_ray.messages import Answers, ClientReport, FitReport, HeldOutLoss, PlainUpdate, StatisticsUpdate
 from fedtalk_ray.model import adapters
 from fedtalk_ray.model.released import release_model
 from fedtalk_ray.privacy.protocol import Aborted, Code
@@ -52,7 +52,7 @@ class ClientSlot:
         self._run = RunFolder(Path(config.run))
         self._people = people_of(config)
         self._strategy = load_strategy(config.strategy)
-        self._pipeline = build_pipeline(config, self._people.manifest)
+        self._pipeline = build_pipeline(config.pretrained, config.seed, self._people.manifest)
         self._trainer = LocalTrainer(self._pipeline, config, device)
         self._pipeline.register_modules(denoiser=self._trainer.model)
         vector = adapters.to_vector(self._trainer.shared())
@@ -113,7 +113,7 @@ class ClientSlot:
 
     def fit(
         self, clients: list[str], round_number: int, shared: np.ndarray, call: int = 1
-    ) -> tuple[Fitted, PlainUpdate | None]:
+    ) -> tuple[FitReport, PlainUpdate | None]:
         """Trains these clients one after another from the same shared parameters; who is done, and their weighted sum.
 
         Where the server is to add noise, every client's update is weighted and clipped first, and counts once.
@@ -138,8 +138,8 @@ class ClientSlot:
             else:
                 total.add_clipped(update, report.weight, clip_norm_of(self._config.privacy))
         if not done:
-            return Fitted((), refused=refused), None
-        return Fitted(tuple(done), tuple(reports), refused), PlainUpdate(
+            return FitReport((), refused=refused), None
+        return FitReport(tuple(done), tuple(reports), refused), PlainUpdate(
             round_number, total.vector(), total.total_weight
         )
 

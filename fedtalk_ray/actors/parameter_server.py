@@ -7,7 +7,7 @@ import numpy as np
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from fedtalk_ray.actors.cluster import actor_name
+from fedtalk_ray.actors.connection import actor_name
 from fedtalk_ray.actors.deaths import DEATHS, RoundLost, fetch, first_line
 from fedtalk_ray.federation.server import ParameterServer
 from fedtalk_ray.runs.checkpoints import Checkpoint, config_fingerprint, save_checkpoint

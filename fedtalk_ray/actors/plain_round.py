@@ -14,17 +14,24 @@ from fedtalk_ray.actors.parameter_server import ask
 from fedtalk_ray.actors.pool import SlotPool, missing_clients
 from fedtalk_ray.errors import TrainingError
 from fedtalk_ray.federation.aggregation import normalised
-from fedtalk_ray.federation.failure_policy import FailurePolicy, describe
-from fedtalk_ray.messages import ClientReport, Fitted
-from fedtalk_ray.settings import TrainConfig
+from fedtalk_ray.federation.failure_policy import describe
+from fedtalk_ray.messages import ClientReport, FitReport
 
 
 def plain_round(
-    config: TrainConfig, pool: SlotPool, server: Any, number: int, cohort: list[str], shared: Any, enough: int | None
+    pool: SlotPool,
+    server: Any,
+    number: int,
+    cohort: list[str],
+    shared: Any,
+    enough: int | None,
+    *,
+    charge: bool,
 ) -> dict[str, Any]:
     """Runs round `number`; returns its line for the history.
 
-    enough: clients that close the round. Raises `QuorumLost`, and `RoundLost` when the sums were lost with their node.
+    enough: clients that close the round. charge: the server adds noise, so who answered is charged for it.
+    Raises `QuorumLost`, and `RoundLost` when the sums were lost with their node.
     """
     started = monotonic()
     outcomes = pool.run(
@@ -37,12 +44,12 @@ def plain_round(
         enough=enough,
         done=lambda result: len(result.clients),
     )
-    heard: list[Fitted] = [outcome.result for outcome in outcomes if outcome.result is not None]
-    answered = [client for said in heard for client in said.clients]
-    lost, refused = missing_clients(outcomes), Counter(why for fitted in heard for why in fitted.refused.values())
+    answers: list[FitReport] = [outcome.result for outcome in outcomes if outcome.result is not None]
+    answered = [client for answer in answers for client in answer.clients]
+    lost, refused = missing_clients(outcomes), Counter(why for fitted in answers for why in fitted.refused.values())
     # Who refused did answer.
     spoke = len(answered) + refused.total()
-    FailurePolicy(config.failures).check_quorum(number, spoke, min(len(cohort), enough or len(cohort)), lost)
+    pool.policy.check_quorum(number, spoke, min(len(cohort), enough or len(cohort)), lost)
     if not answered:
         raise TrainingError(
             f"round {number}: no client has an update ({describe(refused + lost)}); lower local.learning_rate; the "
@@ -50,7 +57,7 @@ def plain_round(
         )
     trained = monotonic()
     sums = [outcome.payload for outcome in outcomes if outcome.result is not None and outcome.result.clients]
-    charged = sorted(answered) if config.privacy.mechanism != "none" else None
+    charged = sorted(answered) if charge else None
     norm = ask(server, "apply", number, *sums, cohort=charged)
     record = {
         "round": number,
@@ -62,12 +69,12 @@ def plain_round(
     }
     if lost or refused:
         record["refused"] = lost + refused
-    return record | clients_of(sorted(answered), heard)
+    return record | clients_of(sorted(answered), answers)
 
 
-def clients_of(answered: list[str], heard: list[Fitted]) -> dict[str, Any]:
+def clients_of(answered: list[str], answers: list[FitReport]) -> dict[str, Any]:
     """What clients report in the clear, with their shares of the sum; nothing where they report nothing."""
-    reports: dict[str, ClientReport] = {report.client: report for said in heard for report in said.reports}
+    reports: dict[str, ClientReport] = {report.client: report for answer in answers for report in answer.reports}
     if not reports:
         return {}
     shares = normalised(reports[client].weight for client in answered)

@@ -63,7 +63,7 @@ class SlotPool:
         error when it cannot start.
         """
         self._config = config
-        self._policy = FailurePolicy(config.failures)
+        self.policy = FailurePolicy(config.failures)
         self._held = held
         self._slots: list[Slot] = []
         self._calls = 0
@@ -196,7 +196,7 @@ class SlotPool:
             except DEATHS as error:
                 self._lose(slot)
                 attempts += 1
-                if not self._policy.tries_again(attempts):
+                if not self.policy.tries_again(attempts):
                     raise ClusterError(f"{attempts} slots died at {method}: {first_line(error)}") from error
 
     def close(self) -> None:
@@ -227,7 +227,7 @@ class SlotPool:
             self._wait([], deadline)
             if len(self._slots) < fewest:
                 tries += 1
-                if not self._policy.tries_again(tries):
+                if not self.policy.tries_again(tries):
                     raise ClusterError(
                         f"slots died {tries} times while they started; look at the actors in the Ray dashboard, and "
                         "at memory and GPUs of their nodes"
@@ -275,7 +275,7 @@ class SlotPool:
         except DEATHS:
             self._lose(slot)
             work.attempts[index] += 1
-            if self._policy.tries_again(work.attempts[index]) and not work.stopped:
+            if self.policy.tries_again(work.attempts[index]) and not work.stopped:
                 work.queue.append(index)
                 if self._config.failures.replace:
                     self._start(1)

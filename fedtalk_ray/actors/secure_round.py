@@ -13,14 +13,12 @@ from fedtalk_ray.actors.deaths import RoundLost
 from fedtalk_ray.actors.parameter_server import ask
 from fedtalk_ray.actors.pool import DIED, LATE, SlotPool, missing_clients
 from fedtalk_ray.actors.slot import Slot
-from fedtalk_ray.federation.failure_policy import FailurePolicy
 from fedtalk_ray.messages import Collected
 from fedtalk_ray.privacy.protocol import STAGES, Code
-from fedtalk_ray.settings import TrainConfig
 
 
 def secure_round(
-    config: TrainConfig, pool: SlotPool, server: Any, number: int, cohort: list[str], shared: Any, enough: int | None
+    pool: SlotPool, server: Any, number: int, cohort: list[str], shared: Any, enough: int | None
 ) -> dict[str, Any]:
     """Runs round `number`; returns its line for the history. The model is as it was where that says `aborted`.
 
@@ -35,7 +33,7 @@ def secure_round(
     counts["trained"] = sum(len(clients) for _, clients in seats)
     # Who refused did answer: with too few left the protocol itself gives the round up, and the run goes on.
     answered = len(cohort) - sum(refused[why] for why in (DIED, LATE))
-    FailurePolicy(config.failures).check_quorum(number, answered, min(len(cohort), enough or len(cohort)), refused)
+    pool.policy.check_quorum(number, answered, min(len(cohort), enough or len(cohort)), refused)
     seconds["train"] = monotonic() - started
     frames: dict[str, bytes] = {client: b"" for _, clients in seats for client in clients}
     collected = Collected({}, 0, {})
@@ -111,8 +109,8 @@ def _answers(
             by_slot.setdefault(slot, {}).update(asked)
     calls, payloads = [], []
     for slot, asked in by_slot.items():
-        said, payload = slot.call("answer", stage, asked, label=f"slot.{stage}", returns=2)
-        calls.append((slot, said))
+        answer, payload = slot.call("answer", stage, asked, label=f"slot.{stage}", returns=2)
+        calls.append((slot, answer))
         payloads.append(payload)
     arrived = []
     for (slot, _), payload, answers in zip(calls, payloads, pool.gather(calls), strict=True):

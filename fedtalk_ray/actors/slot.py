@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 
-from fedtalk_ray.actors.cluster import actor_name
+from fedtalk_ray.actors.connection import actor_name
 from fedtalk_ray.settings import TrainConfig
 from fedtalk_ray.tracking.prometheus import SlotMemory
 

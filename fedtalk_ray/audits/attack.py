@@ -1,4 +1,4 @@
-"""What all attacks on a run have in common: how much they may do, what they are given, and what they bring back.
+"""What all attacks on a run have in common: what they are given, and what they bring back.
 
 A figure that is no finite number breaks the audit: an attack that did not run proves nothing.
 """
@@ -14,38 +14,6 @@ from fedtalk_ray.settings import TrainConfig
 
 class NotFinite(ValueError):
     """Scores that are no finite numbers: the audit fails, whatever they were to show."""
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How much work the attacks may do. `FULL` takes minutes on two cores, `FAST` a minute and a half at most."""
-
-    shadows: int
-    """Shadow runs for the likelihood-ratio attack on membership."""
-    shadow_rounds: int
-    """Rounds of a shadow run at most; no more than the run itself had."""
-    windows: int
-    """Windows of a person that a loss is averaged over."""
-    draws: int
-    """Noises that each window is given."""
-    people: int
-    """Members and outsiders, each, that are looked at, at most."""
-    canaries: int
-    """Clients made up to be found again."""
-    repeats: int
-    """Rounds over which canaries are looked for in the release view, at most."""
-    iterations: int
-    """Steps of the optimiser that inverts an update."""
-    lessons: int
-    """Rounds of local training in which the control of identity leakage is taught a face."""
-
-
-FULL = Effort(
-    shadows=2, shadow_rounds=2, windows=6, draws=4, people=24, canaries=1000, repeats=48, iterations=150, lessons=5
-)
-FAST = Effort(
-    shadows=0, shadow_rounds=0, windows=2, draws=2, people=8, canaries=300, repeats=4, iterations=25, lessons=2
-)
 
 
 @dataclass(frozen=True)
@@ -97,19 +65,19 @@ class Outcome:
 
     def failures(self) -> list[str]:
         """What makes the audit fail: broken promises, and figures that are no finite numbers."""
-        told = [
+        lines = [
             f"{figure.name} is {figure.value}: no finite number, so the attack proves nothing"
             for figure in self.figures
             if not math.isfinite(figure.value)
         ]
-        told += [
+        lines += [
             f"{name} holds values that are no finite numbers, so the attack proves nothing"
             for name, values in self.series.items()
             if not np.isfinite(values).all()
         ]
         if not self.figures:
-            told.append("no figure was measured, so the attack proves nothing")
-        return [f"{self.attack}: {line}" for line in (*self.broken, *told)]
+            lines.append("no figure was measured, so the attack proves nothing")
+        return [f"{self.attack}: {line}" for line in (*self.broken, *lines)]
 
     def as_json(self) -> dict[str, Any]:
         """Everything but the pictures, as plain data; what is not finite becomes null."""

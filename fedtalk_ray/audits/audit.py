@@ -12,13 +12,17 @@ from time import monotonic
 from types import ModuleType
 from typing import Any
 
-from fedtalk_ray.audits.attack import FAST, FULL, Effort, Figure, NotFinite, Outcome, finite
+import numpy as np
+from matplotlib.figure import Figure as Drawing
+
+from fedtalk_ray.audits.attack import Figure, NotFinite, Outcome, finite
 from fedtalk_ray.audits.attacks import available, load_attack
-from fedtalk_ray.audits.audit_plots import plot_outcome
 from fedtalk_ray.audits.bounds import auditing
+from fedtalk_ray.audits.effort import FAST, FULL, Effort
 from fedtalk_ray.audits.subject import Subject, mode
 from fedtalk_ray.errors import RunError, UserError
 from fedtalk_ray.outputs import new_file
+from fedtalk_ray.plotting import COLOURS, save_figure
 from fedtalk_ray.privacy.protocol import Aborted
 from fedtalk_ray.runs.folder import RunFolder
 
@@ -108,9 +112,41 @@ def told_epsilon(value: float | None) -> str:
 
 def shown(figure: Figure) -> str:
     """One figure's value with whatever stands beside it."""
-    told = f"{figure.value:8.3g}"
+    line = f"{figure.value:8.3g}"
     if figure.low is not None and figure.high is not None:
-        told += f"  [{figure.low:.3g}, {figure.high:.3g}]"
+        line += f"  [{figure.low:.3g}, {figure.high:.3g}]"
     if figure.chance is not None:
-        told += f"  by chance {figure.chance:.3g}"
-    return told + (f"  claimed {figure.claim:.3g}" if figure.claim is not None else "")
+        line += f"  by chance {figure.chance:.3g}"
+    return line + (f"  claimed {figure.claim:.3g}" if figure.claim is not None else "")
+
+
+def plot_outcome(outcome: Outcome, folder: Path, private: Path | None) -> None:
+    """FOLDER/<attack>.png with the scores of both groups, and PRIVATE/<attack>.png with pictures, where it has any.
+
+    private: a folder of the client whom the pictures show.
+    """
+    known = {name: values for name, values in outcome.series.items() if len(values) and np.isfinite(values).all()}
+    panels: dict[str, dict[str, list[float]]] = {}
+    for name, values in known.items():
+        what, _, who = name.rpartition(": ")
+        panels.setdefault(what, {})[who] = values
+    if panels:
+        drawing = Drawing(figsize=(1 + 4 * len(panels), 3.5), layout="constrained")
+        for axes, (what, groups) in zip(
+            drawing.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+        ):
+            edges = np.histogram_bin_edges(np.concatenate(list(groups.values())), 20)
+            for colour, (who, values) in zip(COLOURS, groups.items(), strict=False):
+                axes.hist(values, edges, color=colour, alpha=0.55, density=True, label=f"{who} (n={len(values)})")
+            axes.set(title=what, xlabel="score", ylabel="density")
+            axes.legend(fontsize="small")
+        save_figure(drawing, folder / f"{outcome.attack}.png")
+    if outcome.pictures and private is not None:
+        drawing = Drawing(figsize=(2.2 * len(outcome.pictures), 2.6), layout="constrained")
+        for axes, (name, picture) in zip(
+            drawing.subplots(1, len(outcome.pictures), squeeze=False)[0], outcome.pictures.items(), strict=True
+        ):
+            axes.imshow(picture, interpolation="nearest")
+            axes.set_title(name, fontsize="small")
+            axes.axis("off")
+        save_figure(drawing, private / f"{outcome.attack}.png")

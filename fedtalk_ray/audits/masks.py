@@ -46,7 +46,9 @@ class View:
             self.messages[stage] = {message.client: message for message in opened}
         self._limits = limits_of(exchange.config.privacy)
         self.context = protocol.context_of(exchange.plan)
-        keys = {name: (said.encryption_key, said.masking_key) for name, said in self.messages["advertise"].items()}
+        keys = {
+            name: (message.encryption_key, message.masking_key) for name, message in self.messages["advertise"].items()
+        }
         self._keys = keys
         self.session = protocol.session_of(self.context, keys)
         self._points = protocol.points(keys)
@@ -71,11 +73,11 @@ class View:
     def opened_twice(self) -> list[str]:
         """Clients of whom the server could open both secrets: then it has their vectors."""
         needed = self._limits.threshold(len(self._points))
-        told: dict[str, int] = {}
+        revealed: dict[str, int] = {}
         for message in self.messages.get("unmask", {}).values():
             for share in message.masking_key_shares:
-                told[share.owner] = told.get(share.owner, 0) + 1
-        return sorted(owner for owner, count in told.items() if count >= needed and owner in self.seeds)
+                revealed[share.owner] = revealed.get(share.owner, 0) + 1
+        return sorted(owner for owner, count in revealed.items() if count >= needed and owner in self.seeds)
 
     def rest(self, name: str) -> np.ndarray:
         """uint32 [D + 2]: a client's masked vector without its self mask; its pairwise masks are still on it."""
@@ -123,9 +125,9 @@ class View:
         public = list(self._public().values())
         sent = [
             value
-            for stage, said in self.messages.items()
-            if stage != "unmask" and name in said
-            for value in byte_fields(said[name])
+            for stage, message in self.messages.items()
+            if stage != "unmask" and name in message
+            for value in byte_fields(message[name])
         ]
         client = name.encode()
         singles = [*public, *sent]
@@ -148,7 +150,9 @@ class View:
                     for hashed in (digest, _concatenated):
                         yield f"{what} and {whose}", partial(_from_public, hashed, start, ids)
         dealt = {
-            (owner, share.holder): share for owner, said in self.messages["share"].items() for share in said.shares
+            (owner, share.holder): share
+            for owner, message in self.messages["share"].items()
+            for share in message.shares
         }
         for field in ("self_mask_commitment", "masking_key_commitment", "ciphertext"):
             for turned in (False, True):

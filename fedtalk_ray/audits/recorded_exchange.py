@@ -165,10 +165,10 @@ def _run(audited: Round, config: TrainConfig, absent: Absent) -> Exchange:
     aborted, gone = None, set[str]()
     for stage in STAGES:
         gone |= absent.get(stage, set())
-        said, payload = clients.answer(stage, {name: frames[name] for name in frames if name not in gone})
+        answers, payload = clients.answer(stage, {name: frames[name] for name in frames if name not in gone})
         seen[stage] = [bytes(answer) for answer in payload]
         collected = server.collect(stage, payload)
-        refused.update(said.refused.values())
+        refused.update(answers.refused.values())
         refused.update(collected.rejected)
         frames, aborted = collected.frames, collected.aborted
         if aborted is not None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedtalk_ray.audits.attack import Effort
+from fedtalk_ray.audits.effort import Effort
 from fedtalk_ray.audits.subject import Subject
 from fedtalk_ray.progress import ticker
 from fedtalk_ray.seeding import derive_seed

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fedtalk_ray.audits.attack import Effort, Round
+from fedtalk_ray.audits.attack import Round
+from fedtalk_ray.audits.effort import Effort
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.federation.secure_aggregator import limits_of
 from fedtalk_ray.federation.strategies import client_weight, load_strategy
@@ -50,7 +51,9 @@ class Subject:
         self.ledger = Ledger(run.ledger)
         self.config = as_it_is_now(config, checkpoint.clip_norm)
         self.people = people_of(self.config)
-        self.trainer = LocalTrainer(build_pipeline(self.config, self.people.manifest), self.config)
+        self.trainer = LocalTrainer(
+            build_pipeline(self.config.pretrained, self.config.seed, self.people.manifest), self.config
+        )
         self.start = adapters.to_vector(self.trainer.shared())
         self.released = adapters.to_vector(released_trainer(run, self.config).shared())
         if np.array_equal(self.start, self.released):

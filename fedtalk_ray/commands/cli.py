@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fedtalk_ray.commands import cluster as cluster_commands
+from fedtalk_ray.commands import cluster_options
 from fedtalk_ray.commands import privacy as privacy_commands
 from fedtalk_ray.errors import UserError
 
@@ -81,7 +81,7 @@ def prepare(
 
     Example: `fedtalk prepare --corpus grid --root data/grid --out shards/grid`
     """
-    from fedtalk_ray.actors.cluster import connect
+    from fedtalk_ray.actors.connection import connect
     from fedtalk_ray.corpora import at_most, list_corpus, only_identities, own_test_set
     from fedtalk_ray.shards.prepare import REJECTS, parse_unseen
     from fedtalk_ray.shards.prepare import prepare as run_prepare
@@ -324,8 +324,8 @@ def corrupt(
     print(f"shards: {out}; unreliable: " + ", ".join(f"{who} ({kind})" for who, kind in sorted(victims.items())))
 
 
-app.command(context_settings=cluster_commands.PASSED_ON)(cluster_commands.submit)
-app.command()(cluster_commands.status)
+app.command(context_settings=cluster_options.PASSED_ON)(cluster_options.submit)
+app.command()(cluster_options.status)
 
 
 def main(arguments: list[str] | None = None) -> None:

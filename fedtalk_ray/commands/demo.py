@@ -7,7 +7,7 @@ clients, and two whom nobody trains on.
 from pathlib import Path
 from time import monotonic
 
-from fedtalk_ray.actors.cluster import connect
+from fedtalk_ray.actors.connection import connect
 from fedtalk_ray.config import parse_config
 from fedtalk_ray.corpora import list_synthetic
 from fedtalk_ray.evaluation.evaluate import evaluate_run, metrics_table, write_metrics

@@ -13,7 +13,7 @@ from ray.exceptions import RayError
 from ray.util.state import list_actors, list_nodes
 from ray.util.state.exception import RayStateApiException
 
-from fedtalk_ray.actors.cluster import run_label
+from fedtalk_ray.actors.connection import run_label
 from fedtalk_ray.actors.deaths import first_line
 from fedtalk_ray.actors.slot import SlotProcess
 from fedtalk_ray.errors import ClusterError
@@ -142,15 +142,15 @@ def _ask(slots: list[Any]) -> dict[str, str]:
         return {}
     deadline = monotonic() + ANSWER_S
     done, silent = ray.wait([*calls], num_returns=len(calls), timeout=ANSWER_S)
-    said = {}
+    activity = {}
     for call in done:
         try:
             method, work = ray.get(call, timeout=max(0.0, deadline - monotonic()) + 1)
         except RayError as error:
-            said[calls[call]] = first_line(error)
+            activity[calls[call]] = first_line(error)
             continue
-        said[calls[call]] = f"{method}: {work}" if work else method or "idle"
-    return said | {
+        activity[calls[call]] = f"{method}: {work}" if work else method or "idle"
+    return activity | {
         calls[call]: f"has not answered for {ANSWER_S:g} s; py-spy dump --pid may tell why" for call in silent
     }
 

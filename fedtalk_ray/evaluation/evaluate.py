@@ -22,7 +22,7 @@ from fedtalk_ray.evaluation.frechet import FeatureNetwork, frechet_distance, hal
 from fedtalk_ray.evaluation.held_out import GROUPS, Clip, HeldOut, another_real_clip, choose_clips, read_clips
 from fedtalk_ray.evaluation.judge import IdentityJudge
 from fedtalk_ray.evaluation.perceptual import PerceptualDistance, load_perceptual
-from fedtalk_ray.evaluation.summary import half_widths, merge
+from fedtalk_ray.evaluation.statistics import half_widths, merge
 from fedtalk_ray.media.dlib_models import MissingModelError
 from fedtalk_ray.model.autoencoder import decode_latents
 from fedtalk_ray.model.device import pick_device

@@ -5,12 +5,14 @@ of their differences leaves out what all methods share, and is usually far narro
 No correction is made for looking at many metrics at once.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 
 import numpy as np
 from scipy.stats import t as student
+
+from fedtalk_ray.evaluation.clip_figures import Figures
 
 LEVEL = 0.95
 
@@ -102,3 +104,31 @@ def fieller(above: np.ndarray, below: np.ndarray, level: float = LEVEL) -> tuple
 
 def _quantile(n: int, level: float) -> float:
     return float(student.ppf((1 + level) / 2, n - 1))
+
+
+FEWEST_CLIPS = 3
+"""An interval of fewer would say more about the clips drawn than about the model."""
+
+
+def merge(figures: list[Figures]) -> Figures:
+    """The mean of each figure over the dictionaries that know it; None where none does or it is not finite."""
+    names = dict.fromkeys(name for single in figures for name in single)
+    return {name: _mean(known_values(figures, name)) for name in names}
+
+
+def half_widths(figures: list[Figures]) -> Figures:
+    """Half of each mean's 95% interval over clips (`statistics.interval`); None for fewer than `FEWEST_CLIPS`.
+
+    Clips count as drawn one by one: those of one person are more alike, so the true interval for new people is wider.
+    """
+    known = {name: known_values(figures, name) for name in merge(figures)}
+    return {name: interval(found).half_width if len(found) >= FEWEST_CLIPS else None for name, found in known.items()}
+
+
+def known_values(figures: Iterable[Figures], name: str) -> list[float]:
+    return [value for single in figures if (value := single.get(name)) is not None]
+
+
+def _mean(values: list[float]) -> float | None:
+    mean = float(np.mean(values)) if values else None
+    return mean if mean is not None and np.isfinite(mean) else None

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from fedtalk_ray.errors import UserError
-from fedtalk_ray.generation.samples import enlarge
 from fedtalk_ray.media.faces import DETECT_EVERY, NoFaceError
 from fedtalk_ray.media.pictures import read_still
 from fedtalk_ray.media.portrait import Portrait, crop_portrait
@@ -20,6 +19,9 @@ from fedtalk_ray.model.released import load_released, open_model
 from fedtalk_ray.progress import progress
 from fedtalk_ray.shards.format import Piece, load_manifest
 from fedtalk_ray.shards.people import People
+
+VIDEO_SCALE = 4
+"""Videos are written this much larger than the model's frames: players show a 64 pixel face as a stamp."""
 
 LONG_SECONDS = 10
 """Longer clips show a progress bar, one step a second of video."""
@@ -151,3 +153,10 @@ def _held_out(name: str, shards: str | None, role: str) -> list[Piece]:
     names = [entry.name for entry in manifest.identities.get(client, [])] or sorted(manifest.identities)
     shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
     raise InputError(f"{role} {name}: shards {shards} hold no such clip; there are {shown}")
+
+
+def enlarge(frames: np.ndarray, scale: int = VIDEO_SCALE) -> np.ndarray:
+    """uint8 [T, S, S, 3] to [T, S * scale, S * scale, 3], bicubic."""
+    pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float()
+    larger = torch.nn.functional.interpolate(pixels, scale_factor=scale, mode="bicubic", align_corners=False)
+    return larger.round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()

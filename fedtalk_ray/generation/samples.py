@@ -4,14 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image, ImageDraw, ImageFont
 
-from fedtalk_ray.generation.contact_sheet import contact_sheet, write_png
+from fedtalk_ray.generation.generate import enlarge
 from fedtalk_ray.media.video import write_video
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
+from fedtalk_ray.outputs import new_file
 from fedtalk_ray.shards.format import Piece
-
-VIDEO_SCALE = 4
-"""Videos are written this much larger than the model's frames: players show a 64 pixel face as a stamp."""
 
 
 def write_sample(pipeline: TalkingHeadPipeline, piece: Piece, folder: Path, name: str) -> np.ndarray:
@@ -24,8 +23,58 @@ def write_sample(pipeline: TalkingHeadPipeline, piece: Piece, folder: Path, name
     return frames
 
 
-def enlarge(frames: np.ndarray, scale: int = VIDEO_SCALE) -> np.ndarray:
-    """uint8 [T, S, S, 3] to [T, S * scale, S * scale, 3], bicubic."""
-    pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float()
-    larger = torch.nn.functional.interpolate(pixels, scale_factor=scale, mode="bicubic", align_corners=False)
-    return larger.round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+LABEL_HEIGHT = 18
+"""Pixels of the strip above each row that holds its name."""
+
+GAP = 2
+"""Pixels between neighbouring frames, and below each row."""
+
+BACKGROUND = (24, 24, 24)
+INK = (235, 235, 235)
+
+
+def contact_sheet(rows: list[tuple[str, np.ndarray]], columns: int = 12, scale: int = 2) -> np.ndarray:
+    """Lay out videos under one another, ground truth first, the same instants in every row.
+
+    rows: (name, frames uint8 [T, H, W, 3]); lengths may differ, H and W may not. `columns` instants are spread evenly
+    over the shortest video, its first and last frame included; a video with fewer frames shows each once. Every frame
+    pixel becomes `scale` x `scale` pixels.
+    Returns uint8 [height, width, 3]: the frame in row r and column c begins at
+    y = r * (LABEL_HEIGHT + H * scale + GAP) + LABEL_HEIGHT and x = c * (W * scale + GAP).
+    Raises `ValueError` for no rows, an empty video, or frames of different sizes.
+    """
+    _check(rows, columns, scale)
+    shortest = min(len(frames) for _, frames in rows)
+    instants = np.linspace(0, shortest - 1, min(columns, shortest)).round().astype(int)
+    height, width = (side * scale for side in rows[0][1].shape[1:3])
+    row_height = LABEL_HEIGHT + height + GAP
+    sheet = Image.new("RGB", (len(instants) * (width + GAP) - GAP, len(rows) * row_height), BACKGROUND)
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
+    for r, (name, frames) in enumerate(rows):
+        pen.text((3, r * row_height + LABEL_HEIGHT / 2), name, fill=INK, font=font, anchor="lm")
+        for c, instant in enumerate(instants):
+            tile = frames[instant].repeat(scale, axis=0).repeat(scale, axis=1)
+            sheet.paste(Image.fromarray(tile), (c * (width + GAP), r * row_height + LABEL_HEIGHT))
+    return np.array(sheet)
+
+
+def write_png(path: str | Path, image: np.ndarray) -> None:
+    """Write uint8 [H, W, 3] as PNG, beside the target first and then renamed.
+
+    Makes the folder where it is missing. Raises `OutputError` where nothing can be written.
+    """
+    with new_file(path) as partial:
+        Image.fromarray(image).save(partial, format="PNG")
+
+
+def _check(rows: list[tuple[str, np.ndarray]], columns: int, scale: int) -> None:
+    if not rows:
+        raise ValueError("a contact sheet needs at least one video, got none")
+    if columns < 1 or scale < 1:
+        raise ValueError(f"columns and scale must be at least 1, got {columns} and {scale}")
+    for name, frames in rows:
+        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not len(frames):
+            raise ValueError(f"{name}: must be uint8 [T, H, W, 3] with T >= 1, got {frames.dtype} {list(frames.shape)}")
+        if frames.shape[1:] != rows[0][1].shape[1:]:
+            sizes = [f"{clip.shape[2]}x{clip.shape[1]}" for clip in (frames, rows[0][1])]
+            raise ValueError(f"{name}: frames are {sizes[0]}, those of {rows[0][0]} are {sizes[1]}; sizes must agree")

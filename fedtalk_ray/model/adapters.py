@@ -23,7 +23,7 @@ SHARED, IDENTITY = "shared", "identity"
 TARGETS = ["conv1", "conv2", "conv3", "conv_shortcut", "time_emb_proj", "temporal", "linear1", "linear2", "conv"]
 """Layer names that carry adapters: residual blocks, their FiLM projections, resampling, time, speech encoder."""
 
-HEARING = r"(.*\.)?speech_(encoder|map)\..*"
+SPEECH_LAYERS = r"(.*\.)?speech_(encoder|map)\..*"
 """Layers that carry none of the identity adapter: what is heard is not a matter of whose face speaks. Out of a few
 seconds of one voice these only unlearn: two newcomers to GRID, each with 100 steps on one clip, gained 0.29 dB of the
 mouth rather than 0.07 without them, and lost 0.003 of likeness rather than 0.012, 0.018 of lip correlation rather than
@@ -39,7 +39,7 @@ def with_adapters(denoiser: TalkingHeadDenoiser, rank: int | None, alpha: float,
     generator: seed it to repeat them.
     """
     identity = LoraConfig(
-        r=identity_rank, lora_alpha=2 * identity_rank, target_modules=TARGETS, exclude_modules=HEARING
+        r=identity_rank, lora_alpha=2 * identity_rank, target_modules=TARGETS, exclude_modules=SPEECH_LAYERS
     )
     if rank is None:
         model = get_peft_model(denoiser, identity, adapter_name=IDENTITY)
@@ -58,7 +58,7 @@ def use_adapters(model: PeftModel, names: list[str] | None = None) -> None:
     model.requires_grad_(False)
 
 
-def rest_without_effect(model: PeftModel) -> None:
+def use_adapters_with_effect(model: PeftModel) -> None:
     """Lets all adapters act, but for an identity adapter beside a shared one that adds only zeros (its B is zero)."""
     silent = not any(bool(value.any()) for name, value in identity_parameters(model) if ".lora_B." in name)
     use_adapters(model, [SHARED] if silent and SHARED in model.peft_config else None)

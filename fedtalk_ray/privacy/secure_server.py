@@ -155,9 +155,9 @@ class SecureServer:
         frames = {}
         for client in alive:
             holders = {*self._neighbours[client], client}
-            told = tuple(confirmations[other] for other in alive if other in holders)
+            shown = tuple(confirmations[other] for other in alive if other in holders)
             dropped = tuple(other for other in self._dropped if other in holders)
-            frames[client] = self._signed(UnmaskRequest(self.survivors, dropped, told))
+            frames[client] = self._signed(UnmaskRequest(self.survivors, dropped, shown))
         return frames
 
     def _take_unmask(self, message: Unmasking) -> None:

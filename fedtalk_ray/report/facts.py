@@ -149,8 +149,8 @@ def warnings_of(run: Facts) -> list[str]:
             f"{privacy.simulated_population}. The real clients of this run got less privacy than its epsilon says."
         )
     if config.aggregation == "plain":
-        told = ", and clients reported their scores, sample counts and losses" if privacy.mechanism == "none" else ""
-        lines.append(f"Plain aggregation: the server saw each slot's sum of updates in the clear{told}.")
+        scores = ", and clients reported their scores, sample counts and losses" if privacy.mechanism == "none" else ""
+        lines.append(f"Plain aggregation: the server saw each slot's sum of updates in the clear{scores}.")
     if config.aggregation == "secure" and privacy.insecure_min_survivors is not None:
         lines.append(
             f"INSECURE: sums of {privacy.insecure_min_survivors} clients may be opened "

@@ -58,12 +58,12 @@ def convergence(run: Facts) -> Section:
     losses = run.series("held_out_loss")
     if losses:
         (first, before), (last, after) = losses[0], losses[-1]
-        told = f"The diffusion loss on {whose}; lower is better. "
+        meaning = f"The diffusion loss on {whose}; lower is better. "
         if len(losses) > 1:
-            caption = f"{told}{before:.3f} after round {first}, {after:.3f} after round {last}."
+            caption = f"{meaning}{before:.3f} after round {first}, {after:.3f} after round {last}."
             section.plot("Held-out loss by round", caption, draw_lines, {"held-out": losses}, "diffusion loss")
         else:
-            section.sentences.append(f"{told}{after:.3f} after round {last}, measured once and so no curve.")
+            section.sentences.append(f"{meaning}{after:.3f} after round {last}, measured once and so no curve.")
     else:
         section.sentences.append("Held-out loss: no round that is recorded measured it.")
     terms: dict[str, list[tuple[int, float]]] = {}
@@ -172,7 +172,7 @@ def privacy(run: Facts) -> Section:
             "Clipped updates by round", caption, draw_lines, {"clipped": clipped}, "clipped, %", from_zero=True
         )
     else:
-        section.sentences.append("How many updates were clipped is not told: nobody but the client itself learns it.")
+        section.sentences.append("How many updates were clipped is not known: nobody but the client itself learns it.")
     section.sentences.append(pointer)
     return section
 
@@ -245,9 +245,9 @@ def communication(run: Facts) -> Section:
         parts, total = _seconds(run), Counter[str]()
         for _, stages in run.series("stage_seconds"):
             total.update(stages)
-        told = ", ".join(f"{stage} {duration(value)}" for stage, value in total.items())
+        seconds = ", ".join(f"{stage} {duration(value)}" for stage, value in total.items())
         rest = f" {REST.capitalize()}: {duration(sum(parts[REST]))}." if REST in parts else ""
-        caption = f"In all: {told}.{rest}" if total else "Only whole rounds were timed."
+        caption = f"In all: {seconds}.{rest}" if total else "Only whole rounds were timed."
         section.plot("Seconds by round", caption, draw_bars, [at for at, _ in times], parts, "seconds")
     return section
 

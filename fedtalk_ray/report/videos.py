@@ -17,7 +17,7 @@ from PIL import Image
 
 from fedtalk_ray.errors import RunError, ShardError
 from fedtalk_ray.evaluation.evaluate import speak
-from fedtalk_ray.generation.samples import VIDEO_SCALE, enlarge
+from fedtalk_ray.generation.generate import VIDEO_SCALE, enlarge
 from fedtalk_ray.media.video import VideoError, first_picture, write_video
 from fedtalk_ray.model.autoencoder import decode_latents
 from fedtalk_ray.model.device import pick_device
@@ -167,8 +167,8 @@ def players(run: RunFolder, people: People, name: str, client: str | None, budge
         after = ClientFolder.written_after(run.own_adapter(client))
         own = load_released(run, client, pick_device())
         spoken = speak(own, piece.frames[0], piece.waveform, len(piece.frames), seed=0)
-        told = f"The same with the client's own identity adapter{f', of round {after}' if after else ''}."
-        yield player("personalised", told, spoken)
+        caption = f"The same with the client's own identity adapter{f', of round {after}' if after else ''}."
+        yield player("personalised", caption, spoken)
     decoded = decode_latents(model.autoencoder, torch.from_numpy(piece.latents.astype(np.float32)))
     yield player(
         "autoencoder alone", "Every real frame encoded and decoded: no picture of the model can be better.", decoded

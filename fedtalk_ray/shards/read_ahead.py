@@ -11,8 +11,8 @@ import numpy as np
 import ray.data
 
 from fedtalk_ray.errors import ShardError
-from fedtalk_ray.shards.cut import COLUMNS, Cut, Window, each_window
 from fedtalk_ray.shards.reader import Group, GroupReader
+from fedtalk_ray.shards.windows import COLUMNS, Cut, Window, each_window
 
 REFUSAL = "refusal"
 

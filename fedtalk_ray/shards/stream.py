@@ -14,12 +14,11 @@ import torch
 
 from fedtalk_ray.errors import ShardError
 from fedtalk_ray.settings import StreamConfig
-from fedtalk_ray.shards.cut import COLUMNS, Cut, Window, each_window
 from fedtalk_ray.shards.format import ROW_GROUP_BYTES, Manifest
 from fedtalk_ray.shards.population import Portion
 from fedtalk_ray.shards.reader import Group, GroupReader, list_groups
 from fedtalk_ray.shards.storage import is_remote
-from fedtalk_ray.shards.windows import WindowBatch
+from fedtalk_ray.shards.windows import COLUMNS, Cut, Window, WindowBatch, each_window
 
 
 def stream_batches(

@@ -15,7 +15,7 @@ PRIVACY_FIGURES = ("epsilon", "epsilon_server", "noise_multiplier", "clip_norm",
 HELD_OUT = "held_out/loss"
 
 
-class RunLog:
+class TensorBoardLog:
     """Listens to a run (`tracking.Listener`). Writes events into a folder. Steps are rounds, or pretraining's steps."""
 
     def __init__(self, folder: Path, first_round: int = 0) -> None:

@@ -9,21 +9,20 @@ import torch
 from fedtalk_ray.errors import ShardError
 from fedtalk_ray.model.denoiser import TalkingHeadDenoiser, bare_denoiser
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline, fingerprint, load_pipeline, new_pipeline
-from fedtalk_ray.settings import TrainConfig
 from fedtalk_ray.shards.format import Manifest, Piece
 
 
-def build_pipeline(config: TrainConfig, manifest: Manifest) -> TalkingHeadPipeline:
-    """Loads `config.pretrained`, or makes an untrained pipeline around the shards' autoencoder, from the run's seed.
+def build_pipeline(pretrained: str | None, seed: int, manifest: Manifest) -> TalkingHeadPipeline:
+    """Loads the pipeline `pretrained`, or makes an untrained one around the shards' autoencoder, drawn from `seed`.
 
     Raises `ShardError` when the shards were encoded by another autoencoder than the pipeline's.
     """
-    if config.pretrained is not None:
-        pipeline = load_pipeline(config.pretrained)
-        check_fits(manifest, pipeline, config.pretrained)
+    if pretrained is not None:
+        pipeline = load_pipeline(pretrained)
+        check_fits(manifest, pipeline, pretrained)
         return pipeline
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+        torch.manual_seed(seed)
         return untrained_pipeline(manifest)
 
 

@@ -5,7 +5,7 @@ On clips that were not trained on, a regression of the truth on the prediction s
 cell of the face cannot be predicted, the reference stays. Three maps of latent cells, stored in the denoiser:
 
 certainty   of the mean: the least-squares factor, sum(mean * truth) / sum(mean^2), within [0, 1], and all of them in
-            the mouth, and all around it, larger or smaller as frames come nearest to true ones (`caution`).
+            the mouth, and all around it, larger or smaller as frames come nearest to true ones (`shrinkage`).
 liveliness  of what a sample adds to the mean, outside the mouth: so much that frames differ as real ones do, the mean
             over clips.
 detail      of what the autoencoder loses of the reference face: the least-squares factor, within [0, 1].
@@ -26,17 +26,17 @@ from fedtalk_ray.model.sampling import sample_parts
 from fedtalk_ray.progress import progress
 from fedtalk_ray.shards.format import Piece
 
-CAUTIONS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2)
+FACTORS_TRIED = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2)
 """What the least-squares factors may be multiplied by: they listen to the frames with the largest errors, decibels to
 all frames alike. On GRID a model of 600 steps wants 0.8 in the mouth, one of 3,857 steps 1; drawn people want 1.1."""
-TIMID_DB = 0.05
-"""Of two cautions that are nearly as good the one that moves more is taken: it may cost so much of the PSNR. The least
+MAX_PSNR_LOSS_DB = 0.05
+"""Of two factors that are nearly as good the one that moves more is taken: it may cost so much of the PSNR. The least
 motion that scores best is a mouth that hardly opens."""
-MOST_LIVELY = 1.4
+MAX_LIVELINESS = 1.4
 """Where a real face moves more than a sample does, the sample's motion is enlarged by so much at most. On held-out GRID
 clips it is so nearly everywhere: jitter is 0.83 times the truth's. Another 0.2 brought it up by 0.1, and took 0.001 to
 0.002 of likeness and 0.06 dB."""
-MOST_PIXELS = 20_000_000
+MAX_PIXELS = 20_000_000
 """Pixels of true frames that are compared with decoded ones, nine times each: all of sixty clips of three seconds at 64
 pixels. Of more or larger ones each clip gives fewer frames, so that what a large autoencoder decodes is bounded."""
 
@@ -77,14 +77,14 @@ def calibrate(pipeline: TalkingHeadPipeline, pieces: Iterable[Piece], seed: int)
     agreeing = total((each.mean * each.truth).sum((0, 1)) for each in spoken)
     best = factor(agreeing, total(each.mean.square().sum((0, 1)) for each in spoken)).clamp(0, 1)
     decoded = affordable(spoken)
-    denoiser.certainty.copy_(best * caution(pipeline, decoded, best))
+    denoiser.certainty.copy_(best * shrinkage(pipeline, decoded, best))
     # In units of each clip's own motion, or who moves most would have everybody tremble; a still clip says nothing.
     motion = [float(moved(each.truth).sum()) for each in spoken]
     weighted = [(1 / amount if amount else 0.0, each) for amount, each in zip(motion, spoken, strict=True)]
     missing = total(weight * (moved(each.truth) - moved(denoiser.certainty * each.mean)) for weight, each in weighted)
     added = total(weight * moved(each.sample - each.mean) for weight, each in weighted)
     lively = factor(missing, added).clamp(min=0).sqrt()
-    denoiser.liveliness.copy_(lively.clamp(max=MOST_LIVELY) * (1 - mouth_blend(denoiser.config.latent_size)))
+    denoiser.liveliness.copy_(lively.clamp(max=MAX_LIVELINESS) * (1 - mouth_blend(denoiser.config.latent_size)))
     lacking, lost = total(lost_and_missing(pipeline, each) for each in decoded)
     denoiser.detail.copy_(factor(lacking, lost).clamp(0, 1))
 
@@ -100,8 +100,8 @@ def predict(pipeline: TalkingHeadPipeline, piece: Piece, seed: int) -> Predictio
 
 
 def affordable(spoken: list[Prediction]) -> list[Prediction]:
-    """The clips with so few frames of each that `MOST_PIXELS` are not exceeded, and at least one."""
-    share = MOST_PIXELS // sum(each.face[..., 0].size for each in spoken)
+    """The clips with so few frames of each that `MAX_PIXELS` are not exceeded, and at least one."""
+    share = MAX_PIXELS // sum(each.face[..., 0].size for each in spoken)
     return [each.fewer(max(1, share)) for each in spoken]
 
 
@@ -124,24 +124,25 @@ def moved(residuals: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def caution(pipeline: TalkingHeadPipeline, spoken: list[Prediction], best: torch.Tensor) -> torch.Tensor:
-    """What to multiply the factors `best` [h, w] by, [h, w]: one of `CAUTIONS` in the mouth, one around it.
+def shrinkage(pipeline: TalkingHeadPipeline, spoken: list[Prediction], best: torch.Tensor) -> torch.Tensor:
+    """What to multiply the factors `best` [h, w] by, [h, w]: one of `FACTORS_TRIED` in the mouth, one around it.
 
-    The largest whose frames, shown as `best` times it of the mean, have within `TIMID_DB` the highest mean PSNR there.
+    The largest whose frames, shown as `best` times it of the mean, have a mean PSNR there within `MAX_PSNR_LOSS_DB` of
+    the highest.
     """
     denoiser = pipeline.denoiser
-    reached = torch.zeros(len(CAUTIONS), 2)
+    reached = torch.zeros(len(FACTORS_TRIED), 2)
     for each in progress(spoken, len(spoken), "calibrate"):
         truth = frames_to_pixels(each.frames)
         inside = torch.from_numpy(mouth_mask(truth.shape[-1]))
-        for row, tried in zip(reached, CAUTIONS, strict=True):
+        for row, tried in zip(reached, FACTORS_TRIED, strict=True):
             shown = denoiser.from_residual((tried * best * each.mean)[None], each.reference)[0]
             errors = (decode_pixels(pipeline.autoencoder, shown) - truth).square().mean(1)
             for place, region in enumerate((inside, 1 - inside)):
                 row[place] -= 10 * ((errors * region).sum((1, 2)) / region.sum()).clamp(min=1e-8).log10().mean()
     reached = reached / len(spoken)
     mouth, around = (
-        max(tried for tried, psnr in zip(CAUTIONS, column, strict=True) if psnr >= column.max() - TIMID_DB)
+        max(tried for tried, psnr in zip(FACTORS_TRIED, column, strict=True) if psnr >= column.max() - MAX_PSNR_LOSS_DB)
         for column in reached.T
     )
     blend = mouth_blend(denoiser.config.latent_size)

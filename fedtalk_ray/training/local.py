@@ -87,7 +87,7 @@ class LocalTrainer:
         else:
             adapters.from_vector(self.identity(), identity)
         # Adding up nothing but zeros is a sixth of a step's time.
-        adapters.rest_without_effect(self.model)
+        adapters.use_adapters_with_effect(self.model)
 
     def fit(
         self,

@@ -25,16 +25,15 @@ from fedtalk_ray.progress import ticker
 from fedtalk_ray.settings import LossConfig
 from fedtalk_ray.shards.format import load_manifest
 from fedtalk_ray.shards.reader import read_pieces
-from fedtalk_ray.tracking.tensorboard import RunLog
+from fedtalk_ray.tracking.tensorboard import TensorBoardLog
 from fedtalk_ray.training.backbone import check_fits, untrained_pipeline
 from fedtalk_ray.training.calibration import calibrate
-from fedtalk_ray.training.lip_shape import lip_shapes
 from fedtalk_ray.training.model_card import Recipe, model_card
 from fedtalk_ray.training.optimise import budget
 from fedtalk_ray.training.train_decoder import autoencoder_psnr, train_decoder
 from fedtalk_ray.training.train_denoiser import set_units, train_denoiser
 from fedtalk_ray.training.train_identity import train_identity
-from fedtalk_ray.training.train_speech_motion import train_speech_motion
+from fedtalk_ray.training.train_speech_motion import lip_shapes, train_speech_motion
 from fedtalk_ray.training.train_sync import sync_accuracy, train_sync, vary_clips
 
 PARTS = {"decoder": (0.07, 75.0), "identity": (0.07, 75.0), "sync": (0.1, 150.0), "speech": (0.13, 200.0)}
@@ -154,7 +153,7 @@ def pretrain(
 
 def logged(steps: Iterator[dict[str, float]], folder: str | Path | None) -> list[float]:
     """The diffusion loss of every step. Means of all terms over `LOG_EVERY` steps go to TensorBoard in `folder`."""
-    log = RunLog(Path(folder)) if folder is not None else None
+    log = TensorBoardLog(Path(folder)) if folder is not None else None
     losses: list[float] = []
     recent: list[dict[str, float]] = []
     for step, terms in enumerate(steps, 1):

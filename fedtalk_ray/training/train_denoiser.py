@@ -21,7 +21,7 @@ from fedtalk_ray.training.losses import window_loss
 from fedtalk_ray.training.optimise import cosine, optimise
 
 EMA_DECAY = 0.998
-TOLD_LIPS = 0.9
+TRUE_LIPS_SHARE = 0.9
 """Share of windows that train with their true lip shapes."""
 
 
@@ -84,15 +84,15 @@ def random_batch(
         speech = piece.speech[begin : begin + config.window].astype(np.float32)
         sounds.append(vary_speech(speech, rng, config.speech == LOG_MEL))
         people.append(piece.identity)
-        told = lips[index][begin : begin + config.window]
-        shapes.append(told if rng.random() < TOLD_LIPS else np.full_like(told, np.nan))
+        shape = lips[index][begin : begin + config.window]
+        shapes.append(shape if rng.random() < TRUE_LIPS_SHARE else np.full_like(shape, np.nan))
     latents = (
         encode_pixels(pipeline.autoencoder, torch.cat(pixels).to(pipeline.autoencoder.device))
         .cpu()
         .unflatten(0, (count, -1))
     )
-    heard, who, told = (torch.from_numpy(np.stack(column)) for column in (sounds, people, shapes))
-    return WindowBatch(latents[:, 1:], heard, latents[:, 0], who, told)
+    speech, identity, lip_shapes = (torch.from_numpy(np.stack(column)) for column in (sounds, people, shapes))
+    return WindowBatch(latents[:, 1:], speech, latents[:, 0], identity, lip_shapes)
 
 
 def set_units(denoiser: TalkingHeadDenoiser, pieces: list[Piece], rng: np.random.Generator) -> None:

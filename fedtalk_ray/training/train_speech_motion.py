@@ -1,10 +1,13 @@
 """Pretraining, third part: the motion that each sound means, by regression, before the U-Net sees anything.
 
-Lip shapes (`lip_shape`) teach what is common to all faces: as numbers of a code, regressed for a minute, they
-follow the truth's on unseen GRID speakers with a correlation of 0.70 where somebody speaks; read off pictures
-regressed in their place, 0.44. A thousand times more frames go through here than through the U-Net in the same
-time, so this part can hear what is said rather than which clip it is. The U-Net then takes the code as given:
-trained further together with it, lips on unseen GRID speakers got worse the longer it went on.
+Pictures of an opening mouth differ from face to face, so a regression on pictures has to learn every face anew. The
+landmarks of lips do not: as numbers of a code, regressed for a minute, they follow the truth's on unseen GRID speakers
+with a correlation of 0.70 where somebody speaks; read off pictures regressed in their place, 0.44. The U-Net learns
+from true lip shapes what they look like on the face of the reference.
+
+A thousand times more frames go through here than through the U-Net in the same time, so this part can hear what is
+said rather than which clip it is. The U-Net then takes the code as given: trained further together with it, lips on
+unseen GRID speakers got worse the longer it went on.
 """
 
 from collections.abc import Iterator
@@ -12,12 +15,41 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from fedtalk_ray.media.lips import aperture_of, face_landmarks
 from fedtalk_ray.media.speech import LOG_MEL
 from fedtalk_ray.model.denoiser import TalkingHeadDenoiser
+from fedtalk_ray.progress import progress
 from fedtalk_ray.shards.format import Piece
 from fedtalk_ray.training.augment import vary_speech
 from fedtalk_ray.training.losses import cell_weights
 from fedtalk_ray.training.optimise import cosine, optimise
+
+MOUTH_POINTS = slice(48, 68)
+MIRRORED = [6, 5, 4, 3, 2, 1, 0, 11, 10, 9, 8, 7, 16, 15, 14, 13, 12, 19, 18, 17]
+"""Which of the mouth's points lies where each one does in a mirror: 12 around the outer lip, 8 around the inner."""
+
+
+def lip_shapes(pieces: list[Piece], count: int) -> list[np.ndarray]:
+    """Float32 [T, count] for each piece, in standard deviations over all pieces; needs the pieces' frames.
+
+    The first number is the aperture, as it is. The others are the mouth landmarks' largest variations around their
+    clip's mean (principal components), where a mouth habitually sits taken out, and made even left and right, so that
+    mirrored pictures have the same.
+    """
+    points = [face_landmarks(piece.frames).astype(np.float64) for piece in progress(pieces, len(pieces), "lips")]
+    apertures = [aperture_of(each)[:, None] for each in points]
+    moved = [_even(each[:, MOUTH_POINTS] - each[:, MOUTH_POINTS].mean(0)).reshape(len(each), -1) for each in points]
+    axes = np.linalg.svd(np.concatenate(moved), full_matrices=False)[2][: count - 1]
+    raw = [np.concatenate([gap, each @ axes.T], axis=1) for gap, each in zip(apertures, moved, strict=True)]
+    together = np.concatenate(raw)
+    mean, spread = together.mean(0), together.std(0).clip(min=1e-6)
+    return [((each - mean) / spread).astype(np.float32) for each in raw]
+
+
+def _even(moved: np.ndarray) -> np.ndarray:
+    """Displacements [T, 20, 2] averaged with their mirror image's."""
+    return (moved + moved[:, MIRRORED] * (-1, 1)) / 2
+
 
 FRAMES, CLIPS = 25, 16
 """Frames of one clip, and clips, in a step."""
@@ -34,7 +66,7 @@ def train_speech_motion(
 ) -> None:
     """Regresses each frame's lip shape, and its residual on its clip's mean frame, from the sound alone.
 
-    lips: of each piece, float32 [T, lip_numbers] (`lip_shape.lip_shapes`). Residuals are in the denoiser's units.
+    lips: of each piece, float32 [T, lip_numbers] (`lip_shapes`). Residuals are in the denoiser's units.
     """
     heard = torch.nn.ModuleList([denoiser.speech_encoder, denoiser.speech_map])
     heard.to(device).train()

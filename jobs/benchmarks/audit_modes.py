@@ -14,9 +14,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fedtalk_ray.audits.attack import FAST, FULL
 from fedtalk_ray.audits.attacks.inversion import CLEAR
 from fedtalk_ray.audits.audit import told_epsilon
+from fedtalk_ray.audits.effort import FAST, FULL
 from fedtalk_ray.audits.views import ALL_BUT_ONE, SERVER
 from fedtalk_ray.evaluation.statistics import interval
 from fedtalk_ray.runs.folder import RunFolder

@@ -21,7 +21,7 @@ import ray
 import torch
 
 from fedtalk_ray.actors.client import ClientSlot
-from fedtalk_ray.actors.cluster import WORKER_ENVIRONMENT, connect
+from fedtalk_ray.actors.connection import WORKER_ENVIRONMENT, connect
 from fedtalk_ray.actors.pool import SlotPool
 from fedtalk_ray.config import parse_config
 from fedtalk_ray.model import adapters

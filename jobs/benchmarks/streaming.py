@@ -27,14 +27,14 @@ import numpy as np
 import psutil
 import pyarrow.parquet as pq
 
-from fedtalk_ray.actors.cluster import WORKER_ENVIRONMENT
+from fedtalk_ray.actors.connection import WORKER_ENVIRONMENT
 from fedtalk_ray.progress import progress
 from fedtalk_ray.settings import StreamConfig
-from fedtalk_ray.shards.cut import COLUMNS
 from fedtalk_ray.shards.format import PIECE_FRAMES, Manifest, ShardWriter, load_manifest
 from fedtalk_ray.shards.population import Portion
 from fedtalk_ray.shards.reader import list_groups, shard_files
 from fedtalk_ray.shards.stream import stream_batches
+from fedtalk_ray.shards.windows import COLUMNS
 
 SHAPES = {"frames": [64, 64, 3], "latents": [48, 16, 16], "speech": [4, 80], "waveform": []}
 """As `fedtalk prepare --size 64` writes them."""
@@ -116,7 +116,7 @@ def used() -> float:
 def child(folder: Path, reader: str, memory_mb: int, repeats: int) -> None:
     """One case, as JSON."""
     if reader == "ray":
-        from fedtalk_ray.actors.cluster import connect
+        from fedtalk_ray.actors.connection import connect
 
         connect("local")
         small = folder.parent / "warm"

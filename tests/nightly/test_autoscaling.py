@@ -15,7 +15,6 @@ import pytest
 import yaml
 
 from fedtalk_ray.settings import TrainConfig
-from tests.ray.conftest import make_config, pretrained, ray_cluster, shards  # noqa: F401 (fixtures)
 from tests.ray.own_cluster import ENVIRONMENT, OwnCluster, free_ports
 
 Make = Callable[..., TrainConfig]
@@ -107,7 +106,7 @@ def growing(tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.mark.timeout(600)
-def test_the_pool_grows_and_shrinks(growing: str, make_config: Make, tmp_path: Path) -> None:  # noqa: F811
+def test_the_pool_grows_and_shrinks(growing: str, make_config: Make, tmp_path: Path) -> None:
     config = make_config(
         tmp_path / "run",
         address=growing,

@@ -16,7 +16,6 @@ from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.runs.history import read_history
 from fedtalk_ray.settings import TrainConfig
 from tests.ray.chaos import run_under_chaos
-from tests.ray.conftest import make_config, pretrained, ray_cluster, shards  # noqa: F401 (fixtures)
 from tests.ray.own_cluster import OwnCluster
 
 Make = Callable[..., TrainConfig]
@@ -85,15 +84,15 @@ def check_private(make: Make, cluster: OwnCluster, folder: Path, kills: dict[str
 
 
 @pytest.mark.timeout(900)
-def test_a_plain_run_survives_everything(make_config: Make, cluster: OwnCluster, tmp_path: Path) -> None:  # noqa: F811
+def test_a_plain_run_survives_everything(make_config: Make, cluster: OwnCluster, tmp_path: Path) -> None:
     check_plain(make_config, cluster, tmp_path, {"slot": 2, "server": 1, "node": 1, "driver": 1}, rounds=10)
 
 
 @pytest.mark.timeout(3600)
-def test_thirty_six_kills_of_a_plain_run(make_config: Make, cluster: OwnCluster, tmp_path: Path) -> None:  # noqa: F811
+def test_thirty_six_kills_of_a_plain_run(make_config: Make, cluster: OwnCluster, tmp_path: Path) -> None:
     check_plain(make_config, cluster, tmp_path, {"slot": 14, "server": 8, "node": 6, "driver": 8}, rounds=36)
 
 
 @pytest.mark.timeout(3600)
-def test_twenty_four_kills_of_a_private_run(make_config: Make, cluster: OwnCluster, tmp_path: Path) -> None:  # noqa: F811
+def test_twenty_four_kills_of_a_private_run(make_config: Make, cluster: OwnCluster, tmp_path: Path) -> None:
     check_private(make_config, cluster, tmp_path, {"slot": 9, "server": 8, "driver": 7}, rounds=24)

@@ -12,7 +12,6 @@ from fedtalk_ray.comparison.experiment import Experiment
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.runs.checkpoints import load_checkpoint
 from fedtalk_ray.settings import TrainConfig
-from tests.ray.conftest import make_config, pretrained, ray_cluster, shards  # noqa: F401 (fixtures)
 
 
 def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -28,7 +27,7 @@ def parameters(run: Path) -> bytes:
 
 
 def test_a_comparison_goes_on_where_it_was_left_and_survives_a_failing_method(
-    make_config: Callable[..., TrainConfig],  # noqa: F811
+    make_config: Callable[..., TrainConfig],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fedtalk_ray.actors.cluster import connect
+from fedtalk_ray.actors.connection import connect
 from fedtalk_ray.actors.pool import SlotPool
 from fedtalk_ray.config import parse_config
 from fedtalk_ray.settings import TrainConfig

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from fedtalk_ray.actors.client import ClientSlot
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.federation.cohorts import sample_cohort
-from fedtalk_ray.messages import Fitted, HeldOutLoss, PlainUpdate
+from fedtalk_ray.messages import FitReport, HeldOutLoss, PlainUpdate
 from fedtalk_ray.model.adapters import load_identity, shared_parameters, to_vector
 from fedtalk_ray.model.released import load_released
 from fedtalk_ray.rounds import train
@@ -25,7 +25,7 @@ from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.runs.history import read_history
 from fedtalk_ray.settings import TrainConfig
 from fedtalk_ray.shards.format import load_manifest
-from fedtalk_ray.shards.reader import read_pieces
+from tests.ray.private_bytes import private_bytes
 
 Make = Callable[..., TrainConfig]
 
@@ -56,7 +56,7 @@ def test_two_actors_and_a_server_do_what_a_bare_loop_does(
     for number in range(1, 4):
         cohort = sample_cohort(manifest.clients(), 2, config.seed, number)
         fitted, updates = zip(*(slot.fit([client], number, theta) for client in cohort), strict=True)
-        scores = [said.reports[0].score for said in fitted]
+        scores = [answer.reports[0].score for answer in fitted]
         samples = [manifest.frames(client, "train") for client in cohort]
         weights = [n * exp(config.strategy.gamma * s) for n, s in zip(samples, scores, strict=True) if s is not None]
         deltas = [update.weighted_sum / update.total_weight for update in updates]
@@ -186,9 +186,9 @@ def test_nothing_private_crosses_in_any_message(make_config: Make, tmp_path: Pat
     assert slot.stop(0) is None
     assert offered == set(answers) | secure | {"stop"}, "a new method must be added here and its answer looked at"
 
-    said, update = answers["fit"]
+    answer, update = answers["fit"]
     assert (
-        isinstance(said, Fitted)
+        isinstance(answer, FitReport)
         and isinstance(update, PlainUpdate)
         and isinstance(answers["held_out_loss"], HeldOutLoss)
     )
@@ -206,19 +206,6 @@ def test_nothing_private_crosses_in_any_message(make_config: Make, tmp_path: Pat
     kept = RunFolder(Path(config.run)).client(clients[0]).adapter_before(2)
     leak = cloudpickle.dumps({"update": theta, "more": load_identity(slot._trainer.model, kept)})
     assert [what for what, secret in secrets if secret in leak] == [f"identity adapter of {clients[0]}"]
-
-
-def private_bytes(slot: ClientSlot, config: TrainConfig, clients: list[str]) -> Iterator[tuple[str, bytes]]:
-    """Stretches of what must not leave: pictures, sound, latents, features, identity adapters."""
-    manifest = load_manifest(config.shards)
-    for client in clients:
-        adapter = load_identity(slot._trainer.model, RunFolder(Path(config.run)).client(client).adapter_before(2))
-        assert adapter is not None
-        trained = adapter[np.flatnonzero(adapter)[:16]]
-        yield f"identity adapter of {client}", adapter[: len(trained)].tobytes()
-        for piece in read_pieces(config.shards, manifest, client, "train"):
-            for column in ("frames", "latents", "speech", "waveform"):
-                yield f"{column} of {client}", getattr(piece, column).tobytes()[20_000:20_064]
 
 
 def test_with_central_noise_epsilon_is_told_and_nothing_of_a_client(make_config: Make, tmp_path: Path) -> None:

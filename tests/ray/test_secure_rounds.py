@@ -32,7 +32,7 @@ from fedtalk_ray.runs.history import read_history
 from fedtalk_ray.settings import TrainConfig
 from fedtalk_ray.shards.format import load_manifest
 from fedtalk_ray.shards.prepare import prepare
-from tests.ray.test_rounds import private_bytes
+from tests.ray.private_bytes import private_bytes
 
 Make = Callable[..., TrainConfig]
 

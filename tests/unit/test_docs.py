@@ -36,6 +36,30 @@ PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
 FRONT = ("README.md", "CONTRIBUTING.md", "cluster/README.md")
 
 
+WHERE = re.compile(r"^\| (.+) \| `([^`]+)` \| `([^`]+)` \|$", re.MULTILINE)
+"""A row of CONTRIBUTING's table: to change this, open that file, look for this name."""
+
+
+def defined_in(path: Path) -> set[str]:
+    """What a module itself defines or assigns; a name that it imports is not its own."""
+    names: set[str] = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        match node:
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name) | ast.AnnAssign(target=ast.Name(id=name)):
+                names.add(name)
+            case ast.Assign(targets=targets):
+                names |= {part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)}
+    return names
+
+
+def test_the_table_of_what_to_open_names_files_that_own_it(repository: Path) -> None:
+    rows = WHERE.findall((repository / "CONTRIBUTING.md").read_text(encoding="utf-8"))
+    assert len(rows) >= 24
+    assert len({path for _, path, _ in rows}) == len(rows), "one file answers one question"
+    for change, path, name in rows:
+        assert name in defined_in(repository / path), f"to change {change}: {path} defines no {name}"
+
+
 # Pages, links and anchors
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedtalk_ray import messages
-from fedtalk_ray.messages import ClientReport, Fitted, PlainUpdate, SealedFrom, SealedShare, Share
+from fedtalk_ray.messages import ClientReport, FitReport, PlainUpdate, SealedFrom, SealedShare, Share
 
 ALLOWED: dict[str, dict[str, object]] = {
     # In the clear under `aggregation: plain` only: names, counts, scores and mean losses, one number each.
@@ -28,7 +28,7 @@ ALLOWED: dict[str, dict[str, object]] = {
         "total_weight": float,
     },
     # In the clear: who has no update, and the code of why.
-    "Fitted": {"clients": tuple[str, ...], "reports": tuple[ClientReport, ...], "refused": dict[str, str]},
+    "FitReport": {"clients": tuple[str, ...], "reports": tuple[ClientReport, ...], "refused": dict[str, str]},
     # Under `aggregation: secure`, client to server: keys, commitments, ciphertexts and shares, sized by the
     # number of neighbours alone; one vector, masked; and one hash. Nothing but the vector is computed from data.
     "Advertisement": {"client": str, "encryption_key": bytes, "masking_key": bytes},
@@ -124,4 +124,4 @@ def test_the_wire_size_of_an_update_is_four_bytes_a_parameter() -> None:
 
 
 def test_an_update_needs_no_report() -> None:
-    assert Fitted(("a",)).reports == ()
+    assert FitReport(("a",)).reports == ()

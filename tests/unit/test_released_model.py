@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fedtalk_ray.actors.client import ClientSlot
-from fedtalk_ray.audits.attack import FAST
+from fedtalk_ray.audits.effort import FAST
 from fedtalk_ray.audits.subject import Subject
 from fedtalk_ray.config import save_config
 from fedtalk_ray.errors import RunError

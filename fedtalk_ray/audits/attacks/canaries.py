@@ -19,8 +19,9 @@ import math
 import numpy as np
 from scipy.stats import norm
 
-from fedtalk_ray.audits.attack import Effort, Figure, Outcome
+from fedtalk_ray.audits.attack import Figure, Outcome
 from fedtalk_ray.audits.bounds import CONFIDENCE, auditor
+from fedtalk_ray.audits.effort import Effort
 from fedtalk_ray.audits.subject import Subject
 from fedtalk_ray.audits.views import summed
 from fedtalk_ray.federation.privacy_plan import sampling_rate

@@ -10,12 +10,13 @@ import math
 from pathlib import Path
 from typing import Any
 
-from fedtalk_ray.audits.attack import Effort, Figure, Outcome, Round
+from fedtalk_ray.audits.attack import Figure, Outcome, Round
+from fedtalk_ray.audits.effort import Effort
 from fedtalk_ray.audits.recorded_exchange import Absent, Exchange, run_exchange
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.federation.secure_aggregator import limits_of
 from fedtalk_ray.privacy.ledger import Ledger
-from fedtalk_ray.settings import TrainConfig
+from fedtalk_ray.settings import PrivacyConfig
 
 ORDER, TITLE = 2, "the account"
 KNOWS = (
@@ -41,15 +42,15 @@ def attack(subject: Any, effort: Effort) -> Outcome:
         if ledger.charges:
             outcome.broken.append("rounds are charged for noise that the configuration does not add")
         return outcome
-    check_history(config, records, ledger, outcome)
-    check_epsilon(config, records, ledger, outcome)
+    check_history(config.privacy, records, ledger, outcome)
+    check_epsilon(config.privacy, records, ledger, outcome)
     check_file(run.ledger, outcome)
     if config.aggregation == "secure":
         check_aborted(audited, outcome)
     return outcome
 
 
-def check_history(config: TrainConfig, records: list[dict[str, Any]], ledger: Ledger, outcome: Outcome) -> None:
+def check_history(privacy: PrivacyConfig, records: list[dict[str, Any]], ledger: Ledger, outcome: Outcome) -> None:
     """Every round whose masked inputs (or sums) arrived is in the ledger, with the configuration's noise."""
     arrived = {record["round"] for record in records if has_arrived(record)}
     charged = [charge.round for charge in ledger.charges]
@@ -66,7 +67,7 @@ def check_history(config: TrainConfig, records: list[dict[str, Any]], ledger: Le
     # A server that died took a round up again in a new exchange, and that one costs too.
     if again := sorted({number for number in charged if charged.count(number) > 1}):
         outcome.notes.append(f"Charged more than once, because they were taken up again: rounds {_listed(again)}.")
-    wanted = (config.privacy.mechanism, config.privacy.noise_multiplier)
+    wanted = (privacy.mechanism, privacy.noise_multiplier)
     others = {c.round for c in ledger.charges if (c.noise.kind, c.noise.multiplier) != wanted}
     if others:
         outcome.broken.append(f"rounds are charged for other noise than the configuration's: {_listed(sorted(others))}")
@@ -81,9 +82,8 @@ def has_arrived(record: dict[str, Any]) -> bool:
     return bool(counts.get("mask" if record.get("aggregation") == "secure" else "trained", 0))
 
 
-def check_epsilon(config: TrainConfig, records: list[dict[str, Any]], ledger: Ledger, outcome: Outcome) -> None:
+def check_epsilon(privacy: PrivacyConfig, records: list[dict[str, Any]], ledger: Ledger, outcome: Outcome) -> None:
     """What the history says was spent is what the charges cost, and no more than the budget."""
-    privacy = config.privacy
     spent = ledger.spent(privacy.delta)
     claim = {privacy.view: privacy.epsilon}
     outcome.figures += [
@@ -96,14 +96,14 @@ def check_epsilon(config: TrainConfig, records: list[dict[str, Any]], ledger: Le
             f"the run spent epsilon {cost:.4f} ({privacy.view} view) of a budget of {privacy.epsilon:g}"
         )
     last = max((charge.round for charge in ledger.charges), default=0)
-    told = [record for record in records if "epsilon" in record]
-    if not told or told[-1]["round"] < last:
+    priced = [record for record in records if "epsilon" in record]
+    if not priced or priced[-1]["round"] < last:
         outcome.notes.append("The history says no epsilon after the last charge, so the two were not compared.")
         return
     for name, value in (("epsilon", spent.release), ("epsilon_server", spent.server)):
-        if not math.isclose(told[-1][name], value, rel_tol=1e-6, abs_tol=1e-9):
+        if not math.isclose(priced[-1][name], value, rel_tol=1e-6, abs_tol=1e-9):
             outcome.broken.append(
-                f"the history says {name} {told[-1][name]:.6g}, and the ledger's charges cost {value:.6g}"
+                f"the history says {name} {priced[-1][name]:.6g}, and the ledger's charges cost {value:.6g}"
             )
 
 

@@ -10,8 +10,9 @@ A control shows that the instrument can see: an adapter that was taught outright
 import numpy as np
 import torch
 
-from fedtalk_ray.audits.attack import Effort, Figure, Outcome
+from fedtalk_ray.audits.attack import Figure, Outcome
 from fedtalk_ray.audits.bounds import separation
+from fedtalk_ray.audits.effort import Effort
 from fedtalk_ray.audits.subject import Subject
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.evaluation.statistics import interval

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedtalk_ray.audits.attack import Effort, Figure, Outcome, Round
+from fedtalk_ray.audits.attack import Figure, Outcome, Round
+from fedtalk_ray.audits.effort import Effort
 from fedtalk_ray.audits.subject import Subject, mode
 from fedtalk_ray.audits.views import Views
 from fedtalk_ray.errors import RunError
@@ -73,7 +74,7 @@ class Faces:
 def attack(subject: Subject, effort: Effort) -> Outcome:
     """Cosine and PSNR for one update in the clear, and for what the run's own attackers hold of it."""
     outcome, config = Outcome("inversion", KNOWS), one_step(subject.config)
-    trainer = LocalTrainer(build_pipeline(config, subject.people.manifest), config)
+    trainer = LocalTrainer(build_pipeline(config.pretrained, config.seed, subject.people.manifest), config)
     if trainer.critic is None:
         raise RunError("the pipeline has no identity encoder, so what is recovered cannot be shown")
     victim, seed = subject.members[0], derive_seed(subject.config.seed, "inversion")

@@ -8,8 +8,9 @@ trains with other people, over its spread there. Without shadow runs (`Effort.sh
 
 import numpy as np
 
-from fedtalk_ray.audits.attack import Effort, Outcome
+from fedtalk_ray.audits.attack import Outcome
 from fedtalk_ray.audits.bounds import separation
+from fedtalk_ray.audits.effort import Effort
 from fedtalk_ray.audits.shadows import Shadow, train_shadows
 from fedtalk_ray.audits.subject import Subject
 from fedtalk_ray.errors import RunError
@@ -36,15 +37,15 @@ def attack(subject: Subject, effort: Effort) -> Outcome:
         return {person: 1 - loss / before[person] for person, loss in losses(vector, what).items()}
 
     gained = scores(subject.released, "after it")
-    told(outcome, subject, gained, "base-calibrated loss")
+    add_figures(outcome, subject, gained, "base-calibrated loss")
     if effort.shadows:
         shadows = train_shadows(subject, effort)
         under = [scores(shadow.parameters, f"shadow run {turn}") for turn, shadow in enumerate(shadows, 1)]
-        told(outcome, subject, likelihood_ratio(gained, shadows, under), "likelihood ratio")
+        add_figures(outcome, subject, likelihood_ratio(gained, shadows, under), "likelihood ratio")
     return outcome
 
 
-def told(outcome: Outcome, subject: Subject, scores: dict[str, float], name: str) -> None:
+def add_figures(outcome: Outcome, subject: Subject, scores: dict[str, float], name: str) -> None:
     """Adds one score's figures and, for the plot, its values."""
     inside, outside = ([scores[who] for who in group] for group in (subject.members, subject.outsiders))
     # Sorted, so that nobody's own can be read off.

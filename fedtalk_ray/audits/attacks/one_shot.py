@@ -9,7 +9,8 @@ import math
 
 import numpy as np
 
-from fedtalk_ray.audits.attack import Effort, Figure, Outcome, Round
+from fedtalk_ray.audits.attack import Figure, Outcome, Round
+from fedtalk_ray.audits.effort import Effort
 from fedtalk_ray.audits.subject import Subject
 from fedtalk_ray.audits.views import summed
 from fedtalk_ray.federation.secure_aggregator import clip_norm_of, make_codec

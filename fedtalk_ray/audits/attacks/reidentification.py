@@ -5,8 +5,9 @@ What all updates have in common is taken off first: the mean of the attacker's o
 
 import numpy as np
 
-from fedtalk_ray.audits.attack import Effort, NotFinite, Outcome
+from fedtalk_ray.audits.attack import NotFinite, Outcome
 from fedtalk_ray.audits.bounds import proportion
+from fedtalk_ray.audits.effort import Effort
 from fedtalk_ray.audits.subject import Subject
 from fedtalk_ray.audits.views import Views
 from fedtalk_ray.progress import progress

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from fedtalk_ray.audits.attack import Effort, Figure, Outcome, Round
+from fedtalk_ray.audits.attack import Figure, Outcome, Round
+from fedtalk_ray.audits.effort import Effort
 from fedtalk_ray.audits.masks import View, uniform_p
 from fedtalk_ray.audits.recorded_exchange import Exchange, run_exchange, run_twice
 from fedtalk_ray.federation.secure_aggregator import limits_of, make_codec

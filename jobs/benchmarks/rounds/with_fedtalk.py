@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from fedtalk_ray.actors.cluster import connect
+from fedtalk_ray.actors.connection import connect
 from fedtalk_ray.actors.parameter_server import start_server
 from fedtalk_ray.actors.pool import SlotPool
 from fedtalk_ray.config import parse_config
 from fedtalk_ray.federation.cohorts import sample_cohort
-from fedtalk_ray.messages import Fitted, PlainUpdate
+from fedtalk_ray.messages import FitReport, PlainUpdate
 from fedtalk_ray.rounds import Federation
 from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.runs.history import History
@@ -47,7 +47,9 @@ class Perceptron:
     def stop(self, call: int) -> None:
         """Nobody is late here."""
 
-    def fit(self, clients: list[str], round_number: int, shared: np.ndarray, call: int) -> tuple[Fitted, PlainUpdate]:
+    def fit(
+        self, clients: list[str], round_number: int, shared: np.ndarray, call: int
+    ) -> tuple[FitReport, PlainUpdate]:
         total = np.zeros_like(shared)
         for client in clients:
             update = self._update(shared, int(client), round_number - 1)
@@ -56,7 +58,7 @@ class Perceptron:
 
                 update = weigh_and_clip(update, 1.0, CLIP_NORM)[0].astype(np.float32)
             total += update
-        return Fitted(tuple(clients)), PlainUpdate(round_number, total, float(len(clients)))
+        return FitReport(tuple(clients)), PlainUpdate(round_number, total, float(len(clients)))
 
 
 class Numbers:

@@ -11,9 +11,10 @@ import torch
 
 from fedtalk_ray.actors.client import ClientSlot
 from fedtalk_ray.audits import subject
-from fedtalk_ray.audits.attack import FAST, Figure, Outcome
+from fedtalk_ray.audits.attack import Figure, Outcome
 from fedtalk_ray.audits.attacks import available, identity_leakage, load_attack, membership
 from fedtalk_ray.audits.audit import AuditFailed, audit
+from fedtalk_ray.audits.effort import FAST
 from fedtalk_ray.audits.subject import Subject
 from fedtalk_ray.commands import cli
 from fedtalk_ray.config import parse_config, save_config

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from fedtalk_ray.audits.attack import FAST, Outcome, Round
+from fedtalk_ray.audits.attack import Outcome, Round
 from fedtalk_ray.audits.attacks.charges import attack
+from fedtalk_ray.audits.effort import FAST
 from fedtalk_ray.federation.secure_aggregator import SecureAggregator, make_codec
 from fedtalk_ray.federation.server import ParameterServer
 from fedtalk_ray.privacy.ledger import Charge, Ledger

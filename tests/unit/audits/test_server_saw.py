@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from fedtalk_ray.audits.attack import FAST, Outcome, Round
+from fedtalk_ray.audits.attack import Outcome, Round
 from fedtalk_ray.audits.attacks import server_saw as wire_attack
 from fedtalk_ray.audits.attacks.server_saw import attack, unlisted
+from fedtalk_ray.audits.effort import FAST
 from fedtalk_ray.audits.masks import uniform_p
 from fedtalk_ray.messages import Advertisement, Consistency, MaskedInput, Share, Unmasking
 from fedtalk_ray.privacy import noise, protocol, secure_client, update_codec, wire

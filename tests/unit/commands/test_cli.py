@@ -135,7 +135,7 @@ def test_a_corpus_with_a_test_set_of_its_own_says_who_is_unseen(
         raise corpora.CorpusError("stop here")
 
     monkeypatch.setattr(prepare, "prepare", stop)
-    monkeypatch.setattr("fedtalk_ray.actors.cluster.connect", lambda address: None)
+    monkeypatch.setattr("fedtalk_ray.actors.connection.connect", lambda address: None)
     command = ["prepare", "--corpus", "lrs3", "--root", str(tmp_path / "lrs3"), "--out", str(tmp_path / "shards")]
     for more in ([], ["--unseen", "abd", "--max-clips", "1"], ["--unseen", "0"]):
         with pytest.raises(SystemExit):

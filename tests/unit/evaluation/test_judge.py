@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedtalk_ray.evaluation.judge import FEATURE_FILE, IdentityJudge, arcface_view, embed_clip, similarity
+from fedtalk_ray.evaluation.judge import FEATURE_FILE, IdentityJudge, embed_clip, similarity
 from fedtalk_ray.media.dlib_models import MissingModelError
 from fedtalk_ray.media.face_template import LEFT_EYE, RIGHT_EYE
+from fedtalk_ray.media.face_view import arcface_view
 from fedtalk_ray.media.faces import crop_faces, face_transforms
 from fedtalk_ray.media.video import read_video
 
@@ -110,7 +111,7 @@ def test_missing_files_and_wrong_frames_are_named(tmp_path: Path, monkeypatch: p
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     (tmp_path / FEATURE_FILE).write_bytes(b"no network")
-    with pytest.raises(MissingModelError, match=rf"{FEATURE_FILE} in {tmp_path} cannot be read as a network"):
+    with pytest.raises(MissingModelError, match=rf"{tmp_path}/{FEATURE_FILE} cannot be read as an ONNX network"):
         IdentityJudge(tmp_path)
 
 

@@ -70,11 +70,11 @@ def test_an_identity_adapter_of_zeros_rests_where_another_one_acts(make_denoiser
     if rank:
         shake(shared(model))
     before = predict(model, batch)
-    adapters.rest_without_effect(model)
+    adapters.use_adapters_with_effect(model)
     assert model.active_adapters == (["shared"] if rank else ["identity"])
     assert torch.equal(predict(model, batch), before)
     shake(identity(model), seed=1)
-    adapters.rest_without_effect(model)
+    adapters.use_adapters_with_effect(model)
     assert sorted(model.active_adapters) == (["identity", "shared"] if rank else ["identity"])
     assert not torch.allclose(predict(model, batch), before, atol=1e-3)
 

@@ -22,20 +22,7 @@ from fedtalk_ray.shards.format import (
     split_of,
 )
 from fedtalk_ray.shards.reader import read_pieces, shard_files, stored_identity
-
-SHAPES = {"frames": [2, 2, 3], "latents": [1, 1, 1], "speech": [2, 3], "waveform": []}
-PER_FRAME = 16_000 // 25
-
-
-def new_manifest(shapes: dict[str, list[int]] = SHAPES) -> Manifest:
-    return Manifest("folder", shapes["frames"][0], 25, 16_000, "patch", "0123abcd", shapes)
-
-
-def clip(length: int, seed: int = 0, shapes: dict[str, list[int]] = SHAPES) -> dict[str, np.ndarray]:
-    """Random arrays; the sound counts its own samples, so that a shift is seen."""
-    rng = np.random.default_rng(seed)
-    arrays = {name: rng.integers(0, 100, (length, *shapes[name])).astype(kind) for name, kind in ARRAYS.items()}
-    return arrays | {"waveform": (np.arange(length * PER_FRAME) % 30_000).astype(np.int16)}
+from tests.unit.shards.random_clips import PER_FRAME, SHAPES, clip, new_manifest
 
 
 def write(folder: Path, clients: dict[str, list[int]], unseen: set[str] | None = None, shapes=SHAPES) -> Manifest:

@@ -19,7 +19,7 @@ from fedtalk_ray.shards.format import Manifest, ShardWriter, load_manifest
 from fedtalk_ray.shards.population import Portion
 from fedtalk_ray.shards.reader import GroupReader, list_groups, read_pieces
 from fedtalk_ray.shards.stream import shuffled, stream_batches
-from tests.unit.shards.test_format import SHAPES, clip, new_manifest
+from tests.unit.shards.random_clips import SHAPES, clip, new_manifest
 
 LARGE = SHAPES | {"frames": [64, 64, 3]}
 """Frames of 12 KiB, so that a few clips fill several row groups."""

@@ -10,7 +10,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from fedtalk_ray.tracking.tensorboard import RunLog, curves, effective_share, flat
+from fedtalk_ray.tracking.tensorboard import TensorBoardLog, curves, effective_share, flat
 
 EVERYTHING = {"images": 0, "scalars": 0, "audio": 0}
 
@@ -20,7 +20,7 @@ def read(folder: Path) -> EventAccumulator:
 
 
 def test_a_sample_is_a_sheet_a_moving_picture_and_its_sound(tmp_path: Path) -> None:
-    log = RunLog(tmp_path)
+    log = TensorBoardLog(tmp_path)
     frames = np.zeros((5, 8, 12, 3), np.uint8)
     frames[3:] = 255
     sound = np.concatenate([np.zeros(1600), np.full(1600, 0.5)]).astype(np.float32)
@@ -43,7 +43,7 @@ def test_a_sample_is_a_sheet_a_moving_picture_and_its_sound(tmp_path: Path) -> N
 
 
 def test_settings_show_on_the_hparams_tab_of_the_same_run(tmp_path: Path) -> None:
-    log = RunLog(tmp_path)
+    log = TensorBoardLog(tmp_path)
     log.settings({"rounds": 3, "strategy": {"name": "isfa", "gamma": 8.0}, "pretrained": None, "debug": False})
     log.after_round({"round": 1, "held_out_loss": 0.25})
     log.close()
@@ -58,11 +58,11 @@ def test_settings_show_on_the_hparams_tab_of_the_same_run(tmp_path: Path) -> Non
 
 
 def test_a_resumed_run_goes_on_in_its_folder_and_shows_no_round_twice(tmp_path: Path) -> None:
-    first = RunLog(tmp_path)
+    first = TensorBoardLog(tmp_path)
     for number in (1, 2, 3):
         first.after_round({"round": number, "held_out_loss": float(number)})
     first.close()
-    again = RunLog(tmp_path, first_round=3)
+    again = TensorBoardLog(tmp_path, first_round=3)
     again.after_round({"round": 3, "held_out_loss": 30.0})
     again.close()
     assert [(e.step, e.value) for e in read(tmp_path).Scalars("held_out/loss")] == [(1, 1), (2, 2), (3, 30)]

@@ -66,15 +66,13 @@ def test_statistics_hold_as_many_numbers_for_one_clip_as_for_many() -> None:
         assert StatisticsUpdate(statistics_of(pieces)).sums.shape == (1 + 3 * 4,)
 
 
-def test_a_run_without_pretraining_starts_from_its_seed(make_shards, make_config, tmp_path: Path) -> None:
+def test_a_run_without_pretraining_starts_from_its_seed(make_shards, tmp_path: Path) -> None:
     manifest = make_shards(tmp_path / "shards", {"s1": [30, 30]})
     built = []
     for outside, seed in ((0, 0), (1, 0), (0, 1)):
         torch.manual_seed(outside)
         state = torch.get_rng_state()
-        built.append(
-            build_pipeline(make_config(pretrained=None, shared="backbone", aggregation="plain", seed=seed), manifest)
-        )
+        built.append(build_pipeline(None, seed, manifest))
         assert torch.equal(torch.get_rng_state(), state)
     config = built[0].denoiser.config
     assert (config.latent_channels, config.latent_size) == (16, 8) and built[0].frame_size() == 32
@@ -83,23 +81,21 @@ def test_a_run_without_pretraining_starts_from_its_seed(make_shards, make_config
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 
 
-def test_a_pretrained_pipeline_is_loaded_and_must_fit_the_shards(make_shards, make_config, tmp_path: Path) -> None:
+def test_a_pretrained_pipeline_is_loaded_and_must_fit_the_shards(make_shards, tmp_path: Path) -> None:
     make_shards(tmp_path / "shards", {"s1": [30, 30]})
     manifest = load_manifest(tmp_path / "shards")
     torch.manual_seed(5)
     pipeline = new_pipeline("patch", 16, 8)
     pipeline.save_pretrained(str(tmp_path / "fits"))
-    config = make_config(pretrained=str(tmp_path / "fits"))
-    loaded = build_pipeline(config, manifest)
+    loaded = build_pipeline(str(tmp_path / "fits"), 0, manifest)
     assert torch.equal(loaded.denoiser.conv_in.weight, pipeline.denoiser.conv_in.weight)
 
     other = TalkingHeadPipeline(PatchAutoencoder(luma_coefficients=11), pipeline.denoiser, pipeline.scheduler)
     other.save_pretrained(str(tmp_path / "other"))
-    config = make_config(pretrained=str(tmp_path / "other"))
     with pytest.raises(
         ShardError, match=rf"shards were encoded by autoencoder 'patch' .*{tmp_path / 'other'}"
     ) as caught:
-        build_pipeline(config, manifest)
+        build_pipeline(str(tmp_path / "other"), 0, manifest)
     assert "\n" not in str(caught.value)
 
 

@@ -11,7 +11,7 @@ from fedtalk_ray.model.autoencoder import decode_latents, decode_pixels, encode_
 from fedtalk_ray.model.denoiser import mouth_blend
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
 from fedtalk_ray.shards.format import Piece
-from fedtalk_ray.training.calibration import CAUTIONS, MOST_LIVELY, Prediction, calibrate, caution
+from fedtalk_ray.training.calibration import FACTORS_TRIED, MAX_LIVELINESS, Prediction, calibrate, shrinkage
 
 SIDE = 8
 
@@ -72,7 +72,7 @@ def test_the_mean_is_shrunk_to_what_it_is_worth(make_pipeline, predicts) -> None
 def test_caution_is_for_what_most_frames_want(make_pipeline, predicts) -> None:
     """Nine frames of ten want 0.7 of the mean, one, five times as large, wants all of it.
 
-    Least squares say (9 * 0.7 + 25) / (9 + 25) = 0.92; of the cautions 0.8 comes nearest to 0.7 / 0.92.
+    Least squares say (9 * 0.7 + 25) / (9 + 25) = 0.92; of the factors tried 0.8 comes nearest to 0.7 / 0.92.
     """
     pipeline, generator = make_pipeline(), torch.Generator().manual_seed(0)
     large = (torch.arange(60) % 10 == 9)[:, None, None, None]
@@ -86,7 +86,7 @@ def test_caution_is_for_what_most_frames_want(make_pipeline, predicts) -> None:
 
 
 def test_of_two_cautions_that_are_nearly_as_good_the_one_that_moves_more_is_taken(make_pipeline, predicts) -> None:
-    """A twentieth of what is predicted is right, the rest of the truth is noise: no caution costs anything."""
+    """A twentieth of what is predicted is right, the rest of the truth is noise: no factor costs anything."""
     pipeline, generator = make_pipeline(), torch.Generator().manual_seed(0)
     means = [torch.randn(60, 4, SIDE, SIDE, generator=generator) for _ in range(4)]
     truth = [torch.randn(mean.shape, generator=generator) + 0.05 * mean for mean in means]
@@ -94,7 +94,7 @@ def test_of_two_cautions_that_are_nearly_as_good_the_one_that_moves_more_is_take
         Prediction(piece.frames[0], torch.from_numpy(piece.latents[:1]), piece.frames, true, mean, mean)
         for piece, true, mean in zip(clips(pipeline, truth), truth, means, strict=True)
     ]
-    assert (caution(pipeline, spoken, torch.full((SIDE, SIDE), 0.05)) == CAUTIONS[-1]).all()
+    assert (shrinkage(pipeline, spoken, torch.full((SIDE, SIDE), 0.05)) == FACTORS_TRIED[-1]).all()
 
 
 def test_faces_move_as_much_as_real_ones_and_the_mouth_is_the_mean_alone(make_pipeline, predicts) -> None:
@@ -107,7 +107,7 @@ def test_faces_move_as_much_as_real_ones_and_the_mouth_is_the_mean_alone(make_pi
     calibrate(pipeline, clips(pipeline, truth), 0)
     lively, outside = pipeline.denoiser.liveliness, 1 - mouth_blend(SIDE)
     assert torch.allclose(lively[:3], 0.5 * outside[:3], atol=0.03)
-    assert torch.allclose(lively[5:], MOST_LIVELY * outside[5:])
+    assert torch.allclose(lively[5:], MAX_LIVELINESS * outside[5:])
     assert lively[5, 4] == 0
 
 
@@ -150,7 +150,7 @@ def test_detail_comes_back_where_the_face_keeps_still(make_pipeline, predicts) -
 def test_of_many_or_large_pictures_only_some_are_decoded(
     make_pipeline, predicts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Four clips of 60 frames, pixels for 23: five of each clip, once for each caution and once for the detail."""
+    """Four clips of 60 frames, pixels for 23: five of each clip, once for each factor and once for the detail."""
     pipeline, generator = make_pipeline(), torch.Generator().manual_seed(0)
     means = [torch.randn(60, 4, SIDE, SIDE, generator=generator) for _ in range(4)]
     truth = [0.6 * mean for mean in means]
@@ -163,10 +163,10 @@ def test_of_many_or_large_pictures_only_some_are_decoded(
         return decode_pixels(autoencoder, latents)
 
     monkeypatch.setattr("fedtalk_ray.training.calibration.decode_pixels", decode)
-    monkeypatch.setattr("fedtalk_ray.training.calibration.MOST_PIXELS", 23 * (4 * SIDE) ** 2)
+    monkeypatch.setattr("fedtalk_ray.training.calibration.MAX_PIXELS", 23 * (4 * SIDE) ** 2)
     predicts(means, means)
     calibrate(pipeline, pieces, 0)
-    assert decoded == [5] * 4 * (len(CAUTIONS) + 1)
+    assert decoded == [5] * 4 * (len(FACTORS_TRIED) + 1)
     # All frames say 0.6 but the first, so fewer of them say the same.
     assert torch.allclose(pipeline.denoiser.certainty, torch.tensor(0.6), atol=0.02)
 

@@ -1,4 +1,4 @@
-"""`fedtalk submit` and `fedtalk status`: running on a cluster, and looking into it."""
+"""The options of `fedtalk submit` and `fedtalk status`. What they do lies in `submit.py` and `status.py`."""
 
 import os
 import sys
@@ -73,7 +73,7 @@ def status(
     Example: `fedtalk status runs/grid --address 127.0.0.1:6379`
     """
     use_token(address)
-    from fedtalk_ray.actors.cluster import connect
+    from fedtalk_ray.actors.connection import connect
     from fedtalk_ray.commands.status import cluster_status, run_text, status_text
 
     if run is not None:

@@ -7,7 +7,7 @@ from time import monotonic
 
 import pytest
 
-from fedtalk_ray.actors.cluster import _environment, actor_name, connect, run_label
+from fedtalk_ray.actors.connection import _environment, actor_name, connect, run_label
 from fedtalk_ray.errors import ClusterError
 
 

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fedtalk_ray.training import lip_shape
-from fedtalk_ray.training.lip_shape import MIRRORED, lip_shapes
+from fedtalk_ray.training import train_speech_motion
+from fedtalk_ray.training.train_speech_motion import MIRRORED, lip_shapes
 
 
 def mouth(opening: np.ndarray, crooked: np.ndarray, shift: float) -> np.ndarray:
@@ -30,7 +30,7 @@ def measured(monkeypatch: pytest.MonkeyPatch):
         rng = np.random.default_rng(0)
         opening = [rng.uniform(0, 0.1, 30), rng.uniform(0.02, 0.05, 20)]
         found = {clip: mouth(gap, rng.normal(0, crooked, len(gap)), 0.05 * clip) for clip, gap in enumerate(opening)}
-        monkeypatch.setattr(lip_shape, "face_landmarks", lambda frames: found[int(frames[0])])
+        monkeypatch.setattr(train_speech_motion, "face_landmarks", lambda frames: found[int(frames[0])])
         pieces = [SimpleNamespace(frames=np.full(len(gap), clip)) for clip, gap in enumerate(opening)]
         return opening, lip_shapes(pieces, count)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedtalk_ray.generation.contact_sheet import BACKGROUND, GAP, LABEL_HEIGHT, contact_sheet, write_png
+from fedtalk_ray.generation.samples import BACKGROUND, GAP, LABEL_HEIGHT, contact_sheet, write_png
 from fedtalk_ray.outputs import OutputError
 
 
