@@ -1,4 +1,4 @@
-"""Everything that crosses between actors, in one place.
+"""Everything that crosses between clients, server and driver, in one place.
 
 The shared parameters, a float32 vector, go from the parameter server to the slots. What comes back depends:
 
@@ -40,8 +40,8 @@ class FitReport:
 
     clients: tuple[str, ...]
     reports: tuple[ClientReport, ...] = ()
-    refused: dict[str, str] = field(default_factory=dict)
-    """client -> code (`privacy.protocol.Code`): why it has no update."""
+    refused: dict[str, int] = field(default_factory=dict)
+    """code (`privacy.protocol.Code`) -> how many clients have no update for that reason."""
 
 
 @dataclass(frozen=True)

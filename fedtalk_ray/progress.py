@@ -1,4 +1,4 @@
-"""Progress bars."""
+"""Progress bars, and the plain lines that stand for them in a log."""
 
 import contextlib
 import sys

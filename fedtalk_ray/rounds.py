@@ -19,13 +19,13 @@ from typing import Any, TypeVar
 
 from fedtalk_ray.actors.between_rounds import held_out_loss, release, share_residual_units
 from fedtalk_ray.actors.connection import connect
-from fedtalk_ray.actors.deaths import RoundLost
 from fedtalk_ray.actors.parameter_server import ask, start_server
 from fedtalk_ray.actors.plain_round import plain_round
 from fedtalk_ray.actors.pool import SlotPool, result_of
+from fedtalk_ray.actors.ray_errors import RoundLost
 from fedtalk_ray.actors.secure_round import secure_round
 from fedtalk_ray.errors import UserError
-from fedtalk_ray.federation.cohorts import Sampler, sample_cohort
+from fedtalk_ray.federation.cohorts import Sampler, check_poisson, sample_cohort
 from fedtalk_ray.federation.privacy_plan import sampling_rate, with_noise
 from fedtalk_ray.federation.roster import RosterFile, extend_roster
 from fedtalk_ray.federation.secure_aggregator import BudgetSpent, limits_of
@@ -53,6 +53,8 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
     people = people_of(config)
     clients = people.clients
     assert clients is not None
+    if not resume:
+        check_poisson(config, len(clients))
     config = with_noise(config, len(clients))
     sampler = Sampler(config, clients)
     run = RunFolder(Path(config.run))

@@ -7,6 +7,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+ADAPTIVE_FROM = 64
+"""Cohort from which the clip norm may adapt: the quantile's own noise is a twentieth of the cohort."""
+
 
 class Section(BaseModel):
     """A part of the tree: immutable, no unknown keys, field docstrings become descriptions."""
@@ -337,8 +340,10 @@ class TrainConfig(Section):
                 "privacy.mechanism skellam hides no single update from a server that sums in the clear; "
                 "use aggregation: secure, or mechanism gaussian with a trusted server"
             )
-        if privacy.clipping == "adaptive" and (privacy.simulated_cohort or self.cohort.size) < 64:
-            raise ValueError("privacy.clipping adaptive needs a cohort of 64 or more; smaller ones drown in its noise")
+        if privacy.clipping == "adaptive" and (privacy.simulated_cohort or self.cohort.size) < ADAPTIVE_FROM:
+            raise ValueError(
+                f"privacy.clipping adaptive needs a cohort of {ADAPTIVE_FROM} or more; smaller ones drown in its noise"
+            )
         if privacy.clipping == "adaptive" and self.aggregation == "plain":
             raise ValueError("privacy.clipping adaptive needs aggregation: secure, whose sum counts who was clipped")
         unamplified = self.cohort.sampling not in (None, "poisson")

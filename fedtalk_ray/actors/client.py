@@ -1,10 +1,11 @@
-"""A client slot: one resident model that stands for one client after another.
+"""What a client slot does: one resident model stands for one client after another, trains, scores, answers, samples.
 
 A plain class; `actors.pool` makes Ray actors of it. Everything private happens between reading a client's shards and
 returning from these methods: what they return is listed in `fedtalk_ray.messages`, all else stays in the
 client's folder.
 """
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -121,15 +122,16 @@ class ClientSlot:
         """
         self._only_in_the_clear("updates")
         total, reports, done = WeightedSum(), [], []
-        refused: dict[str, str] = {}
+        refused: Counter[str] = Counter()
         for client in clients:
             try:
                 report, update = self._fit_one(round_number, client, shared, call)
             except Halted:
                 break
-            except TrainingError:
+            except TrainingError as error:
                 # A score or an update that is not finite: the client abstains, as in secure rounds.
-                refused[client] = str(Code.NOT_FINITE)
+                print(error, flush=True)
+                refused[str(Code.NOT_FINITE)] += 1
                 continue
             done.append(client)
             if self._config.privacy.mechanism == "none":
@@ -138,8 +140,8 @@ class ClientSlot:
             else:
                 total.add_clipped(update, report.weight, clip_norm_of(self._config.privacy))
         if not done:
-            return FitReport((), refused=refused), None
-        return FitReport(tuple(done), tuple(reports), refused), PlainUpdate(
+            return FitReport((), refused=dict(refused)), None
+        return FitReport(tuple(done), tuple(reports), dict(refused)), PlainUpdate(
             round_number, total.vector(), total.total_weight
         )
 

@@ -1,4 +1,5 @@
-"""Joining or starting a Ray cluster."""
+"""Joining or starting a Ray cluster: what workers are given, what a refused address or token is told, names of
+actors."""
 
 import hashlib
 import logging
@@ -13,7 +14,7 @@ from pathlib import Path
 import ray
 from ray.exceptions import AuthenticationError, RayError
 
-from fedtalk_ray.actors.deaths import first_line
+from fedtalk_ray.actors.ray_errors import first_line
 from fedtalk_ray.errors import ClusterError
 
 WORKER_ENVIRONMENT = {

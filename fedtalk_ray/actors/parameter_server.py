@@ -8,7 +8,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fedtalk_ray.actors.connection import actor_name
-from fedtalk_ray.actors.deaths import DEATHS, RoundLost, fetch, first_line
+from fedtalk_ray.actors.ray_errors import DEATHS, RoundLost, fetch, first_line
 from fedtalk_ray.federation.server import ParameterServer
 from fedtalk_ray.runs.checkpoints import Checkpoint, config_fingerprint, save_checkpoint
 from fedtalk_ray.runs.folder import RunFolder

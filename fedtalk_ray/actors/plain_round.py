@@ -46,14 +46,16 @@ def plain_round(
     )
     answers: list[FitReport] = [outcome.result for outcome in outcomes if outcome.result is not None]
     answered = [client for answer in answers for client in answer.clients]
-    lost, refused = missing_clients(outcomes), Counter(why for fitted in answers for why in fitted.refused.values())
+    lost, refused = missing_clients(outcomes), Counter[str]()
+    for answer in answers:
+        refused.update(answer.refused)
     # Who refused did answer.
     spoke = len(answered) + refused.total()
     pool.policy.check_quorum(number, spoke, min(len(cohort), enough or len(cohort)), lost)
     if not answered:
         raise TrainingError(
-            f"round {number}: no client has an update ({describe(refused + lost)}); lower local.learning_rate; the "
-            "last checkpoint is intact"
+            f"round {number}: no client has an update ({describe(refused + lost)}); the slots' logs say what was "
+            "not finite, often a local.learning_rate that is too large; the last checkpoint is intact"
         )
     trained = monotonic()
     sums = [outcome.payload for outcome in outcomes if outcome.result is not None and outcome.result.clients]

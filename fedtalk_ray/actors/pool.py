@@ -16,8 +16,8 @@ import ray
 from ray.autoscaler.sdk import request_resources
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from fedtalk_ray.actors.deaths import DEATHS, fetch, first_line
 from fedtalk_ray.actors.placement import bundles, check_fits, next_nodes, nodes_of
+from fedtalk_ray.actors.ray_errors import DEATHS, fetch, first_line
 from fedtalk_ray.actors.slot import CLIENT_SLOT, Slot, start_slot
 from fedtalk_ray.errors import ClusterError
 from fedtalk_ray.federation.failure_policy import FailurePolicy
@@ -140,9 +140,8 @@ class SlotPool:
                 if not self._any_starting():
                     self._start(1 if self._config.failures.replace else 0)
                 # Nothing else can happen: a slot that cannot be placed must not be waited for without an end.
-                self._await(1)
-                continue
-            arrived = self._wait([*work.running], deadline)
+                self._await(1, until=deadline)
+            arrived = self._wait([*work.running], deadline) if work.running else []
             for ref in arrived:
                 self._settle(work, ref, done)
             finished = sum(done(outcome.result) for outcome in work.outcomes if outcome.result is not None)
@@ -218,13 +217,16 @@ class SlotPool:
                 "--resume"
             )
 
-    def _await(self, fewest: int) -> None:
-        """Waits until so many slots are ready. Raises `ClusterError` after `slots.placement_timeout_s`."""
+    def _await(self, fewest: int, until: float | None = None) -> None:
+        """Waits until so many slots are ready, or until a moment of `time.monotonic`.
+
+        Raises `ClusterError` after `slots.placement_timeout_s`.
+        """
         slots = self._config.slots
         deadline = time.monotonic() + slots.placement_timeout_s
         tries = 0
-        while len(self.ready) < fewest:
-            self._wait([], deadline)
+        while len(self.ready) < fewest and (until is None or time.monotonic() < until):
+            self._wait([], deadline if until is None else min(deadline, until))
             if len(self._slots) < fewest:
                 tries += 1
                 if not self.policy.tries_again(tries):

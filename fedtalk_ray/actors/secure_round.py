@@ -9,9 +9,9 @@ from collections import Counter
 from time import monotonic
 from typing import Any
 
-from fedtalk_ray.actors.deaths import RoundLost
 from fedtalk_ray.actors.parameter_server import ask
 from fedtalk_ray.actors.pool import DIED, LATE, SlotPool, missing_clients
+from fedtalk_ray.actors.ray_errors import RoundLost
 from fedtalk_ray.actors.slot import Slot
 from fedtalk_ray.messages import Collected
 from fedtalk_ray.privacy.protocol import STAGES, Code

@@ -1,4 +1,4 @@
-"""What all attacks on a run have in common: what they are given, and what they bring back.
+"""What all attacks on a run have in common: what they are given, what they bring back, when that fails the audit.
 
 A figure that is no finite number breaks the audit: an attack that did not run proves nothing.
 """

@@ -1,4 +1,4 @@
-"""Whether the server can make a mask itself, from what it saw or can derive: the search of the attack on the wire.
+"""Whether the server can make a mask itself, from what it saw or can derive: the search of `server_saw`.
 
 Guarantee that is attacked: a masked vector y = x + PRG(b) +/- sum PRG(s_uv) mod 2^32 hides x as long as the server has
 neither b nor the s_uv. In a sound exchange it learns the seeds b of the survivors at the last stage, on purpose, and

@@ -82,7 +82,7 @@ def prepare(
     Example: `fedtalk prepare --corpus grid --root data/grid --out shards/grid`
     """
     from fedtalk_ray.actors.connection import connect
-    from fedtalk_ray.corpora import at_most, list_corpus, only_identities, own_test_set
+    from fedtalk_ray.corpora.listing import at_most, list_corpus, only_identities, own_test_set
     from fedtalk_ray.shards.prepare import REJECTS, parse_unseen
     from fedtalk_ray.shards.prepare import prepare as run_prepare
 

@@ -9,7 +9,7 @@ from time import monotonic
 
 from fedtalk_ray.actors.connection import connect
 from fedtalk_ray.config import parse_config
-from fedtalk_ray.corpora import list_synthetic
+from fedtalk_ray.corpora.listing import list_synthetic
 from fedtalk_ray.evaluation.evaluate import evaluate_run, metrics_table, write_metrics
 from fedtalk_ray.generation.generate import generate
 from fedtalk_ray.model.embedded import EMBEDDED

@@ -14,7 +14,7 @@ from ray.util.state import list_actors, list_nodes
 from ray.util.state.exception import RayStateApiException
 
 from fedtalk_ray.actors.connection import run_label
-from fedtalk_ray.actors.deaths import first_line
+from fedtalk_ray.actors.ray_errors import first_line
 from fedtalk_ray.actors.slot import SlotProcess
 from fedtalk_ray.errors import ClusterError
 from fedtalk_ray.federation.server import ParameterServer

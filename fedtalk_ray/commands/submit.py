@@ -24,7 +24,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 import fedtalk_ray
 from fedtalk_ray.actors.connection import WORKER_ENVIRONMENT, token_prefix, token_refused
-from fedtalk_ray.actors.deaths import first_line
+from fedtalk_ray.actors.ray_errors import first_line
 from fedtalk_ray.config import load_config
 from fedtalk_ray.errors import ClusterError, ConfigError
 

@@ -7,7 +7,8 @@ import numpy as np
 from fedtalk_ray.evaluation import metrics
 from fedtalk_ray.evaluation.judge import IdentityJudge, embed_clip, similarity
 from fedtalk_ray.evaluation.perceptual import PerceptualDistance
-from fedtalk_ray.media.lips import lip_aperture, spoken
+from fedtalk_ray.media.lips import lip_aperture
+from fedtalk_ray.media.speech import spoken
 from fedtalk_ray.shards.format import Piece
 
 Figures = dict[str, float | None]

@@ -70,17 +70,6 @@ def jitter_ratio(generated: np.ndarray, truth: np.ndarray) -> float:
     return ours / theirs
 
 
-def jitter_error(generated: np.ndarray, truth: np.ndarray) -> float:
-    """Mean |(x[t+1] - x[t]) - (y[t+1] - y[t])| in [0, 2]: how wrong the motion is, whatever each frame looks like.
-
-    generated, truth: uint8 [T, H, W, 3] of one shape, T > 1. A still scores the truth's own jitter.
-    """
-    _check_pair(generated, truth)
-    _check_clip(generated)
-    pairs = zip(_steps(generated), _steps(truth), strict=True)
-    return _mean_absolute(ours - theirs for ours, theirs in pairs)
-
-
 def correlation(a: np.ndarray, b: np.ndarray) -> float:
     """Pearson's correlation of two series [T], in [-1, 1].
 

@@ -1,4 +1,5 @@
-"""What a few seeds can say: means with Student's t intervals, paired differences, and the share of a loss won back.
+"""What a few seeds or clips can say: means with Student's t intervals, paired differences, the share of a loss won
+back.
 
 The same seed draws the same cohorts, noise and windows for every method, so runs of one seed are paired: the interval
 of their differences leaves out what all methods share, and is usually far narrower than the methods' own intervals.

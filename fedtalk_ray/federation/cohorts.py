@@ -37,8 +37,6 @@ class Sampler:
         """Raises `ConfigError` for a trace that cannot be read or that names nobody of the population."""
         self._config, self._population = config, population
         self._way = "poisson" if config.poisson else config.cohort.sampling or "uniform"
-        if self._way == "poisson":
-            check_poisson(config, len(population))
         self._trace = read_trace(config.cohort.trace, population) if config.cohort.trace else None
         self._sizes: dict[str, float] = {}
 
@@ -88,16 +86,17 @@ class Sampler:
 
 def check_poisson(config: TrainConfig, population: int) -> None:
     """Raises `ConfigError` where Poisson cohorts of this size would often be too small to be opened."""
-    if config.aggregation != "secure":
+    if config.aggregation != "secure" or not config.poisson:
         return
     floor, size = limits_of(config.privacy).floor, config.cohort.size
     share = too_small(population, size, floor)
     if share > MOST_TOO_SMALL:
-        larger = (each for each in range(size, population) if too_small(population, each, floor) <= MOST_TOO_SMALL)
+        larger = range(size + 1, population + 1)
+        enough = next((each for each in larger if too_small(population, each, floor) <= MOST_TOO_SMALL), None)
+        mend = f"set cohort.size to {enough} or more" if enough else f"it takes {floor} clients or more"
         raise ConfigError(
             f"cohort.size {size} is the mean of Poisson cohorts: of {population} clients, {100 * share:.0f}% of "
-            f"rounds would have fewer than {floor} and be given up; set cohort.size to "
-            f"{next(larger, population)} or more"
+            f"rounds would have fewer than {floor} and be given up; {mend}"
         )
 
 

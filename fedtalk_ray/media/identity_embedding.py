@@ -1,4 +1,5 @@
-"""Who is seen, as one vector a face: networks trained on many people by others, chosen by name or file.
+"""Who is seen, as one vector a face, and which frames of a clip are asked: networks trained on many people by others,
+chosen by name or file.
 
 This vector conditions a model. What scores the model must be another network (`evaluation/judge.py`).
 """

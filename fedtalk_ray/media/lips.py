@@ -1,8 +1,8 @@
 """How far the lips are open, read from the pictures alone: the series that lip-sync is judged by.
 
 Two real sentences of one person agree by about 0.1 (GRID, correlation) while both are spoken, so agreement inside
-the speech (`spoken`) means that the lips follow the sound. Over whole clips they agree by 0.4 only because both begin
-and end in silence. A blurred picture reads a little more open throughout: correlate, do not compare levels.
+the speech (`speech.spoken`) means that the lips follow the sound. Over whole clips they agree by 0.4 only because both
+begin and end in silence. A blurred picture reads a little more open throughout: correlate, do not compare levels.
 """
 
 import math
@@ -13,7 +13,6 @@ from PIL import Image
 
 from fedtalk_ray.media.dlib_models import rectangle, shape_predictor_68
 from fedtalk_ray.media.face_template import LEFT_EYE, RIGHT_EYE
-from fedtalk_ray.media.video import FPS, SAMPLE_RATE
 
 FACE_BOXES = ((0.60, 2.55), (0.68, 2.28))
 """(how far the centre lies below the eyes, side) in eye distances: the squares handed to the landmark model in place
@@ -31,9 +30,6 @@ BORDER = 0.15
 the model reads black beyond the picture and then misplaces the lips."""
 
 INNER_LIP_PAIRS = ((61, 67), (62, 66), (63, 65))
-
-SPOKEN_DB = 12.0
-"""A frame counts as spoken when its sound is at most this far below the loud frames (the 95th percentile)."""
 
 
 def lip_aperture(frames: np.ndarray) -> np.ndarray:
@@ -53,21 +49,6 @@ def aperture_of(landmarks: np.ndarray) -> np.ndarray:
     gaps = [np.linalg.norm(landmarks[:, upper] - landmarks[:, lower], axis=-1) for upper, lower in INNER_LIP_PAIRS]
     eyes = landmarks[:, 36:42].mean(axis=1) - landmarks[:, 42:48].mean(axis=1)
     return (np.mean(gaps, axis=0) / np.linalg.norm(eyes, axis=-1)).astype(np.float32)
-
-
-def spoken(audio: np.ndarray, frames: int) -> slice:
-    """The frames from the first to the last spoken one, for `lip_aperture(...)[spoken(audio, T)]`.
-
-    audio: float32 [N] at `SAMPLE_RATE`, sample 0 at the start of frame 0; frames: how many the clip has. Pauses in
-    between stay in. Pure silence, or sound shorter than one frame, gives the whole clip.
-    """
-    hop = SAMPLE_RATE // FPS
-    pieces = audio[: min(frames, len(audio) // hop) * hop].reshape(-1, hop).astype(np.float64)
-    if not pieces.any():
-        return slice(0, frames)
-    power = (pieces**2).mean(axis=1)
-    loud = np.flatnonzero(power >= np.percentile(power, 95) * 10 ** (-SPOKEN_DB / 10))
-    return slice(int(loud[0]), int(loud[-1]) + 1)
 
 
 def face_landmarks(frames: np.ndarray) -> np.ndarray:

@@ -23,6 +23,9 @@ speaks, and 440 ms 0.73."""
 SILENCE = -3.0
 """The log-mel value of silence, its smallest."""
 
+SPOKEN_DB = 12.0
+"""A frame counts as spoken when its sound is at most this far below the loud frames (the 95th percentile)."""
+
 _FFT = 512
 _HOPS_PER_FRAME = SAMPLE_RATE // HOP // FPS
 _HOPS_BEFORE = 20
@@ -108,3 +111,18 @@ def speech_windows(audio: np.ndarray, frames: int) -> np.ndarray:
     hop, cell = padded.strides
     shape = (frames, WINDOW_HOPS, MEL_BINS)
     return np.lib.stride_tricks.as_strided(padded, shape, (_HOPS_PER_FRAME * hop, hop, cell))
+
+
+def spoken(audio: np.ndarray, frames: int) -> slice:
+    """The frames from the first to the last spoken one, for `lip_aperture(...)[spoken(audio, T)]`.
+
+    audio: float32 [N] at `SAMPLE_RATE`, sample 0 at the start of frame 0; frames: how many the clip has. Pauses in
+    between stay in. Pure silence, or sound shorter than one frame, gives the whole clip.
+    """
+    hop = SAMPLE_RATE // FPS
+    pieces = audio[: min(frames, len(audio) // hop) * hop].reshape(-1, hop).astype(np.float64)
+    if not pieces.any():
+        return slice(0, frames)
+    power = (pieces**2).mean(axis=1)
+    loud = np.flatnonzero(power >= np.percentile(power, 95) * 10 ** (-SPOKEN_DB / 10))
+    return slice(int(loud[0]), int(loud[-1]) + 1)

@@ -24,9 +24,6 @@ import numpy as np
 
 from fedtalk_ray.privacy.protocol import Aborted, Code
 
-ADAPTIVE_FROM = 64
-"""Cohort from which the clip norm may adapt: the quantile's own noise is a twentieth of the cohort."""
-
 _RATE, _QUANTILE, _COUNT_NOISE = 0.2, 0.5, 1 / 20
 """Andrew et al. 2021: geometric steps of 0.2 towards the median; the count's noise is n / 20."""
 

@@ -17,9 +17,10 @@ from fedtalk_ray import __version__
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.outputs import new_file
 from fedtalk_ray.report import sections
-from fedtalk_ray.report.facts import key_figures, read_facts, sentence, warnings_of
+from fedtalk_ray.report.facts import key_figures, read_facts, sentence
 from fedtalk_ray.report.metrics import DOWN, ONE, UP, read_metrics, tables_of_groups
 from fedtalk_ray.report.videos import make_videos, open_people
+from fedtalk_ray.report.warnings import warnings_of
 from fedtalk_ray.runs.folder import RunFolder
 
 TEMPLATE = "page.html.j2"

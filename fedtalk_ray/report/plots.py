@@ -97,7 +97,7 @@ def draw_dots(panel: Axes, ratios: Mapping[str, Mapping[str, Sequence[float]]], 
     for index, (group, by_row) in enumerate(ratios.items()):
         points = [(value, rows.index(row) + 0.2 * index - 0.1) for row, values in by_row.items() for value in values]
         panel.plot(*zip(*points, strict=True), "os^"[index % 3], color=COLOURS[index], alpha=0.6, label=plain(group))
-    panel.set_yticks(range(len(rows)), rows)
+    panel.set_yticks(range(len(rows)), [plain(row) for row in rows])
     panel.set_ylim(len(rows) - 0.5, -0.5)
     panel.set_xlim(left=0)
     panel.set_xlabel(axis)

@@ -111,8 +111,7 @@ def load_checkpoint(folder: Path, config: TrainConfig | None = None) -> Checkpoi
     if config is not None and written_by not in (config_fingerprint(config), _older_fingerprint(config)):
         raise RunError(
             f"checkpoint {newest} belongs to another configuration ({written_by}, not {config_fingerprint(config)}); "
-            "resume with the "
-            "run's own config.yaml, or give this one another `run` folder"
+            "resume with the run's own config.yaml, or give this one another `run` folder"
         )
     return checkpoint
 

@@ -58,11 +58,10 @@ class ClientFolder:
 
     def adapter_before(self, round_number: int) -> Path | None:
         """The newest adapter that was written before a round; None for a client that is new by then."""
-        for place in self.adapters():
-            written = self.written_after(place)
-            if written is not None and written < round_number:
-                return place
-        return None
+        written = {place: self.written_after(place) for place in self.adapters()}
+        # Not the first: whoever was personalised beside an older released model has newer ones behind.
+        known = {place: after for place, after in written.items() if after is not None and after < round_number}
+        return max(known, key=lambda place: known[place], default=None)
 
     def keep_adapter(self, round_number: int, write: Callable[[Path], None], took_part: bool = True) -> Path:
         """Makes `write(folder)` the newest adapter, as it is after a round; returns its folder.
@@ -73,9 +72,11 @@ class ClientFolder:
         with new_folder(new, overwrite=True) as place:
             write(place)
             before = self.adapter_before(round_number if took_part else round_number + 1)
+            if before is None and not took_part:
+                before = next(iter(self.adapters()), None)
             taken = (self.participations(before) if before else 0) + took_part
             (place / _STATE).write_text(json.dumps({"round": round_number, "participations": taken}))
-        newest, previous, oldest = (self.path / name for name in (_NEWEST, _PREVIOUS, _OLDEST))
+        newest, previous, oldest = self.newest_adapter, self.path / _PREVIOUS, self.path / _OLDEST
         if self.written_after(newest) not in (None, round_number):
             shutil.rmtree(oldest, ignore_errors=True)
             if previous.exists():

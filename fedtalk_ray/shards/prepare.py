@@ -15,7 +15,7 @@ import numpy as np
 import ray
 import ray.data
 
-from fedtalk_ray.corpora import ClipSource, CorpusError, named, open_clip, own_test_set
+from fedtalk_ray.corpora.listing import ClipSource, CorpusError, named, open_clip, own_test_set
 from fedtalk_ray.media.faces import NoFaceError
 from fedtalk_ray.media.identity_embedding import NO_IDENTITY, clip_identity, frames_to_embed, load_identity_embedder
 from fedtalk_ray.media.speech import LOG_MEL, load_speech_features
@@ -118,7 +118,7 @@ def unseen_names(unseen: int | Sequence[str] | None, names: list[str]) -> set[st
 
 def parse_unseen(text: str, names: Sequence[str]) -> int | list[str]:
     """What --unseen says: names by commas, or how many. What is a name of the corpus is never a number."""
-    listed = [name.strip() for name in text.split(",")]
+    listed = [name for part in text.split(",") if (name := part.strip())]
     return int(text) if text.isdecimal() and text not in names else listed
 
 

@@ -37,7 +37,7 @@ def ray_cluster() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def shards(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three drawn clients with four clips each and one unseen identity, 32 x 32 pixels, prepared by the pipeline."""
-    from fedtalk_ray.corpora import list_synthetic
+    from fedtalk_ray.corpora.listing import list_synthetic
     from fedtalk_ray.shards.prepare import prepare
 
     out = tmp_path_factory.mktemp("data") / "shards"

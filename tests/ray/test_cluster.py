@@ -9,9 +9,9 @@ import pytest
 import ray
 from ray.exceptions import OutOfMemoryError
 
-from fedtalk_ray.actors.deaths import DEATHS, RoundLost, fetch, first_line
 from fedtalk_ray.actors.parameter_server import ask, start_server
 from fedtalk_ray.actors.pool import SlotPool
+from fedtalk_ray.actors.ray_errors import DEATHS, RoundLost, fetch, first_line
 from fedtalk_ray.errors import ClusterError, ShardError
 from fedtalk_ray.messages import PlainUpdate
 from fedtalk_ray.model.autoencoder import PatchAutoencoder

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedtalk_ray.corpora import list_corpus
+from fedtalk_ray.corpora.listing import list_corpus
 from fedtalk_ray.media.video import read_video, write_video
 from fedtalk_ray.shards.format import load_manifest
 from fedtalk_ray.shards.prepare import prepare

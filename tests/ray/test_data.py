@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedtalk_ray.corpora import CorpusError, list_corpus
+from fedtalk_ray.corpora.listing import CorpusError, list_corpus
 from fedtalk_ray.corpora.synthetic import render_clip
 from fedtalk_ray.errors import ShardError
 from fedtalk_ray.media.video import write_video

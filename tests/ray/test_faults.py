@@ -15,8 +15,8 @@ import ray
 from ray.exceptions import ObjectReconstructionFailedError
 
 from fedtalk_ray.actors import pool as pool_module
-from fedtalk_ray.actors.deaths import RoundLost, fetch
 from fedtalk_ray.actors.pool import SlotPool
+from fedtalk_ray.actors.ray_errors import RoundLost, fetch
 from fedtalk_ray.errors import ClusterError
 from fedtalk_ray.federation.failure_policy import QuorumLost
 from fedtalk_ray.rounds import train

@@ -16,7 +16,7 @@ from scipy.stats import chisquare
 
 from fedtalk_ray.actors import secure_round as exchange
 from fedtalk_ray.actors.client import ClientSlot
-from fedtalk_ray.corpora import list_synthetic
+from fedtalk_ray.corpora.listing import list_synthetic
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.federation.roster import extend_roster
 from fedtalk_ray.federation.secure_aggregator import make_codec

@@ -223,7 +223,7 @@ def test_every_field_says_what_it_means(name: str, section: type[Section]) -> No
 
 def test_every_shipped_configuration_loads(repository: Path) -> None:
     files = sorted((repository / "jobs" / "configs").glob("*.yaml"))
-    # Those of the other commands hold options, which test_recipe.py reads.
+    # Those of the other commands hold options, which commands/test_command_file.py reads.
     files = [file for file in files if file.read_text().startswith("# python jobs/train.py ")]
     assert files
     for file in files:

@@ -20,7 +20,7 @@ import typer
 import yaml
 from pydantic import Field
 
-from docs import configuration, docstrings, hooks
+from docs import configuration, docstrings, files, hooks
 from fedtalk_ray.commands.cli import app
 from fedtalk_ray.config import parse_config
 from fedtalk_ray.runs.folder import RunFolder
@@ -58,6 +58,14 @@ def test_the_table_of_what_to_open_names_files_that_own_it(repository: Path) -> 
     assert len({path for _, path, _ in rows}) == len(rows), "one file answers one question"
     for change, path, name in rows:
         assert name in defined_in(repository / path), f"to change {change}: {path} defines no {name}"
+
+
+def test_readme_lists_every_file_as_its_docstring_says(repository: Path) -> None:
+    readme = (repository / "README.md").read_text(encoding="utf-8")
+    assert files.filled(readme, repository) == readme, "run python -m docs.files"
+    for path in (repository / "fedtalk_ray").rglob("*.py"):
+        holds_code = bool(ast.parse(path.read_text(encoding="utf-8")).body)
+        assert bool(files.first_sentence(path)) == holds_code, f"{path} has no docstring"
 
 
 # Pages, links and anchors
@@ -376,7 +384,7 @@ def test_the_strategy_of_the_page(installed) -> None:
 
 def test_the_corpus_of_the_page(installed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
-    from fedtalk_ray import corpora
+    from fedtalk_ray.corpora import listing as corpora
     from fedtalk_ray.media.video import first_picture, write_video
 
     installed("fedtalk_ray/corpora/layouts/studio.py")

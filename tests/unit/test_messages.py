@@ -28,7 +28,7 @@ ALLOWED: dict[str, dict[str, object]] = {
         "total_weight": float,
     },
     # In the clear: who has no update, and the code of why.
-    "FitReport": {"clients": tuple[str, ...], "reports": tuple[ClientReport, ...], "refused": dict[str, str]},
+    "FitReport": {"clients": tuple[str, ...], "reports": tuple[ClientReport, ...], "refused": dict[str, int]},
     # Under `aggregation: secure`, client to server: keys, commitments, ciphertexts and shares, sized by the
     # number of neighbours alone; one vector, masked; and one hash. Nothing but the vector is computed from data.
     "Advertisement": {"client": str, "encryption_key": bytes, "masking_key": bytes},

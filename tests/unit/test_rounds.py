@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from fedtalk_ray.actors.deaths import RoundLost
+from fedtalk_ray.actors.ray_errors import RoundLost
 from fedtalk_ray.config import load_config, parse_config
 from fedtalk_ray.errors import RunError, ShardError
 from fedtalk_ray.outputs import OutputError

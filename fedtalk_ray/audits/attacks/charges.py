@@ -1,4 +1,5 @@
-"""The attack on the account: a round in which clients gave something away, and for which nobody paid.
+"""The attack on the account (the ledger, its history, epsilon): a round in which clients gave something away, and for
+which nobody paid.
 
 Attacked guarantee (`privacy.ledger`): whatever came of a round, it is charged once its masked inputs have arrived. The
 run's own history is held against its ledger, and two exchanges are made to fail after their masked inputs, which is

@@ -1,4 +1,4 @@
-"""A small formant synthesiser: nonsense speech, and what the lips do while it sounds.
+"""A small formant synthesiser: nonsense speech, and what the lips do while it sounds, a little ahead of it.
 
 A source (glottal pulses with breath noise) runs through five resonators whose frequencies move from phone to phone,
 as in Klatt's cascade synthesiser (1980, doi:10.1121/1.383940); hisses and bursts are shaped noise beside it. Vowel

@@ -87,7 +87,7 @@ def test_one_bad_split_is_refused(refused: Callable[..., str], tmp_path: Path) -
 
 
 def test_a_size_that_does_not_divide_is_refused(tmp_path: Path) -> None:
-    from fedtalk_ray.corpora import CorpusError, list_synthetic
+    from fedtalk_ray.corpora.listing import CorpusError, list_synthetic
     from fedtalk_ray.shards.prepare import prepare
 
     with pytest.raises(CorpusError, match="--size 50: must be a multiple of 16"):
@@ -108,6 +108,7 @@ def test_unseen_is_a_name_where_the_corpus_has_it_and_else_a_number() -> None:
     assert parse_unseen("1001, 1002", people) == ["1001", "1002"]
     assert parse_unseen("2", people) == 2 and unseen_names(2, people) == {"1090", "1091"}
     assert parse_unseen("0", people) == 0 and unseen_names(0, people) == set()
+    assert parse_unseen("", people) == [] and unseen_names([], people) == set()
     # B19: a test set can be prepared alone.
     assert unseen_names(91, people) == unseen_names(people, people) == set(people)
 
@@ -122,7 +123,7 @@ def test_pretraining_names_a_wrong_loss_and_a_wrong_preset(refused: Callable[...
 def test_a_corpus_with_a_test_set_of_its_own_says_who_is_unseen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from fedtalk_ray import corpora
+    from fedtalk_ray.corpora import listing as corpora
     from fedtalk_ray.shards import prepare
 
     for name in ("trainval/abc/50001.mp4", "trainval/abc/50002.mp4", "trainval/abd/50001.mp4", "test/xyz/00001.mp4"):

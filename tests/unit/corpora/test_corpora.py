@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedtalk_ray.corpora import (
+from fedtalk_ray.corpora.listing import (
     ClipSource,
     CorpusError,
     at_most,

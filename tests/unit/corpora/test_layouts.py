@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedtalk_ray.corpora import ClipSource, CorpusError, list_corpus, open_clip
 from fedtalk_ray.corpora.layouts.voxceleb2 import parse_voxceleb2_sets
+from fedtalk_ray.corpora.listing import ClipSource, CorpusError, list_corpus, open_clip
 from fedtalk_ray.media.faces import crop_faces, face_transforms
 from fedtalk_ray.media.video import Video, VideoError, read_video, write_video
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedtalk_ray.corpora import synthetic
 from fedtalk_ray.corpora.drawn.voice import VOWELS, Speech, speak, voice_traits
+from fedtalk_ray.corpora.listing import synthetic
 from fedtalk_ray.media.face_template import LEFT_EYE, RIGHT_EYE, mouth_mask
 
 

@@ -83,13 +83,6 @@ def test_jitter_ratio() -> None:
     assert metrics.jitter_ratio(flat(10, 10), flat(50, 50)) == 1.0
 
 
-def test_jitter_error_judges_motion_and_not_looks() -> None:
-    truth = flat(10, 20, 50)
-    assert metrics.jitter_error(truth + 90, truth) == 0.0
-    assert metrics.jitter_error(flat(30, 30, 30), truth) == pytest.approx((10 + 30) / 2 / 255)
-    assert metrics.jitter_error(flat(50, 40, 10), truth) == pytest.approx((20 + 60) / 2 / 255)
-
-
 def test_correlation_agrees_with_numpy() -> None:
     random = np.random.default_rng(0)
     a, b = random.normal(size=(2, 75)).astype(np.float32)
@@ -138,7 +131,6 @@ def test_best_lag_beyond_reach_and_of_a_constant() -> None:
         (lambda: metrics.ssim(flat(1, side=8), flat(1, side=8)), "11 pixels wide; these frames are 8x8"),
         (lambda: metrics.mouth_psnr(flat(1)[:, :8], flat(1)[:, :8]), "these frames are 16x8"),
         (lambda: metrics.temporal_jitter(flat(1)), "T >= 2"),
-        (lambda: metrics.jitter_error(flat(1), flat(1)), "T >= 2"),
         (lambda: metrics.correlation(np.zeros(3), np.zeros(4)), r"\(3,\) and \(4,\)"),
         (lambda: metrics.best_lag(np.zeros(5), np.zeros(5), 4), "max_lag is 4; a series of 5 values allows 0 to 3"),
         (lambda: metrics.best_lag(np.zeros(5), np.zeros(6), 1), r"\(5,\) and \(6,\)"),

@@ -13,7 +13,14 @@ from scipy.stats import binom
 
 from fedtalk_ray.config import parse_config
 from fedtalk_ray.errors import ConfigError
-from fedtalk_ray.federation.cohorts import Sampler, Trace, read_trace, too_small, weighted_cohort
+from fedtalk_ray.federation.cohorts import (
+    Sampler,
+    Trace,
+    check_poisson,
+    read_trace,
+    too_small,
+    weighted_cohort,
+)
 from fedtalk_ray.settings import PopulationConfig
 from fedtalk_ray.shards.format import ClipEntry, Manifest
 from fedtalk_ray.shards.population import Population
@@ -164,16 +171,17 @@ def test_weights_decide_without_replacement() -> None:
 
 def test_a_poisson_cohort_that_would_often_be_too_small_is_refused() -> None:
     """B11: of 64 clients at the floor of 8, 44% of the rounds are given up. The share is scipy's own binomial."""
-    many = people(**{f"s{k:02d}": 100 for k in range(64)})
 
-    def private(size: int) -> Sampler:
+    def check(size: int, clients: int = 64) -> None:
         tree = {"run": "r", "shards": "s", "pretrained": "p", "cohort": {"size": size}}
         noise = {"mechanism": "skellam", "noise_multiplier": 1.0, "clip_norm": 1.0}
-        return Sampler(parse_config(tree | {"privacy": noise}, "test"), many)
+        check_poisson(parse_config(tree | {"privacy": noise}, "test"), clients)
 
     with pytest.raises(ConfigError, match=r"64 clients, 44% of rounds .* fewer than 8 .* cohort.size to 12 or more"):
-        private(8)
-    private(12)
+        check(8)
+    check(12)
+    with pytest.raises(ConfigError, match=r"of 6 clients, 100% of rounds .* it takes 8 clients or more"):
+        check(16, clients=6)
     for size in (8, 11, 12, 20):
         assert too_small(64, size, 8) == pytest.approx(binom.cdf(7, 64, size / 64))
     assert too_small(8, 8, 8) == 0.0 and too_small(4, 4, 8) == 1.0

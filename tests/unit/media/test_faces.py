@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fedtalk_ray.corpora import synthetic
+from fedtalk_ray.corpora.listing import synthetic
 from fedtalk_ray.media import faces
 from fedtalk_ray.media.face_template import LEFT_EYE, RIGHT_EYE
 from fedtalk_ray.media.faces import (

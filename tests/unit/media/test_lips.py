@@ -8,7 +8,8 @@ from PIL import Image, ImageDraw, ImageFilter
 from fedtalk_ray.evaluation.metrics import correlation
 from fedtalk_ray.media.face_template import LEFT_EYE, RIGHT_EYE
 from fedtalk_ray.media.faces import crop_faces, find_landmarks, similarity_transforms, smooth_landmarks
-from fedtalk_ray.media.lips import aperture_of, face_landmarks, lip_aperture, spoken
+from fedtalk_ray.media.lips import aperture_of, face_landmarks, lip_aperture
+from fedtalk_ray.media.speech import spoken
 from fedtalk_ray.media.video import SAMPLE_RATE, read_video
 
 

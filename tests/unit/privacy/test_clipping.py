@@ -8,8 +8,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from fedtalk_ray.privacy.clipping import ADAPTIVE_FROM, adapted, bit_size, weigh_and_clip
+from fedtalk_ray.privacy.clipping import adapted, bit_size, weigh_and_clip
 from fedtalk_ray.privacy.protocol import Aborted, Code
+from fedtalk_ray.settings import ADAPTIVE_FROM
 
 NAN, INF = float("nan"), float("inf")
 ROUNDING = 1 + 1e-12

@@ -21,9 +21,10 @@ from fedtalk_ray.errors import ConfigError, RunError, ShardError
 from fedtalk_ray.privacy.accounting import Noise
 from fedtalk_ray.privacy.ledger import Charge, Ledger
 from fedtalk_ray.report import plots, sections, videos
-from fedtalk_ray.report.facts import Facts, duration, key_figures, read_facts, sentence, size, warnings_of
+from fedtalk_ray.report.facts import Facts, duration, key_figures, read_facts, sentence, size
 from fedtalk_ray.report.metrics import METRICS, read_metrics, tables_of_groups, worse_than_copying
 from fedtalk_ray.report.page import outdated, write_report
+from fedtalk_ray.report.warnings import warnings_of
 from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.settings import TrainConfig
 

@@ -169,3 +169,18 @@ def test_stock_peft_loads_a_clients_adapter(make_denoiser, make_windows, tmp_pat
         found = own(batch.latents, step, batch.speech, batch.reference)
         without = make_denoiser()(batch.latents, step, batch.speech, batch.reference)
     assert torch.allclose(found, expected, atol=1e-6) and (found - without).abs().max() > 1e-3
+
+
+def test_whoever_was_personalised_beside_an_older_released_model_loses_no_round(model, tmp_path: Path) -> None:
+    """Released after round 5, died after round 9: the personalised adapter is of 5, and the run goes on from 9's."""
+    for number in (7, 8, 9):
+        save(model, tmp_path, number)
+    folder = RunFolder(tmp_path).client("s1")
+    took_part = folder.participations(folder.newest_adapter)
+    set_identity(model, 50)
+    written = folder.keep_adapter(
+        5, lambda place: adapters.save_adapter(model, adapters.IDENTITY, place), took_part=False
+    )
+    assert value_before(model, tmp_path, 10) == 9
+    assert value_before(model, tmp_path, 6) == 50, "which speaks for the released model"
+    assert folder.participations(written) == took_part == 3

@@ -1,0 +1,110 @@
+"""Which clips a corpus holds, which of them are taken, and how one of them becomes pictures and sound."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+
+from fedtalk_ray.corpora import layouts, synthetic
+from fedtalk_ray.corpora.source import ClipSource, CorpusError
+from fedtalk_ray.media.faces import crop_faces, face_transforms
+from fedtalk_ray.media.video import SAMPLE_RATE, Footage, has_sound, read_audio, sound_of
+
+SYNTHETIC = "synthetic"
+_NAMES_SHOWN = 20
+
+
+def list_corpus(
+    corpus: str, root: str | Path | None, *, identities: int = 8, clips: int = 6, seed: int = 0
+) -> list[ClipSource]:
+    """All clips of a corpus, those of one identity together. Raises `CorpusError` for what cannot be listed."""
+    if corpus == SYNTHETIC:
+        return list_synthetic(identities, clips, seed)
+    if corpus not in layouts.available():
+        raise CorpusError(f"corpus {corpus!r} is unknown; known: {', '.join([*layouts.available(), SYNTHETIC])}")
+    found = layouts.layout(corpus)
+    if root is None:
+        raise CorpusError(f"corpus {corpus} needs --root, the folder that holds {found.ROOT_HOLDS}")
+    if not Path(root).is_dir():
+        raise CorpusError(f"corpus folder {root} does not exist")
+    return list(found.list_clips(Path(root)))
+
+
+def list_synthetic(identities: int, clips: int, seed: int) -> list[ClipSource]:
+    """`clips` clips of each of `identities` drawn people."""
+    if identities < 1 or clips < 1:
+        raise CorpusError(f"--identities {identities} --clips {clips}: both must be at least 1")
+    return [
+        ClipSource(synthetic.identity_name(who), synthetic.clip_name(clip), None, who, clip, seed)
+        for who in range(identities)
+        for clip in range(clips)
+    ]
+
+
+def only_identities(sources: list[ClipSource], names: list[str]) -> list[ClipSource]:
+    """The clips of the named identities. Raises `CorpusError` for one that the corpus does not hold."""
+    known = sorted({source.identity for source in sources})
+    for name in names:
+        if name not in known:
+            raise CorpusError(f"--only {name}: no such identity; the corpus has {named(known)}")
+    return [source for source in sources if source.identity in names]
+
+
+def at_most(sources: list[ClipSource], clips: int) -> list[ClipSource]:
+    """At most `clips` clips of each identity, spread evenly over those it has."""
+    if clips < 1:
+        raise CorpusError(f"--max-clips {clips}: must be at least 1")
+    groups = [list(group) for _, group in groupby(sources, lambda source: source.identity)]
+    return [
+        group[index * len(group) // min(clips, len(group))]
+        for group in groups
+        for index in range(min(clips, len(group)))
+    ]
+
+
+def own_test_set(sources: list[ClipSource]) -> list[str] | None:
+    """The identities of the corpus's own test set, None where it defines none."""
+    return sorted({source.identity for source in sources if source.held_out}) or None
+
+
+def named(names: list[str]) -> str:
+    """The names by commas, the first of them where they are many."""
+    shown = ", ".join(names[:_NAMES_SHOWN])
+    return shown if len(names) <= _NAMES_SHOWN else f"{shown}, ... ({len(names)} in all)"
+
+
+@dataclass
+class Clip:
+    """One clip on its way into shards.
+
+    frames: how many. crops: aligned face crops uint8 [size, size, 3], made one at a time. audio: float32 [N].
+    """
+
+    frames: int
+    crops: Iterator[np.ndarray]
+    audio: np.ndarray
+
+
+def open_clip(source: ClipSource, size: int) -> Clip:
+    """The clip with its face found in every frame; nothing but crops is held, however long it is.
+
+    Raises `media.video.VideoError` or `media.faces.NoFaceError` when the clip cannot be used.
+    """
+    if source.path is None:
+        drawn = synthetic.render_clip(source.synthetic_identity, source.synthetic_clip, seed=source.seed, size=size)
+        return Clip(len(drawn.video.frames), iter(drawn.video.frames), drawn.video.audio)
+    audio = sound_beside(source)
+    footage = Footage(source.path, source.begin, source.end, source.crop)
+    transforms = face_transforms(footage)
+    return Clip(len(transforms), crop_faces(footage, transforms, size), audio)
+
+
+def sound_beside(source: ClipSource) -> np.ndarray:
+    """The sound of a clip, float32 [N]: the video's own, or where it has none that of the file beside it."""
+    assert source.path is not None
+    if source.sound is None or has_sound(source.path):
+        return sound_of(source.path, source.begin, source.end)
+    end = None if source.end == float("inf") else round(source.end * SAMPLE_RATE)
+    return read_audio(source.sound)[round(source.begin * SAMPLE_RATE) : end]

@@ -1,0 +1,59 @@
+"""What a reader of the report must know before believing its figures."""
+
+from fedtalk_ray.privacy.protocol import PRODUCTION_FLOOR
+from fedtalk_ray.report.facts import Facts
+
+MOST_ROUNDING = 0.05
+"""Share of an update that rounding may add before readers are warned."""
+
+
+def warnings_of(run: Facts) -> list[str]:
+    """What a reader must know before believing the figures, most grave first."""
+    config, privacy, lines = run.config, run.config.privacy, []
+    if privacy.simulated_cohort is not None:
+        lines.append(
+            f"SIMULATION: the noise is that of a cohort of {privacy.simulated_cohort} out of "
+            f"{privacy.simulated_population}. The real clients of this run got less privacy than its epsilon says."
+        )
+    if config.aggregation == "plain":
+        scores = ", and clients reported their scores, sample counts and losses" if privacy.mechanism == "none" else ""
+        lines.append(f"Plain aggregation: the server saw each slot's sum of updates in the clear{scores}.")
+    if config.aggregation == "secure" and privacy.insecure_min_survivors is not None:
+        lines.append(
+            f"INSECURE: sums of {privacy.insecure_min_survivors} clients may be opened "
+            f"(privacy.insecure_min_survivors); a sum of fewer than {PRODUCTION_FLOOR} says much about each."
+        )
+    if privacy.mechanism == "gaussian":
+        lines.append("Central noise: the server saw the exact sums and is trusted; epsilon is against all others.")
+    if run.last < config.rounds:
+        lines.append(
+            f"Not finished: {run.last} of {config.rounds} rounds. The run goes on, was stopped, or its privacy budget "
+            "allows no more rounds."
+        )
+    if interrupted := [record["round"] for record in run.history if record.get("interrupted")]:
+        lines.append(
+            f"Interrupted: {_rounds(interrupted)} changed the model, but the run died before writing down more; "
+            "figures of such a round are missing below."
+        )
+    aborted: dict[str, list[int]] = {}
+    for record in run.history:
+        if record.get("aborted"):
+            aborted.setdefault(str(record["aborted"]), []).append(record["round"])
+    for why, rounds in aborted.items():
+        lines.append(
+            f"Aborted ({why}): {_rounds(rounds)}. The model stayed as it was; privacy may be spent all the same."
+        )
+    if coarse := [record["round"] for record in run.history if record.get("rounding_error", 0) > MOST_ROUNDING]:
+        lines.append(
+            f"Rounded: in {_rounds(coarse)} rounding to integers added more than {100 * MOST_ROUNDING:g}% to the "
+            "update, because the clients' weights are tiny; lower strategy.gamma or privacy.samples_cap, or set "
+            "privacy.weight_reference near a usual weight."
+        )
+    if again := [record["round"] for record in run.history if record.get("attempts")]:
+        lines.append(f"Tried again: {_rounds(again)}, whose exchange or sums were lost with a process that died.")
+    return lines
+
+
+def _rounds(numbers: list[int]) -> str:
+    shown = ", ".join(map(str, numbers[:12])) + (", …" if len(numbers) > 12 else "")
+    return f"round{'s' * (len(numbers) > 1)} {shown}"

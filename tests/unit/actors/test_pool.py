@@ -1,0 +1,30 @@
+"""What a pool of slots does where no slot is up; real slots are in tests/ray/test_faults.py."""
+
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fedtalk_ray.actors.pool import LATE, SlotPool
+from fedtalk_ray.federation.failure_policy import FailurePolicy
+
+
+def test_the_deadline_holds_while_no_slot_is_up(make_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The only slot died and another one starts without an end: the round closes on time, and the run does not end."""
+    config = make_config(failures={"deadline_s": 0.3}, slots={"count": 1, "placement_timeout_s": 60})
+    # Made without `__init__`, which starts real slots.
+    pool = SlotPool.__new__(SlotPool)
+    starting = SimpleNamespace(starting=object())
+    vars(pool).update(_config=config, policy=FailurePolicy(config.failures), _slots=[starting], _calls=0)
+
+    def nothing_arrives(running: list[Any], deadline: float) -> list[Any]:
+        time.sleep(max(0.0, deadline - time.monotonic()))
+        return []
+
+    monkeypatch.setattr(pool, "_wait", nothing_arrives)
+    begun = time.monotonic()
+    outcomes = pool.run("fit", ["a", "b"], stoppable=True)
+    assert time.monotonic() - begun < 5
+    assert [outcome.lost for outcome in outcomes] == [LATE] * len(outcomes)
+    assert [client for outcome in outcomes for client in outcome.clients] == ["a", "b"]
