@@ -11,50 +11,15 @@ from fedtalk_ray.media.face_template import LEFT_EYE, RIGHT_EYE
 from fedtalk_ray.media.face_view import arcface_view
 from fedtalk_ray.media.faces import crop_faces, face_transforms
 from fedtalk_ray.media.video import read_video
+from tests.unit.onnx_files import write_network
 
 WEIGHT = np.random.default_rng(0).normal(size=(3, 512)).astype(np.float32)
-
-
-def field(number: int, content: bytes | str | int) -> bytes:
-    """One field of a protocol buffer message: a number as varint, anything else with its length before it."""
-    if isinstance(content, int):
-        return varint(number << 3) + varint(content)
-    content = content.encode() if isinstance(content, str) else content
-    return varint(number << 3 | 2) + varint(len(content)) + content
-
-
-def varint(value: int) -> bytes:
-    low, rest = value & 127, value >> 7
-    return bytes([low | 128]) + varint(rest) if rest else bytes([low])
-
-
-def mean_colour_network() -> bytes:
-    """An ONNX file: a picture [1, 3, 112, 112] to its mean colour times `WEIGHT`, [1, 512]."""
-
-    def node(kind: str, *inputs: str, output: str) -> bytes:
-        return field(1, b"".join(field(1, name) for name in inputs) + field(2, output) + field(4, kind))
-
-    def value(name: str, *shape: int) -> bytes:
-        dims = b"".join(field(1, field(1, size)) for size in shape)
-        return field(1, name) + field(2, field(1, field(1, 1) + field(2, dims)))
-
-    weight = field(1, 3) + field(1, 512) + field(2, 1) + field(8, "weight") + field(9, WEIGHT.tobytes())
-    graph = (
-        node("GlobalAveragePool", "picture", output="pooled")
-        + node("Flatten", "pooled", output="colour")
-        + node("MatMul", "colour", "weight", output="features")
-        + field(2, "judge")
-        + field(5, weight)
-        + field(11, value("picture", 1, 3, 112, 112))
-        + field(12, value("features", 1, 512))
-    )
-    return field(1, 8) + field(7, graph) + field(8, field(1, "") + field(2, 13))
 
 
 @pytest.fixture
 def judge(tmp_path: Path) -> IdentityJudge:
     pytest.importorskip("onnxruntime")
-    (tmp_path / FEATURE_FILE).write_bytes(mean_colour_network())
+    write_network(tmp_path / FEATURE_FILE, (1, 3, 112, 112), WEIGHT)
     return IdentityJudge(tmp_path)
 
 

@@ -19,49 +19,9 @@ from fedtalk_ray.media.identity_embedding import (
     unit,
 )
 from fedtalk_ray.media.video import read_video
+from tests.unit.onnx_files import write_network
 
 WEIGHT = np.random.default_rng(0).normal(size=(3, 6)).astype(np.float32)
-
-
-def field(number: int, content: bytes | str | int) -> bytes:
-    """One field of a protocol buffer message: a number as varint, anything else with its length before it."""
-    if isinstance(content, int):
-        return varint(number << 3) + varint(content)
-    content = content.encode() if isinstance(content, str) else content
-    return varint(number << 3 | 2) + varint(len(content)) + content
-
-
-def varint(value: int) -> bytes:
-    low, rest = value & 127, value >> 7
-    return bytes([low | 128]) + varint(rest) if rest else bytes([low])
-
-
-def write_network(path: Path, shape: tuple[int | str, ...], element: int = 1, inputs: int = 1) -> str:
-    """An ONNX file: the mean colour of a picture of this shape times `WEIGHT`. element 1 is float, 2 is uint8."""
-
-    def node(kind: str, *names: str, output: str, more: bytes = b"") -> bytes:
-        return field(1, b"".join(field(1, name) for name in names) + field(2, output) + field(4, kind) + more)
-
-    def value(name: str, shape: tuple[int | str, ...], element: int) -> bytes:
-        dims = b"".join(field(1, field(1 if isinstance(size, int) else 2, size)) for size in shape)
-        return field(1, name) + field(2, field(1, field(1, element) + field(2, dims)))
-
-    channels = shape[1] if isinstance(shape[1], int) else 3
-    values = np.resize(WEIGHT, (channels, 6))
-    weight = field(1, channels) + field(1, 6) + field(2, 1) + field(8, "weight") + field(9, values.tobytes())
-    to_float = field(5, field(1, "to") + field(3, 1) + field(20, 2))
-    graph = (
-        node("Cast", "picture", output="cast", more=to_float)
-        + node("GlobalAveragePool", "cast", output="pooled")
-        + node("Flatten", "pooled", output="colour")
-        + node("MatMul", "colour", "weight", output="features")
-        + field(2, "faces")
-        + field(5, weight)
-        + b"".join(field(11, value("picture" if not i else f"more{i}", shape, element)) for i in range(inputs))
-        + field(12, value("features", (shape[0], 6), 1))
-    )
-    path.write_bytes(field(1, 8) + field(7, graph) + field(8, field(1, "") + field(2, 13)))
-    return str(path)
 
 
 def faces(count: int, side: int = 64) -> np.ndarray:
@@ -104,7 +64,7 @@ def test_beyond_the_crop_a_view_is_black_and_inside_it_is_the_crop() -> None:
 
 @pytest.mark.parametrize("shape", [(1, 3, 112, 112), ("N", 3, 112, 112), ("N", 3, "H", "W"), (1, 3, 48, 48)])
 def test_an_onnx_network_sees_rgb_between_minus_1_and_1_at_its_own_side(tmp_path: Path, shape) -> None:
-    source = write_network(tmp_path / "face.onnx", shape)
+    source = write_network(tmp_path / "face.onnx", shape, WEIGHT)
     embedder = load_identity_embedder(source)
     assert (embedder.source, embedder.dimensions) == (source, 6)
     frames, side = faces(3), shape[2] if isinstance(shape[2], int) else 112
@@ -117,7 +77,7 @@ def test_an_onnx_network_sees_rgb_between_minus_1_and_1_at_its_own_side(tmp_path
 
 
 def test_a_clip_is_the_mean_of_three_frames_of_length_one(tmp_path: Path) -> None:
-    embedder = load_identity_embedder(write_network(tmp_path / "face.onnx", (1, 3, 112, 112)))
+    embedder = load_identity_embedder(write_network(tmp_path / "face.onnx", (1, 3, 112, 112), WEIGHT))
     frames = faces(12) // np.linspace(1, 3, 12)[:, None, None, None]
     frames = frames.astype(np.uint8)
     mean = sum(embedder.embed(frames[[index]])[0] for index in (2, 6, 10)) / 3
@@ -137,10 +97,12 @@ def refusal(source: object, kind: type[UserError]) -> str:
 def test_networks_that_take_no_faces_are_named(tmp_path: Path) -> None:
     path = tmp_path / "face.onnx"
     for shape in ((1, 3, 112), (1, 1, 112, 112), (8, 3, 112, 112), (1, 3, 112, 96), ("N", 3, 4, 112, 112)):
-        message = refusal(write_network(path, shape), EmbedderError)
+        message = refusal(write_network(path, shape, WEIGHT), EmbedderError)
         assert message.startswith(f"identity source '{path}' takes {list(shape)} (tensor(float)); a face network takes")
-    assert "(tensor(uint8))" in refusal(write_network(path, (1, 3, 112, 112), element=2), EmbedderError)
-    assert "takes ['picture', 'more1']" in refusal(write_network(path, (1, 3, 112, 112), inputs=2), EmbedderError)
+    assert "(tensor(uint8))" in refusal(write_network(path, (1, 3, 112, 112), WEIGHT, element=2), EmbedderError)
+    assert "takes ['picture', 'more1']" in refusal(
+        write_network(path, (1, 3, 112, 112), WEIGHT, inputs=2), EmbedderError
+    )
 
 
 def test_missing_and_damaged_files_and_libraries_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,13 +21,7 @@ from fedtalk_ray.media.video import (
     write_video,
 )
 from fedtalk_ray.outputs import OutputError
-
-SIDE = 32
-
-
-def grey(levels: np.ndarray | list[int]) -> np.ndarray:
-    """One plain frame a level."""
-    return np.asarray(levels, np.uint8)[:, None, None, None] * np.ones((1, SIDE, SIDE, 3), np.uint8)
+from tests.unit.media.plain_frames import SIDE, grey
 
 
 def levels_of(frames: np.ndarray) -> np.ndarray:
