@@ -90,7 +90,7 @@ def _is_about(error: OSError, path: Path) -> bool:
     """Whether the system refused to write `path`, what is being written beside it, or a folder above it."""
     if error.filename is None:
         # A write to an open file names none.
-        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
     refused, own = Path(os.fsdecode(error.filename)).absolute(), path.absolute()
     if refused == own or refused in own.parents or own in refused.parents:
         return True

@@ -1,14 +1,10 @@
-"""Every setting of a run, documented where it is declared: `TrainConfig`, last here, and its sections.
-
-`fedtalk_ray.config` reads them from files.
-"""
+"""Every setting of a run, documented where it is declared: `TrainConfig`, last here, and its sections."""
 
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-ADAPTIVE_FROM = 64
-"""Cohort from which the clip norm may adapt: the quantile's own noise is a twentieth of the cohort."""
+ADAPTIVE_FROM = 64  # clients a round: the noise on the quantile that the clip norm follows is a twentieth of them
 
 
 class Section(BaseModel):

@@ -5,12 +5,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from fedtalk_ray.actors.ray_errors import RoundLost
 from fedtalk_ray.config import load_config, parse_config
 from fedtalk_ray.errors import RunError, ShardError
+from fedtalk_ray.federation.failure_policy import FailurePolicy
 from fedtalk_ray.outputs import OutputError
 from fedtalk_ray.rounds import Federation
 from fedtalk_ray.runs.folder import RunFolder
@@ -87,7 +89,9 @@ def test_what_has_lost_the_parameters_begins_again_with_new_ones(config: Callabl
         return shared
 
     def begun(retries: int) -> tuple[str, int]:
-        federation = Federation(config(failures={"retries": retries}), pool=None, server=server)  # type: ignore[arg-type]
+        chosen = config(failures={"retries": retries})
+        pool: Any = SimpleNamespace(policy=FailurePolicy(chosen.failures))
+        federation = Federation(chosen, pool=pool, server=server)
         return federation.with_parameters("shared", work)
 
     assert begun(retries=2) == ("third", 3)
