@@ -83,8 +83,8 @@ class Answers:
     """Of a slot's clients, in one step of the secure protocol: who answered, and why the others did not."""
 
     clients: tuple[str, ...]
-    refused: dict[str, str] = field(default_factory=dict)
-    """client -> code (`privacy.protocol.Code`)."""
+    refused: dict[str, int] = field(default_factory=dict)
+    """code (`privacy.protocol.Code`) -> how many clients."""
 
 
 @dataclass(frozen=True)

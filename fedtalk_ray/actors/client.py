@@ -78,11 +78,11 @@ class ClientSlot:
 
         call: its number for `stop`, larger than those before.
         """
-        ready, refused = [], {}
+        ready, refused = [], Counter[str]()
         try:
             self._secure.open_round(plan)
         except Aborted as error:
-            return Answers((), dict.fromkeys(clients, str(error.code)))
+            return Answers((), {str(error.code): len(clients)})
         for client in clients:
             try:
                 self._secure.join(client, shared)
@@ -90,13 +90,14 @@ class ClientSlot:
                 self._secure.offer(client, update, report.weight)
                 ready.append(client)
             except Aborted as error:
-                refused[client] = str(error.code)
+                refused[str(error.code)] += 1
             except Halted:
                 break
-            except TrainingError:
+            except TrainingError as error:
                 # A score or an update that is not finite: the client abstains.
-                refused[client] = str(Code.NOT_FINITE)
-        return Answers(tuple(ready), refused)
+                print(error, flush=True)
+                refused[str(Code.NOT_FINITE)] += 1
+        return Answers(tuple(ready), dict(refused))
 
     def answer(self, stage: str, frames: dict[str, bytes]) -> tuple[Answers, list[np.ndarray]]:
         """Secure rounds: every client's signed answer to one stage of the protocol."""

@@ -304,12 +304,11 @@ class SlotPool:
 
 
 def missing_clients(outcomes: list[Outcome]) -> Counter[str]:
-    """Why clients neither were done nor refused -> how many. For calls that say `clients`, and perhaps `refused`."""
+    """Why clients neither were done nor refused -> how many. For calls that return a `FitReport` or `Answers`."""
     counts: Counter[str] = Counter()
     for outcome in outcomes:
-        answered = (
-            0 if outcome.result is None else len(outcome.result.clients) + len(getattr(outcome.result, "refused", ()))
-        )
+        found = outcome.result
+        answered = 0 if found is None else len(found.clients) + sum(found.refused.values())
         counts[outcome.lost or LATE] += len(outcome.clients) - answered
     return +counts
 

@@ -87,7 +87,7 @@ def _train(
     for outcome in outcomes:
         if outcome.result is not None and outcome.slot is not None:
             seats.append((outcome.slot, list(outcome.result.clients)))
-            refused.update(outcome.result.refused.values())
+            refused.update(outcome.result.refused)
     return seats
 
 
@@ -118,5 +118,5 @@ def _answers(
             refused[DIED] += len(by_slot[slot])
             continue
         arrived.append(payload)
-        refused.update(answers.refused.values())
+        refused.update(answers.refused)
     return arrived

@@ -168,7 +168,7 @@ def _run(audited: Round, config: TrainConfig, absent: Absent) -> Exchange:
         answers, payload = clients.answer(stage, {name: frames[name] for name in frames if name not in gone})
         seen[stage] = [bytes(answer) for answer in payload]
         collected = server.collect(stage, payload)
-        refused.update(answers.refused.values())
+        refused.update(answers.refused)
         refused.update(collected.rejected)
         frames, aborted = collected.frames, collected.aborted
         if aborted is not None:

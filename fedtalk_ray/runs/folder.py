@@ -209,7 +209,8 @@ class RunFolder:
         released = self.released_round()
         if not kept or released is None:
             return kept[0] if kept else None
-        return next((place for place in kept if (ClientFolder.written_after(place) or 0) <= released), kept[-1])
+        written = {place: ClientFolder.written_after(place) or 0 for place in kept}
+        return max((place for place in kept if written[place] <= released), key=written.__getitem__, default=kept[-1])
 
     def own_adapter(self, client: str) -> Path:
         """As `identity_adapter`. Raises `RunError` for a client that has none."""

@@ -10,6 +10,7 @@ roster as last seen.
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -91,17 +92,17 @@ class SecureClients:
 
         frames: what the server sent to each. A client that finds something wrong is silent from then on.
         """
-        answered, refused, payload = [], {}, []
+        answered, refused, payload = [], Counter[str](), []
         for client in sorted(frames.keys() & self._sides.keys()):
             try:
                 frame = self._answer(client, stage, frames[client])
             except Aborted as error:
                 del self._sides[client]
-                refused[client] = str(error.code)
+                refused[str(error.code)] += 1
                 continue
             answered.append(client)
             payload.append(np.frombuffer(frame, np.uint8))
-        return Answers(tuple(answered), refused), payload
+        return Answers(tuple(answered), dict(refused)), payload
 
     def _answer(self, client: str, stage: str, frame: bytes) -> bytes:
         side = self._sides[client]

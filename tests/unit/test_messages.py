@@ -48,7 +48,7 @@ ALLOWED: dict[str, dict[str, object]] = {
         "masking_key_shares": tuple[Share, ...],
     },
     # From a slot beside them: who answered, and a code for who did not.
-    "Answers": {"clients": tuple[str, ...], "refused": dict[str, str]},
+    "Answers": {"clients": tuple[str, ...], "refused": dict[str, int]},
     # Server to client.
     "Plan": {
         "run": str,

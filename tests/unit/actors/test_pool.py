@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from fedtalk_ray.actors.pool import LATE, SlotPool
+from fedtalk_ray.actors.pool import DIED, LATE, Outcome, SlotPool, missing_clients
 from fedtalk_ray.federation.failure_policy import FailurePolicy
+from fedtalk_ray.messages import Answers, FitReport
 
 
 def test_the_deadline_holds_while_no_slot_is_up(make_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,3 +29,11 @@ def test_the_deadline_holds_while_no_slot_is_up(make_config: Any, monkeypatch: p
     assert time.monotonic() - begun < 5
     assert [outcome.lost for outcome in outcomes] == [LATE] * len(outcomes)
     assert [client for outcome in outcomes for client in outcome.clients] == ["a", "b"]
+
+
+@pytest.mark.parametrize("message", [FitReport, Answers])
+def test_whoever_refused_is_not_missing_however_many_had_one_reason(message: Any) -> None:
+    """Of five clients two are done and two refuse alike: one is late. Of a chunk that was lost all are missing."""
+    result = message(clients=("a", "b"), refused={"not finite": 2})
+    outcomes = [Outcome(list("abcde"), None, result), Outcome(["f", "g"], None, lost=DIED)]
+    assert missing_clients(outcomes) == {LATE: 1, DIED: 2}

@@ -184,3 +184,8 @@ def test_whoever_was_personalised_beside_an_older_released_model_loses_no_round(
     assert value_before(model, tmp_path, 10) == 9
     assert value_before(model, tmp_path, 6) == 50, "which speaks for the released model"
     assert folder.participations(written) == took_part == 3
+    # Which adapter goes with the released model is the same question, asked of a later round.
+    for released, place in ((5, folder.newest_adapter), (9, folder.adapter_before(10))):
+        (tmp_path / "adapters").mkdir(exist_ok=True)
+        (tmp_path / "adapters" / "released.json").write_text(json.dumps({"round": released}))
+        assert RunFolder(tmp_path).identity_adapter("s1") == place
