@@ -88,7 +88,8 @@ def combine(id_sim: float | None, temp_stab: float, alpha: float) -> Reliability
     """s = alpha * IDSim + (1 - alpha) * TempStab, clamped to [0, 1] against rounding."""
     score = temp_stab if id_sim is None else alpha * id_sim + (1 - alpha) * temp_stab
     if not 0 <= score <= 1.0001:  # also catches NaN
-        raise TrainingError(f"reliability score is {score}; it must lie in [0, 1]")
+        # Without its value: the text goes into the slot's log, and a score is the client's own.
+        raise TrainingError("the reliability score is no number in [0, 1]; lower local.learning_rate")
     return Reliability(id_sim, temp_stab, min(score, 1.0))
 
 

@@ -28,12 +28,16 @@ def test_rounding_above_1_is_cut_off() -> None:
 
 @pytest.mark.parametrize(("id_sim", "temp_stab"), [(math.nan, 0.5), (0.5, math.nan), (None, math.nan), (2.0, 0.9)])
 def test_a_score_that_is_no_share_is_refused(id_sim: float | None, temp_stab: float) -> None:
-    with pytest.raises(ValueError, match=r"reliability score is .*; it must lie in \[0, 1\]"):
+    with pytest.raises(
+        ValueError, match=r"^the reliability score is no number in \[0, 1\]; [a-z ]+local\.learning_rate$"
+    ):
         combine(id_sim, temp_stab, 0.5)
 
 
 def test_a_negative_score_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"reliability score is -0\.1"):
+    with pytest.raises(
+        ValueError, match=r"^the reliability score is no number in \[0, 1\]; [a-z ]+local\.learning_rate$"
+    ):
         combine(-0.1, 0.5, 1.0)
 
 
@@ -147,7 +151,7 @@ def test_without_an_identity_encoder_the_score_is_stability_alone(make_pipeline,
 def test_a_client_whose_model_broke_gets_no_score(make_pipeline, make_windows) -> None:
     pipeline, windows = make_pipeline(), make_windows()
     broken = WindowBatch(windows.latents, windows.speech * math.nan, windows.reference)
-    with pytest.raises(ValueError, match="reliability score is nan"):
+    with pytest.raises(ValueError, match=r"the reliability score is no number in \[0, 1\]"):
         score_client(
             pipeline.denoiser, pipeline.scheduler, broken, windows.reference, make_critic(pipeline), 0.5, seed=0
         )
