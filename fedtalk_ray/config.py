@@ -13,7 +13,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from fedtalk_ray.errors import ConfigError
-from fedtalk_ray.settings import LossConfig, TrainConfig
+from fedtalk_ray.recipe import LossConfig
+from fedtalk_ray.settings import TrainConfig
 
 Model = TypeVar("Model", bound=BaseModel)
 

@@ -21,5 +21,9 @@ class TrainingError(UserError, ValueError):
     """Training ran away: values are not finite any more."""
 
 
+class NothingToGive(TrainingError):
+    """A client's clips hold nothing that a phase could learn from; it is left out of the round."""
+
+
 class ClusterError(UserError):
     """The Ray cluster cannot hold what the configuration asks for."""

@@ -1,6 +1,7 @@
 """Everything that crosses between clients, server and driver, in one place.
 
-The shared parameters, a float32 vector, go from the parameter server to the slots. What comes back depends:
+A phase's shared vector, float32, goes from the parameter server to the slots: parameters, or in phases of statistics
+(`recipe`) what they are so far. What comes back is what clients would add to it, in every phase by the same messages:
 
 `aggregation: secure`  the five messages of the protocol's stages (`Advertisement` to `Unmasking`), as canonical signed
                        bytes (`privacy.wire`). `TO_SERVER` and `FIELDS` list all that they hold. Of a client's update
@@ -58,16 +59,6 @@ class PlainUpdate:
     def nbytes(self) -> int:
         """Size of the vector on the wire."""
         return int(self.weighted_sum.nbytes)
-
-
-@dataclass(frozen=True)
-class StatisticsUpdate:
-    """Sums over a chunk of clients from which the server fixes the latents' units when nobody pretrained them.
-
-    sums: float64 [1 + 3 * C]: cells counted, then per channel sum, sum of squares, sum of squared residuals.
-    """
-
-    sums: np.ndarray
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """THE main loop: rounds of federated training, as the paper writes them.
 
+phase by phase (`recipe`), and in each
 every round t:   cohort S_t <- sample
-                 server -> slots: shared parameters theta_t
+                 server -> slots: shared vector theta_t
                  every client k in S_t, in parallel: Delta_k, s_k <- fit, score        (training/local.py)
                  theta_{t+1} <- server step on sum_k w_k Delta_k / sum_k w_k,  w_k ~ n_k exp(gamma s_k)
                  evaluate, release, tell who listens                                    (tracking/)
@@ -17,7 +18,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, TypeVar
 
-from fedtalk_ray.actors.between_rounds import held_out_loss, release, share_residual_units
+from fedtalk_ray.actors.between_rounds import begin_phase, end_last_phase, held_out_loss, release
 from fedtalk_ray.actors.connection import connect
 from fedtalk_ray.actors.parameter_server import ask, start_server
 from fedtalk_ray.actors.plain_round import plain_round
@@ -25,13 +26,14 @@ from fedtalk_ray.actors.pool import SlotPool, result_of
 from fedtalk_ray.actors.ray_errors import RoundLost
 from fedtalk_ray.actors.secure_round import secure_round
 from fedtalk_ray.errors import UserError
-from fedtalk_ray.federation.cohorts import Sampler, check_poisson, sample_cohort
+from fedtalk_ray.federation.cohorts import Sampler, check_poisson
 from fedtalk_ray.federation.privacy_plan import sampling_rate, with_noise
 from fedtalk_ray.federation.roster import RosterFile, extend_roster
 from fedtalk_ray.federation.secure_aggregator import BudgetSpent, limits_of
 from fedtalk_ray.privacy.keys import SigningKey
 from fedtalk_ray.privacy.protocol import Code
 from fedtalk_ray.progress import progress
+from fedtalk_ray.recipe import PhaseName
 from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.runs.history import History
 from fedtalk_ray.runs.resume import forget_run, interrupted_round, open_run
@@ -68,18 +70,18 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
         raise
     listeners = listeners_of(run, config.model_dump(mode="json"), first)
     try:
-        if config.pretrained is None:
-            share_residual_units(pool, sample_cohort(clients, config.cohort.size, config.seed, 1))
         server = start_server(config, pool.vector, sampling_rate(config, len(clients)))
         # Whose held-out loss is looked at: where clients are promised anything, they tell none.
         unseen = people.manifest.unseen()
         examined = (clients if config.in_the_clear else unseen)[: config.evaluation.clients]
         federation = Federation(config, pool, server, listeners, examined, [clients[0], *unseen[:1]])
         if number := interrupted_round(run, first):
+            federation.enter_phase_of(number)
             federation.close_round(
                 {"round": number, "aggregation": config.aggregation, "interrupted": True}, monotonic()
             )
-        for number in progress(range(first, config.rounds + 1), config.rounds + 1 - first, "train"):
+        for number in progress(range(first, config.all_rounds + 1), config.all_rounds + 1 - first, "train"):
+            federation.enter_phase_of(number)
             started = monotonic()
             cohort = federation.draw(sampler, number)
             pool.fit_to(len(cohort))
@@ -87,7 +89,7 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
                 record = federation.run_round(number, cohort)
             except BudgetSpent:
                 # The rounds before are paid for: their model is the result.
-                federation.release(number - 1)
+                federation.release_at_the_end(number - 1)
                 raise
             if sampler.looks_back:
                 record["cohort"] = cohort
@@ -116,6 +118,14 @@ class Federation:
         self._examined, self._speakers = list(examined), list(speakers)
         self._run = RunFolder(Path(config.run))
         self._roster = RosterFile(self._run.roster)
+        self._phase: PhaseName | None = None
+
+    def enter_phase_of(self, number: int) -> None:
+        """Goes over to the phase that a round belongs to, where the slots are not in it."""
+        phase = self._config.phase_at(number).name
+        if phase != self._phase:
+            begin_phase(self._pool, self._server, phase)
+            self._phase = phase
 
     def draw(self, sampler: Sampler, number: int) -> list[str]:
         """The cohort of a round."""
@@ -146,26 +156,41 @@ class Federation:
     def close_round(self, record: Record, started: float) -> None:
         """Evaluates and releases where it is time to, and tells who listens."""
         config, number = self._config, record["round"]
-        last = number == config.rounds
-        if last or number % config.evaluation.every == 0:
+        phase = config.phase_at(number)
+        record["phase"] = phase.name
+        # Within the phase: only there does a model speak that changes from round to round.
+        place, last = number - phase.first + 1, number == phase.last
+        speaks = phase.name == "faces"
+        if last or place % config.evaluation.every == 0:
             with timed(record, "evaluate"):
-                if self._examined:
+                if self._examined and speaks:
                     record["held_out_loss"], _ = self.with_parameters(
                         "released", lambda shared: held_out_loss(self._pool, self._examined, number, shared)
                     )
                 if config.privacy.mechanism == "gaussian":
                     # Up to a second of arithmetic; secure rounds tell it themselves.
                     record |= ask(self._server, "spent")
-        if last or number % config.evaluation.sample_every == 0:
+        if number == config.all_rounds or (speaks and (last or place % config.evaluation.sample_every == 0)):
             with timed(record, "sample"):
-                self.release(number)
+                self.release_at_the_end(number) if number == config.all_rounds else self.release(number)
         record["seconds"] = round(monotonic() - started, 2)
         for listener in self._listeners:
             listener.after_round(record, len(self._pool.ready))
 
     def release(self, number: int) -> None:
-        """Exports the model as it is after a round, with samples."""
+        """Exports the model as it is after a round of the phase `faces`, with samples."""
         self.with_parameters("released", lambda shared: release(self._pool, self._run, self._speakers, number, shared))
+        self._tell_of_samples(number)
+
+    def release_at_the_end(self, number: int) -> None:
+        """Exports what all phases made, the present one's as far as it came; nothing before the phase `faces`."""
+        phases = self._config.phases
+        if self._phase is not None and phases.index(self._phase) >= phases.index("faces"):
+            end_last_phase(self._pool, self._server, self._phase)
+            release(self._pool, self._run, self._speakers, number, None)
+            self._tell_of_samples(number)
+
+    def _tell_of_samples(self, number: int) -> None:
         if (newest := self._run.newest_sample()) and newest[0] == number:
             for listener in self._listeners:
                 listener.after_sample(number, newest[1])

@@ -1,79 +1,28 @@
-"""Every setting of a run, documented where it is declared: `TrainConfig`, last here, and its sections."""
+"""Every setting of a run, documented where it is declared: `TrainConfig`, last here, and its sections.
+
+What clients compute, phase by phase, is in `recipe`.
+"""
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from fedtalk_ray.recipe import (
+    PHASES,
+    STATISTICS_NORM,
+    STATISTICS_ROUNDS,
+    AdapterConfig,
+    DecoderConfig,
+    IdentityConfig,
+    LocalConfig,
+    PhaseName,
+    PhaseRounds,
+    Section,
+    SpeechConfig,
+    SyncConfig,
+)
 
 ADAPTIVE_FROM = 64  # clients a round: the noise on the quantile that the clip norm follows is a twentieth of them
-
-
-class Section(BaseModel):
-    """A part of the tree: immutable, no unknown keys, field docstrings become descriptions."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
-
-
-class LossConfig(Section):
-    """Weights of the training loss; 0 switches a term off."""
-
-    tdc: float = Field(0.25, ge=0)
-    """Temporal-Denoising Consistency: error of frame differences (lambda_tdc in the paper)."""
-    motion: float = Field(0.0, ge=0)
-    """Squared error of the motion that the sound alone suggests, against the frame's true residual on the reference.
-    For a backbone that starts untrained (1 is good); pretraining has a part of its own for this, and taught further by
-    pictures of a few faces, its lip shapes get worse."""
-    identity: float = Field(0.0, ge=0)
-    """1 - cosine similarity of identity embeddings, generated against true frame."""
-    perceptual: float = Field(0.0, ge=0)
-    """Distance of the identity encoder's inner features, generated against true frame."""
-    sync: float = Field(0.0, ge=0)
-    """How little a sync network believes that the predicted lips speak the sound (`model.sync.sync_loss`)."""
-    mouth_weight: float = Field(5.0, ge=1)
-    """How much more the mouth region counts in the diffusion and TDC terms than the rest of the face."""
-    noise_bias: float = Field(8.0, ge=1)
-    """Timesteps are drawn as T * (1 - u^bias), u uniform: 1 is uniform, more dwells on noisy steps, where motion must
-    come from the sound; at 8 two windows of five begin from nothing at all. On GRID after 600 steps 4 / 8 / 16 gave the
-    mouth 29.61 / 29.75 / 29.80 dB (seen speakers) and 28.37 / 28.42 / 28.40 (unseen)."""
-    speech_dropout: float = Field(0.1, ge=0, le=1)
-    """Share of windows trained without sound, so that generation can be guided by sound (classifier-free)."""
-
-
-class LocalConfig(Section):
-    """One client's work in one round."""
-
-    steps: int = Field(20, ge=1)
-    """Optimiser steps on the shared parameters."""
-    batch_size: int = Field(4, ge=1)
-    """Windows per step (per accumulation micro-step)."""
-    accumulate: int = Field(1, ge=1)
-    """Micro-batches whose gradients are summed before each step: more windows per step in the same memory."""
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    """adamw without weight decay, or plain sgd, whose single step sends the gradient itself (FedSGD)."""
-    learning_rate: float = Field(1e-3, gt=0)
-    """The optimiser's, constant within a round; its state does not outlive the round. sgd needs a far larger one."""
-    clip_norm: float = Field(1.0, gt=0)
-    """Gradients are scaled down to this global norm."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
-    autocast: bool = True
-    """bf16 where the device has it natively (recent GPUs); no effect on CPUs."""
-    identity_steps: int = Field(5, ge=0)
-    """Steps on the client's own identity adapter, after the shared ones and with those frozen; it never leaves the
-    client."""
-    score_windows: int = Field(12, ge=2)
-    """Held-out windows that a client generates to score itself (IDSim, TempStab)."""
-    loss: LossConfig = LossConfig()
-
-
-class AdapterConfig(Section):
-    """The LoRA adapters (PEFT): `shared` is federated, `identity` stays with its client."""
-
-    rank: int = Field(8, ge=1)
-    """Of `shared`: more can be learned, more is sent."""
-    alpha: float = Field(16.0, gt=0)
-    """LoRA's scale is alpha / rank."""
-    identity_rank: int = Field(4, ge=1)
-    """Of `identity`; its alpha is twice this."""
 
 
 class StrategyConfig(Section):
@@ -116,10 +65,23 @@ class PopulationConfig(Section):
     clients: int | None = Field(None, ge=1)
     """That many virtual clients, made of the shards' identities; an identity may be several clients. null: every
     identity is one client."""
+    pieces_per_client: int | None = Field(None, ge=1)
+    """Every identity is as many clients as it takes for none to hold more training pieces (clips of 8 seconds at most):
+    somebody with many clips is several clients, and who has few stays one. Not with `clients`."""
+    pooled: bool = False
+    """One client that holds everybody's clips, those of people who could not be clients too: central training as a
+    federation of one. Not with `clients`."""
     identities_per_client: int = Field(1, ge=1)
     """virtual clients: identities that one of them holds pieces of."""
     dirichlet: float | None = Field(None, gt=0)
     """virtual clients: concentration of their sizes, small for very unequal ones. null: as equal as pieces allow."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "PopulationConfig":
+        ways = [self.clients is not None, self.pieces_per_client is not None, self.pooled]
+        if sum(ways) > 1:
+            raise ValueError("`clients`, `pieces_per_client` and `pooled` are three ways to make clients; take one")
+        return self
 
 
 class CohortConfig(Section):
@@ -279,8 +241,15 @@ class TrainConfig(Section):
     """Folder written by `fedtalk pretrain`; null starts from random weights (only with `shared: backbone`)."""
     seed: int = Field(0, ge=0)
     """Every random choice derives from it."""
+    phases: list[PhaseName] = Field(["units", "speech", "faces", "calibration"])
+    """What is taught, in the order of `recipe`. [faces] alone goes on from a `pretrained` that knows people of this
+    kind already; decoder, identity and sync belong to a backbone that starts from nothing."""
     rounds: int = Field(10, ge=1)
-    """Rounds in all, those before a resume included."""
+    """Rounds of the phase `faces`, those before a resume included."""
+    speech: SpeechConfig = SpeechConfig()
+    decoder: DecoderConfig = DecoderConfig()
+    identity: IdentityConfig = IdentityConfig()
+    sync: SyncConfig = SyncConfig()
     shared: Literal["adapter", "backbone"] = "adapter"
     """What is federated. adapter: a LoRA adapter on the frozen backbone. backbone: all of the denoiser's weights."""
     aggregation: Literal["secure", "plain"] = "secure"
@@ -313,17 +282,18 @@ class TrainConfig(Section):
     def _needs_a_backbone(self) -> "TrainConfig":
         if self.shared == "adapter" and self.pretrained is None:
             raise ValueError("shared: adapter needs `pretrained` (the folder that `fedtalk pretrain` wrote)")
+        if "faces" not in self.phases:
+            raise ValueError("phases: faces is missing, and nothing else makes a model that speaks")
+        if self.phases != [name for name in PHASES if name in self.phases]:
+            raise ValueError(f"phases: each runs once, in this order: {', '.join(PHASES)}")
+        if self.pretrained is None and "units" not in self.phases:
+            raise ValueError("phases: a backbone that starts from random weights (pretrained: null) needs units")
         return self
 
     @model_validator(mode="after")
     def _can_be_private(self) -> "TrainConfig":
         privacy = self.privacy
         if self.aggregation == "secure":
-            if self.pretrained is None:
-                raise ValueError(
-                    "aggregation: secure needs `pretrained`: without it clients would send statistics of their latents "
-                    "in the clear (aggregation: plain does)"
-                )
             floor = privacy.insecure_min_survivors or 8
             if self.cohort.size < floor:
                 raise ValueError(
@@ -377,6 +347,33 @@ class TrainConfig(Section):
                     "nothing makes no cluster grow"
                 )
         return self
+
+    @property
+    def plan(self) -> list[PhaseRounds]:
+        """Which rounds of the run belong to which phase."""
+        plan: list[PhaseRounds] = []
+        for name in self.phases:
+            rounds = self.rounds if name == "faces" else STATISTICS_ROUNDS.get(name) or getattr(self, name).rounds
+            first = plan[-1].last + 1 if plan else 1
+            plan.append(PhaseRounds(name, first, first + rounds - 1))
+        return plan
+
+    @property
+    def all_rounds(self) -> int:
+        """Rounds of all phases."""
+        return self.plan[-1].last
+
+    def phase_at(self, number: int) -> PhaseRounds:
+        """The phase that a round belongs to."""
+        return next(phase for phase in self.plan if number <= phase.last)
+
+    def privacy_in(self, phase: PhaseName) -> PrivacyConfig:
+        """`privacy` as it holds in a phase: each has a bound of its own on updates, and only `faces` adapts it."""
+        if phase == "faces":
+            return self.privacy
+        statistics = phase in STATISTICS_ROUNDS
+        norm = STATISTICS_NORM if statistics else getattr(self, phase).clip_norm or self.privacy.clip_norm
+        return self.privacy.model_copy(update={"clip_norm": norm, "clipping": "fixed"})
 
     @property
     def in_the_clear(self) -> bool:

@@ -1,11 +1,11 @@
-"""What is done with the released parameters between two rounds: their held-out loss, and samples to look at."""
+"""What is done between two rounds: over to the next phase, the held-out loss, samples to look at."""
 
 from typing import Any
 
-import numpy as np
-
+from fedtalk_ray.actors.parameter_server import ask
 from fedtalk_ray.actors.pool import SlotPool, result_of
-from fedtalk_ray.messages import HeldOutLoss, StatisticsUpdate
+from fedtalk_ray.messages import HeldOutLoss
+from fedtalk_ray.recipe import PhaseName
 from fedtalk_ray.runs.folder import RunFolder
 
 
@@ -19,14 +19,27 @@ def held_out_loss(pool: SlotPool, people: list[str], number: int, shared: Any) -
 def release(pool: SlotPool, run: RunFolder, speakers: list[str], number: int, shared: Any) -> None:
     """Makes these parameters the run's released model, and lets it speak a held-out clip of each speaker.
 
-    A client's sample stays in the client's folder, since it shows the client's face.
+    A client's sample stays in the client's folder, since it shows the client's face. shared: of the phase `faces`; None
+    where that is over, for the model as it is.
     """
     pool.one("export", shared, number)
     for outcome in pool.run("sample", speakers, number, shared):
         result_of(outcome)
 
 
-def share_residual_units(pool: SlotPool, clients: list[str]) -> None:
-    """Without a pretrained backbone, these clients' summed latent statistics fix the units for everybody."""
-    parts: list[StatisticsUpdate] = [result_of(outcome) for outcome in pool.run("statistics", clients)]
-    pool.tell_all("use_statistics", StatisticsUpdate(np.sum([part.sums for part in parts], axis=0)))
+def begin_phase(pool: SlotPool, server: Any, phase: PhaseName) -> None:
+    """Takes the server and all slots, those that come later too, over to a phase.
+
+    A run that is gone on with, or whose server came back, may be in it already.
+    """
+    under_way = ask(server, "phase") == phase
+    results = ask(server, "results" if under_way else "end_phase")
+    pool.tell_all("enter", phase, results)
+    pool.vector = pool.one("enter", phase, results)
+    if not under_way:
+        ask(server, "begin_phase", phase, pool.vector)
+
+
+def end_last_phase(pool: SlotPool, server: Any, phase: PhaseName) -> None:
+    """Lets all slots take on what the last phase of a run ended with."""
+    pool.tell_all("enter", phase, ask(server, "end_phase"))

@@ -11,21 +11,22 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fedtalk_ray.errors import RunError, TrainingError
+from fedtalk_ray.errors import NothingToGive, RunError, TrainingError
 from fedtalk_ray.federation.aggregation import WeightedSum
 from fedtalk_ray.federation.secure_aggregator import clip_norm_of
-from fedtalk_ray.federation.strategies import client_weight, load_strategy
 from fedtalk_ray.generation.samples import write_sample
-from fedtalk_ray.messages import Answers, ClientReport, FitReport, HeldOutLoss, PlainUpdate, StatisticsUpdate
+from fedtalk_ray.messages import Answers, ClientReport, FitReport, HeldOutLoss, PlainUpdate
 from fedtalk_ray.model import adapters
 from fedtalk_ray.model.released import release_model
 from fedtalk_ray.privacy.protocol import Aborted, Code
+from fedtalk_ray.recipe import PhaseName
 from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.seeding import derive_seed
 from fedtalk_ray.settings import TrainConfig
 from fedtalk_ray.shards.people import people_of
-from fedtalk_ray.training.backbone import build_pipeline, set_statistics, statistics_of
-from fedtalk_ray.training.local import Halted, LocalTrainer, batches_needed
+from fedtalk_ray.training.backbone import build_pipeline
+from fedtalk_ray.training.phases.phase import Halted, task_of
+from fedtalk_ray.training.resident import ResidentModel, Results
 from fedtalk_ray.training.secure_clients import SecureClients
 
 
@@ -39,7 +40,7 @@ class ClientSlot:
         """The round and the client that it stands for."""
 
     def start(self) -> np.ndarray:
-        """Loads the model; returns the shared parameters before round 1, float32 [D], the same in every slot.
+        """Loads the model; returns the shared vector before round 1, float32 [D], the same in every slot.
 
         Apart from the constructor, because Ray tells the caller of a method what went wrong, and of a constructor only
         that the actor died.
@@ -52,13 +53,20 @@ class ClientSlot:
             torch.cuda.set_per_process_memory_fraction(config.slots.num_gpus)
         self._run = RunFolder(Path(config.run))
         self._people = people_of(config)
-        self._strategy = load_strategy(config.strategy)
-        self._pipeline = build_pipeline(config.pretrained, config.seed, self._people.manifest)
-        self._trainer = LocalTrainer(self._pipeline, config, device)
-        self._pipeline.register_modules(denoiser=self._trainer.model)
-        vector = adapters.to_vector(self._trainer.shared())
-        if config.aggregation == "secure":
-            self._secure = SecureClients(config, len(vector), self._trainer.frozen_digest())
+        self._model = ResidentModel(
+            build_pipeline(config.pretrained, config.seed, self._people.manifest), config, device
+        )
+        return self.enter(config.phases[0], {})
+
+    def enter(self, phase: PhaseName, results: Results) -> np.ndarray:
+        """Goes over to a phase; returns its shared vector before its first round, float32 [D].
+
+        results: of all phases before.
+        """
+        self._model.enter(phase, results)
+        vector = self._model.initial
+        if self._config.aggregation == "secure":
+            self._secure = SecureClients(self._config, phase, len(vector), self._model.phase.frozen())
         return vector
 
     def backbone(self) -> bytes:
@@ -94,24 +102,12 @@ class ClientSlot:
             except Halted:
                 break
             except TrainingError as error:
-                # A score or an update that is not finite: the client abstains.
-                print(error, flush=True)
-                refused[str(Code.NOT_FINITE)] += 1
+                refused[str(self._left_out(client, round_number, error))] += 1
         return Answers(tuple(ready), dict(refused))
 
     def answer(self, stage: str, frames: dict[str, bytes]) -> tuple[Answers, list[np.ndarray]]:
         """Secure rounds: every client's signed answer to one stage of the protocol."""
         return self._secure.answer(stage, frames)
-
-    def statistics(self, clients: list[str]) -> StatisticsUpdate:
-        """Sums over these clients' training latents, for a backbone that nobody pretrained."""
-        self._only_in_the_clear("statistics")
-        parts = [statistics_of(self._people.pieces(client, "train", ("latents",))) for client in clients]
-        return StatisticsUpdate(np.sum(parts, axis=0))
-
-    def use_statistics(self, total: StatisticsUpdate) -> None:
-        """Fixes the units of latents and residuals from everybody's sums."""
-        set_statistics(self._trainer.model.get_base_model(), total.sums)
 
     def fit(
         self, clients: list[str], round_number: int, shared: np.ndarray, call: int = 1
@@ -130,16 +126,14 @@ class ClientSlot:
             except Halted:
                 break
             except TrainingError as error:
-                # A score or an update that is not finite: the client abstains, as in secure rounds.
-                print(error, flush=True)
-                refused[str(Code.NOT_FINITE)] += 1
+                refused[str(self._left_out(client, round_number, error))] += 1
                 continue
             done.append(client)
             if self._config.privacy.mechanism == "none":
                 total.add(update, report.weight)
                 reports.append(report)
             else:
-                total.add_clipped(update, report.weight, clip_norm_of(self._config.privacy))
+                total.add_clipped(update, report.weight, clip_norm_of(self._config.privacy_in(self._model.name)))
         if not done:
             return FitReport((), refused=dict(refused)), None
         return FitReport(tuple(done), tuple(reports), dict(refused)), PlainUpdate(
@@ -157,32 +151,46 @@ class ClientSlot:
         for client in clients:
             self._note(round_number, client)
             self._load(client, shared, round_number + 1)
-            windows = self._people.windows(client, self._trainer.window, self._config.evaluation.windows)
-            losses.append(self._trainer.held_out_loss(windows, seed=0))
+            trainer = self._model.trainer
+            windows = self._people.windows(client, trainer.window, self._config.evaluation.windows)
+            losses.append(trainer.held_out_loss(windows, seed=0))
         return HeldOutLoss(float(np.sum(losses)), len(losses))
 
-    def sample(self, identities: list[str], round_number: int, shared: np.ndarray) -> None:
+    def sample(self, identities: list[str], round_number: int, shared: np.ndarray | None) -> None:
         """Writes a video and a contact sheet of a held-out clip of each, with the adapters as after the round.
 
-        A client's to its own folder, because it shows the client's face; of others to the run's samples.
+        A client's to its own folder, because it shows the client's face; of others to the run's samples. shared: None
+        for the model as it is, where the phase `faces` is over.
         """
+        if shared is None:
+            self._model.finished()
         for identity in identities:
             unseen = identity in self._people.unseen
             place = self._run.samples if unseen else self._run.client(identity).samples
             self._note(round_number, identity)
             self._load(identity, shared, round_number + 1)
             piece = next(self._people.pieces(identity, self._people.judged_by(identity)))
-            write_sample(self._pipeline, piece, place, self._run.sample(round_number))
+            write_sample(self._model.pipeline, piece, place, self._run.sample(round_number))
 
-    def export(self, shared: np.ndarray, round_number: int) -> None:
-        """Makes these parameters the run's released model, as after the round."""
-        self._trainer.load(shared, None)
-        release_model(self._run, round_number, self._pipeline, self._trainer.model, self._config.shared)
+    def export(self, shared: np.ndarray | None, round_number: int) -> None:
+        """Makes these parameters the run's released model, as after the round; None for the model as it is."""
+        trainer = self._model.trainer
+        if shared is None:
+            self._model.finished()
+        else:
+            trainer.load(shared, None)
+        pipeline, kind = self._model.pipeline, self._config.shared
+        release_model(self._run, round_number, pipeline, trainer.model, kind, anew=shared is None)
 
     def _note(self, round_number: int, client: str) -> None:
         self.working_on = f"round {round_number}, {client}"
         # Into the actor's log, which the dashboard shows.
         print(self.working_on, flush=True)
+
+    def _left_out(self, client: str, round_number: int, error: TrainingError) -> Code:
+        """Why a client has no update, for the counts; its name and the reason go to the slot's log alone."""
+        print(f"{client} is left out of round {round_number}: {error}", flush=True)
+        return Code.NOTHING_TO_GIVE if isinstance(error, NothingToGive) else Code.NOT_FINITE
 
     def _only_in_the_clear(self, what: str) -> None:
         """Whatever the caller asks: no client's figures leave in the clear where aggregation is secure."""
@@ -192,48 +200,25 @@ class ClientSlot:
     def _fit_one(
         self, round_number: int, client: str, shared: np.ndarray, call: int
     ) -> tuple[ClientReport, np.ndarray]:
-        config, local = self._config, self._config.local
         self._note(round_number, client)
-        seed = derive_seed(config.seed, "fit", round_number, client)
-        identity = self._identity(client, round_number)
-        result = self._trainer.fit(
-            shared,
-            identity,
-            self._people.batches(
-                client,
-                window=self._trainer.window,
-                windows=batches_needed(local) * local.batch_size,
-                batch_size=local.batch_size,
-                seed=seed,
-                stream=config.stream,
-            ),
-            self._people.windows(client, self._trainer.window, local.score_windows),
-            torch.from_numpy(self._people.enrolment(client)),
-            seed=seed,
-            proximal=self._strategy.proximal,
-            score_alpha=self._strategy.score_alpha,
-            halted=lambda: self._stopped >= call,
+        identity = self._identity(client, round_number) if self._model.name == "faces" else None
+        task = task_of(
+            self._config, self._people, client, round_number, shared, identity, lambda: self._stopped >= call
         )
-        self._run.client(client).keep_adapter(
-            round_number, lambda place: adapters.save_adapter(self._trainer.model, adapters.IDENTITY, place)
-        )
-        scores = result.reliability
-        score = scores.score if scores else None
-        samples, weight = client_weight(self._strategy, self._people.frames(client), score, config.weight_bounds)
-        report = ClientReport(
-            client,
-            samples,
-            weight,
-            score,
-            scores.id_sim if scores else None,
-            scores.temp_stab if scores else None,
-            result.losses,
-        )
-        return report, result.update
+        report, fitted = self._model.fit(task, self._people.frames(client))
+        if fitted.identity is not None:
+            model = self._model.trainer.model
+            self._run.client(client).keep_adapter(
+                round_number, lambda place: adapters.save_adapter(model, adapters.IDENTITY, place)
+            )
+        return report, fitted.update
 
     def _identity(self, client: str, round_number: int) -> np.ndarray | None:
-        return adapters.load_identity(self._trainer.model, self._run.client(client).adapter_before(round_number))
+        folder = self._run.client(client).adapter_before(round_number)
+        return adapters.load_identity(self._model.trainer.model, folder)
 
-    def _load(self, client: str, shared: np.ndarray, round_number: int) -> None:
-        seed = derive_seed(self._config.seed, "identity", client)
-        self._trainer.load(shared, self._identity(client, round_number), seed)
+    def _load(self, client: str, shared: np.ndarray | None, round_number: int) -> None:
+        trainer = self._model.trainer
+        if shared is None:
+            shared = adapters.to_vector(trainer.shared())
+        trainer.load(shared, self._identity(client, round_number), derive_seed(self._config.seed, "identity", client))

@@ -30,7 +30,8 @@ def start_server(config: TrainConfig, initial: np.ndarray, rate: float = 1.0) ->
     """
     folder = RunFolder(Path(config.run))
     if folder.checkpoint(config) is None:
-        save_checkpoint(folder.checkpoints, Checkpoint(0, initial, {}), config_fingerprint(config))
+        begun = Checkpoint(0, initial, {}, phase=config.phases[0])
+        save_checkpoint(folder.checkpoints, begun, config_fingerprint(config))
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     actor = ServerActor.options(
         name=actor_name(config.run, "server"),

@@ -143,14 +143,14 @@ def _open(audited: Round, folder: Path) -> TrainConfig:
     run = RunFolder(folder)
     save_checkpoint(run.checkpoints, start, config_fingerprint(config))
     key = SigningKey.kept_in(run.server_key)
-    clients = SecureClients(config, len(audited.shared), audited.frozen)
+    clients = SecureClients(config, "faces", len(audited.shared), audited.frozen)
     extend_roster(run.roster, key.public, clients.enrol(sorted(audited.updates)))
     return config
 
 
 def _run(audited: Round, config: TrainConfig, absent: Absent) -> Exchange:
     server = RecordingServer(config)
-    clients = SecureClients(config, len(audited.shared), audited.frozen)
+    clients = SecureClients(config, "faces", len(audited.shared), audited.frozen)
     before = server.shared().copy()
     cohort = sorted(audited.updates)
     frame = server.begin(1, cohort, audited.frozen)

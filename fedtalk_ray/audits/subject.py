@@ -19,13 +19,15 @@ from fedtalk_ray.progress import progress
 from fedtalk_ray.runs.client_folder import ClientFolder
 from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.seeding import derive_seed
-from fedtalk_ray.settings import TrainConfig
+from fedtalk_ray.settings import PopulationConfig, TrainConfig
 from fedtalk_ray.shards.format import Piece
 from fedtalk_ray.shards.people import people_of
 from fedtalk_ray.shards.population import Population
 from fedtalk_ray.shards.windows import WindowBatch, cut_windows, held_out_windows
 from fedtalk_ray.training.backbone import build_pipeline
 from fedtalk_ray.training.local import LocalTrainer, batches_needed, released_trainer
+from fedtalk_ray.training.phases.faces import Faces
+from fedtalk_ray.training.phases.phase import Task
 
 FEWEST = 4
 """Members, and outsiders, below which nothing can be told."""
@@ -97,27 +99,12 @@ class Subject:
     @cached_property
     def round(self) -> Round:
         """One more round of all members from the released model, trained and weighed as the run does it."""
-        strategy, local = load_strategy(self.config.strategy), self.config.local
-        updates, weights = {}, {}
+        strategy = load_strategy(self.config.strategy)
+        faces, updates, weights = Faces(self.trainer, self.config, strategy), {}, {}
         for client in progress(self.members, len(self.members), "one more round"):
             seed = derive_seed(self.config.seed, "audit", client)
-            result = self.trainer.fit(
-                self.released,
-                None,
-                self.people.batches(
-                    client,
-                    window=self.trainer.window,
-                    windows=batches_needed(local) * local.batch_size,
-                    batch_size=local.batch_size,
-                    seed=seed,
-                    stream=self.config.stream,
-                ),
-                self.people.windows(client, self.trainer.window, local.score_windows),
-                torch.from_numpy(self.people.enrolment(client)),
-                seed=seed,
-                proximal=strategy.proximal,
-                score_alpha=strategy.score_alpha,
-            )
+            phase = self.config.plan[0]
+            result = faces.fit(Task(self.people, client, self.released, phase.last, phase, seed))
             score = result.reliability.score if result.reliability else None
             updates[client] = result.update
             frames = self.people.frames(client)
@@ -152,22 +139,26 @@ class Subject:
 
     def _batch(self, pieces: list[Piece], count: int, rng: np.random.Generator) -> WindowBatch:
         chosen = [pieces[place] for place in rng.integers(0, len(pieces), count)]
-        cut = [
-            cut_windows(each.latents, each.speech, self.trainer.window, 1, str(rng.integers(2**63)), each.identity)
-            for each in chosen
-        ]
+        cut = [cut_windows(each, self.trainer.window, 1, str(rng.integers(2**63))) for each in chosen]
         names = ("latents", "speech", "reference", "identity")
         return WindowBatch(*(torch.from_numpy(np.concatenate([each[name] for each in cut])).float() for name in names))
 
 
 def check_can_be_audited(folder: Path, config: TrainConfig) -> None:
     """Raises `RunError` for runs that no attack here says anything true about."""
-    if config.population.clients is not None:
+    if config.population != PopulationConfig():
         raise RunError(f"run {folder} has virtual clients; an audit asks who took part, so take one per identity")
     if config.pretrained is None:
         raise RunError(
             f"run {folder} began from random weights; an audit asks what clients added to a `pretrained` one"
         )
+    if config.phases != ["faces"]:
+        raise RunError(
+            f"run {folder} has the phases {', '.join(config.phases)}; an audit asks what clients add to one model, so "
+            "set phases: [faces]"
+        )
+    if config.local.vary:
+        raise RunError(f"run {folder} varies pictures, which attackers here do not know; set local.vary: false")
     if config.privacy.simulated_cohort is not None:
         raise RunError(
             f"run {folder} simulates a cohort of {config.privacy.simulated_cohort}: its clients get less privacy than "

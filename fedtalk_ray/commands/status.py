@@ -114,10 +114,11 @@ def run_text(run: Path) -> str:
     folder = RunFolder(run)
     config, records = folder.config(), folder.history()
     if not records:
-        return f"run {run}: no round of {config.rounds} finished yet"
+        return f"run {run}: no round of {config.all_rounds} finished yet"
     last = records[-1]
     losses = [record["held_out_loss"] for record in records if "held_out_loss" in record]
-    parts = [f"run {run}: round {last['round']} of {config.rounds}, {last['seconds']:g} s the last"]
+    phase = f" (phase {last['phase']})" if len(config.phases) > 1 and "phase" in last else ""
+    parts = [f"run {run}: round {last['round']} of {config.all_rounds}{phase}, {last['seconds']:g} s the last"]
     if losses:
         parts.append(f"held-out loss {losses[-1]:.4f}")
     if "epsilon" in last:

@@ -91,11 +91,11 @@ def finish(planned: Planned) -> None:
     config = with_noise(planned.config, len(clients))
     run = RunFolder(Path(config.run))
     checkpoint, done = run.checkpoint(config), run.recorded()
-    if done > config.rounds:
+    if done > config.all_rounds:
         raise RunError(
-            f"run {run.path} has {done} rounds, and {config.rounds} are asked for; give another `out` folder"
+            f"run {run.path} has {done} rounds, and {config.all_rounds} are asked for; give another `out` folder"
         )
-    if checkpoint is None or done < config.rounds or not run.has_model():
+    if checkpoint is None or done < config.all_rounds or not run.has_model():
         train(config, resume=run.exists())
 
 
@@ -106,7 +106,7 @@ def measured(planned: Planned, experiment: Experiment, instruments: Instruments 
     """
     config, run = planned.config, RunFolder(Path(planned.config.run))
     how: dict[str, Any] = {
-        "rounds": config.rounds,
+        "rounds": config.all_rounds,
         "shards": planned.evaluation_shards,
         "excluded": list(planned.excluded),
         "measures": list(MEASURES),

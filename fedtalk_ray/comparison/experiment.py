@@ -11,7 +11,8 @@ from pydantic import Field, model_validator
 from fedtalk_ray.config import assignment, parse, parse_config, read_yaml, set_key
 from fedtalk_ray.errors import ConfigError
 from fedtalk_ray.evaluation.window_figures import GROUPS, MEASURES
-from fedtalk_ray.settings import Section, TrainConfig
+from fedtalk_ray.recipe import Section
+from fedtalk_ray.settings import TrainConfig
 from fedtalk_ray.shards.format import load_manifest
 from fedtalk_ray.shards.unreliable import unreliable_clients
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedtalk_ray.errors import ShardError
-from fedtalk_ray.shards.format import ARRAYS, Manifest, Piece
+from fedtalk_ray.shards.format import EVERY_COLUMN, Manifest, Piece
 from fedtalk_ray.shards.people import People
 
 GROUPS = ("seen", "unseen")
@@ -84,7 +84,7 @@ def read_clips(people: People, split: str, entries: list[HeldOut]) -> Iterator[C
 
 
 def _first_pieces(
-    people: People, identity: str, split: str, columns: tuple[str, ...] = tuple(ARRAYS)
+    people: People, identity: str, split: str, columns: tuple[str, ...] = EVERY_COLUMN
 ) -> Iterator[Piece]:
     for part in SPLITS[split]:
         yield from (piece for piece in people.pieces(identity, part, columns) if piece.begin == 0)

@@ -19,8 +19,8 @@ from fedtalk_ray.model.device import pick_device
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
 from fedtalk_ray.model.released import load_released, open_model
 from fedtalk_ray.model.sampling import DEFAULT_STEPS
+from fedtalk_ray.recipe import LossConfig
 from fedtalk_ray.seeding import derive_seed
-from fedtalk_ray.settings import LossConfig
 from fedtalk_ray.shards.format import load_manifest
 from fedtalk_ray.shards.people import People, speakers
 from fedtalk_ray.shards.windows import WindowBatch, held_out_windows

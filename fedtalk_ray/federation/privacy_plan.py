@@ -58,8 +58,9 @@ def plan_of(config: TrainConfig, population: int) -> PrivacyPlan | None:
     privacy = config.privacy
     if privacy.mechanism == "none":
         return None
-    cap = min(privacy.participation_cap or config.rounds, config.rounds)
-    return PrivacyPlan(privacy.mechanism, privacy.delta, sampling_rate(config, population), config.rounds, cap)
+    rounds = config.all_rounds
+    cap = min(privacy.participation_cap or rounds, rounds)
+    return PrivacyPlan(privacy.mechanism, privacy.delta, sampling_rate(config, population), rounds, cap)
 
 
 def with_noise(config: TrainConfig, population: int) -> TrainConfig:
@@ -78,8 +79,9 @@ def with_noise(config: TrainConfig, population: int) -> TrainConfig:
         cost = plan.spent(privacy.noise_multiplier)[privacy.view]
         if cost > privacy.epsilon + 1e-9:
             raise ConfigError(
-                f"privacy.noise_multiplier {privacy.noise_multiplier:g} spends epsilon {cost:.2f} in {config.rounds} "
-                f"rounds ({privacy.view} view), and the budget is {privacy.epsilon:g}; leave it out, or lower `rounds`"
+                f"privacy.noise_multiplier {privacy.noise_multiplier:g} spends epsilon {cost:.2f} in "
+                f"{config.all_rounds} rounds ({privacy.view} view), and the budget is {privacy.epsilon:g}; leave it "
+                "out, or lower `rounds`"
             )
     return config
 

@@ -19,6 +19,7 @@ from fedtalk_ray.privacy.protocol import PRODUCTION_FLOOR, Aborted, Code, Limits
 from fedtalk_ray.privacy.secure_server import SecureServer
 from fedtalk_ray.privacy.update_codec import Averaged, UpdateCodec
 from fedtalk_ray.privacy.wire import Buffer
+from fedtalk_ray.recipe import PhaseName
 from fedtalk_ray.runs.checkpoints import config_digest
 from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.settings import PrivacyConfig, TrainConfig
@@ -33,12 +34,14 @@ def limits_of(privacy: PrivacyConfig) -> Limits:
     return Limits(privacy.insecure_min_survivors or PRODUCTION_FLOOR)
 
 
-def make_codec(config: TrainConfig, dimension: int) -> UpdateCodec:
-    """The codec that clients and server share. With Poisson cohorts, sums of up to twice the expected size fit."""
+def make_codec(config: TrainConfig, dimension: int, phase: PhaseName = "faces") -> UpdateCodec:
+    """The codec that clients and server share in a phase. With Poisson cohorts, sums of up to twice the expected size
+    fit."""
     size = config.cohort.size
     largest = 2 * size if config.poisson else ceil(size * (1 + config.cohort.over_select))
     multiplier = config.privacy.noise_multiplier or 0.0
-    return UpdateCodec(config.privacy, multiplier, dimension, size, limits_of(config.privacy), largest=largest)
+    privacy = config.privacy_in(phase)
+    return UpdateCodec(privacy, multiplier, dimension, size, limits_of(privacy), largest=largest)
 
 
 def clip_norm_of(privacy: PrivacyConfig) -> float:
@@ -52,14 +55,16 @@ class SecureAggregator:
     run: where the server's key, the number of the last exchange, the ledger and the roster lie.
     """
 
-    def __init__(self, run: RunFolder, config: TrainConfig, dimension: int, rate: float) -> None:
-        """rate: the probability with which a client is in a cohort, for the ledger."""
+    def __init__(
+        self, run: RunFolder, config: TrainConfig, dimension: int, rate: float, phase: PhaseName = "faces"
+    ) -> None:
+        """rate: the probability with which a client is in a cohort, for the ledger. phase: whose rounds these are."""
         self._run, self._config, self._rate = run, config, rate
         self._digest = config_digest(config)
         self._key = SigningKey.kept_in(run.server_key)
         self._roster = RosterFile(run.roster)
         self._limits = limits_of(config.privacy)
-        self.codec = make_codec(config, dimension)
+        self.codec = make_codec(config, dimension, phase)
         self.ledger = Ledger(run.ledger)
         self._exchange: SecureServer | None = None
         self._plan: Plan | None = None

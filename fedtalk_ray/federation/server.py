@@ -1,4 +1,4 @@
-"""The parameter server: holds the shared parameters, sums updates, takes the server's step, keeps checkpoints.
+"""The parameter server: holds a phase's shared parameters, sums updates, takes the server's step, keeps checkpoints.
 
 A plain class; `fedtalk_ray.actors` makes an actor of it.
 """
@@ -17,33 +17,66 @@ from fedtalk_ray.messages import Collected, PlainUpdate
 from fedtalk_ray.privacy.clipping import adapted
 from fedtalk_ray.privacy.protocol import Aborted, Code
 from fedtalk_ray.privacy.wire import Buffer
+from fedtalk_ray.recipe import STATISTICS_ROUNDS, PhaseName
 from fedtalk_ray.runs.checkpoints import Checkpoint, config_fingerprint, mean_parameters, save_checkpoint
 from fedtalk_ray.runs.folder import RunFolder
-from fedtalk_ray.settings import TrainConfig
+from fedtalk_ray.settings import ServerConfig, TrainConfig
 
 
 class ParameterServer:
-    """State: the round, the shared parameters float32 [D], the optimiser. Everything else arrives and leaves."""
+    """State: the round, the phase, its shared parameters float32 [D], the optimiser, and what the phases before ended
+    with. Everything else arrives and leaves."""
 
     def __init__(self, run: str, config: TrainConfig, rate: float = 1.0) -> None:
         """Goes on from the run's newest checkpoint, so a server that died and came back is where it was.
 
         rate: the probability with which a client is in a cohort; the ledger wants to know.
         """
-        folder, self._fingerprint = RunFolder(Path(run)), config_fingerprint(config)
-        self._checkpoints = folder.checkpoints
-        checkpoint = folder.checkpoint(config)
+        self._folder, self._config, self._rate = RunFolder(Path(run)), config, rate
+        self._fingerprint, self._checkpoints = config_fingerprint(config), self._folder.checkpoints
+        checkpoint = self._folder.checkpoint(config)
         if checkpoint is None:
-            raise RunError(f"{folder.checkpoints} holds no checkpoint to start from")
+            raise RunError(f"{self._checkpoints} holds no checkpoint to start from")
+        self._take_up(checkpoint)
+
+    def _take_up(self, checkpoint: Checkpoint) -> None:
+        config, phase = self._config, checkpoint.phase
         self._round, self._parameters = checkpoint.round, checkpoint.parameters
-        self._optimizer = make_optimizer(config.server, len(self._parameters))
+        self._phase, self._began, self._results = phase, checkpoint.began, checkpoint.results
+        # A mean of statistics is what it is: no momentum, no average over rounds.
+        settings = ServerConfig() if phase in STATISTICS_ROUNDS else config.server
+        self._optimizer = make_optimizer(settings, len(self._parameters))
         self._optimizer.state.update(checkpoint.optimizer)
-        self._averaged = config.server.average
-        self._clip_norm = checkpoint.clip_norm or clip_norm_of(config.privacy)
-        self._adaptive = config.privacy.clipping == "adaptive"
+        self._averaged = settings.average
+        privacy = config.privacy_in(phase)
+        self._clip_norm = checkpoint.clip_norm or clip_norm_of(privacy)
+        self._adaptive = privacy.clipping == "adaptive"
         self._aggregator: SecureAggregator | None = None
-        if config.aggregation == "secure" or config.privacy.mechanism != "none":
-            self._aggregator = SecureAggregator(folder, config, len(self._parameters), rate)
+        if config.aggregation == "secure" or privacy.mechanism != "none":
+            self._aggregator = SecureAggregator(self._folder, config, len(self._parameters), self._rate, phase)
+
+    def phase(self) -> PhaseName:
+        """Which the shared parameters belong to."""
+        return self._phase
+
+    def results(self) -> dict[PhaseName, np.ndarray]:
+        """What each phase before ended with, float32 arrays in their order."""
+        return self._results
+
+    def end_phase(self) -> dict[PhaseName, np.ndarray]:
+        """The results with the present phase's among them, for who goes over to the next; nothing changes here."""
+        return self._results | {self._phase: self.released()}
+
+    def begin_phase(self, phase: PhaseName, initial: np.ndarray) -> None:
+        """Goes over to the next phase, which begins with these parameters, float32 [D].
+
+        What this one ended with is kept. Repeating it changes nothing.
+        """
+        if phase == self._phase:
+            return
+        begun = Checkpoint(self._round, initial, {}, None, phase, self._round, self.end_phase())
+        save_checkpoint(self._checkpoints, begun, self._fingerprint)
+        self._take_up(begun)
 
     def round(self) -> int:
         """Rounds gone through so far."""
@@ -55,7 +88,9 @@ class ParameterServer:
 
     def released(self) -> np.ndarray:
         """The shared parameters to evaluate and export, float32 [D]: the mean over the last `server.average` rounds."""
-        return self._parameters if self._averaged == 1 else mean_parameters(self._checkpoints, self._averaged)
+        if self._averaged == 1:
+            return self._parameters
+        return mean_parameters(self._checkpoints, self._averaged, self._began)
 
     def apply(self, round_number: int, *updates: PlainUpdate, cohort: list[str] | None = None) -> float:
         """Applies one round's plain updates and checkpoints; returns the norm of the averaged update.
@@ -156,6 +191,8 @@ class ParameterServer:
 
     def _save(self, round_number: int, parameters: np.ndarray) -> None:
         clip_norm = self._clip_norm if self._adaptive else None
-        checkpoint = Checkpoint(round_number, parameters, self._optimizer.state, clip_norm)
+        checkpoint = Checkpoint(
+            round_number, parameters, self._optimizer.state, clip_norm, self._phase, self._began, self._results
+        )
         save_checkpoint(self._checkpoints, checkpoint, self._fingerprint, self._averaged)
         self._round, self._parameters = round_number, parameters

@@ -29,6 +29,12 @@ BORDER = 0.15
 """Edge pixels repeated around the crop, in fractions of its side. The chin lies at its lower edge, at times below it;
 the model reads black beyond the picture and then misplaces the lips."""
 
+MOUTH_POINTS = slice(48, 68)
+MIRRORED = [6, 5, 4, 3, 2, 1, 0, 11, 10, 9, 8, 7, 16, 15, 14, 13, 12, 19, 18, 17]
+"""Which of the mouth's points lies where each one does in a mirror: 12 around the outer lip, 8 around the inner."""
+LIP_MOTION = 1 + 2 * len(MIRRORED)
+"""Numbers of `lip_motion` a frame."""
+
 INNER_LIP_PAIRS = ((61, 67), (62, 66), (63, 65))
 
 
@@ -49,6 +55,18 @@ def aperture_of(landmarks: np.ndarray) -> np.ndarray:
     gaps = [np.linalg.norm(landmarks[:, upper] - landmarks[:, lower], axis=-1) for upper, lower in INNER_LIP_PAIRS]
     eyes = landmarks[:, 36:42].mean(axis=1) - landmarks[:, 42:48].mean(axis=1)
     return (np.mean(gaps, axis=0) / np.linalg.norm(eyes, axis=-1)).astype(np.float32)
+
+
+def lip_motion(landmarks: np.ndarray) -> np.ndarray:
+    """float32 [T, LIP_MOTION] of the points [T, 68, 2] of one piece: the aperture, and how the mouth's points move.
+
+    Displacements are taken from the piece's own mean, where a mouth habitually sits taken out, and made even left and
+    right, so that mirrored pictures have the same.
+    """
+    mouth = landmarks[:, MOUTH_POINTS].astype(np.float64)
+    moved = mouth - mouth.mean(0)
+    even = (moved + moved[:, MIRRORED] * (-1, 1)) / 2
+    return np.concatenate([aperture_of(landmarks)[:, None], even.reshape(len(even), -1)], axis=1).astype(np.float32)
 
 
 def face_landmarks(frames: np.ndarray) -> np.ndarray:

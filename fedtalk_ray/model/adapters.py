@@ -4,7 +4,7 @@ Adapters go on every convolution and linear layer of the blocks, `shared` also o
 convolutions is what lets an adapter learn a new mouth; attention-only adapters learned nothing here.
 """
 
-import hashlib
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -59,31 +59,25 @@ def use_adapters(model: PeftModel, names: list[str] | None = None) -> None:
 
 
 def use_adapters_with_effect(model: PeftModel) -> None:
-    """Lets all adapters act, but for an identity adapter beside a shared one that adds only zeros (its B is zero)."""
+    """Lets all adapters act, but for an identity adapter that adds only zeros (its B is zero)."""
     silent = not any(bool(value.any()) for name, value in identity_parameters(model) if ".lora_B." in name)
-    use_adapters(model, [SHARED] if silent and SHARED in model.peft_config else None)
+    use_adapters(model, [name for name in model.peft_config if name != IDENTITY] if silent else None)
 
 
-def shared_parameters(model: PeftModel, shared: str, factors: str = "ab") -> Iterator[tuple[str, torch.nn.Parameter]]:
+def shared_parameters(
+    model: PeftModel, shared: str, factors: str = "ab", speech: bool = True
+) -> Iterator[tuple[str, torch.nn.Parameter]]:
     """What is federated, in a fixed order: the `shared` adapter, or with "backbone" every weight of the denoiser.
 
-    factors: "ab" for both of LoRA's factors, "ffa" for B alone; A then stays as it was drawn.
+    factors: "ab" for both of LoRA's factors, "ffa" for B alone; A then stays as it was drawn. speech: False leaves out
+    what turns sound into motion, where a phase of its own has taught that.
     """
     part = f".lora_B.{SHARED}." if factors == "ffa" else f".{SHARED}."
     for name, parameter in sorted(model.named_parameters()):
+        if not speech and re.fullmatch(SPEECH_LAYERS, name):
+            continue
         if (shared == "adapter" and part in name) or (shared == "backbone" and ".lora_" not in name):
             yield name, parameter
-
-
-def frozen_digest(model: PeftModel, shared: str, factors: str) -> bytes:
-    """SHA-256 over everything that is neither federated nor a client's own: who trains the same model agrees on it."""
-    moving = {name for name, _ in (*shared_parameters(model, shared, factors), *identity_parameters(model))}
-    total = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        if name not in moving:
-            total.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
-            total.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
-    return total.digest()
 
 
 def identity_parameters(model: PeftModel) -> Iterator[tuple[str, torch.nn.Parameter]]:

@@ -19,13 +19,16 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
 from torch import nn
 
-from fedtalk_ray.media.face_template import mouth_mask
+from fedtalk_ray.model.motion_units import MotionUnits
 
 PREDICTION_TYPES = ("sample", "v_prediction", "epsilon")
 """What a denoiser may be trained to predict, in diffusers' words: x0, v, or the noise."""
 
+SPEECH_PARTS = ("speech_encoder.", "speech_map.")
+"""What the parameters' names begin with that turn sound into motion codes, and those into motion."""
 
-class TalkingHeadDenoiser(ModelMixin, ConfigMixin):
+
+class TalkingHeadDenoiser(MotionUnits, ModelMixin, ConfigMixin):
     """Predicts a window of frames from noise, sound and one reference frame.
 
     Shapes: B windows of T frames, C latent channels of h x w cells. `prediction_type` says what the output means
@@ -93,42 +96,8 @@ class TalkingHeadDenoiser(ModelMixin, ConfigMixin):
         self.conv_out = nn.Conv2d(width, latent_channels, 3, padding=1)
         _start_at_zero(self.conv_out)
 
-        self.reference_mean: torch.Tensor
-        self.reference_std: torch.Tensor
-        self.residual_std: torch.Tensor
-        self.register_buffer("reference_mean", torch.zeros(latent_channels))
-        self.register_buffer("reference_std", torch.ones(latent_channels))
-        self.register_buffer("residual_std", torch.ones(latent_channels))
-        self.certainty: torch.Tensor
-        self.liveliness: torch.Tensor
-        self.detail: torch.Tensor
-        self.register_buffer("certainty", torch.ones(latent_size, latent_size))
-        self.register_buffer("liveliness", 1 - mouth_blend(latent_size))
-        self.register_buffer("detail", torch.zeros(latent_size, latent_size))
+        self.add_units(latent_channels, latent_size, lip_numbers)
         self.gradient_checkpointing = False
-
-    def set_statistics(self, latents: torch.Tensor, residuals: torch.Tensor) -> None:
-        """Fix the units: from latents [N, C, h, w] of frames and residuals [N, C, h, w] of frames on references."""
-        self.reference_mean.copy_(latents.mean((0, 2, 3)))
-        self.reference_std.copy_(latents.std((0, 2, 3)).clamp(min=1e-3))
-        self.residual_std.copy_(residuals.std((0, 2, 3)).clamp(min=1e-3))
-
-    def to_residual(self, latents: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-        """Latents [B, T, C, h, w] as residuals on the reference [B, C, h, w], in standard deviations."""
-        return (latents - reference[:, None]) / self.residual_std[:, None, None]
-
-    def from_residual(self, residual: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-        """The inverse of `to_residual`."""
-        return residual * self.residual_std[:, None, None] + reference[:, None]
-
-    def shown(self, mean: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
-        """What is shown of a face, residuals [T, C, h, w], given the mean of all that may be seen and one sample of it.
-
-        Cell by cell `certainty` of the mean, and `liveliness` of what the sample adds; `training.calibration` fits
-        both. As built, the mouth, where the sound decides, is the mean, and the rest, where eyes and head move as they
-        like, is the sample.
-        """
-        return self.certainty * mean + self.liveliness * (sample - mean)
 
     def speech_motion(self, speech: torch.Tensor) -> torch.Tensor:
         """The motion that the sound alone suggests: residuals [B, T, C, h, w] in standard deviations."""
@@ -186,11 +155,6 @@ class TalkingHeadDenoiser(ModelMixin, ConfigMixin):
         if self.training and self.gradient_checkpointing:
             return torch.utils.checkpoint.checkpoint(block, hidden, embedding, frames, use_reentrant=False)
         return block(hidden, embedding, frames)
-
-
-def mouth_blend(side: int) -> torch.Tensor:
-    """[side, side], 1 in the mouth region and 0 elsewhere, over a soft edge of a cell on either side."""
-    return nn.functional.avg_pool2d(torch.from_numpy(mouth_mask(side))[None], 3, stride=1, padding=1)[0]
 
 
 def bare_denoiser(model: Any) -> TalkingHeadDenoiser:

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from fedtalk_ray.errors import UserError
 from fedtalk_ray.model import adapters
 from fedtalk_ray.model.denoiser import FrameBlock, TalkingHeadDenoiser
-from fedtalk_ray.settings import AdapterConfig, LocalConfig
+from fedtalk_ray.recipe import AdapterConfig, LocalConfig
 
 TABLE_BATCH, TABLE_RANK = LocalConfig().batch_size, AdapterConfig().rank
 """Windows a step and LoRA rank that the table is made for: those that `fedtalk train` starts from."""

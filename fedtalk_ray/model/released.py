@@ -30,24 +30,23 @@ def open_model(source: str | Path) -> RunFolder:
 
 
 def release_model(
-    run: RunFolder, round_number: int, pipeline: TalkingHeadPipeline, model: PeftModel, shared: str
+    run: RunFolder,
+    round_number: int,
+    pipeline: TalkingHeadPipeline,
+    model: PeftModel,
+    shared: str,
+    anew: bool = False,
 ) -> None:
     """Makes what the model holds the run's released one: the adapter, or with `shared` "backbone" all of its weights.
 
-    A frozen backbone is written once.
+    A frozen backbone is written once, or `anew` where another phase has changed it since.
     """
 
     def write_backbone(place: Path) -> None:
-        base = model.get_base_model()
-        backbone = type(base).from_config(base.config)
-        backbone.load_state_dict(adapters.backbone_state(model))
-        plain = TalkingHeadPipeline(
-            pipeline.autoencoder, backbone, pipeline.scheduler, pipeline.identity_encoder, pipeline.sync_network
-        )
-        plain.save_pretrained(str(place))
+        save_backbone(pipeline, model, place)
 
     if shared == "adapter":
-        written = run.has_model()
+        written = run.has_model() and not anew
         run.release(
             round_number,
             None if written else write_backbone,
@@ -55,6 +54,17 @@ def release_model(
         )
     else:
         run.release(round_number, write_backbone, None)
+
+
+def save_backbone(pipeline: TalkingHeadPipeline, model: PeftModel, place: Path) -> None:
+    """Writes the pipeline with the model's own weights, without any adapter."""
+    base = model.get_base_model()
+    backbone = type(base).from_config(base.config)
+    backbone.load_state_dict(adapters.backbone_state(model))
+    plain = TalkingHeadPipeline(
+        pipeline.autoencoder, backbone, pipeline.scheduler, pipeline.identity_encoder, pipeline.sync_network
+    )
+    plain.save_pretrained(str(place))
 
 
 def load_released(run: RunFolder, client: str | None = None, device: str = "cpu") -> TalkingHeadPipeline:

@@ -46,6 +46,7 @@ class Code(StrEnum):
     INCONSISTENT = "inconsistent"
     OVERLAP = "overlap"
     NOT_FINITE = "not finite"
+    NOTHING_TO_GIVE = "nothing to give"
     CAP_REACHED = "participation cap reached"
     CANNOT_UNMASK = "cannot unmask"
     SUM_TOO_LARGE = "sum too large"

@@ -77,7 +77,7 @@ def sentence(run: Facts, manifest: Manifest | None) -> str:
     if config.shared == "adapter":
         factors = "LoRA adapter, of which only B is trained" if config.trained_factors == "ffa" else "LoRA adapter"
         shared = f"a shared {factors} (rank {config.adapter.rank}) on the frozen backbone {config.pretrained}"
-    rounds = f"{run.last} of {config.rounds}" if run.last < config.rounds else str(config.rounds)
+    rounds = f"{run.last} of {config.all_rounds}" if run.last < config.all_rounds else str(config.all_rounds)
     return (
         f"{rounds} rounds of federated training of {shared}: {cohort}, {weights}, {config.aggregation} aggregation, "
         f"{noise}; clips of {config.shards}."
@@ -106,7 +106,7 @@ def key_figures(run: Facts) -> list[KeyFigure]:
     by_whom = "masked updates of clients" if run.config.aggregation == "secure" else "one sum for each slot's clients"
     times = [value for _, value in run.series("seconds")]
     return [
-        KeyFigure("Rounds", f"{run.last} of {run.config.rounds}", _lost(run)),
+        KeyFigure("Rounds", f"{run.last} of {run.config.all_rounds}", _lost(run)),
         loss,
         privacy_figure(run),
         KeyFigure("Sent up", size(sum(value for _, value in run.series("bytes_up"))), f"{by_whom}, all rounds"),

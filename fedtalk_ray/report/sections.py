@@ -74,8 +74,9 @@ def convergence(run: Facts) -> Section:
     shown = {name: curve for name, curve in terms.items() if any(value != 0 for _, value in curve)}
     if shown:
         caption = (
-            "Means over the round's clients while they trained; total is the weighted sum of the terms. Every round "
-            "draws other windows and noise, so these curves wander; the held-out loss compares rounds."
+            "Means over the round's clients while they trained, of whatever the round's phase minimises; total is the "
+            "weighted sum of the terms. Every round draws other windows and noise, so these curves wander; the "
+            "held-out loss compares rounds."
         )
         section.plot("Training loss and its terms by round", caption, draw_lines, shown, "loss")
     else:

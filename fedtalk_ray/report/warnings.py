@@ -25,10 +25,10 @@ def warnings_of(run: Facts) -> list[str]:
         )
     if privacy.mechanism == "gaussian":
         lines.append("Central noise: the server saw the exact sums and is trusted; epsilon is against all others.")
-    if run.last < config.rounds:
+    if run.last < config.all_rounds:
         lines.append(
-            f"Not finished: {run.last} of {config.rounds} rounds. The run goes on, was stopped, or its privacy budget "
-            "allows no more rounds."
+            f"Not finished: {run.last} of {config.all_rounds} rounds. The run goes on, was stopped, or its privacy "
+            "budget allows no more rounds."
         )
     if interrupted := [record["round"] for record in run.history if record.get("interrupted")]:
         lines.append(

@@ -1,13 +1,15 @@
 """Checkpoints of the parameter server: one folder a round, complete or absent.
 
-RUN/checkpoints/round-00003/state.json      round, configuration hash
-RUN/checkpoints/round-00003/arrays.safetensors   shared parameters and the server optimiser's state
+RUN/checkpoints/round-00003/state.json      round, phase, configuration hash
+RUN/checkpoints/round-00003/arrays.safetensors   shared parameters, the server optimiser's state, results of phases
+
+A phase begins with a checkpoint of its own, in the place of the last one of the phase before.
 """
 
 import hashlib
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.outputs import new_folder
+from fedtalk_ray.recipe import PhaseName
 from fedtalk_ray.settings import TrainConfig
 
 KEPT = 2
@@ -43,12 +46,16 @@ round: no resume repeats that, and too short a one is what a run may have ended 
 @dataclass
 class Checkpoint:
     """round: rounds gone through so far. parameters: float32 [D]. optimizer: its named arrays. clip_norm: the next
-    round's, where it adapts."""
+    round's, where it adapts. phase: which the parameters belong to. began: the round after which it began. results:
+    what each phase before ended with, float32 arrays in their order."""
 
     round: int
     parameters: np.ndarray
     optimizer: dict[str, np.ndarray]
     clip_norm: float | None = None
+    phase: PhaseName = "faces"
+    began: int = 0
+    results: dict[PhaseName, np.ndarray] = field(default_factory=dict)
 
 
 def config_digest(config: TrainConfig) -> bytes:
@@ -61,22 +68,22 @@ def config_fingerprint(config: TrainConfig) -> str:
     return _digest(config, _FREE_TO_CHANGE).hex()[:16]
 
 
-def _older_fingerprint(config: TrainConfig) -> str:
-    """What version 0.1 called the same settings: its runs go on."""
-    return _digest(config, {name: value for name, value in _FREE_TO_CHANGE.items() if name != "server"}).hex()[:16]
-
-
 def _digest(config: TrainConfig, exclude: Any) -> bytes:
     tree = config.model_dump(mode="json", exclude=exclude)
+    if config.local.schedule == "cosine" or config.phases[-1] != "faces":
+        # The learning rate of every round depends on how many there are, and so does what the next phase begins with.
+        tree["rounds"], tree["averaged"] = config.rounds, config.server.average
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).digest()
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, fingerprint: str, kept: int = KEPT) -> None:
     """Writes one round's folder whole, then removes all but the newest `kept`, which are at least `KEPT`."""
     arrays = {f"optimizer.{name}": array for name, array in checkpoint.optimizer.items()}
+    arrays |= {f"result.{name}": array for name, array in checkpoint.results.items()}
     with new_folder(_folder(folder, checkpoint.round), overwrite=True) as place:
         save_file({"parameters": checkpoint.parameters, **arrays}, place / "arrays.safetensors")
         state = {"round": checkpoint.round, "config": fingerprint, "clip_norm": checkpoint.clip_norm}
+        state |= {"phase": checkpoint.phase, "began": checkpoint.began, "results": list(checkpoint.results)}
         (place / "state.json").write_text(json.dumps(state))
     for old in _folders(folder)[: -max(kept, KEPT)]:
         shutil.rmtree(old)
@@ -102,13 +109,16 @@ def load_checkpoint(folder: Path, config: TrainConfig | None = None) -> Checkpoi
         checkpoint = Checkpoint(
             state["round"],
             arrays.pop("parameters"),
-            {name.removeprefix("optimizer."): array for name, array in arrays.items()},
+            {name.removeprefix("optimizer."): array for name, array in arrays.items() if name.startswith("optimizer.")},
             state.get("clip_norm"),
+            state.get("phase", "faces"),
+            state.get("began", 0),
+            {name: arrays[f"result.{name}"] for name in state.get("results", ())},
         )
         written_by = state["config"]
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise RunError(f"checkpoint {newest} is damaged ({error}); remove it to go on from the one before") from error
-    if config is not None and written_by not in (config_fingerprint(config), _older_fingerprint(config)):
+    if config is not None and written_by != config_fingerprint(config):
         raise RunError(
             f"checkpoint {newest} belongs to another configuration ({written_by}, not {config_fingerprint(config)}); "
             "resume with the run's own config.yaml, or give this one another `run` folder"
@@ -116,13 +126,14 @@ def load_checkpoint(folder: Path, config: TrainConfig | None = None) -> Checkpoi
     return checkpoint
 
 
-def mean_parameters(folder: Path, rounds: int) -> np.ndarray:
+def mean_parameters(folder: Path, rounds: int, began: int = 0) -> np.ndarray:
     """The mean of the shared parameters after the newest `rounds` rounds, float32 [D]; of those there are, if fewer.
 
-    What the run began with is no round, and counts only while there is none. Raises `RunError` for a damaged one.
+    began: the round after which the phase began. What it began with is no round, and counts only while there is none.
+    Raises `RunError` for a damaged one.
     """
     newest = _folders(folder)
-    chosen = [place for place in newest if place != _folder(folder, 0)][-rounds:] or newest
+    chosen = [place for place in newest if place > _folder(folder, began)][-rounds:] or newest[-1:]
     total: np.ndarray | None = None
     for place in chosen:
         try:

@@ -35,6 +35,11 @@ ARRAYS = {"frames": np.uint8, "latents": np.float16, "speech": np.float16, "wave
 """Bytes columns that hold something for every frame, and their dtypes."""
 IDENTITY = "identity"
 """The bytes column of the clip's identity embedding, float32; shards of older versions have none."""
+LANDMARKS = "landmarks"
+"""The bytes column of each frame's 68 points, float32 [68, 2] (`media.lips.face_landmarks`); shards of older versions
+have none."""
+EVERY_COLUMN = (*ARRAYS, LANDMARKS)
+"""All bytes columns that hold something for every frame."""
 
 
 @dataclass
@@ -43,7 +48,8 @@ class Piece:
 
     frames: uint8 [T, S, S, 3]. latents: float16 [T, C, h, w], scaled. speech: float16 [T, hops, mel].
     waveform: int16 [N] at `SAMPLE_RATE`. identity: float32 [D], the clip's embedding, a unit vector; D is 0 where none
-    was prepared. A column that was not read is an empty array, an empty name or 0.
+    was prepared. landmarks: float32 [T, 68, 2], (x, y) in fractions of the crop's side. A column that was not read, or
+    that the shards do not have, is an empty array, an empty name or 0.
     """
 
     client: str
@@ -54,6 +60,7 @@ class Piece:
     speech: np.ndarray
     waveform: np.ndarray
     identity: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    landmarks: np.ndarray = field(default_factory=lambda: np.zeros((0, 68, 2), np.float32))
 
 
 @dataclass
@@ -221,7 +228,7 @@ class ShardWriter:
         metadata = {"fedtalk": json.dumps({"schema_version": SCHEMA_VERSION, "shapes": manifest.shapes})}
         self._schema = pa.schema(
             [("client", pa.string()), ("clip", pa.string()), ("begin", pa.int64())]
-            + [(name, pa.binary()) for name in (*ARRAYS, IDENTITY)],
+            + [(name, pa.binary()) for name in (*ARRAYS, IDENTITY, LANDMARKS)],
             metadata=metadata,
         )
 
@@ -230,8 +237,8 @@ class ShardWriter:
     ) -> None:
         """One clip, or the part of it that begins at a frame where a piece does; parts arrive in order.
 
-        arrays: as in `Piece`, for all frames of the part; "identity" may be left out when there is none. length: of the
-        whole clip in frames, None where this is all of it.
+        arrays: as in `Piece`, for all frames of the part; "identity" and "landmarks" may be left out when there are
+        none. length: of the whole clip in frames, None where this is all of it.
         """
         if client != self._client:
             self._close_client()
@@ -261,6 +268,7 @@ class ShardWriter:
             sound = slice(here.start * samples, here.stop * samples)
             row["waveform"] = arrays["waveform"][sound].astype(np.int16).tobytes()
             row[IDENTITY] = identity.tobytes()
+            row[LANDMARKS] = np.asarray(arrays.get(LANDMARKS, ()), np.float32)[here].tobytes()
             self._add_row(split, {"client": client, "clip": clip, "begin": first, **row})
 
     def close(self) -> Manifest:

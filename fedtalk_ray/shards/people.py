@@ -8,19 +8,19 @@ comparing and auditing all ask here.
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.settings import PopulationConfig, StreamConfig, TrainConfig
-from fedtalk_ray.shards.format import ARRAYS, Manifest, Piece, load_manifest
+from fedtalk_ray.shards.format import EVERY_COLUMN, Manifest, Piece, load_manifest
 from fedtalk_ray.shards.population import Population, Portion
 from fedtalk_ray.shards.reader import read_pieces
 
 if TYPE_CHECKING:
     # It brings torch, which a driver does without.
-    from fedtalk_ray.shards.windows import WindowBatch
+    from fedtalk_ray.shards.windows import Wanted, WindowBatch
 
 ENROLMENT_CLIPS = 8
 
@@ -41,14 +41,12 @@ class People:
         """The clients that hold clips of an identity, in order."""
         return iter(()) if self.clients is None else self.clients.holders(identity)
 
-    def pieces(self, name: str, split: str, columns: tuple[str, ...] = tuple(ARRAYS)) -> Iterator[Piece]:
+    def pieces(self, name: str, split: str, columns: tuple[str, ...] = EVERY_COLUMN) -> Iterator[Piece]:
         """The pieces of a split in stored order: of training pieces its own part, of the others all."""
-        for portion in self._portions(name):
-            only = portion.pieces if split == "train" else None
-            if split == "train" or self.manifest.pieces(portion.identity, split):
-                yield from read_pieces(self.shards, self.manifest, portion.identity, split, columns, only)
+        for portion in self._portions(name, split):
+            yield from read_pieces(self.shards, self.manifest, portion.identity, portion.split, columns, portion.pieces)
 
-    def clip(self, name: str, clip: str, columns: tuple[str, ...] = tuple(ARRAYS)) -> list[Piece]:
+    def clip(self, name: str, clip: str, columns: tuple[str, ...] = EVERY_COLUMN) -> list[Piece]:
         """The pieces of one clip in order; none where there is no such clip."""
         for identity in self.identities(name):
             for entry in self.manifest.identities[identity]:
@@ -58,9 +56,20 @@ class People:
         return []
 
     def batches(
-        self, name: str, *, window: int, windows: int, batch_size: int, seed: int, stream: StreamConfig
-    ) -> "Iterator[WindowBatch]":
-        """At least `windows` training windows of so many frames, in an order that the seed says (`stream_batches`)."""
+        self,
+        name: str,
+        *,
+        window: int,
+        windows: int,
+        batch_size: int,
+        seed: int,
+        stream: StreamConfig,
+        wanted: "Wanted | None" = None,
+    ) -> Iterator[Any]:
+        """At least `windows` training windows of so many frames, in an order that the seed says (`stream_batches`).
+
+        wanted: what is in them; None for latents, sound and a random reference.
+        """
         from fedtalk_ray.shards.stream import stream_batches
 
         return stream_batches(
@@ -72,6 +81,7 @@ class People:
             batch_size=batch_size,
             seed=seed % 2**32,
             stream=stream,
+            **({} if wanted is None else {"wanted": wanted}),
         )
 
     def judged_by(self, name: str) -> str:
@@ -86,8 +96,8 @@ class People:
 
     def enrolment(self, name: str) -> np.ndarray:
         """The first frame of a few training clips, latents float32 [M, C, h, w]: who this is."""
-        # A virtual client may hold only later parts of its clips.
-        virtual = self.clients is not None and self.clients.virtual
+        # Who holds a part of somebody's clips may hold only later parts of them.
+        virtual = self.clients is not None and self.clients.partial
         pieces = self.pieces(name, "train", ("latents",))
         first = (piece.latents[0] for piece in pieces if piece.begin == 0 or virtual)
         return np.stack(list(islice(first, ENROLMENT_CLIPS))).astype(np.float32)
@@ -98,10 +108,16 @@ class People:
             return self.clients.frames(name)
         return self.manifest.frames(name, "train")
 
-    def _portions(self, name: str) -> tuple[Portion, ...]:
+    def _portions(self, name: str, split: str = "train") -> tuple[Portion, ...]:
         if self.clients is not None and name in self.clients:
-            return self.clients.portions(name)
-        return (Portion(name),)
+            if split != "test":
+                return self.clients.portions(name) if split == "train" else self.clients.held_out(name)
+            names = self.identities(name)
+        else:
+            names = [name]
+        return tuple(
+            Portion(each, split=split) for each in names if split == "train" or self.manifest.pieces(each, split)
+        )
 
 
 def people_of(config: TrainConfig, shards: str | Path | None = None) -> People:
@@ -124,8 +140,10 @@ def speakers(run: RunFolder, personal: bool) -> Callable[[str], str | None]:
     if not (personal and run.exists()):
         return lambda identity: None
     config = run.config()
-    # Only virtual clients need the run's own shards to be known: who else holds clips is named as they are.
-    people = None if config.population.clients is None else people_of(config)
+    # Only clients that are no identities need the run's own shards to be known: others are named as they are.
+    population = config.population
+    plain = population.clients is None and population.pieces_per_client is None and not population.pooled
+    people = None if plain else people_of(config)
 
     def speaker(identity: str) -> str | None:
         clients = iter([identity]) if people is None else people.clients_of(identity)

@@ -1,8 +1,10 @@
-"""Who the clients are: every identity of the shards, or any number of virtual clients made out of them.
+"""Who the clients are: every identity of the shards, parts of it, all of them together, or virtual clients.
 
-A virtual client is worked out from its number and the seed when it is drawn, so a population of 100,000 costs no more
-to open than one of ten. It holds pieces of one identity or of several; an identity's pieces are dealt to its clients
-without overlap for as long as there are enough, and else the clients hold one piece each, the same one again and again.
+An identity with many pieces may be several clients, to whom they are dealt without overlap; one client may hold
+everything, which is central training. A virtual client is worked out from its number and the seed when it is drawn, so
+a population of 100,000 costs no more to open than one of ten. It holds pieces of one identity or of several; an
+identity's pieces are dealt to its clients without overlap for as long as there are enough, and else the clients hold
+one piece each, the same one again and again.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,13 +19,19 @@ from fedtalk_ray.shards.format import Manifest, piece_bounds
 
 PREFIX = "client"
 
+EVERYBODY = "everybody"
+"""The client that holds all clips (`population.pooled`)."""
+HELD_BACK = 12
+"""Where no clip was held out for a pooled client, one training piece in so many is, to judge and calibrate by."""
+
 
 @dataclass(frozen=True)
 class Portion:
-    """A part of one identity's training pieces. pieces: their positions in stored order, None for all of them."""
+    """A part of one identity's pieces of a split. pieces: their positions in stored order, None for all of them."""
 
     identity: str
     pieces: frozenset[int] | None = None
+    split: str = "train"
 
 
 class Population(Sequence[str]):
@@ -36,7 +44,10 @@ class Population(Sequence[str]):
         self.manifest = manifest
         if identities is not None:
             manifest.check_clients(list(identities))
-        self.identities = sorted(manifest.clients() if identities is None else identities)
+        able = manifest.clients()
+        if config.pooled:
+            able = sorted(name for name in manifest.identities if manifest.frames(name, "train"))
+        self.identities = sorted(able if identities is None else identities)
         if not self.identities:
             raise ShardError("the shards hold no client: an identity needs two clips, one of them held out")
         self._config, self._seed = config, seed
@@ -49,14 +60,62 @@ class Population(Sequence[str]):
             )
         self._dealt = lru_cache(maxsize=64)(self._deal)
         self._lengths = lru_cache(maxsize=1024)(self._measure)
+        self._listed = self._list()
+        self._names = list(self._listed)
 
     @property
-    def virtual(self) -> bool:
-        """Whether clients are made of parts of identities."""
-        return self._config.clients is not None
+    def partial(self) -> bool:
+        """Whether a client may hold a part of an identity's clips."""
+        return self._config.clients is not None or self._config.pieces_per_client is not None
+
+    def _list(self) -> dict[str, tuple[Portion, ...]]:
+        """What every client trains on; nothing for virtual clients, which are worked out when they are asked for."""
+        config, manifest = self._config, self.manifest
+        if config.clients is not None:
+            return {}
+        if config.pooled:
+            return {EVERYBODY: self._everything(held_back=False)}
+        most = config.pieces_per_client
+        listed: dict[str, tuple[Portion, ...]] = {}
+        for name in self.identities:
+            pieces = manifest.pieces(name, "train")
+            parts = 1 if most is None else -(-pieces // most)
+            if parts == 1:
+                listed[name] = (Portion(name),)
+                continue
+            for part in range(parts):
+                listed[f"{name}.{part + 1:03d}"] = (Portion(name, frozenset(range(part, pieces, parts))),)
+        return listed
+
+    def _everything(self, held_back: bool) -> tuple[Portion, ...]:
+        """All training pieces, but for those that are held back where no clip was held out; or those."""
+        manifest = self.manifest
+        if any(manifest.frames(name, "val") for name in self.identities):
+            names = self.identities if not held_back else manifest.identities
+            return tuple(
+                Portion(name, split="val" if held_back else "train")
+                for name in names
+                if manifest.frames(name, "val" if held_back else "train")
+            )
+        found, place = [], 0
+        for name in self.identities:
+            pieces = range(place, place + manifest.pieces(name, "train"))
+            place = pieces.stop
+            # A dozen pieces and more can spare one.
+            kept = {each - pieces.start for each in pieces if (each % HELD_BACK == HELD_BACK - 1) == held_back}
+            if kept:
+                found.append(Portion(name, frozenset(kept)))
+        return tuple(found)
+
+    def held_out(self, client: str) -> tuple[Portion, ...]:
+        """What a client is judged by, scores itself with and is calibrated by: none of what it trains on."""
+        if self._config.pooled:
+            return self._everything(held_back=True)
+        names = dict.fromkeys(portion.identity for portion in self.portions(client))
+        return tuple(Portion(name, split="val") for name in names if self.manifest.pieces(name, "val"))
 
     def __len__(self) -> int:
-        return self._config.clients or len(self.identities)
+        return self._config.clients or len(self._names)
 
     def __getitem__(self, index):  # type: ignore[no-untyped-def]
         if isinstance(index, slice):
@@ -64,7 +123,7 @@ class Population(Sequence[str]):
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         index %= len(self)
-        return self.identities[index] if self._config.clients is None else f"{PREFIX}{index:07d}"
+        return self._names[index] if self._config.clients is None else f"{PREFIX}{index:07d}"
 
     def __iter__(self) -> Iterator[str]:
         return (self[index] for index in range(len(self)))
@@ -80,7 +139,7 @@ class Population(Sequence[str]):
         """What the client trains on. Raises `ShardError` for a name that is not in the population."""
         place = self._place(client)
         if self._config.clients is None:
-            return (Portion(client),)
+            return self._listed[client]
         held = self._config.identities_per_client
         found = []
         for share in range(place * held, (place + 1) * held):
@@ -93,7 +152,7 @@ class Population(Sequence[str]):
         if identity not in self._positions:
             return
         if self._config.clients is None:
-            yield identity
+            yield from (name for name, held in self._listed.items() if any(part.identity == identity for part in held))
             return
         held, people = self._config.identities_per_client, len(self.identities)
         turn = int(np.flatnonzero(self._order == self._positions[identity])[0])
@@ -107,8 +166,8 @@ class Population(Sequence[str]):
 
     def _place(self, client: str) -> int:
         if self._config.clients is None:
-            if client in self._positions:
-                return self._positions[client]
+            if client in self._listed:
+                return self._names.index(client)
         elif client.startswith(PREFIX) and client[len(PREFIX) :].isdecimal():
             place = int(client[len(PREFIX) :])
             if place < len(self) and self[place] == client:

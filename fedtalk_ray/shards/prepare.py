@@ -18,13 +18,23 @@ import ray.data
 from fedtalk_ray.corpora.listing import ClipSource, CorpusError, named, open_clip, own_test_set
 from fedtalk_ray.media.faces import NoFaceError
 from fedtalk_ray.media.identity_embedding import NO_IDENTITY, clip_identity, frames_to_embed, load_identity_embedder
+from fedtalk_ray.media.lips import face_landmarks
 from fedtalk_ray.media.speech import LOG_MEL, load_speech_features
 from fedtalk_ray.media.video import FPS, SAMPLE_RATE, VideoError
 from fedtalk_ray.model.autoencoder import encode_frames, encoder_fingerprint, load_autoencoder
 from fedtalk_ray.model.device import pick_device
 from fedtalk_ray.outputs import new_folder
 from fedtalk_ray.progress import ticker
-from fedtalk_ray.shards.format import IDENTITY, PIECE_FRAMES, Manifest, ShardWriter, piece_bounds, pieces_of
+from fedtalk_ray.shards.format import (
+    ARRAYS,
+    IDENTITY,
+    LANDMARKS,
+    PIECE_FRAMES,
+    Manifest,
+    ShardWriter,
+    piece_bounds,
+    pieces_of,
+)
 
 REJECTS = "rejects.csv"
 SIZE_STEP = 16
@@ -82,7 +92,7 @@ def prepare(
                     continue
                 arrays = _arrays(row)
                 if writer is None:
-                    shapes = {name: list(array.shape[1:]) for name, array in arrays.items() if name != IDENTITY}
+                    shapes = {name: list(arrays[name].shape[1:]) for name in ARRAYS}
                     manifest.shapes = shapes
                     writer = ShardWriter(folder, manifest, held_back)
                 writer.add(row["identity"], row["clip"], arrays, row["begin"], row["total"])
@@ -149,7 +159,8 @@ def _read(item: dict, size: int) -> Iterator[dict]:
     """A clip in parts of whole pieces, or why it cannot be used."""
     source = ClipSource.from_row(item)
     row = {"identity": source.identity, "clip": source.clip, "path": item["path"], "reason": "", "length": 0,
-           "begin": 0, "total": 0, "size": size, "frames": b"", "faces": b"", "waveform": b""}  # fmt: skip
+           "begin": 0, "total": 0, "size": size, "frames": b"", "faces": b"", "waveform": b"",
+           "landmarks": b""}  # fmt: skip
     try:
         clip = open_clip(source, size)
         if clip.frames < MIN_FRAMES:
@@ -167,7 +178,8 @@ def _read(item: dict, size: int) -> Iterator[dict]:
         frames = np.stack(list(islice(clip.crops, end - begin)))
         if begin == 0:
             row["faces"] = frames[frames_to_embed(len(frames))].tobytes()
-        yield row | {"begin": begin, "length": end - begin, "frames": frames.tobytes()}
+        points = face_landmarks(frames).tobytes()
+        yield row | {"begin": begin, "length": end - begin, "frames": frames.tobytes(), "landmarks": points}
 
 
 class _Encode:
@@ -220,4 +232,5 @@ def _arrays(row: dict) -> dict[str, np.ndarray]:
         "speech": np.frombuffer(row["speech"], np.float16).reshape(length, *row["speech_shape"]),
         "waveform": np.frombuffer(row["waveform"], np.int16),
         IDENTITY: np.frombuffer(row["embedding"], np.float32),
+        LANDMARKS: np.frombuffer(row["landmarks"], np.float32).reshape(length, 68, 2),
     }

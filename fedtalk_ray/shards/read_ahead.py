@@ -12,7 +12,7 @@ import ray.data
 
 from fedtalk_ray.errors import ShardError
 from fedtalk_ray.shards.reader import Group, GroupReader
-from fedtalk_ray.shards.windows import COLUMNS, Cut, Window, each_window
+from fedtalk_ray.shards.windows import Cut, Window, each_window
 
 REFUSAL = "refusal"
 
@@ -34,7 +34,7 @@ def read_ahead(groups: list[Group], cut: Cut, memory_mb: int) -> Iterator[Window
 
 
 def _cut_group(rows: dict[str, np.ndarray], groups: list[Group], cut: Cut) -> dict[str, np.ndarray]:
-    reader = GroupReader(cut.shapes, COLUMNS)
+    reader = GroupReader(cut.shapes, cut.wanted.columns)
     try:
         parts = list(cut.windows(reader, groups[int(rows["id"][0])]))
     except ShardError as error:
@@ -42,5 +42,5 @@ def _cut_group(rows: dict[str, np.ndarray], groups: list[Group], cut: Cut) -> di
         return {REFUSAL: np.array([str(error)])}
     finally:
         reader.close()
-    # Arrow has no tensors without elements: where there is no embedding, its column is left out.
+    # Arrow has no tensors without elements: a column of none, as of no embedding, is left out.
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0] if parts[0][name].size}

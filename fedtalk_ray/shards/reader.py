@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fedtalk_ray.errors import ShardError
-from fedtalk_ray.shards.format import ARRAYS, IDENTITY, FileEntry, Manifest, Piece, entry_of
+from fedtalk_ray.shards.format import ARRAYS, EVERY_COLUMN, IDENTITY, LANDMARKS, FileEntry, Manifest, Piece, entry_of
 from fedtalk_ray.shards.storage import beneath, files_in, is_remote, located
 
 OPEN_FILES = 8
@@ -102,7 +102,11 @@ class GroupReader:
         key = (group.file, check)
         if key not in self._open:
             parquet = _opened(group.file, group.entry, check)
-            names = [*self._columns, *stored_identity(parquet.schema_arrow)]
+            stored = parquet.schema_arrow
+            names = [
+                *(name for name in self._columns if name != LANDMARKS or name in stored.names),
+                *stored_identity(stored),
+            ]
             self._open[key] = parquet, names
             if len(self._open) > OPEN_FILES:
                 self._open.popitem(last=False)[1][0].close(force=True)
@@ -115,7 +119,7 @@ def read_pieces(
     manifest: Manifest,
     client: str,
     split: str,
-    columns: tuple[str, ...] = tuple(ARRAYS),
+    columns: tuple[str, ...] = EVERY_COLUMN,
     only: Collection[int] | None = None,
 ) -> Iterator[Piece]:
     """Pieces in stored order, one row group in memory at a time; of the bytes columns only the named ones are read.
@@ -141,7 +145,10 @@ def decode_row(row: dict[str, Any], shapes: dict[str, list[int]]) -> Piece:
         name: np.frombuffer(row.get(name, b""), dtype).reshape(-1, *shapes[name]) for name, dtype in ARRAYS.items()
     }
     identity = np.frombuffer(row.get(IDENTITY, b""), np.float32)
-    return Piece(row.get("client", ""), row.get("clip", ""), row.get("begin", 0), **arrays, identity=identity)
+    points = np.frombuffer(row.get(LANDMARKS, b""), np.float32).reshape(-1, 68, 2)
+    return Piece(
+        row.get("client", ""), row.get("clip", ""), row.get("begin", 0), **arrays, identity=identity, landmarks=points
+    )
 
 
 def _cells(column: pa.ChunkedArray) -> list[Any]:

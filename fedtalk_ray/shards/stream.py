@@ -8,17 +8,18 @@ ray     row groups are read and cut by Ray Data's tasks, ahead of the training. 
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from fedtalk_ray.errors import ShardError
 from fedtalk_ray.settings import StreamConfig
-from fedtalk_ray.shards.format import ROW_GROUP_BYTES, Manifest
+from fedtalk_ray.shards.format import ARRAYS, ROW_GROUP_BYTES, Manifest
 from fedtalk_ray.shards.population import Portion
 from fedtalk_ray.shards.reader import Group, GroupReader, list_groups
 from fedtalk_ray.shards.storage import is_remote
-from fedtalk_ray.shards.windows import COLUMNS, Cut, Window, WindowBatch, each_window
+from fedtalk_ray.shards.windows import LATENTS, Cut, PictureBatch, Wanted, Window, WindowBatch, each_window
 
 
 def stream_batches(
@@ -31,17 +32,19 @@ def stream_batches(
     batch_size: int,
     seed: int,
     stream: StreamConfig,
-) -> Iterator[WindowBatch]:
+    wanted: Wanted = LATENTS,
+) -> Iterator[Any]:
     """One pass over a client's training pieces: at least `windows` random windows, the same number of each piece.
 
     root, manifest: the shards. portions: what of them is the client's. window: frames. The same seed gives the same
-    batches, whichever reader. What is read stops when the caller stops. Raises `ShardError` for shards that cannot be
-    read and for a `stream.memory_mb` too small for them.
+    batches, whichever reader. wanted: what is in them, a `PictureBatch` where that is pictures, else a `WindowBatch`.
+    What is read stops when the caller stops. Raises `ShardError` for shards that cannot be read and for a
+    `stream.memory_mb` too small for them.
     """
     groups = [
         group
         for portion in portions
-        for group in list_groups(root, manifest, portion.identity, "train", portion.pieces)
+        for group in list_groups(root, manifest, portion.identity, portion.split, portion.pieces)
     ]
     pieces = sum(len(group.rows) for group in groups)
     if not pieces:
@@ -49,8 +52,8 @@ def stream_batches(
     rng = np.random.default_rng([seed, 1])
     # Whole row groups in random order: a client who needs few windows then reads few groups.
     groups = [groups[index] for index in rng.permutation(len(groups))]
-    cut = Cut(manifest.shapes, window, -(-windows // pieces), seed)
-    check_budget(manifest, portions, window, cut.count, stream)
+    cut = Cut(manifest.shapes, window, -(-windows // pieces), seed, wanted)
+    check_budget(manifest, portions, window, cut.count, stream, wanted)
     if chosen_reader(root, groups, stream) == "ray":
         # Here, because Ray Data takes seconds to import and most clients are read directly.
         from fedtalk_ray.shards.read_ahead import read_ahead
@@ -58,7 +61,9 @@ def stream_batches(
         found = read_ahead(groups, cut, stream.memory_mb)
     else:
         found = read_directly(groups, cut)
-    yield from _batched(shuffled(found, stream.shuffle_windows, rng), batch_size)
+    kind = PictureBatch if wanted.pictures else WindowBatch
+    for batch in _batched(shuffled(found, stream.shuffle_windows, rng), batch_size):
+        yield kind(**batch)
 
 
 def chosen_reader(root: str | Path, groups: list[Group], stream: StreamConfig) -> str:
@@ -70,13 +75,22 @@ def chosen_reader(root: str | Path, groups: list[Group], stream: StreamConfig) -
 
 
 def check_budget(
-    manifest: Manifest, portions: Sequence[Portion], window: int, count: int, stream: StreamConfig
+    manifest: Manifest,
+    portions: Sequence[Portion],
+    window: int,
+    count: int,
+    stream: StreamConfig,
+    wanted: Wanted = LATENTS,
 ) -> None:
     """Raises `ShardError` when what has to be held at once does not fit into `stream.memory_mb`.
 
     Held are the windows to shuffle among, and one row group as it is read and cut.
     """
-    frame = sum(2 * int(np.prod(manifest.shapes[name])) for name in COLUMNS)
+    frame = sum(
+        np.dtype(ARRAYS[name]).itemsize * int(np.prod(manifest.shapes[name]))
+        for name in wanted.columns
+        if name in ARRAYS
+    )
     one = (window + 1) * frame
     clips = [clip for portion in portions for clip in manifest.identities[portion.identity]]
     longest = max(-(-clip.frames // clip.pieces) for clip in clips)
@@ -91,7 +105,7 @@ def check_budget(
 
 def read_directly(groups: list[Group], cut: Cut) -> Iterator[Window]:
     """Windows in the order of the groups, read in this process."""
-    reader = GroupReader(cut.shapes, COLUMNS)
+    reader = GroupReader(cut.shapes, cut.wanted.columns)
     try:
         for group in groups:
             for stacked in cut.windows(reader, group):
@@ -114,18 +128,19 @@ def shuffled(windows: Iterable[Window], held: int, rng: np.random.Generator) -> 
         yield waiting[index]
 
 
-def _batched(windows: Iterable[Window], size: int) -> Iterator[WindowBatch]:
+def _batched(windows: Iterable[Window], size: int) -> Iterator[dict[str, torch.Tensor]]:
     batch: list[Window] = []
     for window in windows:
         batch.append(window)
         if len(batch) == size:
-            yield WindowBatch(**{name: _stacked([one[name] for one in batch]) for name in batch[0]})
+            yield {name: _stacked([one[name] for one in batch]) for name in batch[0]}
             batch = []
 
 
 def _stacked(arrays: list[np.ndarray]) -> torch.Tensor:
-    """float32, cast where it lies; stacked first and cast then, it would be written twice."""
-    stacked = torch.empty(len(arrays), *arrays[0].shape)
+    """float32 (pictures stay uint8), cast where it lies; stacked first and cast then, it would be written twice."""
+    kind = torch.uint8 if arrays[0].dtype == np.uint8 else torch.float32
+    stacked = torch.empty(len(arrays), *arrays[0].shape, dtype=kind)
     for place, array in zip(stacked, arrays, strict=True):
         place.copy_(torch.from_numpy(array))
     return stacked

@@ -19,7 +19,17 @@ import pyarrow.parquet as pq
 
 from fedtalk_ray.errors import ShardError
 from fedtalk_ray.outputs import new_folder
-from fedtalk_ray.shards.format import ARRAYS, IDENTITY, MANIFEST, Manifest, Piece, list_shard_files, load_manifest
+from fedtalk_ray.shards.format import (
+    ARRAYS,
+    EVERY_COLUMN,
+    IDENTITY,
+    LANDMARKS,
+    MANIFEST,
+    Manifest,
+    Piece,
+    list_shard_files,
+    load_manifest,
+)
 from fedtalk_ray.shards.reader import decode_row, read_pieces, shard_files
 
 UNRELIABLE = "unreliable.json"
@@ -118,6 +128,8 @@ def _rewrite(file: Path, place: Path, shards: Path, manifest: Manifest, client: 
                     if kind == SHUFFLED:
                         order = _disorder(len(piece.frames), _rng(seed, client, piece.clip, piece.begin))
                         row |= {name: getattr(piece, name)[order].tobytes() for name in ("frames", "latents")}
+                        if len(piece.landmarks):
+                            row[LANDMARKS] = piece.landmarks[order].tobytes()
                         continue
                     if donor is None or donor.clip != piece.clip:
                         donor = _draw(shards, manifest, donors[piece.clip], split, piece.clip, seed)
@@ -125,6 +137,8 @@ def _rewrite(file: Path, place: Path, shards: Path, manifest: Manifest, client: 
                     row |= {name: _fit(donor, name, piece, manifest).tobytes() for name in columns}
                     if kind == MIXED and IDENTITY in row:
                         row[IDENTITY] = donor.identity.tobytes()
+                    if kind == MIXED and len(piece.landmarks):
+                        row[LANDMARKS] = _fit(donor, LANDMARKS, piece, manifest).tobytes()
                 writer.write_table(pa.Table.from_pylist(rows, schema=schema))
 
 
@@ -141,7 +155,7 @@ def _draw(shards: Path, manifest: Manifest, giver: str, split: str, clip: str, s
     names = [entry.name for entry in manifest.identities[giver] if entry.split == split]
     name = names[_rng(seed, giver, clip).integers(len(names))]
     pieces = [piece for piece in read_pieces(shards, manifest, giver, split) if piece.clip == name]
-    arrays = {array: np.concatenate([getattr(piece, array) for piece in pieces]) for array in ARRAYS}
+    arrays = {array: np.concatenate([getattr(piece, array) for piece in pieces]) for array in EVERY_COLUMN}
     return Donor(clip, arrays, pieces[0].identity)
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from fedtalk_ray.errors import ShardError
-from fedtalk_ray.shards.format import Piece
+from fedtalk_ray.media.lips import lip_motion
+from fedtalk_ray.shards.format import LANDMARKS, Piece
 from fedtalk_ray.shards.reader import Group, GroupReader
 
 
@@ -17,8 +18,8 @@ class WindowBatch:
     """B windows of T consecutive frames of one clip each.
 
     latents: float32 [B, T, C, h, w]. speech: float32 [B, T, hops, mel]. reference: float32 [B, C, h, w], the latent of
-    a frame of the same clip. identity: float32 [B, D], the clip's embedding; D is 0 where the shards hold none.
-    lips: float32 [B, T, L], true lip shapes to train with, NaN where the sound is to be heard; L is 0 for none.
+    a frame of the same clip (or its mean). identity: float32 [B, D], the clip's embedding; D is 0 where the shards hold
+    none. lips: float32 [B, T, L], true lip shapes to train with, NaN where the sound is to be heard; L is 0 for none.
     """
 
     latents: torch.Tensor
@@ -40,31 +41,80 @@ class WindowBatch:
         return WindowBatch(**{name: value.to(device) for name, value in vars(self).items()})
 
 
-def cut_windows(
-    latents: np.ndarray,
-    speech: np.ndarray,
-    window: int,
-    count: int,
-    name: str,
-    identity: np.ndarray | None = None,
-) -> dict[str, np.ndarray]:
-    """`count` windows at random places of a piece, each with a random frame of the piece as its reference.
+@dataclass
+class PictureBatch:
+    """B windows of T consecutive frames of one clip each, as they were seen: what `training.augment` varies.
 
-    latents [T, C, h, w] and speech [T, hops, mel] with T >= window; identity [D]. name: the same name means the same
-    places. Returns latents [count, window, C, h, w], speech [count, window, hops, mel], reference [count, C, h, w] and
-    identity [count, D]. Raises `ValueError` for a piece that is too short.
+    frames: uint8 [B, T, S, S, 3]. speech: float32 [B, T, hops, mel]. reference: uint8 [B, S, S, 3], a frame of the same
+    clip. identity: float32 [B, D]. lips: float32 [B, T, LIP_MOTION] (`media.lips.lip_motion`), or L is 0.
     """
-    if len(latents) < window:
-        raise ValueError(f"a piece of {len(latents)} frames holds no window of {window}")
+
+    frames: torch.Tensor
+    speech: torch.Tensor
+    reference: torch.Tensor
+    identity: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0))
+    lips: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0, 0))
+
+    def __post_init__(self) -> None:
+        if not self.identity.numel():
+            self.identity = torch.zeros(len(self.frames), 0)
+        if not self.lips.numel():
+            self.lips = torch.zeros(*self.frames.shape[:2], 0)
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What of a piece goes into its windows.
+
+    pictures: frames as they were seen, in place of latents. lips: how the lips move. mean_reference: the reference is
+    the piece's mean frame, and not a random one.
+    """
+
+    pictures: bool = False
+    lips: bool = False
+    mean_reference: bool = False
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The bytes columns that windows are cut from."""
+        return ("frames" if self.pictures else "latents", "speech", *((LANDMARKS,) if self.lips else ()))
+
+
+LATENTS = Wanted()
+
+
+def cut_windows(piece: Piece, window: int, count: int, name: str, wanted: Wanted = LATENTS) -> dict[str, np.ndarray]:
+    """`count` windows at random places of a piece of at least so many frames, each with a reference of the piece.
+
+    name: the same name means the same places. Returns latents (or frames) [count, window, ...], speech [count, window,
+    hops, mel], reference [count, ...], identity [count, D] and lips [count, window, L], L 0 where they are not wanted.
+    Raises `ValueError` for a piece that is too short, or that has no landmarks where lips are wanted.
+    """
+    seen = "frames" if wanted.pictures else "latents"
+    pictures = getattr(piece, seen)
+    if len(pictures) < window:
+        raise ValueError(f"has {len(pictures)} frames, and a window takes {window}")
+    if wanted.lips and len(piece.landmarks) != len(pictures):
+        raise ValueError("has no landmarks: it was prepared by an older version; prepare the shards again")
     # From a hash: seeding a generator for each piece would take longer than cutting it.
     drawn = np.frombuffer(hashlib.shake_128(name.encode()).digest(16 * count), "<u8").reshape(2, count)
-    begins = (drawn[0] % (len(latents) - window + 1)).astype(np.intp)
+    begins = (drawn[0] % (len(pictures) - window + 1)).astype(np.intp)
     index = begins[:, None] + np.arange(window)
+    if wanted.mean_reference:
+        mean = pictures.astype(np.float32).mean(0)
+        reference = np.repeat(mean.astype(pictures.dtype)[None], count, axis=0)
+    else:
+        reference = pictures[drawn[1] % len(pictures)]
+    lips = lip_motion(piece.landmarks) if wanted.lips else np.zeros((len(pictures), 0), np.float32)
     return {
-        "latents": latents[index],
-        "speech": speech[index],
-        "reference": latents[drawn[1] % len(latents)],
-        "identity": np.repeat(np.zeros((1, 0), np.float32) if identity is None else identity[None], count, axis=0),
+        seen: pictures[index],
+        "speech": piece.speech[index],
+        "reference": reference,
+        "identity": np.repeat(piece.identity[None], count, axis=0),
+        "lips": lips[index],
     }
 
 
@@ -84,11 +134,8 @@ def held_out_windows(pieces: Iterable[Piece], window: int, count: int) -> Window
     return WindowBatch(*(torch.from_numpy(np.stack(column)).float() for column in zip(*parts, strict=True)))
 
 
-COLUMNS = ("latents", "speech")
-"""The bytes columns that windows are cut from."""
-
 Window = dict[str, np.ndarray]
-"""latents [T, C, h, w], speech [T, hops, mel], reference [C, h, w] as stored, identity float32 [D]."""
+"""latents [T, C, h, w] or frames [T, S, S, 3], speech [T, hops, mel] and reference as stored, identity and lips."""
 
 
 @dataclass(frozen=True)
@@ -99,23 +146,22 @@ class Cut:
     window: int
     count: int
     seed: int
+    wanted: Wanted = LATENTS
 
     def windows(self, reader: GroupReader, group: Group) -> Iterator[dict[str, np.ndarray]]:
         """`count` random windows of each of the group's pieces, stacked piece by piece."""
         for row, piece in zip(group.rows, reader.read(group), strict=True):
-            if len(piece.latents) < self.window:
-                raise ShardError(
-                    f"shard {group.file}: piece {row} of row group {group.group} has {len(piece.latents)} frames, and "
-                    f"a window takes {self.window}"
-                )
             # By the piece's own place: the order in which tasks run does not matter.
             name = f"{self.seed}/{'/'.join(group.file.split('/')[-2:])}/{group.group}/{row}"
-            yield cut_windows(piece.latents, piece.speech, self.window, self.count, name, piece.identity)
+            try:
+                yield cut_windows(piece, self.window, self.count, name, self.wanted)
+            except ValueError as error:
+                raise ShardError(f"shard {group.file}: piece {row} of row group {group.group} {error}") from error
 
 
 def each_window(stacked: dict[str, np.ndarray]) -> Iterator[Window]:
     """The windows of a stack, one by one."""
-    count = len(stacked["latents"])
+    count = len(stacked["speech"])
     for index in range(count):
         # A copy: a view would keep all windows of the piece for as long as one of them waits to be shuffled. And torch
         # warns of what cannot be written to, such as what comes out of Ray's store.

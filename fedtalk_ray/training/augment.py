@@ -8,8 +8,26 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from fedtalk_ray.media.speech import SILENCE
-from fedtalk_ray.model.autoencoder import frames_to_pixels
+from fedtalk_ray.media.speech import LOG_MEL, SILENCE
+from fedtalk_ray.model.autoencoder import encode_pixels, frames_to_pixels
+from fedtalk_ray.model.denoiser import bare_denoiser
+from fedtalk_ray.model.pipeline import TalkingHeadPipeline
+from fedtalk_ray.shards.windows import PictureBatch, WindowBatch
+
+
+def vary_windows(pipeline: TalkingHeadPipeline, batch: PictureBatch, rng: np.random.Generator) -> WindowBatch:
+    """Windows seen and heard a little differently, each with its reference alike; lips are as they were.
+
+    Mirrored pictures have the same lip shapes (`media.lips.lip_motion`).
+    """
+    config = bare_denoiser(pipeline.denoiser).config
+    seen = torch.cat([batch.reference[:, None], batch.frames], dim=1).numpy()
+    pixels = torch.cat([vary_pictures(window, rng) for window in seen])
+    sounds = [vary_speech(window.numpy(), rng, config.speech == LOG_MEL) for window in batch.speech]
+    latents = encode_pixels(pipeline.autoencoder, pixels.to(pipeline.autoencoder.device)).cpu()
+    latents = latents.unflatten(0, (len(batch), -1))
+    speech = torch.from_numpy(np.stack(sounds))
+    return WindowBatch(latents[:, 1:], speech, latents[:, 0], batch.identity, batch.lips)
 
 
 def vary_pictures(frames: np.ndarray, rng: np.random.Generator) -> torch.Tensor:

@@ -15,7 +15,7 @@ from diffusers import DDIMScheduler
 from fedtalk_ray.media.face_template import mouth_mask
 from fedtalk_ray.model.denoiser import bare_denoiser
 from fedtalk_ray.model.schedule import noise_levels
-from fedtalk_ray.settings import LossConfig
+from fedtalk_ray.recipe import LossConfig
 from fedtalk_ray.shards.windows import WindowBatch
 
 SNR_RANGE = (0.3, 5.0)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import diffusers
 import torch
 
-from fedtalk_ray.settings import LossConfig
+from fedtalk_ray.recipe import LossConfig
 from fedtalk_ray.shards.format import Manifest
 
 

@@ -1,31 +1,89 @@
-"""How long to train, and the step that every pretraining loop takes."""
+"""Optimiser steps, the same in every phase: how the learning rate goes over a phase, and one client's steps in a round.
 
-from collections.abc import Iterator
+An optimiser's state does not outlive the round: what a client computes depends on the shared vector and its own clips
+alone.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
 from math import cos, pi
-from time import monotonic
+from typing import Literal
 
+import numpy as np
 import torch
 
+WARM_UP = 20
+"""One of so many of a phase's steps goes by until the learning rate is at its highest."""
 
-def budget(steps: int | None, seconds: float | None) -> Iterator[float]:
-    """Yields the share of the work that is done, from 0 towards 1: after so many steps or so many seconds of time."""
-    start, step = monotonic(), 0
-    while True:
-        done = step / steps if steps is not None else (monotonic() - start) / (seconds or 1.0)
-        if done >= 1:
-            return
-        yield done
-        step += 1
+Loss = tuple[torch.Tensor, dict[str, float]]
+"""What is minimised, a scalar, and its terms for the logs."""
 
 
-def optimise(optimiser: torch.optim.Optimizer, module: torch.nn.Module, loss: torch.Tensor, rate: float) -> None:
-    for group in optimiser.param_groups:
-        group["lr"] = rate
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-    optimiser.step()
+@dataclass(frozen=True)
+class Pace:
+    """The learning rate of each step. peak: the highest. before: the phase's steps before this round.
+
+    total: the phase's steps in all; None for the same rate throughout.
+    """
+
+    peak: float
+    before: int = 0
+    total: int | None = None
+
+    def rate(self, step: int) -> float:
+        """Of this round's step, from 0: a linear warm-up, then a cosine down to nothing at the phase's end."""
+        if self.total is None:
+            return self.peak
+        place = self.before + step
+        return self.peak * min(1.0, (place + 1) / max(1, self.total // WARM_UP)) * cosine(place / self.total)
 
 
 def cosine(done: float) -> float:
     return 0.5 * (1 + cos(pi * done))
+
+
+def descend(
+    trained: list[torch.nn.Parameter],
+    losses: Iterator[Loss],
+    steps: int,
+    rate: Callable[[int], float],
+    *,
+    optimizer: Literal["adamw", "sgd"] = "adamw",
+    weight_decay: float = 0.0,
+    clip_norm: float = 1.0,
+    accumulate: int = 1,
+    proximal: float = 0.0,
+    tick: Callable[[dict[str, float]], None] = lambda _: None,
+) -> dict[str, float]:
+    """Steps on the parameters, in place; returns the mean terms.
+
+    losses: one for each of `accumulate` micro-steps, made when it is asked for. clip_norm: of the gradients. proximal:
+    FedProx's mu. Raises `ValueError` when the losses end before the steps do.
+    """
+    anchors = [parameter.detach().clone() for parameter in trained] if proximal else []
+    made: torch.optim.Optimizer
+    if optimizer == "sgd":
+        made = torch.optim.SGD(trained, lr=rate(0))
+    else:
+        made = torch.optim.AdamW(trained, lr=rate(0), weight_decay=weight_decay)
+    history: list[dict[str, float]] = []
+    for step in range(steps):
+        for group in made.param_groups:
+            group["lr"] = rate(step)
+        made.zero_grad(set_to_none=True)
+        parts: list[dict[str, float]] = []
+        for loss, terms in islice(losses, accumulate):
+            (loss / accumulate).backward()
+            parts.append(terms)
+        if len(parts) < accumulate:
+            raise ValueError(f"the stream ended after {len(history)} of {steps} steps")
+        # FedProx (Li et al. 2020): the gradient of mu / 2 * ||theta - theta_round||^2.
+        for parameter, anchor in zip(trained, anchors, strict=False):
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter.detach() - anchor, alpha=proximal)
+        torch.nn.utils.clip_grad_norm_(trained, clip_norm)
+        made.step()
+        history.append({name: float(np.mean([part[name] for part in parts])) for name in parts[0]})
+        tick(history[-1])
+    return {name: float(np.mean([terms[name] for terms in history])) for name in history[0]}

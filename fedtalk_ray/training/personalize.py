@@ -12,15 +12,14 @@ import numpy as np
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.model import adapters
 from fedtalk_ray.model.device import pick_device
-from fedtalk_ray.model.pipeline import TalkingHeadPipeline
 from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.seeding import derive_seed
-from fedtalk_ray.shards.format import Piece
-from fedtalk_ray.shards.people import people_of
-from fedtalk_ray.shards.windows import WindowBatch
+from fedtalk_ray.settings import TrainConfig
+from fedtalk_ray.shards.people import People, people_of
+from fedtalk_ray.shards.windows import Wanted, WindowBatch
+from fedtalk_ray.training.augment import vary_windows
 from fedtalk_ray.training.backbone import check_fits
-from fedtalk_ray.training.local import released_trainer
-from fedtalk_ray.training.train_denoiser import random_batch
+from fedtalk_ray.training.local import LocalTrainer, released_trainer
 
 HELD_OUT_WINDOWS = 8
 
@@ -61,10 +60,9 @@ def personalize(
     seed = derive_seed(config.seed, "personalize", client)
     identity = adapters.load_identity(trainer.model, folder.identity_adapter(client))
     trainer.load(adapters.to_vector(trainer.shared()), identity, seed)
-    train = list(people.pieces(client, "train", ("frames", "latents", "speech")))
     held_out = people.windows(client, trainer.window, HELD_OUT_WINDOWS)
     before = trainer.held_out_loss(held_out, seed=0)
-    trainer.personalize(_varied_batches(trainer.pipeline, train, config.local.batch_size, seed), steps, seed, tick)
+    trainer.personalize(_varied_windows(trainer, people, config, client, steps, seed), steps, seed, tick)
     written = folder.client(client).keep_adapter(
         _round_of(folder),
         lambda place: adapters.save_adapter(trainer.model, adapters.IDENTITY, place),
@@ -82,10 +80,19 @@ def _round_of(folder: RunFolder) -> int:
     return checkpoint.round if checkpoint else 0
 
 
-def _varied_batches(pipeline: TalkingHeadPipeline, pieces: list[Piece], size: int, seed: int) -> Iterator[WindowBatch]:
-    """Endless batches of random windows of one client's pieces, seen and heard a little differently each time: one
-    clip of three seconds would else teach its light and where its head was."""
-    rng = np.random.default_rng(seed)
-    heard = [np.zeros((len(piece.frames), 0), np.float32) for piece in pieces]
-    while True:
-        yield random_batch(pipeline, pieces, heard, size, rng)
+def _varied_windows(
+    trainer: LocalTrainer, people: People, config: TrainConfig, client: str, steps: int, seed: int
+) -> Iterator[WindowBatch]:
+    """Batches of a client's windows, seen and heard a little differently each time: one clip of three seconds would
+    else teach its light and where its head was."""
+    size, rng = config.local.batch_size, np.random.default_rng(seed)
+    batches = people.batches(
+        client,
+        window=trainer.window,
+        windows=steps * size,
+        batch_size=size,
+        seed=seed,
+        stream=config.stream,
+        wanted=Wanted(pictures=True),
+    )
+    return (vary_windows(trainer.pipeline, batch, rng) for batch in batches)

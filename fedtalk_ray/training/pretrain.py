@@ -1,11 +1,12 @@
-"""Central pretraining on clips that may be public: decoder, identity encoder, sync network, and the shared backbone.
+"""Central pretraining on clips that may be public: a federation of one, whose client holds everything.
 
-Everything that federated training then builds on comes from here (with `shared: backbone` the denoiser may instead
-start untrained). The training clips of all identities are held in memory.
+The phases are those of a federated training (`recipe`, `ResidentModel`), in the same rounds and with the same server's
+step; here they run one after another in this process. `fedtalk train` with the settings of `federation_of_one` gives
+the same weights.
 """
 
-import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -13,48 +14,105 @@ from time import monotonic
 import numpy as np
 import torch
 
+from fedtalk_ray.config import parse_config
 from fedtalk_ray.errors import ShardError
+from fedtalk_ray.federation.server_optimizer import make_optimizer
 from fedtalk_ray.model.autoencoder import PatchAutoencoder
 from fedtalk_ray.model.device import pick_device
-from fedtalk_ray.model.identity import IdentityEncoder
-from fedtalk_ray.model.pipeline import load_pipeline
+from fedtalk_ray.model.pipeline import TalkingHeadPipeline, load_pipeline
 from fedtalk_ray.model.presets import PresetError, preset, sizes
-from fedtalk_ray.model.sync import SyncNetwork
+from fedtalk_ray.model.released import save_backbone
 from fedtalk_ray.outputs import new_folder
-from fedtalk_ray.progress import ticker
-from fedtalk_ray.settings import LossConfig
-from fedtalk_ray.shards.format import load_manifest
-from fedtalk_ray.shards.reader import read_pieces
+from fedtalk_ray.progress import progress, ticker
+from fedtalk_ray.recipe import PHASES, STATISTICS_ROUNDS, LossConfig, PhaseName, PhaseRounds
+from fedtalk_ray.settings import ServerConfig, TrainConfig
+from fedtalk_ray.shards.format import Manifest, load_manifest
+from fedtalk_ray.shards.people import People, people_of
+from fedtalk_ray.shards.population import EVERYBODY, HELD_BACK
 from fedtalk_ray.tracking.tensorboard import TensorBoardLog
 from fedtalk_ray.training.backbone import check_fits, untrained_pipeline
-from fedtalk_ray.training.calibration import calibrate
 from fedtalk_ray.training.model_card import Recipe, model_card
-from fedtalk_ray.training.optimise import budget
-from fedtalk_ray.training.train_decoder import autoencoder_psnr, train_decoder
-from fedtalk_ray.training.train_denoiser import set_units, train_denoiser
-from fedtalk_ray.training.train_identity import train_identity
-from fedtalk_ray.training.train_speech_motion import lip_shapes, train_speech_motion
-from fedtalk_ray.training.train_sync import sync_accuracy, train_sync, vary_clips
+from fedtalk_ray.training.phases.decoder import autoencoder_psnr
+from fedtalk_ray.training.phases.phase import task_of
+from fedtalk_ray.training.phases.sync import sync_accuracy
+from fedtalk_ray.training.resident import ResidentModel
 
-PARTS = {"decoder": (0.07, 75.0), "identity": (0.07, 75.0), "sync": (0.1, 150.0), "speech": (0.13, 200.0)}
-"""What comes before the denoiser: share of its time, and the seconds after which more taught nothing (one core)."""
-LOG_EVERY = 25
-HELD_OUT = 12
-"""Where shards hold no val clip, one training clip in so many is kept from training, to judge and calibrate by."""
-MOST_CALIBRATED = 60
-"""Clips that are calibrated by; more say nothing new."""
+SHARES: dict[PhaseName, tuple[float, float]] = {
+    "decoder": (0.07, 75.0),
+    "identity": (0.07, 75.0),
+    "sync": (0.1, 150.0),
+    "speech": (0.13, 200.0),
+}
+"""Phases before the denoiser's: share of its time, and the seconds after which more taught nothing (one core)."""
+STEPS_PER_ROUND = 25
+GUESS = 1000
+"""Rounds that a phase which is given time, and not rounds, is taken to have until its first one was timed."""
+MOST_JUDGED = 60
+"""Clips that the sync network is judged by."""
 MIN_PSNR = 28.0
 """dB that the autoencoder must reach on held-out frames before anything trains on its latents."""
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """What was reached. PSNRs in dB on held-out frames; loss: mean diffusion loss of the last tenth of the steps."""
+    """What was reached. PSNRs in dB on held-out frames; loss: mean diffusion loss of the last tenth of the rounds."""
 
     psnr_before: float
     psnr_after: float
     steps: int
     loss: float
+
+
+def federation_of_one(
+    manifest: Manifest,
+    shards: str | Path,
+    out: str | Path,
+    *,
+    patch: bool = True,
+    steps: int | None = None,
+    seed: int = 0,
+    threads: int = 1,
+    loss: LossConfig | None = None,
+    start: str | None = None,
+) -> TrainConfig:
+    """The settings under which `fedtalk train` does what `pretrain` does.
+
+    patch: whether the autoencoder is the project's own, whose decoder can be taught. steps: of the denoiser, in whole
+    rounds; half as many go to each phase before that takes any. Nothing is calibrated of clips too few to keep any
+    aside. Raises `ShardError` for shards without training clips.
+    """
+    people = sum(manifest.frames(name, "train") > 0 for name in manifest.identities)
+    if not people:
+        raise ShardError(f"shards {shards} hold no training clip; an identity needs two clips for one to be trained on")
+    pieces = sum(manifest.pieces(name, "train") for name in manifest.identities)
+    held_out = any(manifest.frames(name, "val") for name in manifest.identities) or pieces >= HELD_BACK
+    able = {"decoder": patch, "identity": people > 1, "calibration": held_out}
+    wanted = steps or STEPS_PER_ROUND
+    before = {"rounds": -(-wanted // (2 * STEPS_PER_ROUND)), "steps": min(-(-wanted // 2), STEPS_PER_ROUND)}
+    return parse_config(
+        {
+            "run": str(out),
+            "shards": str(shards),
+            "pretrained": start,
+            "seed": seed,
+            "shared": "backbone",
+            "aggregation": "plain",
+            "population": {"pooled": True},
+            "cohort": {"size": 1},
+            "strategy": {"name": "uniform"},
+            "phases": [name for name in PHASES if able.get(name, True)],
+            "rounds": -(-wanted // STEPS_PER_ROUND),
+            **dict.fromkeys(SHARES, before),
+            "local": {
+                "steps": min(wanted, STEPS_PER_ROUND),
+                "identity_steps": 0,
+                "weight_decay": 0.02,
+                "loss": (loss or LossConfig()).model_dump(),
+            },
+            "slots": {"count": 1, "threads": threads},
+        },
+        "pretrain",
+    )
 
 
 def pretrain(
@@ -72,111 +130,174 @@ def pretrain(
     device: str = "auto",
     overwrite: bool = False,
 ) -> Pretrained:
-    """All parts in turn, from the train split of `shards`; writes a pipeline in diffusers' layout to `out`.
+    """All phases in turn, on the train split of `shards`; writes a pipeline in diffusers' layout to `out`.
 
-    What is shown of its predictions is calibrated on val clips, or on training clips kept aside (`HELD_OUT`).
+    What is shown of its predictions is calibrated on val clips, or on training clips kept aside (`population`).
 
-    The denoiser trains for `minutes` (or exactly `steps`), the parts before it for a share of that each. size: a
-    name of `model.presets`, None for tiny. start: a pipeline to go on from (`model.pipeline.load_pipeline`), in place
-    of random weights of that size. tensorboard: where the denoiser's losses are logged. device: of all parts but
-    the calibration; "auto" is a GPU where there is one. Raises `ShardError` for shards without training clips, that do
-    not fit `start`, or of an autoencoder that is too poor to build on, and `PresetError` for an unknown size, or for
-    one beside `start`.
+    The denoiser trains for `minutes` (or `steps`, in whole rounds), the phases before it for a share of that each.
+    size: a name of `model.presets`, None for tiny. start: a pipeline to go on from (`model.pipeline.load_pipeline`), in
+    place of random weights of that size. tensorboard: where the phases' losses are logged, by round. device: "auto" is
+    a GPU where there is one. Raises `ShardError` for shards without training clips, that do not fit `start`, or of an
+    autoencoder that is too poor to build on, and `PresetError` for an unknown size, or for one beside `start`.
     """
     device = pick_device(device)
     if size and start:
         raise PresetError(f"preset {size!r} cannot be chosen beside a start: {start} has a size already")
     began, settings_of_size = monotonic(), sizes(preset(size or "tiny"))
     torch.set_num_threads(threads)
-    torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
     manifest = load_manifest(shards)
-    pieces, held_out = (
-        [piece for name in sorted(manifest.identities) for piece in read_pieces(shards, manifest, name, split)]
-        for split in ("train", "val")
-    )
-    if not pieces:
-        raise ShardError(f"shards {shards} hold no training clip; an identity needs two clips for one to be trained on")
-    if not held_out and len(pieces) >= HELD_OUT:
-        held_out = pieces[::HELD_OUT]
-        del pieces[::HELD_OUT]
     with new_folder(out, overwrite) as place:
-        if start is None:
-            pipeline = untrained_pipeline(manifest, **settings_of_size)
-        else:
-            pipeline = load_pipeline(start)
-            check_fits(manifest, pipeline, start)
-        encoder = pipeline.identity_encoder or IdentityEncoder()
-        channels, cells, _ = manifest.shapes["latents"]
-        check = np.concatenate([piece.frames[::10] for piece in held_out or pieces])[:200]
-        before = autoencoder_psnr(pipeline.autoencoder, check)
-        share = None if steps is None else max(1, steps // 2)
-        seconds = {part: min(60 * minutes * of, most) for part, (of, most) in PARTS.items()}
-        if isinstance(pipeline.autoencoder, PatchAutoencoder):
-            parts = shown(share, seconds["decoder"], "decoder")
-            train_decoder(pipeline.autoencoder, pieces, parts, rng, device)
-        after = autoencoder_psnr(pipeline.autoencoder, check)
-        if after < MIN_PSNR:
-            raise ShardError(
-                f"autoencoder {manifest.autoencoder!r} reaches {after:.1f} dB on held-out frames of {shards}; at least "
-                f"{MIN_PSNR:g} dB are needed to build on: prepare the shards with a better one"
-            )
-        people = len({piece.client for piece in pieces})
-        if people > 1:
-            train_identity(encoder, pieces, shown(share, seconds["identity"], "identity"), rng, device)
-            pipeline.register_modules(identity_encoder=encoder)
-        sync = pipeline.sync_network or SyncNetwork(channels, cells, *manifest.shapes["speech"], speech=manifest.speech)
-        copies = [vary_clips(pieces, pipeline.autoencoder, rng) for _ in range(min(8, 400 // len(pieces)))]
-        train_sync(sync, [*pieces, *itertools.chain(*copies)], shown(share, seconds["sync"], "sync"), rng, device)
-        pipeline.register_modules(sync_network=sync)
-        set_units(pipeline.denoiser, pieces, rng)
-        settings = loss_config or LossConfig()
-        lips = lip_shapes(pieces, pipeline.denoiser.config.lip_numbers)
-        speech = shown(share, seconds["speech"], "speech")
-        train_speech_motion(pipeline.denoiser, pieces, lips, speech, settings.mouth_weight, rng, device)
-        parts = shown(steps, minutes * 60, "denoiser")
-        losses = logged(train_denoiser(pipeline, pieces, lips, parts, settings, seed, device=device), tensorboard)
+        pipeline = first_pipeline(manifest, start, seed, settings_of_size)
+        patch = isinstance(pipeline.autoencoder, PatchAutoencoder)
+        config = federation_of_one(
+            manifest, shards, out, patch=patch, steps=steps, seed=seed, threads=threads, loss=loss_config, start=start
+        )
+        people = people_of(config)
+        check = frames_to_judge(people)
+        before = after = autoencoder_psnr(pipeline.autoencoder, check)
+        model = ResidentModel(pipeline, config, device)
+        losses: list[float] = []
+        with logged(tensorboard) as log:
+            for phase in config.plan:
+                model.enter(phase.name, {})
+                seconds = None if steps is not None else seconds_of(phase.name, minutes)
+                for number, terms in run_phase(model, people, config, phase, seconds):
+                    log(number, {f"{phase.name}/{name}": value for name, value in terms.items()})
+                    if phase.name == "faces":
+                        losses.append(terms["diffusion"])
+                if phase.name == ("decoder" if patch else "units"):
+                    after = autoencoder_psnr(pipeline.autoencoder.to("cpu"), check)
+                    check_autoencoder(after, manifest.autoencoder, shards)
+                    pipeline.autoencoder.to(device)
         loss = float(np.mean(losses[-max(1, len(losses) // 10) :]))
-        if held_out:
-            calibrate(pipeline, held_out[:: -(-len(held_out) // MOST_CALIBRATED)], seed)
-        pipeline.save_pretrained(str(place))
-        recipe = Recipe(str(shards), size or "tiny", start, minutes, steps, seed, threads, settings)
-        checked = "held-out" if held_out else "training"
-        figures = {f"autoencoder, dB on {checked} frames": after, "diffusion loss at the end": loss}
-        if held_out:
-            accuracy = sync_accuracy(sync, held_out)
-            figures["sync network, held-out clips in time within 2 frames (chance 0.45)"] = accuracy.within_2
-        card = model_card(manifest, recipe, len(pieces), people, len(losses), monotonic() - began, figures)
+        pipeline.to("cpu")
+        save_backbone(pipeline, model.trainer.model, place)
+        done = len(losses) * config.local.steps
+        recipe = Recipe(str(shards), size or "tiny", start, minutes, steps, seed, threads, config.local.loss)
+        figures = {"autoencoder, dB on held-out frames": after, "diffusion loss at the end": loss}
+        figures |= judged_sync(pipeline, people)
+        trained_on = people.identities(EVERYBODY)
+        clips = sum(manifest.pieces(name, "train") for name in trained_on)
+        card = model_card(manifest, recipe, clips, len(trained_on), done, monotonic() - began, figures)
         (place / "README.md").write_text(card)
-    return Pretrained(before, after, len(losses), loss)
+    return Pretrained(before, after, done, loss)
 
 
-def logged(steps: Iterator[dict[str, float]], folder: str | Path | None) -> list[float]:
-    """The diffusion loss of every step. Means of all terms over `LOG_EVERY` steps go to TensorBoard in `folder`."""
-    log = TensorBoardLog(Path(folder)) if folder is not None else None
-    losses: list[float] = []
-    recent: list[dict[str, float]] = []
-    for step, terms in enumerate(steps, 1):
-        losses.append(terms["diffusion"])
-        recent.append(terms)
-        if log is not None and step % LOG_EVERY == 0:
-            log.scalars(step, {f"loss/{name}": float(np.mean([each[name] for each in recent])) for name in terms})
-            log.flush()
-            recent = []
-    if log is not None:
-        log.close()
-    return losses
+def first_pipeline(manifest: Manifest, start: str | None, seed: int, size: dict[str, object]) -> TalkingHeadPipeline:
+    """The pipeline `start`, or an untrained one of a size. Raises `ShardError` where the shards do not fit it."""
+    if start is not None:
+        pipeline = load_pipeline(start)
+        check_fits(manifest, pipeline, start)
+        return pipeline
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return untrained_pipeline(manifest, **size)
 
 
-def shown(steps: int | None, seconds: float, what: str) -> Iterator[float]:
-    """A training budget under a progress bar in hundredths of the work."""
+def run_phase(
+    model: ResidentModel, people: People, config: TrainConfig, phase: PhaseRounds, seconds: float | None
+) -> Iterator[tuple[int, dict[str, float]]]:
+    """All rounds of a phase with everybody's clips, and its end; yields each round's number and mean loss terms.
+
+    seconds: how long it may take, in place of the configured number of rounds.
+    """
+    shared = model.initial
+    statistics = phase.name in STATISTICS_ROUNDS
+    settings = ServerConfig() if statistics else config.server
+    server = make_optimizer(settings, len(shared))
+    history: list[np.ndarray] = []
+    timed = seconds is not None and not statistics
+    for index, count in until(seconds or 0.0, phase.name) if timed else steady(phase):
+        known = PhaseRounds(phase.name, phase.first, phase.first + count - 1)
+        task = task_of(config, people, EVERYBODY, phase.first + index, shared, phase=known)
+        report, fitted = model.fit(task, people.frames(EVERYBODY))
+        shared = server.step(shared, fitted.update)
+        history = [*history, shared][-settings.average :]
+        yield index + 1, report.losses
+    model.finish(np.stack(history).mean(0, dtype=np.float64).astype(np.float32))
+
+
+def steady(phase: PhaseRounds) -> Iterator[tuple[int, int]]:
+    """The rounds of a phase from 0, and how many there are, under a progress bar."""
+    for index in progress(range(phase.count), phase.count, phase.name):
+        yield index, phase.count
+
+
+def until(seconds: float, what: str) -> Iterator[tuple[int, int]]:
+    """Rounds from 0 for so many seconds, and how many there will be as far as one can tell, under a progress bar.
+
+    The learning rate goes by how much of the phase is over, so it needs to know.
+    """
+    began, index, count = monotonic(), 0, GUESS
+    with percent(what) as show:
+        while index < count:
+            yield index, count
+            index += 1
+            count = max(index, round(index * seconds / (monotonic() - began)))
+            show(100 * index // count)
+
+
+@contextmanager
+def percent(what: str) -> Iterator[Callable[[int], None]]:
+    """A progress bar in hundredths, to be told how many are done."""
     with ticker(100, what) as tick:
-        shown_percent = 0
-        for done in budget(steps, seconds):
-            yield done
-            while shown_percent < int(done * 100):
+        shown = 0
+
+        def show(done: int) -> None:
+            nonlocal shown
+            for _ in range(shown, done):
                 tick()
-                shown_percent += 1
-        while shown_percent < 100:
-            tick()
-            shown_percent += 1
+            shown = max(shown, done)
+
+        yield show
+        show(100)
+
+
+@contextmanager
+def logged(folder: str | Path | None) -> Iterator[Callable[[int, dict[str, float]], None]]:
+    """What writes scalars to TensorBoard in `folder`, or nowhere."""
+    if folder is None:
+        yield lambda step, scalars: None
+        return
+    log = TensorBoardLog(Path(folder))
+
+    def write(step: int, scalars: dict[str, float]) -> None:
+        log.scalars(step, scalars)
+        log.flush()
+
+    try:
+        yield write
+    finally:
+        log.close()
+
+
+def seconds_of(phase: PhaseName, minutes: float) -> float:
+    """How long a phase may take where the denoiser has so many minutes."""
+    share, most = SHARES.get(phase, (1.0, 60 * minutes))
+    return min(60 * minutes * share, most)
+
+
+def check_autoencoder(psnr: float, name: str, shards: str | Path) -> None:
+    """Raises `ShardError` for one that loses too much."""
+    if psnr < MIN_PSNR:
+        raise ShardError(
+            f"autoencoder {name!r} reaches {psnr:.1f} dB on held-out frames of {shards}; at least {MIN_PSNR:g} dB are "
+            "needed to build on: prepare the shards with a better one"
+        )
+
+
+def frames_to_judge(people: People) -> np.ndarray:
+    """Some held-out frames, or training frames of shards with too few clips to spare any: uint8 [n, S, S, 3]."""
+    found = [piece.frames[::10] for piece in people.pieces(EVERYBODY, "val", ("frames",))]
+    if not found:
+        found = [piece.frames[::10] for piece in people.pieces(EVERYBODY, "train", ("frames",))]
+    return np.concatenate(found)[:200]
+
+
+def judged_sync(pipeline: TalkingHeadPipeline, people: People) -> dict[str, float]:
+    """How well the sync network does on held-out clips; nothing without any."""
+    pieces = list(people.pieces(EVERYBODY, "val", ("latents", "speech")))
+    if not pieces or pipeline.sync_network is None:
+        return {}
+    accuracy = sync_accuracy(pipeline.sync_network, pieces[:: -(-len(pieces) // MOST_JUDGED)])
+    return {"sync network, held-out clips in time within 2 frames (chance 0.45)": accuracy.within_2}

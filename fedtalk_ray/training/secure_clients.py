@@ -26,6 +26,7 @@ from fedtalk_ray.privacy.keys import SigningKey
 from fedtalk_ray.privacy.noise import system_rng
 from fedtalk_ray.privacy.protocol import Aborted, Code
 from fedtalk_ray.privacy.secure_client import SecureClient, check_plan, open_plan
+from fedtalk_ray.recipe import PhaseName
 from fedtalk_ray.runs.checkpoints import config_digest
 from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.settings import TrainConfig
@@ -34,10 +35,10 @@ from fedtalk_ray.settings import TrainConfig
 class SecureClients:
     """One slot's clients in the current exchange."""
 
-    def __init__(self, config: TrainConfig, dimension: int, backbone: bytes) -> None:
-        """backbone: SHA-256 of what this slot's model has frozen."""
+    def __init__(self, config: TrainConfig, phase: PhaseName, dimension: int, backbone: bytes) -> None:
+        """phase: whose rounds these are. backbone: SHA-256 of what this slot's model has frozen."""
         self._config, self.backbone = config, backbone
-        self._codec = make_codec(config, dimension)
+        self._codec = make_codec(config, dimension, phase)
         self._digest = config_digest(config)
         self._sides: dict[str, SecureClient] = {}
         self._updates: dict[str, tuple[np.ndarray, float]] = {}

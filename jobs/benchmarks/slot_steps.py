@@ -44,11 +44,11 @@ class Bare:
 
     def __init__(self, config: TrainConfig, client: str) -> None:
         slot = ClientSlot(config)
-        self.shared, self._config, self._trainer = slot.start(), config, slot._trainer
+        self.shared, self._config, self._trainer = slot.start(), config, slot._model.trainer
         local = config.local
         batches = people_of(config).batches(
             client,
-            window=slot._trainer.window,
+            window=slot._model.trainer.window,
             windows=local.steps * local.batch_size,
             batch_size=local.batch_size,
             seed=1,

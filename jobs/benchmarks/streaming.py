@@ -34,7 +34,7 @@ from fedtalk_ray.shards.format import PIECE_FRAMES, Manifest, ShardWriter, load_
 from fedtalk_ray.shards.population import Portion
 from fedtalk_ray.shards.reader import list_groups, shard_files
 from fedtalk_ray.shards.stream import stream_batches
-from fedtalk_ray.shards.windows import COLUMNS
+from fedtalk_ray.shards.windows import LATENTS
 
 SHAPES = {"frames": [64, 64, 3], "latents": [48, 16, 16], "speech": [4, 80], "waveform": []}
 """As `fedtalk prepare --size 64` writes them."""
@@ -76,7 +76,9 @@ def read_bytes(folder: Path) -> int:
         for group in range(metadata.num_row_groups):
             row_group = metadata.row_group(group)
             columns = (row_group.column(index) for index in range(row_group.num_columns))
-            total += sum(column.total_uncompressed_size for column in columns if column.path_in_schema in COLUMNS)
+            total += sum(
+                column.total_uncompressed_size for column in columns if column.path_in_schema in LATENTS.columns
+            )
     return total
 
 
@@ -84,7 +86,7 @@ def bare(folder: Path) -> None:
     for file in shard_files(folder, "one", "train"):
         with pq.ParquetFile(file) as parquet:
             for group in range(parquet.num_row_groups):
-                parquet.read_row_group(group, columns=list(COLUMNS))
+                parquet.read_row_group(group, columns=list(LATENTS.columns))
 
 
 def whole_pass(folder: Path, reader: str, memory_mb: int) -> Callable[[], int]:

@@ -63,14 +63,14 @@ def run_under_chaos(
             share = (len(plan) - len(order) + 0.5) / (len(plan) + 1)
             until = time.monotonic() + float(rng.uniform(0.3, 1.7)) * pause
             while time.monotonic() < until and driver.poll() is None:
-                if order and len(read_history(told)) >= config.rounds * share:
+                if order and len(read_history(told)) >= config.all_rounds * share:
                     until = min(until, time.monotonic() + float(rng.uniform(0.0, 1.0)))
                     share = math.inf
                 time.sleep(0.1)
             assert time.monotonic() < deadline, f"not done after {limit:g} s: {chaos}\n{_said(folder)}"
             if driver.poll() is not None:
                 assert driver.returncode == 0, _said(folder)
-                if len(read_history(told)) == config.rounds:
+                if len(read_history(told)) == config.all_rounds:
                     assert not order, f"the run ended before {order} could be killed: give it more rounds"
                     return chaos
             if not order:

@@ -75,10 +75,12 @@ def make_config(shards: Path, pretrained: Path) -> Callable[..., TrainConfig]:
             "run": str(run),
             "shards": str(shards),
             "pretrained": str(pretrained),
+            "phases": ["faces"],
             "rounds": 3,
             "aggregation": "plain",
             "cohort": {"size": 2},
-            "local": {"steps": 2, "identity_steps": 1, "batch_size": 2, "score_windows": 2},
+            "local": {"steps": 2, "identity_steps": 1, "batch_size": 2, "score_windows": 2}
+            | {"schedule": "constant", "vary": False, "true_lips": 0},
             "evaluation": {"sample_every": 100, "windows": 1, "clients": 2},
             "server": {"momentum": 0.5},
         }

@@ -17,10 +17,10 @@ def private_bytes(slot: ClientSlot, config: TrainConfig, clients: list[str]) -> 
     """Stretches of what must not leave: pictures, sound, latents, features, identity adapters."""
     manifest = load_manifest(config.shards)
     for client in clients:
-        adapter = load_identity(slot._trainer.model, RunFolder(Path(config.run)).client(client).adapter_before(2))
+        adapter = load_identity(slot._model.trainer.model, RunFolder(Path(config.run)).client(client).adapter_before(2))
         assert adapter is not None
         trained = adapter[np.flatnonzero(adapter)[:16]]
         yield f"identity adapter of {client}", adapter[: len(trained)].tobytes()
         for piece in read_pieces(config.shards, manifest, client, "train"):
-            for column in ("frames", "latents", "speech", "waveform"):
+            for column in ("frames", "latents", "speech", "waveform", "landmarks"):
                 yield f"{column} of {client}", getattr(piece, column).tobytes()[20_000:20_064]

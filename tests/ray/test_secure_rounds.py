@@ -22,6 +22,7 @@ from fedtalk_ray.federation.roster import extend_roster
 from fedtalk_ray.federation.secure_aggregator import make_codec
 from fedtalk_ray.federation.server import ParameterServer
 from fedtalk_ray.messages import FIELDS, TO_SERVER, Advertisement, Consistency, MaskedInput, SealedShares, Unmasking
+from fedtalk_ray.model.adapters import to_vector
 from fedtalk_ray.privacy.keys import SigningKey
 from fedtalk_ray.privacy.protocol import STAGES, Frame
 from fedtalk_ray.privacy.wire import decode, encode
@@ -274,9 +275,18 @@ def test_a_secure_slot_tells_no_figures_in_the_clear(recorded: dict[str, Any]) -
     for call in (
         lambda: slot.fit(clients, 2, start),
         lambda: slot.held_out_loss(clients, 2, start),
-        lambda: slot.statistics(clients),
     ):
         with pytest.raises(RunError, match=r"not sent in the clear under aggregation: secure|losses are not told"):
+            call()
+
+
+def test_a_secure_slot_shows_nobody_what_a_client_trained(recorded: dict[str, Any]) -> None:
+    """The model that the last client left trained lies in the slot: no method of it may answer with that."""
+    slot, clients = recorded["slot"], load_manifest(recorded["config"].shards).clients()
+    trained = to_vector(slot._model.trainer.shared())
+    assert not np.array_equal(trained, slot.enter("faces", {})), "a phase begins as all slots know it"
+    for call in (lambda: slot.export(None, 2), lambda: slot.sample(clients[:1], 2, None)):
+        with pytest.raises(RunError, match="there is nothing to show yet"):
             call()
 
 

@@ -100,12 +100,27 @@ def tiny_config(**more: Any) -> TrainConfig:
         "run": "run",
         "shards": "shards",
         "pretrained": "pretrained",
-        "local": {"steps": 3, "batch_size": 2, "identity_steps": 2, "score_windows": 2, "learning_rate": 0.01},
+        "phases": ["faces"],
+        "local": {"steps": 3, "batch_size": 2, "identity_steps": 2, "score_windows": 2, "learning_rate": 0.01}
+        | {"schedule": "constant", "vary": False},
         "adapter": {"rank": 2, "alpha": 4.0, "identity_rank": 2},
     }
     for key, value in more.items():
         tree[key] = tree[key] | value if isinstance(value, dict) and key in tree else value
     return parse_config(tree, "test")
+
+
+def tiny_landmarks(level: Any, seed: int = 0) -> Any:
+    """68 points of a face whose mouth opens with `level` [T], float32 [T, 68, 2], with a little unrest."""
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    points = np.tile(rng.uniform(0.3, 0.7, (68, 2)), (len(level), 1, 1)) + rng.normal(0, 1e-3, (len(level), 68, 2))
+    points[:, 36:42, 0] -= 0.2
+    points[:, 42:48, 0] += 0.2
+    points[:, 55:60, 1] += 0.05 * np.asarray(level)[:, None]
+    points[:, 65:68, 1] += 0.05 * np.asarray(level)[:, None]
+    return points.astype(np.float32)
 
 
 def tiny_shards(
@@ -145,6 +160,7 @@ def tiny_shards(
                 "latents": encode_frames(autoencoder, frames).astype(np.float16),
                 "speech": speech_windows(audio.astype(np.float32), length).astype(np.float16),
                 "waveform": (audio * 32767).clip(-32767, 32767).astype(np.int16),
+                "landmarks": tiny_landmarks(level, who),
             }
             writer.add(list(clips)[who], f"clip{number}", arrays)
     return writer.close()

@@ -16,6 +16,7 @@ import pytest
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "seeding"),
     ("outputs",),
+    ("recipe",),
     ("settings",),
     ("config", "messages", "plotting", "progress"),
     ("media", "privacy", "runs"),

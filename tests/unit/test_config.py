@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from fedtalk_ray.config import load_config, parse_config, save_config
 from fedtalk_ray.errors import ConfigError
-from fedtalk_ray.settings import Section, TrainConfig
+from fedtalk_ray.recipe import Section
+from fedtalk_ray.settings import TrainConfig
 
 MINIMAL = {"run": "runs/a", "shards": "shards/a", "pretrained": "models/a"}
 
@@ -231,6 +232,37 @@ def test_every_shipped_configuration_loads(repository: Path) -> None:
         assert config.run and config.shards
 
 
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"phases": ["units", "speech"]}, "faces is missing"),
+        (
+            {"phases": ["faces", "units"]},
+            "each runs once, in this order: units, decoder, identity, sync, speech, faces",
+        ),
+        ({"phases": ["faces", "faces"]}, "each runs once"),
+        ({"phases": ["faces", "voices"]}, "phases.1 is 'voices'"),
+        ({"pretrained": None, "shared": "backbone", "phases": ["faces"]}, "needs units"),
+        ({"speech": {"rate": 1}}, "speech.rate"),
+        ({"speech": {"rounds": 0}}, "speech.rounds is 0"),
+        ({"population": {"clients": 3, "pooled": True}}, "three ways to make clients; take one"),
+    ],
+)
+def test_phases_that_cannot_be_run_are_refused(changes: dict, says: str) -> None:
+    assert says in refusal(lambda: parse_config(MINIMAL | changes, "train.yaml"))
+
+
+def test_three_lines_are_a_whole_recipe() -> None:
+    config = parse_config(MINIMAL, "t")
+    assert [phase.name for phase in config.plan] == ["units", "speech", "faces", "calibration"]
+    first = 1
+    for phase, rounds in zip(config.plan, (1, config.speech.rounds, config.rounds, 3), strict=True):
+        assert (phase.first, phase.count) == (first, rounds)
+        assert {config.phase_at(number).name for number in range(phase.first, phase.last + 1)} == {phase.name}
+        first += rounds
+    assert config.all_rounds == first - 1
+
+
 SKELLAM = {"mechanism": "skellam", "clip_norm": 1.0, "noise_multiplier": 1.0}
 
 
@@ -239,7 +271,6 @@ SKELLAM = {"mechanism": "skellam", "clip_norm": 1.0, "noise_multiplier": 1.0}
     [
         ({"cohort": {"size": 7}}, "opens no sum of fewer than 8 clients, and cohort.size is 7"),
         ({"cohort": {"size": 2}, "privacy": {"insecure_min_survivors": 3}}, "fewer than 3 clients"),
-        ({"pretrained": None, "shared": "backbone"}, "aggregation: secure needs `pretrained`"),
         ({"privacy": {"mechanism": "skellam", "clip_norm": 1.0}}, "needs `epsilon` or `noise_multiplier`"),
         ({"privacy": {"mechanism": "gaussian", "epsilon": 1.0}}, "needs `clip_norm`"),
         ({"privacy": {"epsilon": 1.0}}, "need a mechanism"),

@@ -75,12 +75,10 @@ ALLOWED: dict[str, dict[str, object]] = {
         "rejected": dict[str, int],
         "aborted": str | None,
     },
-    # sums: 1 + 3 * channels numbers, whatever the data.
-    "StatisticsUpdate": {"sums": np.ndarray},
     "HeldOutLoss": {"total": float, "clients": int},
 }
 
-ARRAYS = {("PlainUpdate", "weighted_sum"), ("StatisticsUpdate", "sums"), ("MaskedInput", "vector")}
+ARRAYS = {("PlainUpdate", "weighted_sum"), ("MaskedInput", "vector")}
 """The only fields that could hold more than a few numbers; their shapes are tested below and with their makers."""
 
 PROTOCOL = {bytes, tuple[bytes, ...], tuple[SealedShare, ...], tuple[Share, ...], tuple[SealedFrom, ...]}

@@ -124,7 +124,7 @@ def test_all_six_commands_use_the_released_model_to_the_bit(cut: Cut, seen: dict
     assert seen.keys() == {"generate", "evaluate", "window_figures", "videos", "personalize"}
     for command, vectors in seen.items():
         assert set(vectors) == {cut.expected.tobytes()}, command
-    if people.clients is not None and not people.clients.virtual:
+    if people.clients is not None and not people.clients.partial:
         assert Subject(cut.run, FAST).released.tobytes() == cut.expected.tobytes()
         assert Subject(cut.run, FAST).rounds == SAMPLED
     assert cut.run.released_round() == result["after_round"] == SAMPLED

@@ -58,11 +58,12 @@ def settings(tmp_path_factory: pytest.TempPathFactory, make_shards: Callable[...
     return {
         "shards": str(folder / "shards"),
         "pretrained": str(folder / "pretrained"),
+        "phases": ["faces"],
         "rounds": ROUNDS,
         "lora_aggregation": "ffa",
         "strategy": {"name": "uniform"},
         "cohort": {"size": CLIENTS},
-        "local": {"steps": 4, "batch_size": 2, "identity_steps": 1, "learning_rate": 0.02},
+        "local": {"steps": 4, "batch_size": 2, "identity_steps": 1, "learning_rate": 0.02, "vary": False},
         "adapter": {"rank": 4, "alpha": 8.0, "identity_rank": 2},
     }
 

@@ -126,9 +126,15 @@ def test_a_simulated_cohort_has_no_claim_to_be_held_to(make_round: Make, tmp_pat
     config = make_round(privacy=PRIVACY | {"simulated_cohort": 200, "simulated_population": 2000}).config
     with pytest.raises(RunError, match="simulates a cohort of 200: its clients get less privacy"):
         check_can_be_audited(tmp_path, config)
-    random = make_round(aggregation="plain", pretrained=None, shared="backbone").config
+    random = make_round(aggregation="plain", pretrained=None, shared="backbone", phases=["units", "faces"]).config
     with pytest.raises(RunError, match="began from random weights"):
         check_can_be_audited(tmp_path, random)
+    several = make_round(phases=["speech", "faces"]).config
+    with pytest.raises(RunError, match="has the phases speech, faces; an audit asks"):
+        check_can_be_audited(tmp_path, several)
+    varied = make_round(local={"vary": True}).config
+    with pytest.raises(RunError, match="varies pictures"):
+        check_can_be_audited(tmp_path, varied)
 
 
 def test_an_adapted_clip_norm_is_the_one_that_is_attacked(make_round: Make) -> None:

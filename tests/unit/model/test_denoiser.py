@@ -133,16 +133,18 @@ def test_residuals_by_hand_and_back(make_denoiser) -> None:
     assert torch.equal(denoiser.from_residual(residual, reference), latents)
 
 
-def test_units_are_the_mean_and_spread_of_each_channel(make_denoiser) -> None:
-    rng = np.random.default_rng(0)
-    latents, residuals = rng.standard_normal((2, 50, 4, 8, 8)) * np.array([1, 2, 3, 4])[:, None, None]
-    residuals[:, 3] = 0.25
-    denoiser = make_denoiser(awake=False)
-    denoiser.set_statistics(torch.from_numpy(latents), torch.from_numpy(residuals))
-    np.testing.assert_allclose(denoiser.reference_mean, latents.mean((0, 2, 3)), atol=1e-6)
-    np.testing.assert_allclose(denoiser.reference_std, latents.std((0, 2, 3)), rtol=1e-3)
-    np.testing.assert_allclose(denoiser.residual_std[:3], residuals.std((0, 2, 3))[:3], rtol=1e-3)
-    assert denoiser.residual_std[3].item() == pytest.approx(1e-3), "a channel that never moves must not divide by 0"
+def test_a_lip_shape_by_hand(make_denoiser) -> None:
+    """The aperture, then displacements along the axes, each in its own units."""
+    denoiser = make_denoiser(lip_numbers=3)
+    assert not denoiser.knows_lips()
+    denoiser.lip_axes[0, 0], denoiser.lip_axes[1, 39] = 1, -1
+    denoiser.lip_mean.copy_(torch.tensor([0.1, 0, 0]))
+    denoiser.lip_std.copy_(torch.tensor([0.05, 0.01, 0.02]))
+    motion = torch.zeros(2, 41)
+    motion[:, 0] = 0.2
+    motion[1, 1], motion[1, 40] = 0.03, 0.04
+    assert torch.allclose(denoiser.lip_shape(motion), torch.tensor([[2.0, 0, 0], [2, 3, -2]]), atol=1e-5)
+    assert denoiser.knows_lips()
 
 
 def test_gradient_checkpointing_changes_memory_and_nothing_else(make_denoiser, make_windows) -> None:

@@ -22,7 +22,7 @@ from fedtalk_ray.model.autoencoder import encode_pixels, load_autoencoder
 from fedtalk_ray.model.denoiser import TalkingHeadDenoiser
 from fedtalk_ray.model.presets import PRESETS, PresetError, build, count_parameters, preset, training_memory
 from fedtalk_ray.model.schedule import make_scheduler
-from fedtalk_ray.settings import LossConfig
+from fedtalk_ray.recipe import LossConfig
 from fedtalk_ray.shards.windows import WindowBatch
 from fedtalk_ray.training.losses import window_loss
 
@@ -116,7 +116,8 @@ def test_a_preset_is_found_under_its_name_and_its_autoencoder_makes_its_latents(
 def test_parameters_are_as_many_as_the_page_says(name: str, rows: dict[str, list[str]]) -> None:
     with torch.device("meta"):
         denoiser = build(PRESETS[name])
-    buffers = 3 * PRESETS[name].latent_channels + 3 * PRESETS[name].latent_size ** 2
+    lips = denoiser.config.lip_numbers
+    buffers = 3 * PRESETS[name].latent_channels + 3 * PRESETS[name].latent_size ** 2 + 40 * (lips - 1) + 2 * lips
     assert sum(value.numel() for value in denoiser.state_dict().values()) - buffers == PARAMETERS[name]
     assert count_parameters(denoiser) == PARAMETERS[name]
     assert rows[name][5] == f"{PARAMETERS[name]:,}"

@@ -18,7 +18,7 @@ from fedtalk_ray.model.released import load_released, release_model
 from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.training.local import LocalTrainer
 
-KINDS = {"adapter": {}, "backbone": {"shared": "backbone", "pretrained": None, "aggregation": "plain"}}
+KINDS = {"adapter": {}, "backbone": {"shared": "backbone", "aggregation": "plain"}}
 
 
 def frames_of(pipeline: TalkingHeadPipeline) -> np.ndarray:

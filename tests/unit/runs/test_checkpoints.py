@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,6 @@ from fedtalk_ray.errors import RunError
 from fedtalk_ray.runs.checkpoints import (
     KEPT,
     Checkpoint,
-    _older_fingerprint,
     config_digest,
     config_fingerprint,
     load_checkpoint,
@@ -21,8 +21,7 @@ from fedtalk_ray.runs.checkpoints import (
 )
 from fedtalk_ray.settings import TrainConfig
 
-OLD_FINGERPRINT = "8787e23bb80e538e"
-MINIMAL = {"run": "runs/a", "shards": "shards/a", "pretrained": "models/a"}
+MINIMAL: dict[str, Any] = {"run": "runs/a", "shards": "shards/a", "pretrained": "models/a", "phases": ["faces"]}
 
 
 def checkpoint(number: int) -> Checkpoint:
@@ -31,8 +30,10 @@ def checkpoint(number: int) -> Checkpoint:
     return Checkpoint(number, parameters, {"mean": mean, "square": square})
 
 
-def config(**more: object) -> TrainConfig:
-    return parse_config(MINIMAL | more, "tree")
+def config(**more: Any) -> TrainConfig:
+    """One phase and no schedule: a run that may be given more rounds."""
+    local = {"schedule": "constant"} | more.pop("local", {})
+    return parse_config(MINIMAL | {"local": local} | more, "tree")
 
 
 def test_what_is_loaded_is_what_was_saved_to_the_bit(tmp_path: Path) -> None:
@@ -178,14 +179,40 @@ def test_a_deadline_is_agreed_on_and_may_still_be_mended_by_a_resume() -> None:
     assert config_digest(config(server={"average": 12}, failures={"quorum": 0.1})) == config_digest(config())
 
 
-def test_a_run_of_version_0_1_goes_on(tmp_path: Path) -> None:
-    """It left out all failures and none of the server's settings. The value is what 0.1 wrote for `config()`."""
-    assert _older_fingerprint(config()) == OLD_FINGERPRINT
-    save_checkpoint(tmp_path, checkpoint(1), OLD_FINGERPRINT)
-    loaded = load_checkpoint(tmp_path, config())
-    assert loaded is not None and loaded.round == 1
-    with pytest.raises(RunError, match="belongs to another configuration"):
-        load_checkpoint(tmp_path, config(seed=5))
+def test_a_run_of_another_version_or_recipe_is_refused_in_one_line(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, checkpoint(1), "8787e23bb80e538e")
+    with pytest.raises(RunError, match="belongs to another configuration") as caught:
+        load_checkpoint(tmp_path, config())
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("change", [{"rounds": 99}, {"server": {"average": 12}}], ids=["rounds", "average"])
+@pytest.mark.parametrize(
+    "recipe",
+    [{"local": {"schedule": "cosine"}}, {"phases": ["units", "speech", "faces", "calibration"]}],
+    ids=["a schedule", "more phases"],
+)
+def test_what_a_later_round_depends_on_may_not_change(recipe: dict, change: dict) -> None:
+    assert config_fingerprint(config(**recipe | change)) != config_fingerprint(config(**recipe))
+
+
+def test_a_phase_begins_in_the_place_of_the_last_rounds_checkpoint(tmp_path: Path) -> None:
+    """What ended is kept, and a mean over rounds is of the phase's own."""
+
+    def save(number: int, value: float, **more: Any) -> None:
+        save_checkpoint(tmp_path, Checkpoint(number, np.full(2, value, np.float32), {}, **more), "f", kept=9)
+
+    save(0, 9, phase="units")
+    save(1, 1, phase="units")
+    results = {"units": np.ones(3, np.float32)}
+    save(1, 50, phase="speech", began=1, results=results)
+    loaded = load_checkpoint(tmp_path)
+    assert loaded is not None and (loaded.round, loaded.phase, loaded.began) == (1, "speech", 1)
+    assert loaded.results["units"].tolist() == [1, 1, 1] and loaded.parameters.tolist() == [50, 50]
+    assert mean_parameters(tmp_path, 3, began=1).tolist() == [50, 50]
+    for number, value in ((2, 2), (3, 4)):
+        save(number, value, phase="speech", began=1, results=results)
+    assert mean_parameters(tmp_path, 3, began=1).tolist() == [3, 3]
 
 
 def test_the_fingerprint_is_that_of_values_and_not_of_how_they_were_written() -> None:

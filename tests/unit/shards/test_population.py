@@ -94,3 +94,103 @@ def test_what_cannot_be_is_refused() -> None:
         Population(manifest(0), PopulationConfig())
     with pytest.raises(IndexError):
         Population(manifest(2), PopulationConfig())[2]
+
+
+def uneven(sizes: dict[str, int], val: bool = True, pieces: int = 1) -> Manifest:
+    """Identities of so many training clips of 100 frames a piece, and one held out each, or none."""
+    held_out = [ClipEntry("v", "val", 75, 1)] if val else []
+    clips = {
+        name: [ClipEntry(f"c{k}", "train", 100 * pieces, pieces) for k in range(count)] + held_out
+        for name, count in sizes.items()
+    }
+    return Manifest("grid", 64, 25, 16_000, "patch", "f", {}, clips)
+
+
+def held(people: Population, client: str) -> set[tuple[str, int]]:
+    """(identity, piece) of all that a client trains on."""
+    return {
+        (portion.identity, piece)
+        for portion in people.portions(client)
+        for piece in (portion.pieces or range(people.manifest.pieces(portion.identity, "train")))
+    }
+
+
+def test_who_has_many_pieces_is_several_clients_and_who_has_few_stays_one() -> None:
+    """Of at most four pieces: 4 are one client, 5 are two of 3 and 2, 9 three of 3."""
+    people = Population(uneven({"a": 4, "b": 5, "c": 9}), PopulationConfig(pieces_per_client=4))
+    assert list(people) == ["a", "b.001", "b.002", "c.001", "c.002", "c.003"] and len(people) == 6
+    assert [people.frames(client) for client in people] == [400, 300, 200, 300, 300, 300]
+    assert people.portions("a")[0].pieces is None and people.portions("b.001")[0].pieces == {0, 2, 4}
+    assert "b" not in people and "b.003" not in people and "c.003" in people and people.partial
+
+
+@settings(max_examples=40, deadline=None)
+@given(sizes=st.lists(st.integers(1, 30), min_size=1, max_size=4), most=st.integers(1, 9), pieces=st.integers(1, 3))
+def test_parts_of_an_identity_are_disjoint_complete_and_as_equal_as_can_be(
+    sizes: list[int], most: int, pieces: int
+) -> None:
+    manifest = uneven({f"s{k}": size for k, size in enumerate(sizes)}, pieces=pieces)
+    people = Population(manifest, PopulationConfig(pieces_per_client=most))
+    parts = [held(people, client) for client in people]
+    dealt = [piece for part in parts for piece in part]
+    assert sorted(dealt) == [(f"s{k}", n) for k, size in enumerate(sizes) for n in range(size * pieces)]
+    assert all(1 <= len(part) <= most for part in parts)
+    for k, size in enumerate(sizes):
+        own = [len(part) for part in parts if {name for name, _ in part} == {f"s{k}"}]
+        assert max(own) - min(own) <= 1 and len(own) == -(-size * pieces // most), "as few clients as it takes"
+
+
+def test_all_parts_of_an_identity_are_found_and_judged_by_its_held_out_clips() -> None:
+    people = Population(uneven({"a": 2, "b": 5}), PopulationConfig(pieces_per_client=2))
+    assert list(people.holders("b")) == ["b.001", "b.002", "b.003"] and list(people.holders("a")) == ["a"]
+    assert list(people.holders("nobody")) == []
+    for client in people.holders("b"):
+        (portion,) = people.held_out(client)
+        assert (portion.identity, portion.split, portion.pieces) == ("b", "val", None)
+
+
+def test_a_pooled_client_holds_what_everybody_has() -> None:
+    """Also of people who could not be clients: c keeps no clip to judge by, and d has nothing but one."""
+    manifest = uneven({"a": 4, "b": 5})
+    manifest.identities["c"] = [ClipEntry("c0", "train", 100, 1)]
+    manifest.identities["d"] = [ClipEntry("v", "val", 75, 1)]
+    manifest.identities["e"] = [ClipEntry("t", "test", 75, 1)]
+    people = Population(manifest, PopulationConfig(pooled=True))
+    assert list(people) == ["everybody"] and len(people) == 1 and people.frames("everybody") == 1000
+    assert held(people, "everybody") == {
+        (name, n) for name, count in (("a", 4), ("b", 5), ("c", 1)) for n in range(count)
+    }
+    kept = people.held_out("everybody")
+    assert [(each.identity, each.split, each.pieces) for each in kept] == [(name, "val", None) for name in "abd"]
+    assert list(people.holders("a")) == list(people.holders("c")) == ["everybody"] and list(people.holders("e")) == []
+    assert "a" not in people and not people.partial
+
+
+def test_a_dozenth_is_held_back_where_no_clip_was_held_out() -> None:
+    """Of 30 pieces in a row the twelfth and the twenty-fourth: a has 0 to 9, b 10 to 19, c 20 to 29."""
+    people = Population(uneven({"a": 10, "b": 10, "c": 10}, val=False), PopulationConfig(pooled=True))
+    kept = {(each.identity, piece) for each in people.held_out("everybody") for piece in each.pieces or ()}
+    assert kept == {("b", 1), ("c", 3)} and all(each.split == "train" for each in people.held_out("everybody"))
+    trained = {(each.identity, piece) for each in people.portions("everybody") for piece in each.pieces or ()}
+    assert not trained & kept and len(trained) == 28 and people.frames("everybody") == 2800
+
+
+def test_fewer_than_a_dozen_pieces_can_spare_none() -> None:
+    people = Population(uneven({"a": 6, "b": 5}, val=False), PopulationConfig(pooled=True))
+    assert people.held_out("everybody") == () and people.frames("everybody") == 1100
+
+
+@pytest.mark.parametrize(
+    "ways",
+    [
+        {"clients": 5, "pooled": True},
+        {"clients": 5, "pieces_per_client": 2},
+        {"pieces_per_client": 2, "pooled": True},
+        {"clients": 5, "pieces_per_client": 2, "pooled": True},
+    ],
+)
+def test_of_three_ways_to_make_clients_one_is_taken(ways: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="`clients`, `pieces_per_client` and `pooled` are three ways to make clients"):
+        PopulationConfig.model_validate(ways)
+    for name, value in ways.items():
+        PopulationConfig.model_validate({name: value})

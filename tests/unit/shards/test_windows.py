@@ -24,7 +24,7 @@ def piece(length: int, offset: int = 0, identity: tuple[float, ...] = ()) -> Pie
 @settings(max_examples=40, deadline=None)
 @given(length=st.integers(4, 40), window=st.integers(1, 4), count=st.integers(1, 9), seed=st.integers(0, 10**6))
 def test_windows_are_consecutive_frames_with_their_sound(length: int, window: int, count: int, seed: int) -> None:
-    cut = cut_windows(*numbered(length), window, count, str(seed))
+    cut = cut_windows(piece(length), window, count, str(seed))
     assert cut["latents"].shape == (count, window, 1, 2, 2)
     assert cut["speech"].shape == (count, window, 2, 3) and cut["reference"].shape == (count, 1, 2, 2)
     frames = cut["latents"][..., 0, 0, 0]
@@ -35,7 +35,7 @@ def test_windows_are_consecutive_frames_with_their_sound(length: int, window: in
 
 def test_every_place_and_every_reference_is_drawn_equally_often() -> None:
     """Chi-square over 7 places and 10 frames; the 0.1% points for 6 and 9 degrees of freedom are 22.5 and 27.9."""
-    cut = cut_windows(*numbered(10), 4, 7000, "0")
+    cut = cut_windows(piece(10), 4, 7000, "0")
     for values, places, limit in ((cut["latents"][:, 0, 0, 0, 0], 7, 22.5), (cut["reference"][:, 0, 0, 0], 10, 27.9)):
         counts = np.bincount(values.astype(int), minlength=places)
         assert len(counts) == places
@@ -43,19 +43,19 @@ def test_every_place_and_every_reference_is_drawn_equally_often() -> None:
 
 
 def test_a_piece_as_long_as_a_window_gives_that_window() -> None:
-    cut = cut_windows(*numbered(4), 4, 3, "0")
+    cut = cut_windows(piece(4), 4, 3, "0")
     assert (cut["latents"][:, :, 0, 0, 0] == np.arange(4)).all()
 
 
 def test_a_seed_means_the_same_windows() -> None:
-    cuts = [cut_windows(*numbered(30), 4, 5, str(seed)) for seed in (0, 0, 1)]
+    cuts = [cut_windows(piece(30), 4, 5, str(seed)) for seed in (0, 0, 1)]
     assert all((cuts[0][name] == cuts[1][name]).all() for name in cuts[0])
     assert (cuts[0]["latents"] != cuts[2]["latents"]).any()
 
 
 def test_a_piece_shorter_than_a_window_is_refused() -> None:
     with pytest.raises(ValueError):
-        cut_windows(*numbered(3), 4, 1, "0")
+        cut_windows(piece(3), 4, 1, "0")
 
 
 def test_held_out_windows_by_hand() -> None:
@@ -94,7 +94,7 @@ def test_a_batch_goes_to_a_device_whole() -> None:
 
 
 def test_every_window_carries_its_clips_identity() -> None:
-    cut = cut_windows(*numbered(10), 4, 3, "0", np.array([0.6, 0.8], np.float32))
+    cut = cut_windows(piece(10, identity=(0.6, 0.8)), 4, 3, "0")
     assert cut["identity"].dtype == np.float32 and cut["identity"] == pytest.approx(np.array([[0.6, 0.8]] * 3))
     batch = held_out_windows([piece(10, identity=(0.0, 1.0)), piece(10, identity=(1.0, 0.0))], 4, 4)
     assert batch.identity.tolist() == [[0, 1], [0, 1], [1, 0], [1, 0]] and batch.identity.dtype == torch.float32
@@ -103,13 +103,13 @@ def test_every_window_carries_its_clips_identity() -> None:
 
 
 def test_without_an_embedding_the_identity_is_empty() -> None:
-    assert cut_windows(*numbered(10), 4, 3, "0")["identity"].shape == (3, 0)
+    assert cut_windows(piece(10), 4, 3, "0")["identity"].shape == (3, 0)
     assert held_out_windows([piece(10)], 4, 2).identity.shape == (2, 0)
     batch = WindowBatch(torch.zeros(5, 4, 1, 2, 2), torch.zeros(5, 4, 2, 3), torch.zeros(5, 1, 2, 2))
     assert batch.identity.shape == (5, 0)
 
 
 def test_an_identity_does_not_change_which_windows_are_drawn() -> None:
-    with_one, without = (cut_windows(*numbered(30), 4, 8, "3", identity) for identity in (np.ones(2), None))
+    with_one, without = (cut_windows(piece(30, identity=who), 4, 8, "3") for who in ((1.0, 1.0), ()))
     for name in ("latents", "speech", "reference"):
         assert (with_one[name] == without[name]).all()

@@ -14,15 +14,17 @@ from fedtalk_ray.model.device import pick_device
 from fedtalk_ray.model.identity import IdentityEncoder
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
 from fedtalk_ray.model.sync import SyncNetwork
+from fedtalk_ray.recipe import DecoderConfig, IdentityConfig, SpeechConfig, SyncConfig
 from fedtalk_ray.report import videos
+from fedtalk_ray.settings import StreamConfig
 from fedtalk_ray.shards.format import Piece
 from fedtalk_ray.shards.people import People
 from fedtalk_ray.training import personalize
 from fedtalk_ray.training.backbone import untrained_pipeline
-from fedtalk_ray.training.train_decoder import train_decoder
-from fedtalk_ray.training.train_identity import train_identity
-from fedtalk_ray.training.train_speech_motion import train_speech_motion
-from fedtalk_ray.training.train_sync import train_sync
+from fedtalk_ray.training.phases import sync
+from fedtalk_ray.training.phases.decoder import decoder_phase
+from fedtalk_ray.training.phases.identity import identity_phase
+from fedtalk_ray.training.phases.speech import Speech
 
 
 class Asked(Exception):
@@ -70,27 +72,58 @@ def people(shards: Path) -> People:
 
 
 @pytest.fixture(scope="module")
-def pieces(tmp_path_factory: pytest.TempPathFactory, make_shards: Callable) -> tuple[TalkingHeadPipeline, list[Piece]]:
+def known(tmp_path_factory: pytest.TempPathFactory, make_shards: Callable) -> People:
     folder = tmp_path_factory.mktemp("devices") / "shards"
-    known = People(folder, make_shards(folder, {"ann": [30, 30], "bob": [30, 30]}))
-    pipeline = untrained_pipeline(known.manifest, widths=(16, 32), window=4)
-    return pipeline, [piece for who in ("ann", "bob") for piece in known.pieces(who, "train")]
+    return People(folder, make_shards(folder, {"ann": [30, 30], "bob": [30, 30]}))
+
+
+@pytest.fixture
+def pieces(known: People) -> list[Piece]:
+    return [piece for who in ("ann", "bob") for piece in known.pieces(who, "train")]
+
+
+@pytest.fixture
+def pipeline(known: People) -> TalkingHeadPipeline:
+    return untrained_pipeline(known.manifest, widths=(16, 32), window=4)
 
 
 @pytest.mark.parametrize("part", ["decoder", "identity", "sync", "speech"])
-def test_every_part_of_pretraining_moves_its_batches_to_its_device(part: str, pieces: tuple) -> None:
+def test_every_phase_moves_its_batches_to_its_device(
+    part: str,
+    pipeline: TalkingHeadPipeline,
+    pieces: list[Piece],
+    known: People,
+    make_task: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """On "meta" a tensor that stayed on the CPU is an error. What ends each is the first thing that needs values, after
-    all of a batch has been used: to choose pairs, or to come back to the CPU."""
-    pipeline, clips = pieces
-    rng, once, device = np.random.default_rng(0), iter([0.0]), "meta"
-    channels, cells, _ = clips[0].latents.shape[1:]
-    lips = [np.zeros((len(piece.frames), pipeline.denoiser.config.lip_numbers), np.float32) for piece in clips]
-    train: dict[str, Callable[[], None]] = {
-        "decoder": lambda: train_decoder(pipeline.autoencoder, clips, once, rng, device),
-        "identity": lambda: train_identity(IdentityEncoder(), clips, once, rng, device),
-        "sync": lambda: train_sync(SyncNetwork(channels, cells, *clips[0].speech.shape[1:]), clips, once, rng, device),
-        "speech": lambda: train_speech_motion(pipeline.denoiser, clips, lips, once, 5.0, rng, device),
+    all of a batch has been used: to choose pairs, or to say how large the loss is."""
+    encoder, network = IdentityEncoder(), SyncNetwork(*pieces[0].latents.shape[1:3], *pieces[0].speech.shape[1:])
+    phases: dict[str, Callable[[str], Any]] = {
+        "decoder": lambda device: decoder_phase(pipeline.autoencoder, DecoderConfig(), device),
+        "identity": lambda device: identity_phase(encoder, IdentityConfig(), device),
+        "sync": lambda device: sync.sync_phase(network, pipeline.autoencoder, SyncConfig(), device),
+        "speech": lambda device: Speech(pipeline.denoiser, SpeechConfig(), StreamConfig(), 5.0, device),
     }
-    needs_values = {"identity": "nonzero", "sync": "cannot be called on meta tensors"}
-    with pytest.raises(RuntimeError, match=needs_values.get(part, "Cannot copy out of meta tensor")):
-        train[part]()
+    shared = phases[part]("cpu").initial()
+    task = make_task(known, shared, client="ann") if part == "speech" else make_task(pieces, shared)
+    if part == "sync":  # it varies its clips in the network's units, whose values are not there
+        monkeypatch.setattr(torch.Tensor, "cpu", lambda values: torch.ones(values.shape))
+    needs_values = {"identity": "nonzero"}
+    with pytest.raises(RuntimeError, match=needs_values.get(part, "cannot be called on meta tensors")):
+        phases[part]("meta").fit(task)
+
+
+def test_clips_are_varied_on_the_device_of_the_autoencoder(
+    pipeline: TalkingHeadPipeline, pieces: list[Piece], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the phase `sync` it lies where the whole pipeline does."""
+    sent = []
+
+    def encode(autoencoder: torch.nn.Module, pixels: torch.Tensor) -> torch.Tensor:
+        sent.append(pixels.device.type)
+        return torch.zeros(len(pixels), 16, 8, 8)
+
+    monkeypatch.setattr(sync, "encode_pixels", encode)
+    sync.vary_clips(pieces, pipeline.autoencoder.to("meta"), np.random.default_rng(0))
+    assert set(sent) == {"meta"}

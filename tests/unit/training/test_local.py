@@ -9,10 +9,12 @@ import torch
 
 from fedtalk_ray.model import adapters
 from fedtalk_ray.shards.windows import WindowBatch
-from fedtalk_ray.training.local import LocalResult, LocalTrainer, batches_needed
+from fedtalk_ray.training.local import LocalTrainer, batches_needed
 from fedtalk_ray.training.losses import window_loss
+from fedtalk_ray.training.optimise import Pace
+from fedtalk_ray.training.phases.phase import Fitted
 
-KINDS = {"adapter": {}, "backbone": {"shared": "backbone", "pretrained": None, "aggregation": "plain"}}
+KINDS = {"adapter": {}, "backbone": {"shared": "backbone", "aggregation": "plain"}}
 
 
 @pytest.fixture
@@ -28,7 +30,7 @@ def make_trainer(make_pipeline, make_config):
 def fit(make_windows):
     """Fits one client whose windows come from `client`, from the trainer's first parameters unless given others."""
 
-    def run(trainer: LocalTrainer, client: int = 0, shared: np.ndarray | None = None, **options: Any) -> LocalResult:
+    def run(trainer: LocalTrainer, client: int = 0, shared: np.ndarray | None = None, **options: Any) -> Fitted:
         batches = [make_windows(2, 100 * client + number) for number in range(batches_needed(trainer._config.local))]
         held_out = make_windows(2, 50 + client)
         start = first_parameters(trainer) if shared is None else shared
@@ -44,7 +46,7 @@ def first_parameters(trainer: LocalTrainer) -> np.ndarray:
     return vector + np.random.default_rng(0).normal(0, 0.02, vector.shape).astype(np.float32)
 
 
-def same(one: LocalResult, other: LocalResult) -> bool:
+def same(one: Fitted, other: Fitted) -> bool:
     return (
         one.update.tobytes() == other.update.tobytes()
         and one.identity.tobytes() == other.identity.tobytes()
@@ -84,7 +86,39 @@ def test_with_a_shared_backbone_only_its_units_and_its_calibration_stay(make_tra
     after = backbone_of(trainer)
     stayed = {name for name in before if before[name] == after[name]}
     units, calibration = {"reference_mean", "reference_std", "residual_std"}, {"certainty", "detail", "liveliness"}
-    assert stayed == units | calibration
+    assert stayed == units | {"lip_axes", "lip_mean", "lip_std"} | calibration
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_phase_of_its_own_taught_about_sound_stays_as_it_is(make_trainer, fit, kind: str) -> None:
+    """With the phase `speech` the speech encoder and its map are neither shared nor trained."""
+    trainer = make_trainer(**KINDS[kind], phases=["speech", "faces"])
+    names = {name for name, _ in trainer.shared()}
+    everything = {name for name, _ in make_trainer(**KINDS[kind]).shared()}
+    speech = {name for name in everything if "speech_encoder." in name or "speech_map." in name}
+    assert speech and names == everything - speech
+    before = backbone_of(trainer)
+    fit(trainer)
+    after = backbone_of(trainer)
+    assert all(before[name] == after[name] for name in before if name.startswith(("speech_encoder", "speech_map")))
+
+
+def test_the_rate_follows_the_pace_it_is_given(make_trainer, fit) -> None:
+    """Plain steps go as far as their rate: at a rate of nothing nowhere, at half the rate half as far at first."""
+    local = {"optimizer": "sgd", "steps": 1, "identity_steps": 0}
+    full, half, none = (fit(make_trainer(local), pace=Pace(peak)).update for peak in (0.2, 0.1, 0.0))
+    np.testing.assert_allclose(half, full / 2, atol=1e-6)
+    assert np.abs(full).max() > 1e-4 and not none.any()
+    over = Pace(0.2, before=10, total=10)
+    assert np.abs(fit(make_trainer(local), pace=over).update).max() < 1e-6, "a phase's last step is at its end"
+
+
+def test_weights_decay_by_the_rate(make_trainer, fit) -> None:
+    """AdamW's first step: rate * decay of each weight beside the step itself."""
+    local = {"steps": 1, "identity_steps": 0}
+    plain, decayed = (fit(make_trainer(local | {"weight_decay": decay})) for decay in (0.0, 0.5))
+    start = first_parameters(make_trainer(local))
+    np.testing.assert_allclose(decayed.update - plain.update, -0.01 * 0.5 * start, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)

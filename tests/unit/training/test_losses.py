@@ -7,7 +7,7 @@ import torch
 from fedtalk_ray.media.face_template import MOUTH_BOX
 from fedtalk_ray.model.denoiser import PREDICTION_TYPES
 from fedtalk_ray.model.schedule import make_scheduler, noise_levels
-from fedtalk_ray.settings import LossConfig
+from fedtalk_ray.recipe import LossConfig
 from fedtalk_ray.shards.windows import WindowBatch
 from fedtalk_ray.training.losses import (
     SNR_RANGE,

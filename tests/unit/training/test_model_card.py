@@ -1,6 +1,6 @@
 """The model card: data, recipe, seed, time and figures of what `fedtalk pretrain` was given and reached."""
 
-from fedtalk_ray.settings import LossConfig
+from fedtalk_ray.recipe import LossConfig
 from fedtalk_ray.shards.format import ClipEntry, Manifest
 from fedtalk_ray.training.model_card import Recipe, model_card
 

@@ -1,26 +1,28 @@
-"""Pretraining: every part learns what it is for, the latents that shards hold stay valid, and a seed repeats it."""
+"""Pretraining: all phases in turn as a federation of one, repeated by a seed, for as long as it was told to."""
 
+import itertools
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from fedtalk_ray.errors import ShardError
-from fedtalk_ray.media.speech import LogMel
-from fedtalk_ray.model.autoencoder import PatchAutoencoder, encode_frames, encoder_fingerprint, frames_to_pixels
-from fedtalk_ray.model.identity import IdentityEncoder
+from fedtalk_ray.model.autoencoder import encoder_fingerprint
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
 from fedtalk_ray.model.presets import PresetError
-from fedtalk_ray.settings import LossConfig
+from fedtalk_ray.recipe import PhaseName, PhaseRounds
+from fedtalk_ray.settings import TrainConfig
 from fedtalk_ray.shards.format import Piece, load_manifest
-from fedtalk_ray.shards.reader import read_pieces
-from fedtalk_ray.training.optimise import budget
-from fedtalk_ray.training.pretrain import pretrain
-from fedtalk_ray.training.train_decoder import autoencoder_psnr, random_frames, train_decoder
-from fedtalk_ray.training.train_denoiser import random_batch, set_units, train_denoiser
-from fedtalk_ray.training.train_identity import train_identity
-from fedtalk_ray.training.train_speech_motion import train_speech_motion
+from fedtalk_ray.shards.people import people_of
+from fedtalk_ray.training import pretrain as pretraining
+from fedtalk_ray.training.backbone import untrained_pipeline
+from fedtalk_ray.training.phases import calibration
+from fedtalk_ray.training.phases.phase import Fitted, Task
+from fedtalk_ray.training.pretrain import federation_of_one, pretrain, run_phase, seconds_of, until
+from fedtalk_ray.training.resident import ResidentModel
 
 
 @pytest.fixture(scope="module")
@@ -28,147 +30,6 @@ def shards(make_shards, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pretrain") / "shards"
     make_shards(folder, {"s1": [30, 30], "s2": [30, 30], "s3": [30, 30]})
     return folder
-
-
-@pytest.fixture(scope="module")
-def pieces(shards: Path) -> list[Piece]:
-    manifest = load_manifest(shards)
-    return [piece for name in manifest.clients() for piece in read_pieces(shards, manifest, name, "train")]
-
-
-@pytest.fixture(scope="module")
-def lips(pieces: list[Piece]) -> list[np.ndarray]:
-    """Lip shapes that name their clip and frame."""
-    return [
-        np.stack([np.full(6, 100 * clip + frame, np.float32) for frame in range(len(piece.frames))])
-        for clip, piece in enumerate(pieces)
-    ]
-
-
-def test_the_decoder_gains_detail_and_the_latents_stay(pieces: list[Piece]) -> None:
-    torch.manual_seed(0)
-    autoencoder = PatchAutoencoder(luma_coefficients=1, chroma_coefficients=1, decoder_width=16).eval()
-    check = random_frames(pieces, 8, np.random.default_rng(9))
-    name, latents = encoder_fingerprint(autoencoder), encode_frames(autoencoder, check)
-    before = autoencoder_psnr(autoencoder, check)
-    train_decoder(autoencoder, pieces, budget(40, None), np.random.default_rng(0))
-    assert autoencoder_psnr(autoencoder, check) > before + 0.5
-    assert encoder_fingerprint(autoencoder) == name and (encode_frames(autoencoder, check) == latents).all()
-    assert not any(parameter.requires_grad for parameter in autoencoder.parameters())
-
-
-def test_the_psnr_of_an_autoencoder_by_its_formula(pieces: list[Piece]) -> None:
-    autoencoder = PatchAutoencoder(luma_coefficients=1, chroma_coefficients=1).eval()
-    frames = pieces[0].frames[:3]
-    means = frames.reshape(3, 8, 4, 8, 4, 3).astype(float).mean((2, 4)).repeat(4, 1).repeat(4, 2)
-    expected = 10 * np.log10(255**2 / ((means.round() - frames) ** 2).mean())
-    assert autoencoder_psnr(autoencoder, frames) == pytest.approx(expected, abs=0.01)
-
-
-def test_the_identity_encoder_learns_who_is_who(pieces: list[Piece]) -> None:
-    torch.manual_seed(0)
-    encoder = IdentityEncoder(dimensions=8, widths=(8, 16))
-
-    def gap() -> float:
-        """How much more alike two frames of one person are than of two people."""
-        with torch.no_grad():
-            embedded = torch.stack([encoder(frames_to_pixels(piece.frames[::6])) for piece in pieces])
-        within = torch.einsum("pid,pjd->pij", embedded, embedded).mean()
-        across = torch.einsum("pid,qjd->pqij", embedded, embedded)[~torch.eye(3, dtype=torch.bool)].mean()
-        return float(within - across)
-
-    before = gap()
-    train_identity(encoder, pieces, budget(60, None), np.random.default_rng(0))
-    assert gap() > before + 0.3
-    assert not any(parameter.requires_grad for parameter in encoder.parameters())
-
-
-def test_a_batch_holds_windows_of_the_clips(
-    pieces: list[Piece], lips: list[np.ndarray], make_pipeline, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With the variations left out, every window is a clip's own, with its sound and a reference of the same clip."""
-    monkeypatch.setattr("fedtalk_ray.training.train_denoiser.vary_pictures", lambda frames, _: frames_to_pixels(frames))
-    monkeypatch.setattr("fedtalk_ray.training.train_denoiser.vary_speech", lambda speech, *_: speech)
-    pipeline = make_pipeline()
-    batch = random_batch(pipeline, pieces, lips, 24, np.random.default_rng(0))
-    assert batch.latents.shape == (24, 4, 4, 8, 8) and batch.speech.shape == (24, 4, *LogMel.shape)
-    clips = [encode_frames(pipeline.autoencoder, piece.frames) for piece in pieces]
-    seen, told = set(), 0
-    for window, sound, reference, shapes in zip(batch.latents, batch.speech, batch.reference, batch.lips, strict=True):
-        (clip, start), *more = [
-            (index, begin)
-            for index, clip in enumerate(clips)
-            for begin in range(len(clip) - 3)
-            if np.allclose(clip[begin : begin + 4], window, atol=1e-5)
-        ]
-        assert not more and any(np.allclose(frame, reference, atol=1e-5) for frame in clips[clip])
-        assert np.array_equal(pieces[clip].speech[start : start + 4].astype(np.float32), sound)
-        assert shapes.isnan().all() or np.array_equal(shapes, lips[clip][start : start + 4])
-        told += not shapes.isnan().any()
-        seen.add(clip)
-    assert seen == set(range(len(pieces))) and 10 < told < 24, "some windows are told their lips, 7 in 10"
-
-
-def test_a_batch_is_varied(pieces: list[Piece], lips: list[np.ndarray], make_pipeline) -> None:
-    pipeline = make_pipeline()
-    batch = random_batch(pipeline, pieces, lips, 8, np.random.default_rng(0))
-    stored = np.concatenate([piece.speech.astype(np.float32) for piece in pieces])
-    assert not any(np.array_equal(frame, stored[0]) for frame in batch.speech.flatten(0, 1).numpy())
-    latents = np.concatenate([encode_frames(pipeline.autoencoder, piece.frames) for piece in pieces])
-    for window in batch.latents:
-        assert np.abs(latents - window[0].numpy()).mean((1, 2, 3)).min() > 1e-3
-
-
-def test_units_are_set_from_the_training_clips(pieces: list[Piece], make_denoiser) -> None:
-    denoiser = make_denoiser(latent_channels=16)
-    set_units(denoiser, pieces, np.random.default_rng(0))
-    frames = np.concatenate([piece.latents[::5] for piece in pieces]).astype(float)
-    np.testing.assert_allclose(denoiser.reference_mean, frames.mean((0, 2, 3)), atol=1e-3)
-    np.testing.assert_allclose(denoiser.reference_std, np.maximum(frames.std((0, 2, 3)), 1e-3), rtol=0.01)
-
-
-def test_speech_motion_learns_and_the_u_net_is_not_touched(
-    pieces: list[Piece], make_pipeline, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Both what it is taught: the picture of the motion, and the lip shapes as the code's first numbers."""
-    monkeypatch.setattr("fedtalk_ray.training.train_speech_motion.CLIPS", 2)
-    denoiser = make_pipeline(awake=False, latent_channels=16).denoiser
-    set_units(denoiser, pieces, np.random.default_rng(0))
-    before = {name: value.clone() for name, value in denoiser.state_dict().items()}
-    target, sound = (
-        torch.cat([torch.from_numpy(part.astype(np.float32)) for part in column])[None]
-        for column in zip(*((p.latents - p.latents.mean(0), p.speech) for p in pieces), strict=True)
-    )
-    target = target / denoiser.residual_std[:, None, None]
-
-    loud = [np.repeat(piece.speech.astype(np.float32).mean((1, 2))[:, None] + 2, 6, axis=1) for piece in pieces]
-
-    def errors() -> tuple[float, float]:
-        denoiser.eval()
-        with torch.no_grad():
-            shapes = denoiser.speech_encoder(sound)[0, :, :6] - torch.from_numpy(np.concatenate(loud))
-            return float((denoiser.speech_motion(sound) - target).square().mean()), float(shapes.square().mean())
-
-    start = errors()
-    train_speech_motion(denoiser, pieces, loud, budget(250, None), 1.0, np.random.default_rng(0))
-    assert errors()[0] < 0.95 * start[0] and errors()[1] < 0.5 * start[1]
-    changed = {name for name, value in denoiser.state_dict().items() if not torch.equal(value, before[name])}
-    assert changed and all(name.startswith(("speech_encoder.", "speech_map.")) for name in changed)
-
-
-def test_what_remains_of_the_weights_is_their_average(
-    pieces: list[Piece], lips: list[np.ndarray], make_pipeline
-) -> None:
-    """After one step the average has gone 1 - min(0.998, 1/10) = 0.9 of the way; what sound means stays as it was."""
-    pipeline = make_pipeline()
-    first = {name: value.clone() for name, value in pipeline.denoiser.named_parameters()}
-    steps = train_denoiser(pipeline, pieces, lips, budget(1, None), LossConfig(), 0, learning_rate=0.1)
-    terms = next(steps)
-    trained = {name: value.detach().clone() for name, value in pipeline.denoiser.named_parameters()}
-    assert list(steps) == [] and set(terms) >= {"total", "diffusion", "done"}
-    for name, value in pipeline.denoiser.named_parameters():
-        assert torch.allclose(value, first[name] + 0.9 * (trained[name] - first[name]), atol=1e-6), name
-    assert not pipeline.denoiser.training
 
 
 def test_all_parts_together_are_repeatable_and_load_by_diffusers_alone(shards: Path, tmp_path: Path) -> None:
@@ -209,20 +70,27 @@ def test_a_size_beside_a_start_is_refused(shards: Path, tmp_path: Path) -> None:
 def test_clips_are_kept_aside_where_the_shards_keep_none(
     make_shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of 13 clips the first and the last of every dozen calibrate; nothing trains on them."""
-    trained, calibrated = [], []
-    pretraining = "fedtalk_ray.training.pretrain."
-    real = train_denoiser
+    """Of 13 clips the twelfth judges and calibrates, in all three rounds; nothing trains on it."""
+    calibrated, predict = [], calibration.predict
 
-    def watched(pipeline, pieces, *args, **more):
-        trained.extend(piece.client for piece in pieces)
-        return real(pipeline, pieces, *args, **more)
+    def watched(pipeline: TalkingHeadPipeline, piece: Piece, seed: int) -> calibration.Prediction:
+        calibrated.append(piece.client)
+        return predict(pipeline, piece, seed)
 
-    monkeypatch.setattr(pretraining + "train_denoiser", watched)
-    monkeypatch.setattr(pretraining + "calibrate", lambda _, pieces, __: calibrated.extend(p.client for p in pieces))
-    make_shards(tmp_path / "shards", {f"s{n:02}": [16] for n in range(13)}, unseen=())
-    pretrain(tmp_path / "shards", tmp_path / "out", minutes=9, steps=1)
-    assert calibrated == ["s00", "s12"] and trained == [f"s{n:02}" for n in range(1, 12)]
+    monkeypatch.setattr(calibration, "predict", watched)
+    folder = tmp_path / "shards"
+    make_shards(folder, {f"s{n:02}": [16] for n in range(13)}, unseen=())
+    people = people_of(federation_of_one(load_manifest(folder), folder, tmp_path / "out"))
+    trained = [piece.client for piece in people.pieces("everybody", "train", ("latents",))]
+    assert trained == [f"s{n:02}" for n in range(13) if n != 11]
+    assert pretrain(folder, tmp_path / "out", minutes=9, steps=1).steps == 1
+    assert calibrated == ["s11"] * 3
+
+
+def test_shards_of_too_few_clips_to_keep_any_aside_are_pretrained_on(make_shards, tmp_path: Path) -> None:
+    """Nothing is left to calibrate by, and all that can be learned is."""
+    make_shards(tmp_path / "shards", {f"s{n}": [16] for n in range(3)}, unseen=())
+    assert pretrain(tmp_path / "shards", tmp_path / "out", minutes=9, steps=1).steps == 1
 
 
 def test_shards_without_a_training_clip_are_refused(make_shards, tmp_path: Path) -> None:
@@ -239,3 +107,157 @@ def test_an_autoencoder_too_poor_to_build_on_is_refused_and_nothing_is_written(
     with pytest.raises(ShardError, match=r"reaches \d+\.\d dB .* at least 70 dB are needed"):
         pretrain(shards, tmp_path / "out", minutes=1, steps=1)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_rounds_and_steps_are_shared_out_among_the_phases(shards: Path, tmp_path: Path) -> None:
+    """60 steps are three rounds of 25, and 30 for each phase before two of 25; fewer are one round of so many."""
+    manifest = load_manifest(shards)
+    for steps, rounds, each, before, each_before in ((60, 3, 25, 2, 25), (2, 1, 2, 1, 1), (None, 1, 25, 1, 13)):
+        config = federation_of_one(manifest, shards, tmp_path, steps=steps)
+        assert (config.rounds, config.local.steps) == (rounds, each), steps
+        for part in (config.decoder, config.identity, config.sync, config.speech):
+            assert (part.rounds, part.steps) == (before, each_before), steps
+        assert list(config.phases) == ["units", "decoder", "identity", "sync", "speech", "faces", "calibration"]
+
+
+def test_phases_that_cannot_be_are_left_out(shards: Path, make_shards, tmp_path: Path) -> None:
+    """The decoder of an autoencoder that was published, and who is who of one person."""
+    manifest = load_manifest(shards)
+    assert "decoder" not in federation_of_one(manifest, shards, tmp_path, patch=False).phases
+    make_shards(tmp_path / "one", {"s1": [16, 16]})
+    assert "identity" not in federation_of_one(load_manifest(tmp_path / "one"), tmp_path / "one", tmp_path).phases
+
+
+def test_the_time_of_each_phase() -> None:
+    """A share of the denoiser's, and no more than what taught anything."""
+    assert seconds_of("faces", 5.0) == 300
+    assert seconds_of("speech", 5.0) == pytest.approx(39) and seconds_of("speech", 600.0) == 200
+    assert seconds_of("sync", 10.0) == pytest.approx(60) and seconds_of("decoder", 10.0) == pytest.approx(42)
+
+
+class Clock:
+    """A clock that stands still until it is moved on."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(pretraining, "monotonic", clock)
+    return clock
+
+
+def test_even_rounds_fill_their_time_and_know_their_count(clock: Clock) -> None:
+    """Of 4 seconds each, 40 seconds hold ten; one does not know before the first is over."""
+    seen = []
+    for index, count in until(40.0, "test"):
+        seen.append((index, count))
+        clock.now += 4.0
+    assert [index for index, _ in seen] == list(range(10))
+    assert seen[0][1] == pretraining.GUESS and {count for _, count in seen[1:]} == {10}
+    assert clock.now == 140.0
+
+
+def test_rounds_that_get_slower_keep_to_the_time(clock: Clock) -> None:
+    """The count follows, and is never below the rounds that were."""
+    seen = []
+    for index, count in until(60.0, "test"):
+        assert index < count
+        seen.append(count)
+        clock.now += 2.0 + index
+    # 2, 5, 9, 14, 20, 27, 35, 44, 54, 65 seconds: the tenth is begun in time and ends a little after it.
+    assert len(seen) in (9, 10) and clock.now - 100.0 <= 65.0
+    assert seen[1:] == sorted(seen[1:], reverse=True)
+
+
+def test_a_first_round_longer_than_the_time_is_the_only_one(clock: Clock) -> None:
+    for index, _ in until(10.0, "test"):
+        assert index == 0
+        clock.now += 1000.0
+
+
+class Climbing:
+    """A phase whose every round adds the round's number to the first number, and counts what it is told."""
+
+    def __init__(self) -> None:
+        self.tasks: list[Task] = []
+        self.end: list[float] = []
+
+    def initial(self) -> np.ndarray:
+        return np.array([10.0, 0.0], np.float32)
+
+    def fit(self, task: Task) -> Fitted:
+        self.tasks.append(task)
+        return Fitted(np.array([task.index + 1, 0], np.float32), {"total": float(task.shared[0])})
+
+    def finish(self, vector: np.ndarray) -> None:
+        self.end = vector.tolist()
+
+
+Run = Callable[..., tuple[Climbing, list[tuple[int, dict[str, float]]]]]
+
+
+@pytest.fixture
+def climb(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """All rounds of a phase that climbs, with these settings of the server."""
+
+    def run(
+        server: dict[str, Any], rounds: int, seconds: float | None = None, name: PhaseName = "faces"
+    ) -> tuple[Climbing, list[tuple[int, dict[str, float]]]]:
+        config = federation_of_one(load_manifest(shards), shards, tmp_path)
+        config = TrainConfig.model_validate(config.model_dump() | {"server": server, "rounds": rounds})
+        phase: Any = Climbing()
+        model = ResidentModel(untrained_pipeline(load_manifest(shards), widths=(16, 32), window=4), config)
+        model.name = name
+        monkeypatch.setattr(model, "_made", lambda _: phase)
+        plan = next(each for each in config.plan if each.name == name)
+        return phase, list(run_phase(model, people_of(config), config, plan, seconds))
+
+    return run
+
+
+def test_a_phase_ends_with_its_last_round(climb: Run) -> None:
+    """10, then 11, 13, 16: each round begins where the one before ended, and tells its losses."""
+    phase, told = climb({}, 3)
+    assert phase.end == [16, 0] and told == [(1, {"total": 10}), (2, {"total": 11}), (3, {"total": 13})]
+    assert [(task.client, task.index, task.phase.count) for task in phase.tasks] == [
+        ("everybody", index, 3) for index in range(3)
+    ]
+    assert len({task.seed for task in phase.tasks}) == 3
+
+
+def test_a_phase_ends_with_the_mean_of_the_last_rounds(climb: Run) -> None:
+    """Of 11, 13, 16, 20 the last three: 49 / 3. The rounds themselves go on from the last."""
+    phase, told = climb({"average": 3}, 4)
+    assert phase.end == pytest.approx([49 / 3, 0]) and told[-1][1] == {"total": 16}
+
+
+def test_what_a_phase_began_with_is_no_round_to_average(climb: Run) -> None:
+    """As in a federation (`runs.checkpoints.mean_parameters`): of two rounds, 11 and 13, the mean is 12."""
+    assert climb({"average": 5}, 2)[0].end == pytest.approx([12, 0])
+
+
+def test_the_servers_step_is_that_of_a_federated_run(climb: Run) -> None:
+    """At rate 0.5: 10.5, 11.5, 13."""
+    assert climb({"learning_rate": 0.5}, 3)[0].end == [13, 0]
+
+
+def test_statistics_are_added_as_they_are_in_all_their_rounds(climb: Run, clock: Clock) -> None:
+    """Whatever the server's settings, and however little time there is."""
+    phase, told = climb({"learning_rate": 0.5, "average": 3}, 4, seconds=0.0, name="calibration")
+    assert phase.end == [16, 0] and len(told) == 3
+
+
+def test_rounds_by_time_tell_the_phase_how_many_there_will_be(climb: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that goes on by half a second whenever it is asked: twelve seconds, at the first round and after each."""
+    ticks = itertools.count()
+    monkeypatch.setattr(pretraining, "monotonic", lambda: next(ticks) / 2)
+    phase, told = climb({}, 1, seconds=3.0)
+    assert [task.index for task in phase.tasks] == list(range(6)) and len(told) == 6
+    assert [task.phase.count for task in phase.tasks] == [pretraining.GUESS, 6, 6, 6, 6, 6]
+    assert isinstance(phase.tasks[0].phase, PhaseRounds) and phase.end == [10 + 21, 0]

@@ -1,34 +1,37 @@
-"""Pretraining, first part: the decoder learns the detail that the fixed encoder drops."""
+"""Phase `decoder`: the decoder learns the detail that the fixed encoder drops; latents do not change."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
 from diffusers import ModelMixin
 
 from fedtalk_ray.model.autoencoder import PatchAutoencoder, frames_to_pixels, pixels_to_frames
+from fedtalk_ray.recipe import DecoderConfig
 from fedtalk_ray.shards.format import Piece
-from fedtalk_ray.training.optimise import cosine, optimise
+from fedtalk_ray.training.optimise import Loss
+from fedtalk_ray.training.phases.module_steps import ModuleSteps
+
+NOISE = 0.02
+"""Generated latents are never exact: a little noise teaches the decoder to forgive."""
 
 
-def train_decoder(
-    autoencoder: PatchAutoencoder,
-    pieces: list[Piece],
-    progress: Iterator[float],
-    rng: np.random.Generator,
-    device: str = "cpu",
-) -> None:
-    """Teaches the decoder the detail that the fixed encoder drops (mean absolute error); latents do not change."""
-    autoencoder.to(device).decoder.requires_grad_(True)
-    optimiser = torch.optim.AdamW(autoencoder.decoder.parameters(), lr=1e-3)
-    for done in progress:
-        pixels = frames_to_pixels(random_frames(pieces, 8, rng)).to(device)
-        # Generated latents are never exact: a little noise teaches the decoder to forgive.
+def decoder_phase(autoencoder: PatchAutoencoder, config: DecoderConfig, device: str = "cpu") -> ModuleSteps:
+    losses = partial(decoder_losses, autoencoder, config.batch_size, device)
+    return ModuleSteps(autoencoder, config, losses, ("frames",), device, lambda name: name.startswith("decoder."))
+
+
+def decoder_losses(
+    autoencoder: PatchAutoencoder, count: int, device: str, pieces: list[Piece], rng: np.random.Generator
+) -> Iterator[Loss]:
+    """Mean absolute errors of so many random frames each."""
+    while True:
+        pixels = frames_to_pixels(random_frames(pieces, count, rng)).to(device)
         latents = autoencoder.encode(pixels).latents
-        latents = latents + 0.02 * torch.from_numpy(rng.standard_normal(latents.shape, np.float32)).to(device)
+        latents = latents + NOISE * torch.from_numpy(rng.standard_normal(latents.shape, np.float32)).to(device)
         loss = (autoencoder.decode(latents).sample - pixels).abs().mean()
-        optimise(optimiser, autoencoder.decoder, loss, 1e-3 * cosine(done))
-    autoencoder.to("cpu").decoder.requires_grad_(False)
+        yield loss, {"pixels": float(loss.detach())}
 
 
 def autoencoder_psnr(autoencoder: ModelMixin, frames: np.ndarray) -> float:

@@ -10,18 +10,32 @@ import numpy as np
 import pytest
 import torch
 
-from fedtalk_ray.errors import ShardError
+from fedtalk_ray.errors import NothingToGive
 from fedtalk_ray.model.autoencoder import encode_frames, frames_to_pixels, load_autoencoder
 from fedtalk_ray.model.sync import SyncNetwork, find_offset
+from fedtalk_ray.recipe import SyncConfig
 from fedtalk_ray.shards.format import Piece, load_manifest
 from fedtalk_ray.shards.reader import read_pieces
-from fedtalk_ray.training.optimise import budget
-from fedtalk_ray.training.train_sync import FRAMES, SyncAccuracy, pair_loss, sync_accuracy, train_sync, vary_clips
+from fedtalk_ray.training.phases import sync
+from fedtalk_ray.training.phases.module_steps import ModuleSteps
+from fedtalk_ray.training.phases.sync import (
+    COPIES,
+    FRAMES,
+    SyncAccuracy,
+    pair_loss,
+    sync_accuracy,
+    sync_phase,
+    vary_clips,
+)
 
 
 def new_network(seed: int = 0) -> SyncNetwork:
     torch.manual_seed(seed)
     return SyncNetwork(latent_size=8, width=16, dimensions=16).eval()
+
+
+def phase_of(network: SyncNetwork, rounds: int = 1, steps: int = 2) -> ModuleSteps:
+    return sync_phase(network, load_autoencoder("patch"), SyncConfig(rounds=rounds, steps=steps))
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +52,12 @@ def splits(make_shards, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[
 
 
 @pytest.fixture(scope="module")
-def trained(splits: tuple[list[Piece], list[Piece]]) -> SyncNetwork:
+def trained(splits: tuple[list[Piece], list[Piece]], all_rounds: Any) -> SyncNetwork:
+    """In the units of what it is trained on, as the phase `units` fixes them before."""
     network = new_network()
-    train_sync(network, splits[0], budget(100, None), np.random.default_rng(0))
+    moved = np.concatenate([piece.latents.astype(float) - piece.latents[:1] for piece in splits[0]])
+    network.residual_std.copy_(torch.from_numpy(np.sqrt((moved**2).mean((0, 2, 3)))))
+    all_rounds(phase_of(network, 4, 30), splits[0], 4)
     return network
 
 
@@ -49,7 +66,7 @@ def test_held_out_clips_are_told_apart_after_training(splits, trained: SyncNetwo
     assert before.pairwise == pytest.approx(0.5, abs=0.1)
     assert after.pairwise > 0.75 and after.within_1 >= max(0.8, before.within_1 + 0.3)
     assert not trained.training
-    assert not any(parameter.requires_grad or parameter.grad is not None for parameter in trained.parameters())
+    assert not any(parameter.requires_grad for parameter in trained.parameters())
 
 
 @pytest.mark.parametrize("late", [-3, 2])
@@ -67,11 +84,12 @@ def test_a_trained_network_finds_the_shift_of_held_out_clips(splits, trained: Sy
     assert np.median([offset for offset in found if offset is not None]) == late
 
 
-def test_a_seed_repeats_it(splits) -> None:
+def test_a_seed_repeats_it(splits, all_rounds) -> None:
     weights = [flat(new_network())]
-    for _ in range(2):
+    for outside in range(2):
         network = new_network()
-        train_sync(network, splits[0], budget(2, None), np.random.default_rng(1))
+        torch.manual_seed(outside)
+        all_rounds(phase_of(network), splits[0], seed=1)
         weights.append(flat(network))
     assert torch.equal(weights[1], weights[2]) and not torch.equal(weights[0], weights[1])
 
@@ -80,16 +98,17 @@ def flat(network: SyncNetwork) -> torch.Tensor:
     return torch.cat([value.flatten() for value in network.parameters()])
 
 
-def test_the_units_are_the_mouths_differences(splits) -> None:
-    """Known channel spreads: independent frames of spread s differ by s * sqrt(2) in the mouth; elsewhere by more."""
-    rng = np.random.default_rng(0)
-    spreads = np.linspace(0.5, 2, 16)
-    latents = rng.normal(size=(500, 16, 8, 8)) * spreads[:, None, None]
-    latents[..., :4, :] *= 9
-    piece = replace(splits[0][0], latents=latents.astype(np.float16), speech=np.zeros((500, 44, 40), np.float16))
+def test_the_units_stay_what_they_were(splits, all_rounds) -> None:
+    """The latents' units are fixed before this phase; what is federated are the weights, and what is frozen units."""
     network = new_network()
-    train_sync(network, [piece], iter(()), rng)
-    np.testing.assert_allclose(network.residual_std, spreads * np.sqrt(2), rtol=0.08)
+    network.residual_std.copy_(torch.linspace(0.5, 2, 16))
+    phase = phase_of(network)
+    assert len(phase.initial()) == sum(parameter.numel() for parameter in network.parameters())
+    frozen = phase.frozen()
+    all_rounds(phase, splits[0])
+    assert torch.equal(network.residual_std, torch.linspace(0.5, 2, 16)) and phase.frozen() == frozen
+    network.residual_std[0] = 9
+    assert phase.frozen() != frozen
 
 
 def test_the_loss_of_pairs_is_worked_out_by_hand() -> None:
@@ -117,16 +136,48 @@ def test_the_loss_of_pairs_is_worked_out_by_hand() -> None:
         assert float(loss) == pytest.approx(expected, abs=1e-5), gap
 
 
-def test_one_clip_is_enough_and_shorter_ones_are_left_out(splits) -> None:
+def test_one_clip_is_enough_and_shorter_ones_are_left_out(splits, all_rounds) -> None:
     piece = splits[0][0]
     short = replace(piece, latents=piece.latents[: FRAMES - 1], speech=piece.speech[: FRAMES - 1])
     network = new_network()
-    train_sync(network, [short, piece], budget(2, None), np.random.default_rng(0))
+    all_rounds(phase_of(network), [short, piece])
     assert torch.isfinite(flat(network)).all()
-    with pytest.raises(ShardError, match=r"the longest of 1 clips has 14 frames; the sync network needs 15"):
-        train_sync(network, [short], budget(2, None), np.random.default_rng(0))
-    with pytest.raises(ShardError, match=r"the longest of 0 clips has 0 frames"):
-        train_sync(network, [], budget(2, None), np.random.default_rng(0))
+    with pytest.raises(NothingToGive, match="all its clips are shorter than the 15 frames"):
+        all_rounds(phase_of(network), [short])
+    with pytest.raises(NothingToGive, match="all its clips are shorter than the 15 frames"):
+        all_rounds(phase_of(network), [])
+
+
+@pytest.mark.parametrize("short", [0, 5])
+def test_every_clip_has_as_many_varied_copies(splits, short: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also beside clips that are too short to be used, which have none."""
+    made: list[str] = []
+
+    def counted(pieces: list[Piece], *rest: Any) -> list[Piece]:
+        made.extend(f"{piece.client} {piece.clip}" for piece in pieces)
+        return vary_clips(pieces, *rest)
+
+    monkeypatch.setattr(sync, "vary_clips", counted)
+    usable = splits[0][:2]
+    cut = [replace(piece, latents=piece.latents[:4], speech=piece.speech[:4]) for piece in splits[0][2 : 2 + short]]
+    rng = np.random.default_rng(0)
+    next(sync.sync_losses(new_network(), load_autoencoder("patch"), 4, "cpu", [*cut, *usable], rng))
+    assert {name: made.count(name) for name in made} == {f"{piece.client} {piece.clip}": COPIES for piece in usable}
+
+
+def test_many_clips_are_varied_less(splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twelve clips and at most 40 copies: three of each."""
+    made: list[int] = []
+
+    def counted(pieces: list[Piece], *rest: Any) -> list[Piece]:
+        made.append(len(pieces))
+        return pieces
+
+    monkeypatch.setattr(sync, "vary_clips", counted)
+    monkeypatch.setattr(sync, "MOST_CLIPS", 40)
+    assert len(splits[0]) == 12
+    next(sync.sync_losses(new_network(), load_autoencoder("patch"), 4, "cpu", splits[0], np.random.default_rng(0)))
+    assert made == [12, 12, 12]
 
 
 def test_accuracy_counts_what_it_says(splits, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,11 +187,11 @@ def test_accuracy_counts_what_it_says(splits, monkeypatch: pytest.MonkeyPatch) -
     2 * (12 - d) pairs; for d from 5 to 11 that is 56, of which the first window's 7 are lost.
     """
     offsets = iter([-1, 2, None])
-    monkeypatch.setattr("fedtalk_ray.training.train_sync.find_offset", lambda *_: (next(offsets), np.zeros(11)))
+    monkeypatch.setattr("fedtalk_ray.training.phases.sync.find_offset", lambda *_: (next(offsets), np.zeros(11)))
     table = torch.full((12, 12), 0.5) + 0.5 * torch.eye(12)
     table[0, 0] = 0
     network: Any = SimpleNamespace(embed_mouth=lambda *_: table[None], embed_speech=lambda _: torch.eye(12)[None])
-    assert sync_accuracy(network, splits[1][:3]) == SyncAccuracy(1 / 3, 2 / 3, pytest.approx(49 / 56))
+    assert sync_accuracy(network, splits[1][:3]) == SyncAccuracy(1 / 3, 2 / 3, 49 / 56)
 
 
 def test_accuracy_of_nothing_or_of_less_than_a_window_is_refused(splits) -> None:
@@ -160,7 +211,7 @@ def test_varied_clips_are_the_same_clips_seen_differently(splits, monkeypatch: p
         assert copy.latents.shape == piece.latents.shape and copy.latents.dtype == np.float16
         assert np.abs(copy.latents.astype(float) - piece.latents).mean() > 0.01
     monkeypatch.setattr(
-        "fedtalk_ray.training.train_sync.vary_pictures", lambda frames, _: frames_to_pixels(frames).flip(3)
+        "fedtalk_ray.training.phases.sync.vary_pictures", lambda frames, _: frames_to_pixels(frames).flip(3)
     )
     mirrored = vary_clips(pieces, autoencoder, np.random.default_rng(0))
     expected = encode_frames(autoencoder, pieces[0].frames[:, :, ::-1])

@@ -1,64 +1,69 @@
-"""Pretraining: the sync network learns whether lips and sound belong together, and how well it does is measured.
+"""Phase `sync`: the sync network learns whether lips and sound belong together; and how well it does is measured.
 
 The fewer the clips, the more it needs them varied: after 600 steps on 49 GRID clips, unseen speakers' windows fit their
 own sound better than a shifted one in 75% of pairs, and in 87% with eight varied copies of each clip (`vary_clips`).
 """
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import ModelMixin
 
-from fedtalk_ray.errors import ShardError
+from fedtalk_ray.errors import NothingToGive
 from fedtalk_ray.media.speech import LOG_MEL
 from fedtalk_ray.model.autoencoder import encode_pixels
 from fedtalk_ray.model.sync import SPAN, SyncNetwork, find_offset
+from fedtalk_ray.recipe import SyncConfig
 from fedtalk_ray.shards.format import Piece
 from fedtalk_ray.training.augment import vary_pictures, vary_speech
-from fedtalk_ray.training.optimise import cosine, optimise
+from fedtalk_ray.training.optimise import Loss
+from fedtalk_ray.training.phases.module_steps import ModuleSteps
 
-CLIPS, FRAMES = 16, 15
-"""Clips, and frames of each, in a step: 176 windows, each with about 170 wrong sounds."""
+FRAMES = 15
+"""Frames of a stretch; a step of 16 has 176 windows, each with about 170 wrong sounds."""
 
 MIN_SHIFT = 3
 """Frames (0.12 s) from which on a shifted sound counts as wrong; nearer ones are neither right nor wrong."""
 
-RATE, WARM_UP = 1e-3, 50
+COPIES, MOST_CLIPS = 8, 400
+"""Varied copies of each clip beside itself, as long as there are not more than so many clips in all."""
 
 
-def train_sync(
+def sync_phase(network: SyncNetwork, autoencoder: ModelMixin, config: SyncConfig, device: str = "cpu") -> ModuleSteps:
+    """Trains on stretches of a client's clips and varied copies of them; the latents' units are its own."""
+    losses = partial(sync_losses, network, autoencoder, config.batch_size, device)
+    return ModuleSteps(network, config, losses, ("client", "clip", "begin", "frames", "latents", "speech"), device)
+
+
+def sync_losses(
     network: SyncNetwork,
+    autoencoder: ModelMixin,
+    count: int,
+    device: str,
     pieces: list[Piece],
-    progress: Iterator[float],
     rng: np.random.Generator,
-    device: str = "cpu",
-) -> None:
-    """Trains on random stretches of the pieces' stored latents, each with a random frame of its piece as reference.
+) -> Iterator[Loss]:
+    """`pair_loss` of so many random stretches each, with a random frame of its piece as each one's reference.
 
-    Fixes `residual_std` first. Pieces shorter than `FRAMES` are left out; raises `ShardError` when none is left. Pieces
-    of one clip may overlap or repeat (`vary_clips`): their common moments are never taken for wrong. Leaves the network
-    in evaluation mode, its parameters without gradients. About 70 ms a step on one core at 16 x 16 cells.
+    Pieces shorter than `FRAMES` are left out; raises `NothingToGive` when none is left.
     """
     usable = [piece for piece in pieces if len(piece.latents) >= FRAMES]
     if not usable:
-        longest = max((len(piece.latents) for piece in pieces), default=0)
-        raise ShardError(f"the longest of {len(pieces)} clips has {longest} frames; the sync network needs {FRAMES}")
-    _set_units(network, usable, rng)
-    units = network.residual_std.numpy().copy()
-    network.to(device).requires_grad_(True).train()
-    free = [network.scale, network.bias]
-    weights = [parameter for name, parameter in network.named_parameters() if name not in ("scale", "bias")]
-    groups = [{"params": weights, "weight_decay": 0.05}, {"params": free, "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(groups, lr=RATE)
-    log_mel = network.config.speech == LOG_MEL
+        raise NothingToGive(f"all its clips are shorter than the {FRAMES} frames that the sync network needs")
     names = sorted({(piece.client, piece.clip) for piece in usable})
     numbers = {name: number for number, name in enumerate(names)}
-    for step, done in enumerate(progress):
+    copies = [vary_clips(usable, autoencoder, rng) for _ in range(min(COPIES, MOST_CLIPS // len(usable)))]
+    usable = [*usable, *itertools.chain(*copies)]
+    log_mel = network.config.speech == LOG_MEL
+    units = network.residual_std.cpu().numpy().copy()
+    while True:
         latents, sounds, references, clips, begins = [], [], [], [], []
-        for index in rng.integers(len(usable), size=CLIPS):
+        for index in rng.integers(len(usable), size=count):
             piece = usable[index]
             begin = int(rng.integers(len(piece.latents) - FRAMES + 1))
             stretch = slice(begin, begin + FRAMES)
@@ -71,9 +76,7 @@ def train_sync(
         seen, heard, first = (torch.from_numpy(np.stack(part)).to(device) for part in (latents, sounds, references))
         mouth, sound = network.embed_mouth(seen, first), network.embed_speech(heard)
         loss = pair_loss(network, mouth, sound, torch.tensor(clips).to(device), torch.tensor(begins).to(device))
-        optimise(optimiser, network, loss, RATE * min(1.0, (step + 1) / WARM_UP) * cosine(done))
-    network.zero_grad(set_to_none=True)
-    network.to("cpu").requires_grad_(False).eval()
+        yield loss, {"sync": float(loss.detach())}
 
 
 def pair_loss(
@@ -107,7 +110,9 @@ def vary_clips(pieces: list[Piece], autoencoder: ModelMixin, rng: np.random.Gene
     copies = []
     for piece in pieces:
         parts = vary_pictures(piece.frames, rng).split(32)
-        latents = torch.cat([encode_pixels(autoencoder, part) for part in parts]).numpy().astype(np.float16)
+        device = autoencoder.device
+        latents = torch.cat([encode_pixels(autoencoder, part.to(device)).cpu() for part in parts]).numpy()
+        latents = latents.astype(np.float16)
         copies.append(replace(piece, latents=latents))
     return copies
 
@@ -147,18 +152,6 @@ def sync_accuracy(network: SyncNetwork, pieces: list[Piece]) -> SyncAccuracy:
         wins.append((cosines.diagonal()[:, None] > cosines)[apart])
     within_1, within_2 = (float(np.mean(np.array(errors) <= near)) for near in (1, 2))
     return SyncAccuracy(within_1, within_2, float(np.concatenate(wins).mean()))
-
-
-def _set_units(network: SyncNetwork, pieces: list[Piece], rng: np.random.Generator) -> None:
-    """Fixes `residual_std` on the mouths of every fifth frame, each against a random frame of its piece."""
-    rows, columns = network.mouth
-    residuals = []
-    for piece in pieces:
-        mouths = piece.latents[..., rows, columns].astype(np.float32)
-        frames = mouths[::5]
-        residuals.append(frames - mouths[rng.integers(len(mouths), size=len(frames))])
-    spread = torch.from_numpy(np.concatenate(residuals)).std((0, 2, 3))
-    network.residual_std.copy_(spread.clamp(min=1e-3))
 
 
 def _vary_latents(

@@ -1,0 +1,175 @@
+"""What a training goes through: its phases in their order, and every setting of what clients compute in them.
+
+A phase is rounds of one kind, and all kinds are alike to who aggregates: a vector goes out, every client answers with a
+vector that is to be added, and their weighted mean is added to it.
+
+units        statistics, one round: the latents' units, and along which axes lips move
+decoder      the autoencoder's decoder learns the detail that its encoder drops
+identity     the identity encoder learns who is who; a client of one person has nothing to say
+sync         the sync network learns which lips belong to which sound
+speech       the sound is regressed on lip shapes and motion
+faces        the denoiser learns what lips of a shape look like on a face: a shared adapter, or all of it
+calibration  statistics, three rounds: how much of what is predicted is worth showing
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+PhaseName = Literal["units", "decoder", "identity", "sync", "speech", "faces", "calibration"]
+
+PHASES: tuple[PhaseName, ...] = ("units", "decoder", "identity", "sync", "speech", "faces", "calibration")
+"""All phases in the order in which they run."""
+
+STATISTICS_ROUNDS = {"units": 1, "calibration": 3}
+"""Phases in which clients send statistics of their clips, and in how many rounds."""
+
+STATISTICS_NORM = 10.0
+"""Bound on a client's weighted statistics; their figures are scaled so that it binds hardly anybody."""
+
+
+@dataclass(frozen=True)
+class PhaseRounds:
+    """The rounds of one phase, by their number in the run, both ends included."""
+
+    name: PhaseName
+    first: int
+    last: int
+
+    @property
+    def count(self) -> int:
+        return self.last - self.first + 1
+
+
+class Section(BaseModel):
+    """A part of the tree: immutable, no unknown keys, field docstrings become descriptions."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class LossConfig(Section):
+    """Weights of the training loss; 0 switches a term off."""
+
+    tdc: float = Field(0.25, ge=0)
+    """Temporal-Denoising Consistency: error of frame differences (lambda_tdc in the paper)."""
+    motion: float = Field(0.0, ge=0)
+    """Squared error of the motion that the sound alone suggests, against the frame's true residual on the reference.
+    The phase `speech` does this better: nothing where it comes before."""
+    identity: float = Field(0.0, ge=0)
+    """1 - cosine similarity of identity embeddings, generated against true frame."""
+    perceptual: float = Field(0.0, ge=0)
+    """Distance of the identity encoder's inner features, generated against true frame."""
+    sync: float = Field(0.0, ge=0)
+    """How little a sync network believes that the predicted lips speak the sound (`model.sync.sync_loss`)."""
+    mouth_weight: float = Field(5.0, ge=1)
+    """How much more the mouth region counts in the diffusion and TDC terms than the rest of the face."""
+    noise_bias: float = Field(8.0, ge=1)
+    """Timesteps are drawn as T * (1 - u^bias), u uniform: 1 is uniform, more dwells on noisy steps, where motion must
+    come from the sound; at 8 two windows of five begin from nothing at all. On GRID after 600 steps 4 / 8 / 16 gave the
+    mouth 29.61 / 29.75 / 29.80 dB (seen speakers) and 28.37 / 28.42 / 28.40 (unseen)."""
+    speech_dropout: float = Field(0.1, ge=0, le=1)
+    """Share of windows trained without sound, so that generation can be guided by sound (classifier-free)."""
+
+
+class LocalConfig(Section):
+    """One client's work in one round of the phase `faces`."""
+
+    steps: int = Field(20, ge=1)
+    """Optimiser steps on the shared parameters."""
+    batch_size: int = Field(4, ge=1)
+    """Windows per step (per accumulation micro-step)."""
+    accumulate: int = Field(1, ge=1)
+    """Micro-batches whose gradients are summed before each step: more windows per step in the same memory."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """adamw, or plain sgd, whose single step sends the gradient itself (FedSGD)."""
+    learning_rate: float = Field(1e-3, gt=0)
+    """The optimiser's; its state does not outlive the round. sgd needs a far larger one."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """How the learning rate goes over all rounds of the phase `faces`. cosine: a short warm-up, then down to nothing at
+    the last round, so that a run cannot be given more rounds later. constant: the same in every round."""
+    weight_decay: float = Field(0.0, ge=0)
+    """AdamW's, on the shared parameters."""
+    vary: bool = True
+    """Pictures and voices are varied a little in every window (`training.augment`): a few dozen clips hold a few voices
+    and a few heads. False: windows as they were prepared, for clients of so many clips that reading frames costs."""
+    true_lips: float = Field(0.9, ge=0, le=1)
+    """Share of windows that train with their true lip shapes in place of those that the sound suggests. Nothing where
+    the backbone knows no lip axes (the phase `units` fixes them)."""
+    clip_norm: float = Field(1.0, gt=0)
+    """Gradients are scaled down to this global norm."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    autocast: bool = True
+    """bf16 where the device has it natively (recent GPUs); no effect on CPUs."""
+    identity_steps: int = Field(5, ge=0)
+    """Steps on the client's own identity adapter, after the shared ones and with those frozen; it never leaves the
+    client."""
+    score_windows: int = Field(12, ge=2)
+    """Held-out windows that a client generates to score itself (IDSim, TempStab)."""
+    loss: LossConfig = LossConfig()
+
+
+class AdapterConfig(Section):
+    """The LoRA adapters (PEFT): `shared` is federated, `identity` stays with its client."""
+
+    rank: int = Field(8, ge=1)
+    """Of `shared`: more can be learned, more is sent."""
+    alpha: float = Field(16.0, gt=0)
+    """LoRA's scale is alpha / rank."""
+    identity_rank: int = Field(4, ge=1)
+    """Of `identity`; its alpha is twice this."""
+
+
+class StepsConfig(Section):
+    """A phase in which every client takes optimiser steps (AdamW), its learning rate falling over the whole phase."""
+
+    rounds: int = Field(10, ge=1)
+    """Rounds of this phase."""
+    steps: int = Field(20, ge=1)
+    """Optimiser steps of a client in one round."""
+    batch_size: int = Field(8, ge=1)
+    """Examples a step."""
+    learning_rate: float = Field(1e-3, gt=0)
+    """At its highest; warm-up and cosine over all rounds."""
+    weight_decay: float = Field(0.0, ge=0)
+    """AdamW's."""
+    clip_norm: float | None = Field(None, gt=0)
+    """With noise: bound on a client's weighted update in this phase. null: `privacy.clip_norm`."""
+
+
+class SpeechConfig(StepsConfig):
+    """The phase `speech`: examples are windows of a few frames."""
+
+    rounds: int = Field(20, ge=1)
+    """Rounds of this phase."""
+    steps: int = Field(10, ge=1)
+    """Optimiser steps of a client in one round."""
+    batch_size: int = Field(32, ge=1)
+    """Windows a step."""
+    weight_decay: float = Field(0.05, ge=0)
+    """AdamW's."""
+
+
+class DecoderConfig(StepsConfig):
+    """The phase `decoder`: examples are frames."""
+
+
+class IdentityConfig(StepsConfig):
+    """The phase `identity`: examples are people, three frames of each."""
+
+    batch_size: int = Field(12, ge=2)
+    """People a step."""
+    learning_rate: float = Field(2e-3, gt=0)
+    """At its highest; warm-up and cosine over all rounds."""
+    weight_decay: float = Field(0.01, ge=0)
+    """AdamW's."""
+
+
+class SyncConfig(StepsConfig):
+    """The phase `sync`: examples are stretches of clips."""
+
+    batch_size: int = Field(16, ge=2)
+    """Stretches a step."""
+    weight_decay: float = Field(0.05, ge=0)
+    """AdamW's."""

@@ -1,0 +1,66 @@
+"""What phases share that train one small module on a client's own clips: decoder, identity encoder, sync network."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+
+from fedtalk_ray.errors import TrainingError
+from fedtalk_ray.model import adapters
+from fedtalk_ray.recipe import StepsConfig
+from fedtalk_ray.shards.format import Piece
+from fedtalk_ray.training.optimise import Loss, descend
+from fedtalk_ray.training.phases.phase import Fitted, Task, state_digest, until_halted
+
+Losses = Callable[[list[Piece], np.random.Generator], Iterator[Loss]]
+"""An endless supply of losses from a client's pieces."""
+
+
+class ModuleSteps:
+    """A phase that takes optimiser steps on one module."""
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        config: StepsConfig,
+        losses: Losses,
+        columns: tuple[str, ...],
+        device: str = "cpu",
+        trained: Callable[[str], bool] = lambda name: True,
+    ) -> None:
+        """losses: made of the pieces' `columns`. trained: which parameters, by their name."""
+        self._module, self._config, self._losses, self._columns = module.to(device), config, losses, columns
+        self._trained = trained
+
+    def _parameters(self) -> list[tuple[str, torch.nn.Parameter]]:
+        return [each for each in sorted(self._module.named_parameters()) if self._trained(each[0])]
+
+    def initial(self) -> np.ndarray:
+        return adapters.to_vector(self._parameters())
+
+    def fit(self, task: Task) -> Fitted:
+        config, parameters = self._config, self._parameters()
+        adapters.from_vector(parameters, task.shared)
+        pieces = list(until_halted(task, task.people.pieces(task.client, "train", self._columns)))
+        self._module.requires_grad_(False).train()
+        torch.manual_seed(task.seed)
+        for _, parameter in parameters:
+            parameter.requires_grad_(True)
+        losses = descend(
+            [parameter for _, parameter in parameters],
+            iter(until_halted(task, self._losses(pieces, np.random.default_rng(task.seed)))),
+            config.steps,
+            task.pace(config.learning_rate, config.steps).rate,
+            weight_decay=config.weight_decay,
+        )
+        self._module.eval().requires_grad_(False)
+        update = adapters.to_vector(parameters) - task.shared
+        if not np.isfinite(update).all():
+            raise TrainingError("its update holds values that are not finite; lower the phase's learning_rate")
+        return Fitted(update, losses)
+
+    def finish(self, vector: np.ndarray) -> None:
+        adapters.from_vector(self._parameters(), vector)
+
+    def frozen(self) -> bytes:
+        return state_digest(self._module.state_dict(), (name for name, _ in self._parameters()))

@@ -1,0 +1,116 @@
+"""Phase `units`, statistics in one round: the units of latents and residuals, and along which axes lips move.
+
+Every client answers with the means of a few products over its own frames, and the mean over clients gives moments of
+all frames as if they lay in one place: principal components need no more than a covariance.
+
+The vector, float32 [1 + 3 C + 2 + M (M + 1) / 2], for C latent channels and M displacements of the mouth's points:
+
+1            the share of clients that answered; the rest is divided by it, so that noise on a fixed denominator or a
+             client that stayed away changes no unit
+3 C          of each channel, the means of latents, of their squares, and of the squares of residuals
+2            the means of the lips' aperture and of its square
+M (M + 1)/2  the means of products of displacements, `media.lips.lip_motion`
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+
+from fedtalk_ray.errors import NothingToGive, ShardError, TrainingError
+from fedtalk_ray.media.lips import LIP_MOTION, lip_motion
+from fedtalk_ray.model.denoiser import TalkingHeadDenoiser
+from fedtalk_ray.shards.format import LANDMARKS, Piece
+from fedtalk_ray.training.phases.phase import Fitted, Task, state_digest, until_halted
+
+EVERY = 5
+"""Latents are counted in one frame of so many: neighbours say the same."""
+
+_PRODUCTS = np.triu_indices(LIP_MOTION - 1)
+_APERTURE, _MOVED = 10.0, 100.0
+"""What apertures (0 to 0.3) and displacements (about 0.01) are multiplied by, so that all figures are about 1: the
+vector is clipped and noise is added to all of it alike."""
+
+
+class Units:
+    """Statistics of clips; sets a denoiser's units and lip axes."""
+
+    def __init__(self, denoiser: TalkingHeadDenoiser) -> None:
+        self._denoiser = denoiser
+        self._channels = int(denoiser.config.latent_channels)
+
+    def initial(self) -> np.ndarray:
+        return np.zeros(1 + 3 * self._channels + 2 + len(_PRODUCTS[0]), np.float32)
+
+    def fit(self, task: Task) -> Fitted:
+        pieces = task.people.pieces(task.client, "train", ("latents", LANDMARKS))
+        return Fitted((moments(until_halted(task, pieces)) - task.shared).astype(np.float32))
+
+    def finish(self, vector: np.ndarray) -> None:
+        set_units(self._denoiser, vector)
+
+    def frozen(self) -> bytes:
+        return state_digest(self._denoiser.state_dict())
+
+
+def moments(pieces: Iterable[Piece]) -> np.ndarray:
+    """One client's vector, float64, from the latents and landmarks of its pieces.
+
+    Residuals are taken between frames half a piece apart, which is what a random reference is on average. Raises
+    `ShardError` for pieces without landmarks, and `NothingToGive` for lips that cannot be read or never move.
+    """
+    cells = frames = 0
+    seen: np.ndarray | float = 0.0
+    lips: np.ndarray | float = 0.0
+    for piece in pieces:
+        if len(piece.landmarks) != len(piece.latents):
+            raise ShardError(
+                f"clip {piece.clip} of {piece.client} has no landmarks: its shards were prepared by an older version; "
+                "prepare them again"
+            )
+        latents = piece.latents[::EVERY].astype(np.float64)
+        residuals = latents - np.roll(latents, len(latents) // 2, axis=0)
+        axes = (0, 2, 3)
+        cells += latents[:, 0].size
+        seen = seen + np.concatenate([latents.sum(axes), (latents**2).sum(axes), (residuals**2).sum(axes)])
+        motion = lip_motion(piece.landmarks).astype(np.float64)
+        aperture, moved = _APERTURE * motion[:, 0], _MOVED * motion[:, 1:]
+        frames += len(motion)
+        lips = lips + np.concatenate([[aperture.sum(), (aperture**2).sum()], (moved.T @ moved)[_PRODUCTS]])
+    vector = np.concatenate([[1.0], np.asarray(seen) / max(cells, 1), np.asarray(lips) / max(frames, 1)])
+    if not np.isfinite(vector).all():
+        raise NothingToGive("its lips or latents cannot be read: they hold values that are no numbers")
+    if not vector[-len(_PRODUCTS[0]) :].any():
+        raise NothingToGive("its lips never move, so they say nothing about how lips do")
+    return vector
+
+
+def set_units(denoiser: TalkingHeadDenoiser, vector: np.ndarray) -> None:
+    """Sets a denoiser's units and lip axes from the mean of the clients' `moments`.
+
+    The axes are the largest principal components of displacements, each with its largest number positive.
+    """
+    if vector[0] <= 0:
+        raise TrainingError("the clients' statistics cancel out: nobody answered, or there is more noise than answers")
+    channels = int(denoiser.config.latent_channels)
+    figures = vector[1:].astype(np.float64) / vector[0]
+    mean, square, residual = figures[: 3 * channels].reshape(3, channels)
+    aperture, aperture_square = figures[3 * channels : 3 * channels + 2]
+    products = np.zeros((LIP_MOTION - 1, LIP_MOTION - 1))
+    products[_PRODUCTS] = figures[3 * channels + 2 :]
+    products = np.triu(products) + np.triu(products, 1).T
+    variances, vectors = np.linalg.eigh(products)
+    count = len(denoiser.lip_axes)
+    axes = vectors[:, ::-1][:, :count].T
+    axes = axes * np.sign(axes[np.arange(count), np.abs(axes).argmax(1)])[:, None]
+    spread = [np.sqrt(max(aperture_square - aperture**2, 1e-8)) / _APERTURE]
+    spread += [np.sqrt(max(variance, 1e-8)) / _MOVED for variance in variances[::-1][:count]]
+    for buffer, values in (
+        (denoiser.reference_mean, mean),
+        (denoiser.reference_std, np.sqrt(np.maximum(square - mean**2, 1e-6))),
+        (denoiser.residual_std, np.sqrt(np.maximum(residual, 1e-6))),
+        (denoiser.lip_axes, axes),
+        (denoiser.lip_mean, np.array([aperture / _APERTURE, *np.zeros(count)])),
+        (denoiser.lip_std, np.array(spread)),
+    ):
+        buffer.copy_(torch.from_numpy(values.astype(np.float32)))

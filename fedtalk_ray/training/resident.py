@@ -1,0 +1,139 @@
+"""The model of one process while it goes through the phases of a training, for one client after another.
+
+A client slot holds one, and central pretraining is one with a single client that holds everything.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from fedtalk_ray.errors import RunError
+from fedtalk_ray.federation.strategies import client_weight, load_strategy
+from fedtalk_ray.messages import ClientReport
+from fedtalk_ray.model.autoencoder import PatchAutoencoder
+from fedtalk_ray.model.denoiser import bare_denoiser
+from fedtalk_ray.model.identity import IdentityEncoder
+from fedtalk_ray.model.pipeline import TalkingHeadPipeline
+from fedtalk_ray.model.sync import SyncNetwork
+from fedtalk_ray.recipe import PhaseName
+from fedtalk_ray.settings import StrategyConfig, TrainConfig
+from fedtalk_ray.training.local import LocalTrainer
+from fedtalk_ray.training.phases.calibration import Calibration
+from fedtalk_ray.training.phases.decoder import decoder_phase
+from fedtalk_ray.training.phases.faces import Faces
+from fedtalk_ray.training.phases.identity import identity_phase
+from fedtalk_ray.training.phases.phase import Fitted, Phase, Task
+from fedtalk_ray.training.phases.speech import Speech
+from fedtalk_ray.training.phases.sync import sync_phase
+from fedtalk_ray.training.phases.units import Units
+
+Results = Mapping[PhaseName, np.ndarray]
+"""What each phase that is over ended with, float32 [D], in the order in which they ran."""
+
+
+class ResidentModel:
+    """A pipeline, the phase that it is in, and what trains it there."""
+
+    def __init__(self, pipeline: TalkingHeadPipeline, config: TrainConfig, device: str = "cpu") -> None:
+        self.pipeline = pipeline.to(device)
+        self._config, self._device = config, device
+        self._strategy = load_strategy(config.strategy)
+        # Scores are of faces; in all other phases clips count as they are.
+        scored = self._strategy.score_alpha is not None
+        self._unscored = load_strategy(StrategyConfig(name="fedavg")) if scored else self._strategy
+        self._trainer: LocalTrainer | None = None
+        self._phase: Phase | None = None
+        self._initial = np.zeros(0, np.float32)
+        self.over: list[PhaseName] = []
+        self.name: PhaseName = config.phases[0]
+
+    @property
+    def trainer(self) -> LocalTrainer:
+        """The denoiser with its adapters, from the phase `faces` on. Raises `RunError` before."""
+        if self._trainer is None:
+            raise RunError(f"the model is in the phase {self.name} and has no adapters yet")
+        return self._trainer
+
+    @property
+    def phase(self) -> Phase:
+        if self._phase is None:
+            self._phase = self._made(self.name)
+            self._initial = self._phase.initial()
+        return self._phase
+
+    @property
+    def initial(self) -> np.ndarray:
+        """The phase's shared vector before its first round, float32 [D], whoever trained here since: what a client's
+        training leaves in the model is that client's alone."""
+        assert self.phase is not None  # made when it is first asked for
+        return self._initial
+
+    def finished(self) -> None:
+        """Raises `RunError` unless the phase `faces` is over: until then a client's training may lie in the model."""
+        if "faces" not in self.over:
+            raise RunError(f"the model is in the phase {self.name}; without parameters there is nothing to show yet")
+
+    def enter(self, name: PhaseName, results: Results) -> None:
+        """Takes on the results of the phases before that it has not taken on yet, and begins the named one."""
+        for earlier, vector in results.items():
+            if earlier not in self.over:
+                self._begin(earlier)
+                self.phase.finish(vector)
+                self.over.append(earlier)
+        self._begin(name)
+
+    def finish(self, vector: np.ndarray) -> None:
+        """Takes on the result of the phase that it is in, which is over then."""
+        if self.name not in self.over:
+            self.phase.finish(vector)
+            self.over.append(self.name)
+
+    def fit(self, task: Task, frames: int) -> tuple[ClientReport, Fitted]:
+        """One client's work, and its report; frames: those that it trains on."""
+        fitted = self.phase.fit(task)
+        strategy = self._strategy if self.name == "faces" else self._unscored
+        scores = fitted.reliability
+        score = scores.score if scores else None
+        samples, weight = client_weight(strategy, frames, score, self._config.weight_bounds)
+        id_sim, temp_stab = (scores.id_sim, scores.temp_stab) if scores else (None, None)
+        return ClientReport(task.client, samples, weight, score, id_sim, temp_stab, fitted.losses), fitted
+
+    def _begin(self, name: PhaseName) -> None:
+        if name != self.name:
+            self.name, self._phase = name, None
+
+    def _made(self, name: PhaseName) -> Phase:
+        config, pipeline, device = self._config, self.pipeline, self._device
+        base = bare_denoiser(pipeline.denoiser)
+        if name == "units":
+            return Units(base)
+        if name == "speech":
+            return Speech(base, config.speech, config.stream, config.local.loss.mouth_weight, device)
+        if name == "faces":
+            self._trainer = LocalTrainer(pipeline, config, device)
+            pipeline.register_modules(denoiser=self._trainer.model)
+            return Faces(self._trainer, config, self._strategy)
+        if name == "calibration":
+            return Calibration(pipeline, config.seed)
+        if name == "decoder":
+            if not isinstance(pipeline.autoencoder, PatchAutoencoder):
+                raise RunError("phases: decoder trains the project's own autoencoder, and this pipeline has another")
+            return decoder_phase(pipeline.autoencoder, config.decoder, device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            if name == "identity":
+                encoder = pipeline.identity_encoder or IdentityEncoder()
+                pipeline.register_modules(identity_encoder=encoder)
+                return identity_phase(encoder, config.identity, device)
+            settings = base.config
+            network = pipeline.sync_network or SyncNetwork(
+                settings.latent_channels,
+                settings.latent_size,
+                settings.speech_hops,
+                settings.mel_bins,
+                speech=settings.speech,
+            )
+            network.residual_std.copy_(base.residual_std)
+            pipeline.register_modules(sync_network=network)
+            return sync_phase(network, pipeline.autoencoder, config.sync, device)

@@ -1,0 +1,223 @@
+"""The resident model: results are taken on once and in order, and every slot begins each phase with the same vector."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fedtalk_ray.errors import RunError
+from fedtalk_ray.model.identity import IdentityEncoder
+from fedtalk_ray.model.sync import SyncNetwork
+from fedtalk_ray.recipe import PHASES, STATISTICS_ROUNDS, PhaseName, PhaseRounds
+from fedtalk_ray.settings import TrainConfig
+from fedtalk_ray.shards.people import People
+from fedtalk_ray.training.backbone import untrained_pipeline
+from fedtalk_ray.training.phases.phase import task_of
+from fedtalk_ray.training.resident import ResidentModel
+
+
+@pytest.fixture(scope="module")
+def people(make_shards: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> People:
+    folder: Path = tmp_path_factory.mktemp("resident") / "shards"
+    return People(folder, make_shards(folder, {"s1": [30] * 4, "s2": [30] * 3}))
+
+
+def config_of(make_config: Callable[..., TrainConfig], **more: Any) -> TrainConfig:
+    steps = {"rounds": 1, "steps": 1}
+    settings: dict[str, Any] = dict.fromkeys(("speech", "decoder", "identity", "sync"), steps)
+    settings |= {"phases": list(PHASES), "local": {"steps": 1, "identity_steps": 0}, "rounds": 1}
+    return make_config(**settings | {"aggregation": "plain"} | more)
+
+
+def new_model(people: People, config: TrainConfig, outside: int = 0) -> ResidentModel:
+    """As a slot makes it; outside: what torch's own generator was left at in this process."""
+    torch.manual_seed(5)
+    pipeline = untrained_pipeline(people.manifest, widths=(16, 32), window=4)
+    torch.manual_seed(outside)
+    return ResidentModel(pipeline, config)
+
+
+def some_result(name: PhaseName, start: np.ndarray) -> np.ndarray:
+    """What a phase may have ended with."""
+    if name in STATISTICS_ROUNDS:
+        return np.random.default_rng(0).uniform(0.5, 1.5, len(start)).astype(np.float32)
+    return (start + np.random.default_rng(0).normal(0, 0.01, len(start))).astype(np.float32)
+
+
+@pytest.fixture
+def walked(people: People, make_config) -> tuple[list[np.ndarray], dict[PhaseName, np.ndarray], ResidentModel]:
+    """A slot that was there from the first phase to the last: initial vectors, results, and the model."""
+    model = new_model(people, config_of(make_config))
+    starts: list[np.ndarray] = []
+    results: dict[PhaseName, np.ndarray] = {}
+    for name in PHASES:
+        model.enter(name, results)
+        starts.append(model.phase.initial())
+        results[name] = some_result(name, starts[-1])
+    model.finish(results["calibration"])
+    return starts, results, model
+
+
+def state_of(model: ResidentModel) -> dict[str, torch.Tensor]:
+    parts = ("denoiser", "autoencoder", "identity_encoder", "sync_network")
+    return {
+        f"{part}.{name}": value
+        for part in parts
+        for name, value in (getattr(model.pipeline, part).state_dict() if getattr(model.pipeline, part) else {}).items()
+    }
+
+
+def test_two_slots_begin_every_phase_with_the_same_vector(walked, people: People, make_config) -> None:
+    """Whatever torch's global generator stands at, which is left alone too."""
+    starts, results, _ = walked
+    other = new_model(people, config_of(make_config), outside=77)
+    before: dict[PhaseName, np.ndarray] = {}
+    for name, start in zip(PHASES, starts, strict=True):
+        state = torch.get_rng_state()
+        other.enter(name, before)
+        vector = other.phase.initial()
+        assert torch.equal(torch.get_rng_state(), state), name
+        assert vector.dtype == np.float32 and vector.tobytes() == start.tobytes(), name
+        before[name] = results[name]
+
+
+def test_networks_of_their_own_come_from_the_runs_seed(walked, people: People, make_config) -> None:
+    starts, results, _ = walked
+    other = new_model(people, config_of(make_config, seed=1))
+    for place in (2, 3):
+        other.enter(PHASES[place], {earlier: results[earlier] for earlier in PHASES[:place]})
+        assert other.phase.initial().tobytes() != starts[place].tobytes()
+
+
+def test_a_slot_that_comes_later_takes_on_all_results_at_once(walked, people: People, make_config) -> None:
+    starts, results, model = walked
+    late = new_model(people, config_of(make_config), outside=3)
+    late.enter("calibration", {name: results[name] for name in PHASES[:-1]})
+    assert late.phase.initial().tobytes() == starts[-1].tobytes()
+    assert late.phase.frozen() == new_frozen(people, make_config, results)
+    late.finish(results["calibration"])
+    here, there = state_of(model), state_of(late)
+    assert here.keys() == there.keys()
+    assert [name for name in here if not torch.equal(here[name], there[name])] == []
+
+
+def new_frozen(people: People, make_config, results: dict[PhaseName, np.ndarray]) -> bytes:
+    """What a slot that went through phase after phase has frozen before the calibration."""
+    model = new_model(people, config_of(make_config))
+    before: dict[PhaseName, np.ndarray] = {}
+    for name in PHASES[:-1]:
+        model.enter(name, before)
+        before[name] = results[name]
+    model.enter("calibration", before)
+    return model.phase.frozen()
+
+
+def test_results_are_taken_on_once_and_in_order(people: People, make_config, monkeypatch) -> None:
+    model, taken = new_model(people, config_of(make_config)), []
+
+    class Noted:
+        """A phase that only notes what it is told."""
+
+        def __init__(self, name: PhaseName) -> None:
+            self.name = name
+
+        def initial(self) -> np.ndarray:
+            return np.zeros(1, np.float32)
+
+        def finish(self, vector: np.ndarray) -> None:
+            taken.append((self.name, vector.tolist()))
+
+    monkeypatch.setattr(model, "_made", Noted)
+    results = {name: np.array([place]) for place, name in enumerate(PHASES)}
+    model.enter("identity", {name: results[name] for name in ("units", "decoder")})
+    assert taken == [("units", [0]), ("decoder", [1])] and model.name == "identity"
+    model.finish(results["identity"])
+    model.finish(results["identity"])
+    model.enter("speech", {name: results[name] for name in ("units", "decoder", "identity", "sync")})
+    model.enter("speech", {name: results[name] for name in ("units", "decoder", "identity", "sync")})
+    assert taken == [("units", [0]), ("decoder", [1]), ("identity", [2]), ("sync", [3])]
+
+
+def test_a_phase_is_made_once_for_all_its_rounds(people: People, make_config) -> None:
+    model = new_model(people, config_of(make_config))
+    first = model.phase
+    model.enter("units", {})
+    assert model.phase is first
+    model.enter("decoder", {})
+    assert model.phase is not first
+
+
+def test_there_is_no_trainer_before_the_phase_faces(people: People, make_config) -> None:
+    model = new_model(people, config_of(make_config))
+    for name in PHASES[: PHASES.index("faces")]:
+        model.enter(name, {})
+        with pytest.raises(RunError, match=f"the model is in the phase {name} and has no adapters yet"):
+            _ = model.trainer
+    model.enter("faces", {})
+    assert model.phase.initial().size and model.trainer.model is model.pipeline.denoiser
+    trainer = model.trainer
+    model.enter("calibration", {})
+    assert model.trainer is trainer, "it stays for who samples and exports"
+
+
+def test_the_sync_network_hears_in_the_units_that_the_clients_fixed(people: People, make_config) -> None:
+    model = new_model(people, config_of(make_config))
+    units = some_result("units", model.phase.initial())
+    model.enter("sync", {"units": units})
+    assert model.phase.initial().size
+    base, network = model.pipeline.denoiser, model.pipeline.sync_network
+    assert network is not None and torch.equal(network.residual_std, base.residual_std)
+    assert not (base.residual_std == 1).all()
+
+
+def test_networks_that_a_pipeline_brings_are_trained_on(people: People, make_config) -> None:
+    model = new_model(people, config_of(make_config))
+    torch.manual_seed(9)
+    encoder = IdentityEncoder(dimensions=8, widths=(8, 16))
+    network = SyncNetwork(16, 8, *people.manifest.shapes["speech"], width=16)
+    model.pipeline.register_modules(identity_encoder=encoder, sync_network=network)
+    modules: dict[PhaseName, torch.nn.Module] = {"identity": encoder, "sync": network}
+    for name, module in modules.items():
+        model.enter(name, {})
+        assert len(model.phase.initial()) == sum(parameter.numel() for parameter in module.parameters())
+    assert model.pipeline.identity_encoder is encoder and model.pipeline.sync_network is network
+
+
+def test_the_decoder_of_a_published_autoencoder_is_not_trained(people: People, make_config) -> None:
+    model = new_model(people, config_of(make_config))
+    model.pipeline.autoencoder = torch.nn.Identity()
+    model.enter("decoder", {})
+    with pytest.raises(RunError, match="decoder trains the project's own autoencoder, and this pipeline has another"):
+        _ = model.phase
+
+
+def test_a_report_counts_frames_and_scores_where_faces_are_trained(people: People, make_config) -> None:
+    """isfa weights by a score, of which there is none before the phase `faces`: there clips count as they are."""
+    config = config_of(make_config, strategy={"name": "isfa"}, phases=["units", "faces"])
+    model, frames = new_model(people, config), people.frames("s1")
+    units, fitted = model.fit(task_of(config, people, "s1", 1, model.phase.initial()), frames)
+    assert (units.client, units.samples, units.weight) == ("s1", frames, float(frames)) and units.score is None
+    model.enter("faces", {"units": fitted.update})
+    faces, fitted = model.fit(task_of(config, people, "s1", 2, model.phase.initial()), frames)
+    assert faces.score is not None and fitted.reliability is not None and faces.score == fitted.reliability.score
+    assert (
+        faces.temp_stab == fitted.reliability.temp_stab
+        and faces.weight != units.weight
+        and faces.losses == fitted.losses
+    )
+
+
+def test_a_task_knows_its_place_in_its_phase_and_its_seed_is_the_rounds(people: People, make_config) -> None:
+    """units 1, decoder 2, identity 3, sync 4, speech 5 to 8: round 7 is the third of four."""
+    config = config_of(make_config, speech={"rounds": 4, "steps": 5})
+    task = task_of(config, people, "s1", 7, np.zeros(0))
+    assert task.phase == PhaseRounds("speech", 5, 8) and task.index == 2 and task.phase.count == 4
+    pace = task.pace(0.1, 5)
+    assert (pace.before, pace.total) == (10, 20)
+    others = [
+        task_of(config, people, who, number, np.zeros(0)).seed for who, number in (("s1", 7), ("s2", 7), ("s1", 8))
+    ]
+    assert task.seed == others[0] and len(set(others)) == 3
