@@ -44,7 +44,7 @@ def prepare(
     corpus: Annotated[
         str,
         typer.Option(
-            help="grid, folder, synthetic, ravdess, crema-d, lrs3, voxceleb2 or hdtf (layouts: docs/corpora.md)."
+            help="grid, folder, synthetic, puppets, ravdess, crema-d, lrs3, voxceleb2 or hdtf (docs/corpora.md)."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Shards folder to write.")],
@@ -64,9 +64,9 @@ def prepare(
     max_clips: Annotated[
         int | None, typer.Option(help="At most so many clips per identity, spread evenly over its clips.")
     ] = None,
-    identities: Annotated[int, typer.Option(help="synthetic: how many people.")] = 8,
-    clips: Annotated[int, typer.Option(help="synthetic: clips per person.")] = 6,
-    seed: Annotated[int, typer.Option(help="synthetic: which people.")] = 0,
+    identities: Annotated[int, typer.Option(help="synthetic, puppets: how many people.")] = 8,
+    clips: Annotated[int, typer.Option(help="synthetic, puppets: clips per person.")] = 6,
+    seed: Annotated[int, typer.Option(help="synthetic, puppets: which people.")] = 0,
     unseen: Annotated[
         str | None,
         typer.Option(
@@ -173,7 +173,8 @@ def train(
 
     folder = RunFolder(run_train(load_config(config, overrides), resume))
     print(f"run: {folder.path}")
-    print(f"model: {folder.pipeline} and {folder.shared_adapter}; videos: {folder.samples}")
+    adapter = f" and {folder.shared_adapter}" if folder.has_shared_adapter() else ""
+    print(f"model: {folder.pipeline}{adapter}; videos: {folder.samples}")
     print(f"TensorBoard: tensorboard --logdir {folder.tensorboard}")
 
 

@@ -12,7 +12,6 @@ from fedtalk_ray.corpora.source import ClipSource, CorpusError
 from fedtalk_ray.media.faces import crop_faces, face_transforms
 from fedtalk_ray.media.video import SAMPLE_RATE, Footage, has_sound, read_audio, sound_of
 
-SYNTHETIC = "synthetic"
 _NAMES_SHOWN = 20
 
 
@@ -20,10 +19,11 @@ def list_corpus(
     corpus: str, root: str | Path | None, *, identities: int = 8, clips: int = 6, seed: int = 0
 ) -> list[ClipSource]:
     """All clips of a corpus, those of one identity together. Raises `CorpusError` for what cannot be listed."""
-    if corpus == SYNTHETIC:
-        return list_synthetic(identities, clips, seed)
+    if corpus in synthetic.KINDS:
+        return list_synthetic(identities, clips, seed, corpus)
     if corpus not in layouts.available():
-        raise CorpusError(f"corpus {corpus!r} is unknown; known: {', '.join([*layouts.available(), SYNTHETIC])}")
+        known = ", ".join([*layouts.available(), *synthetic.KINDS])
+        raise CorpusError(f"corpus {corpus!r} is unknown; known: {known}")
     found = layouts.layout(corpus)
     if root is None:
         raise CorpusError(f"corpus {corpus} needs --root, the folder that holds {found.ROOT_HOLDS}")
@@ -32,12 +32,12 @@ def list_corpus(
     return list(found.list_clips(Path(root)))
 
 
-def list_synthetic(identities: int, clips: int, seed: int) -> list[ClipSource]:
-    """`clips` clips of each of `identities` drawn people."""
+def list_synthetic(identities: int, clips: int, seed: int, kind: str = synthetic.PEOPLE) -> list[ClipSource]:
+    """`clips` clips of each of `identities` drawn people of a kind."""
     if identities < 1 or clips < 1:
         raise CorpusError(f"--identities {identities} --clips {clips}: both must be at least 1")
     return [
-        ClipSource(synthetic.identity_name(who), synthetic.clip_name(clip), None, who, clip, seed)
+        ClipSource(synthetic.identity_name(who), synthetic.clip_name(clip), None, who, clip, seed, kind=kind)
         for who in range(identities)
         for clip in range(clips)
     ]
@@ -93,7 +93,9 @@ def open_clip(source: ClipSource, size: int) -> Clip:
     Raises `media.video.VideoError` or `media.faces.NoFaceError` when the clip cannot be used.
     """
     if source.path is None:
-        drawn = synthetic.render_clip(source.synthetic_identity, source.synthetic_clip, seed=source.seed, size=size)
+        drawn = synthetic.render_clip(
+            source.synthetic_identity, source.synthetic_clip, seed=source.seed, size=size, kind=source.kind
+        )
         return Clip(len(drawn.video.frames), iter(drawn.video.frames), drawn.video.audio)
     audio = sound_beside(source)
     footage = Footage(source.path, source.begin, source.end, source.crop)

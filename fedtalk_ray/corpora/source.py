@@ -15,12 +15,13 @@ class CorpusError(UserError):
 
 @dataclass(frozen=True)
 class ClipSource:
-    """One clip to prepare: a video file or a part of one, or a clip of the synthetic corpus (`path` is None).
+    """One clip to prepare: a video file or a part of one, or a clip that is drawn (`path` is None).
 
     begin, end: seconds from the start of the file; an infinite end is the file's own.
     crop: the part of the picture that holds the face; `WHOLE_PICTURE` cuts nothing off.
     sound: a file heard where the video itself has no sound; it starts with the video.
     held_out: the corpus counts this identity to its own test set.
+    kind: of people who are drawn (`corpora.synthetic`).
     """
 
     identity: str
@@ -34,6 +35,7 @@ class ClipSource:
     crop: Box = WHOLE_PICTURE
     sound: str | None = None
     held_out: bool = False
+    kind: str = "synthetic"
 
     def row(self) -> dict:
         """All fields as a row of one kind for every clip: "" stands for None, a list for the box."""

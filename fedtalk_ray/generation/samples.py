@@ -1,5 +1,6 @@
 """Samples to look at: a video with its sound, and a contact sheet of truth above and generated below."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from fedtalk_ray.generation.generate import enlarge
 from fedtalk_ray.media.video import write_video
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
+from fedtalk_ray.model.released import load_released, open_model
 from fedtalk_ray.outputs import new_file
 from fedtalk_ray.shards.format import Piece
 
@@ -21,6 +23,20 @@ def write_sample(pipeline: TalkingHeadPipeline, piece: Piece, folder: Path, name
     rows = [(f"{piece.client}/{piece.clip}  ground truth", piece.frames), ("generated from its first frame", frames)]
     write_png(folder / f"{name}.png", contact_sheet(rows))
     return frames
+
+
+def write_comparison(piece: Piece, models: Mapping[str, str | Path], path: Path) -> None:
+    """A contact sheet of a clip: the truth, then what each model makes of its first frame and its sound.
+
+    models: what a row is called -> a run's folder or a pretrained pipeline.
+    """
+    audio = piece.waveform.astype(np.float32) / 32767
+    rows = [(f"{piece.client}/{piece.clip}  ground truth", piece.frames)]
+    for name, source in models.items():
+        pipeline = load_released(open_model(source))
+        made = pipeline(piece.frames[0], audio, generator=torch.Generator().manual_seed(0)).frames
+        rows.append((name, made[: len(piece.frames)]))
+    write_png(path, contact_sheet(rows))
 
 
 LABEL_HEIGHT = 18

@@ -125,8 +125,11 @@ def voice_traits(rng: np.random.Generator) -> VoiceTraits:
     )
 
 
-def speak(traits: VoiceTraits, frames: int, rng: np.random.Generator) -> Speech:
-    """Let a speaker say `frames` / 25 seconds of nonsense, with pauses in places that only `rng` knows."""
+def speak(traits: VoiceTraits, frames: int, rng: np.random.Generator, lead: float = LIP_LEAD) -> Speech:
+    """Let a speaker say `frames` / 25 seconds of nonsense, with pauses in places that only `rng` knows.
+
+    lead: seconds by which the lips are ahead of the sound; behind it where negative.
+    """
     steps = frames * RATE // FPS
     phones, lengths, stress = _script(traits, steps, rng)
     table = np.array([phone[:6] for phone in phones], np.float64)
@@ -144,9 +147,9 @@ def speak(traits: VoiceTraits, frames: int, rng: np.random.Generator) -> Speech:
     audio += rng.normal(0, 4e-4, audio.size)
     return Speech(
         audio=np.tanh(audio).astype(np.float32),
-        opening=_to_frames(np.repeat(lips * np.maximum(stress, 0.3), lengths)[:steps], frames, closes=True)
+        opening=_to_frames(np.repeat(lips * np.maximum(stress, 0.3), lengths)[:steps], frames, lead, closes=True)
         * np.float32(traits.strength),
-        spread=_to_frames(np.clip((track[:, 1] - 800) / 1450, 0, 1), frames),
+        spread=_to_frames(np.clip((track[:, 1] - 800) / 1450, 0, 1), frames, lead),
         loudness=_to_frames(voiced, frames),
     )
 
@@ -216,10 +219,10 @@ def _to_samples(track: np.ndarray) -> np.ndarray:
     return np.interp(at, np.arange(track.size), track)
 
 
-def _to_frames(track: np.ndarray, frames: int, closes: bool = False) -> np.ndarray:
+def _to_frames(track: np.ndarray, frames: int, lead: float = LIP_LEAD, closes: bool = False) -> np.ndarray:
     """Blend neighbouring phones and read the lips in the middle of each frame, a little ahead of the sound."""
     smooth = gaussian_filter1d(track, LIP_SMOOTHING * RATE * 0.6, mode="nearest")
     if closes:
         smooth = np.maximum(smooth, 0)
-    at = ((np.arange(frames) + 0.5) / FPS + LIP_LEAD) * RATE - 0.5
+    at = ((np.arange(frames) + 0.5) / FPS + lead) * RATE - 0.5
     return np.interp(at, np.arange(track.size), smooth).astype(np.float32)

@@ -81,7 +81,7 @@ def refusal(*arguments: object, **options: int) -> str:
 
 def test_what_cannot_be_listed_is_named(tmp_path: Path) -> None:
     assert refusal("vox", tmp_path) == (
-        "corpus 'vox' is unknown; known: crema-d, folder, grid, hdtf, lrs3, ravdess, voxceleb2, synthetic"
+        "corpus 'vox' is unknown; known: crema-d, folder, grid, hdtf, lrs3, ravdess, voxceleb2, synthetic, puppets"
     )
     assert refusal("grid", None) == "corpus grid needs --root, the folder that holds <identity>/<clip>"
     missing = tmp_path / "none"
@@ -100,6 +100,15 @@ def test_the_synthetic_corpus_needs_no_folder(tmp_path: Path) -> None:
     assert names(sources) == [(f"id000{who}", f"clip000{clip}") for who in range(2) for clip in range(3)]
     last = sources[-1]
     assert (last.path, last.synthetic_identity, last.synthetic_clip, last.seed) == (None, 1, 2, 4)
+
+
+def test_puppets_are_drawn_and_remembered_as_puppets() -> None:
+    sources = list_corpus("puppets", None, identities=1, clips=1, seed=4)
+    source = ClipSource.from_row(sources[0].row())
+    assert source == sources[0] and source.kind == "puppets"
+    truth = synthetic.render_clip(0, 0, seed=4, size=16, kind="puppets").video
+    video = load_clip(source, 16)
+    assert (video.frames == truth.frames).all() and (video.audio == truth.audio).all()
 
 
 def test_a_synthetic_clip_is_drawn_at_the_size_asked_for() -> None:

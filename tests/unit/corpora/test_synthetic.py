@@ -12,9 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedtalk_ray.corpora.drawn.person import face_traits
+from fedtalk_ray.corpora.drawn.puppets import puppet_face, puppet_voice
 from fedtalk_ray.corpora.drawn.voice import VOWELS, Speech, speak, voice_traits
 from fedtalk_ray.corpora.listing import synthetic
 from fedtalk_ray.media.face_template import LEFT_EYE, RIGHT_EYE, mouth_mask
+from fedtalk_ray.media.lips import lip_aperture
 
 
 @lru_cache
@@ -197,3 +200,29 @@ def test_names_sort_in_order():
 def test_bad_arguments_are_named(arguments: dict, message: str):
     with pytest.raises(ValueError, match=message):
         synthetic.render_clip(**arguments)
+
+
+def test_no_person_is_like_any_puppet() -> None:
+    """What the model inside the package knows, and what it does not: skins, mouths and voices do not overlap."""
+    draws = [np.random.default_rng([0, who]) for who in range(60)]
+    people = [(voice := voice_traits(rng), face_traits(rng, voice.height)) for rng in draws]
+    draws = [np.random.default_rng([0, who]) for who in range(60)]
+    puppets = [(puppet_voice(rng), puppet_face(rng)) for rng in draws]
+    assert max(voice.tract for voice, _ in people) < min(voice.tract for voice, _ in puppets)
+    assert max(face.mouth_width for _, face in people) < min(face.mouth_width for _, face in puppets)
+    assert max(face.upper_lip for _, face in people) < min(face.upper_lip for _, face in puppets)
+
+
+def test_a_puppets_lips_can_be_read() -> None:
+    """By the landmark finder, on most of them."""
+    made = [synthetic.render_clip(who, 0, kind="puppets") for who in range(5)]
+    read = [np.corrcoef(lip_aperture(clip.video.frames), clip.aperture)[0, 1] for clip in made]
+    assert np.median(read) > 0.85
+
+
+def test_a_puppets_lips_come_after_its_sound() -> None:
+    """The same speaker's: four frames later than a person's (0.14 s behind and not 0.02 s ahead), and else alike."""
+    voice = puppet_voice(np.random.default_rng(0))
+    ahead, behind = (speak(voice, 75, np.random.default_rng(1), lead) for lead in (0.02, -0.14))
+    assert (ahead.audio == behind.audio).all()
+    assert np.corrcoef(ahead.opening[:-4], behind.opening[4:])[0, 1] > 0.999
