@@ -163,7 +163,7 @@ class ClientSlot:
         for the model as it is, where the phase `faces` is over.
         """
         if shared is None:
-            self._model.finished()
+            self._model.check_finished()
         for identity in identities:
             unseen = identity in self._people.unseen
             place = self._run.samples if unseen else self._run.client(identity).samples
@@ -176,7 +176,7 @@ class ClientSlot:
         """Makes these parameters the run's released model, as after the round; None for the model as it is."""
         trainer = self._model.trainer
         if shared is None:
-            self._model.finished()
+            self._model.check_finished()
         else:
             trainer.load(shared, None)
         pipeline, kind = self._model.pipeline, self._config.shared

@@ -229,6 +229,9 @@ def evaluate(
     shared_only: Annotated[bool, typer.Option("--shared-only", help="Leave the clients' own adapters out.")] = False,
     samples: Annotated[int, typer.Option(min=1, help="Noise seeds to average over.")] = 1,
     clips: Annotated[int | None, typer.Option(min=1, help="At most so many clips a group, for a quick look.")] = None,
+    exclude: Annotated[
+        str | None, typer.Option(help="Leave these people out, by commas: those by whom settings were chosen.")
+    ] = None,
 ) -> None:
     """Measure held-out clips, beside copying the reference frame and the autoencoder alone.
 
@@ -240,7 +243,8 @@ def evaluate(
     if split not in SPLITS:
         raise UserError(f"--split is {split!r}; known: {', '.join(SPLITS)}")
     instruments, missing = load_instruments(judge)
-    result = evaluate_run(run, shards, split, instruments, not shared_only, samples, clips)
+    excluded = [name.strip() for name in (exclude or "").split(",") if name.strip()]
+    result = evaluate_run(run, shards, split, instruments, not shared_only, samples, clips, excluded)
     write_metrics(result, out)
     print(metrics_table(result))
     for line in missing:

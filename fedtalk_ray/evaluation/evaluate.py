@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fedtalk_ray.errors import ShardError
 from fedtalk_ray.evaluation.clip_figures import Figures, measure, measure_truth, real_figures
 from fedtalk_ray.evaluation.frechet import FeatureNetwork, frechet_distance, halves, load_features
 from fedtalk_ray.evaluation.held_out import GROUPS, Clip, HeldOut, another_real_clip, choose_clips, read_clips
@@ -88,6 +89,9 @@ def evaluate_run(
     """
     folder, instruments, device = open_model(run), instruments or Instruments(), pick_device(device)
     people = People(shards, load_manifest(shards))
+    for name in excluded:
+        if name not in people.manifest.identities:
+            raise ShardError(f"{name!r} is to be left out, and is not in the shards {shards}")
     model = load_released(folder, device=device)
     check_fits(people.manifest, model, str(folder.pipeline))
     entries = choose_clips(people.manifest, split, limit, excluded)

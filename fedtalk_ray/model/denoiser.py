@@ -3,7 +3,7 @@
 What made faces speak in trials on two cores, and what is therefore here: the network works on the *residual* of
 each frame's latent on the reference frame's latent, in units of that residual's standard deviation, so background,
 hair and identity come for free. Sound passes a bottleneck of a few numbers a frame, the *motion code*, which a
-regression of its own teaches (`training.train_speech_motion`): with more the U-Net knows training clips by their sound
+regression of its own teaches (the phase `speech`): with more the U-Net knows training clips by their sound
 and its lips do not generalise. Its first numbers are the shape of the lips, which means the same on every face. The
 code enters by FiLM (added to the timestep embedding that scales and shifts each block) and as a picture, the rough
 motion that it alone suggests. Blocks are two-dimensional per frame, each followed by a three-tap convolution over
@@ -34,7 +34,7 @@ class TalkingHeadDenoiser(MotionUnits, ModelMixin, ConfigMixin):
     Shapes: B windows of T frames, C latent channels of h x w cells. `prediction_type` says what the output means
     ("sample" is x0) and is stored so that a pipeline's scheduler agrees. `speech` names the features that `speech_hops`
     and `mel_bins` are the shape of, `identity` the face embedding of `identity_dimensions` numbers (0: none). Of the
-    `motions` numbers of a motion code the first `lip_numbers` are a lip shape (`training.train_speech_motion`).
+    `motions` numbers of a motion code the first `lip_numbers` are a lip shape (`MotionUnits.lip_shape`).
     """
 
     _supports_gradient_checkpointing = True

@@ -43,8 +43,7 @@ class ResidentModel:
         scored = self._strategy.score_alpha is not None
         self._unscored = load_strategy(StrategyConfig(name="fedavg")) if scored else self._strategy
         self._trainer: LocalTrainer | None = None
-        self._phase: Phase | None = None
-        self._initial = np.zeros(0, np.float32)
+        self._begun: tuple[Phase, np.ndarray] | None = None
         self.over: list[PhaseName] = []
         self.name: PhaseName = config.phases[0]
 
@@ -57,19 +56,22 @@ class ResidentModel:
 
     @property
     def phase(self) -> Phase:
-        if self._phase is None:
-            self._phase = self._made(self.name)
-            self._initial = self._phase.initial()
-        return self._phase
+        return self._present()[0]
 
     @property
     def initial(self) -> np.ndarray:
         """The phase's shared vector before its first round, float32 [D], whoever trained here since: what a client's
         training leaves in the model is that client's alone."""
-        assert self.phase is not None  # made when it is first asked for
-        return self._initial
+        return self._present()[1]
 
-    def finished(self) -> None:
+    def _present(self) -> tuple[Phase, np.ndarray]:
+        """The present phase, made when it is first asked for, and what it began with."""
+        if self._begun is None:
+            phase = self._made(self.name)
+            self._begun = phase, phase.initial()
+        return self._begun
+
+    def check_finished(self) -> None:
         """Raises `RunError` unless the phase `faces` is over: until then a client's training may lie in the model."""
         if "faces" not in self.over:
             raise RunError(f"the model is in the phase {self.name}; without parameters there is nothing to show yet")
@@ -101,7 +103,7 @@ class ResidentModel:
 
     def _begin(self, name: PhaseName) -> None:
         if name != self.name:
-            self.name, self._phase = name, None
+            self.name, self._begun = name, None
 
     def _made(self, name: PhaseName) -> Phase:
         config, pipeline, device = self._config, self.pipeline, self._device

@@ -1,4 +1,4 @@
-"""What all phases have in common: what a client is given, what it answers, and who makes a phase by its name."""
+"""What all phases have in common: what a client is given, what it answers, and a digest of what stays frozen."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping

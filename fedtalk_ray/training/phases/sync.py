@@ -103,7 +103,7 @@ def pair_loss(
 
 
 def vary_clips(pieces: list[Piece], autoencoder: ModelMixin, rng: np.random.Generator) -> list[Piece]:
-    """The same pieces with latents of varied pictures (`vary_pictures`): add some to what `train_sync` is given.
+    """The same pieces with latents of varied pictures (`vary_pictures`): `sync_losses` adds some to a client's own.
 
     Frames and sound are shared with the originals, so a copy costs its latents. About 15 ms a clip of 75 frames.
     """

@@ -162,6 +162,11 @@ def test_what_is_not_there_is_refused(shards: tuple[Path, Manifest], tmp_path: P
         evaluate_run(tmp_path, shards[0], "test")
 
 
+def test_whoever_is_left_out_must_be_there(shards: tuple[Path, Manifest], pretrained: Path) -> None:
+    with pytest.raises(ShardError, match="'ghost' is to be left out, and is not in the shards"):
+        evaluate_run(pretrained, shards[0], "test", excluded=["ghost"])
+
+
 def test_shards_of_another_encoder_are_refused(
     shards: tuple[Path, Manifest], make_pipeline: Callable[..., TalkingHeadPipeline], tmp_path: Path
 ) -> None:
