@@ -1,9 +1,12 @@
 """A client slot as a plain object: what it does with a client that has no usable update."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from fedtalk_ray.actors.client import ClientSlot
@@ -43,3 +46,38 @@ def test_a_client_whose_update_is_not_finite_abstains_in_a_plain_round_too(
     monkeypatch.setattr(slot, "_fit_one", lambda *_: fails_for_b(1, "b"))
     fitted, update = slot.fit(["b"], 2, shared)
     assert (fitted.clients, update) == ((), None) and fitted.refused == {"not finite": 1}
+
+
+def test_a_client_with_nothing_to_teach_is_left_out_by_name(
+    tmp_path: Path, make_config: Callable[..., TrainConfig], make_shards: Callable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Silence in `speech`, lips that never move in `units`: the others go on, and the slot's log says who and why."""
+    manifest = make_shards(tmp_path / "shards", {who: [30, 30] for who in "abc"})
+    untrained_pipeline(manifest, widths=(16, 32), window=4).save_pretrained(str(tmp_path / "pretrained"))
+    for who, column in (("a", "speech"), ("b", "landmarks")):
+        still(tmp_path / "shards" / f"client={who}" / "train-000.parquet", column)
+    # What was changed is no longer what the manifest vouches for.
+    place = tmp_path / "shards" / "manifest.json"
+    place.write_text(json.dumps(json.loads(place.read_text()) | {"files": {}}))
+    places = {"run": str(tmp_path / "run"), "shards": str(tmp_path / "shards")}
+    phases = {"phases": ["units", "speech", "faces"], "speech": {"steps": 1, "batch_size": 2}}
+    slot = ClientSlot(make_config(**places, **phases, pretrained=str(tmp_path / "pretrained"), aggregation="plain"))
+    units, update = slot.fit(["a", "b", "c"], 1, slot.start())
+    assert units.clients == ("a", "c") and units.refused == {"nothing to give": 1}
+    assert "b is left out of round 1: its lips never move" in capsys.readouterr().out
+    assert update is not None
+    shared = slot.enter("speech", {"units": update.weighted_sum / np.float32(update.total_weight)})
+    speech, _ = slot.fit(["a", "c"], 2, shared)
+    assert speech.clients == ("c",) and speech.refused == {"nothing to give": 1}
+    assert "a is left out of round 2: its clips are silent" in capsys.readouterr().out
+
+
+def still(file: Path, column: str) -> None:
+    """Rewrites a shard so that a column says the same in every frame."""
+    table = pq.read_table(file)
+    kind = np.float32 if column == "landmarks" else np.float16
+    values = [np.frombuffer(cell.as_py(), kind) for cell in table[column]]
+    frames = len(values[0]) // 136 if column == "landmarks" else 1
+    same = [np.tile(each[: len(each) // frames], frames) if frames > 1 else np.zeros_like(each) for each in values]
+    changed = pa.array([each.astype(kind).tobytes() for each in same], pa.binary())
+    pq.write_table(table.set_column(table.column_names.index(column), column, changed), file)
