@@ -121,6 +121,21 @@ class AdapterConfig(Section):
     """Of `identity`; its alpha is twice this."""
 
 
+class StrategyConfig(Section):
+    """How client updates are weighted and what each client minimises."""
+
+    name: str = "isfa"
+    """fedavg: w_k ~ n_k. fedprox: fedavg with a proximal term. isfa: w_k ~ n_k exp(gamma s_k).
+    A file in `fedtalk_ray/federation/strategies` adds one under its own name."""
+    gamma: float = Field(8.0, ge=0)
+    """ISFA: how strongly the reliability score bends the weights; 0 is fedavg. At 8 a client that fails one of the two
+    scores counts a fiftieth of one that passes both."""
+    alpha: float = Field(0.5, ge=0, le=1)
+    """ISFA: s = alpha * IDSim + (1 - alpha) * TempStab."""
+    mu: float = Field(0.01, ge=0)
+    """FedProx: weight of mu / 2 * ||theta - theta_round||^2 in the client's loss."""
+
+
 class StepsConfig(Section):
     """A phase in which every client takes optimiser steps (AdamW), its learning rate falling over the whole phase."""
 
@@ -135,7 +150,7 @@ class StepsConfig(Section):
     weight_decay: float = Field(0.0, ge=0)
     """AdamW's."""
     clip_norm: float | None = Field(None, gt=0)
-    """With noise: bound on a client's weighted update in this phase. null: `privacy.clip_norm`."""
+    """`privacy.clip_norm` of this phase. null: that one."""
 
 
 class SpeechConfig(StepsConfig):

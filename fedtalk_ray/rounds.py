@@ -73,8 +73,9 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
         server = start_server(config, pool.vector, sampling_rate(config, len(clients)))
         # Whose held-out loss is looked at: where clients are promised anything, they tell none.
         unseen = people.manifest.unseen()
-        examined = (clients if config.in_the_clear else unseen)[: config.evaluation.clients]
-        federation = Federation(config, pool, server, listeners, examined, [clients[0], *unseen[:1]])
+        judged = [client for client in clients[: config.evaluation.clients] if clients.held_out(client)]
+        examined = judged if config.in_the_clear else unseen[: config.evaluation.clients]
+        federation = Federation(config, pool, server, listeners, examined, [*judged[:1], *unseen[:1]])
         if number := interrupted_round(run, first):
             federation.enter_phase_of(number)
             federation.close_round(
@@ -122,10 +123,10 @@ class Federation:
 
     def enter_phase_of(self, number: int) -> None:
         """Goes over to the phase that a round belongs to, where the slots are not in it."""
-        phase = self._config.phase_at(number).name
-        if phase != self._phase:
+        phase = self._config.phase_at(number)
+        if phase.name != self._phase:
             begin_phase(self._pool, self._server, phase)
-            self._phase = phase
+            self._phase = phase.name
 
     def draw(self, sampler: Sampler, number: int) -> list[str]:
         """The cohort of a round."""

@@ -3,7 +3,7 @@
 What clients compute, phase by phase, is in `recipe`.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -19,25 +19,11 @@ from fedtalk_ray.recipe import (
     PhaseRounds,
     Section,
     SpeechConfig,
+    StrategyConfig,
     SyncConfig,
 )
 
 ADAPTIVE_FROM = 64  # clients a round: the noise on the quantile that the clip norm follows is a twentieth of them
-
-
-class StrategyConfig(Section):
-    """How client updates are weighted and what each client minimises."""
-
-    name: str = "isfa"
-    """fedavg: w_k ~ n_k. fedprox: fedavg with a proximal term. isfa: w_k ~ n_k exp(gamma s_k).
-    A file in `fedtalk_ray/federation/strategies` adds one under its own name."""
-    gamma: float = Field(8.0, ge=0)
-    """ISFA: how strongly the reliability score bends the weights; 0 is fedavg. At 8 a client that fails one of the two
-    scores counts a fiftieth of one that passes both."""
-    alpha: float = Field(0.5, ge=0, le=1)
-    """ISFA: s = alpha * IDSim + (1 - alpha) * TempStab."""
-    mu: float = Field(0.01, ge=0)
-    """FedProx: weight of mu / 2 * ||theta - theta_round||^2 in the client's loss."""
 
 
 class ServerConfig(Section):
@@ -67,7 +53,8 @@ class PopulationConfig(Section):
     identity is one client."""
     pieces_per_client: int | None = Field(None, ge=1)
     """Every identity is as many clients as it takes for none to hold more training pieces (clips of 8 seconds at most):
-    somebody with many clips is several clients, and who has few stays one. Not with `clients`."""
+    somebody with many clips is several clients, and who has few stays one. What is promised is promised to a client: a
+    sum of eight may be of one person's. Not with `clients`."""
     pooled: bool = False
     """One client that holds everybody's clips, those of people who could not be clients too: central training as a
     federation of one. Not with `clients`."""
@@ -120,7 +107,7 @@ class PrivacyConfig(Section):
     view: Literal["release", "server"] = "release"
     """Whose epsilon is held to the budget: release, who sees the models and not the cohorts; server, who knows them."""
     participation_cap: int | None = Field(None, ge=1)
-    """Rounds in which a client takes part at most. null: as often as it is drawn."""
+    """Rounds of all phases in which a client takes part at most. null: as often as it is drawn."""
     clip_norm: float | None = Field(None, gt=0)
     """C: bound on a client's weighted update. null: 10 without noise, where it is not meant to bind; set it with
     noise."""
@@ -242,8 +229,8 @@ class TrainConfig(Section):
     seed: int = Field(0, ge=0)
     """Every random choice derives from it."""
     phases: list[PhaseName] = Field(["units", "speech", "faces", "calibration"])
-    """What is taught, in the order of `recipe`. [faces] alone goes on from a `pretrained` that knows people of this
-    kind already; decoder, identity and sync belong to a backbone that starts from nothing."""
+    """What is taught, in the order of `recipe`. [faces] goes on from a `pretrained` that knows such people, and is
+    what a run with noise does that names nothing; decoder, identity and sync belong to a backbone from nothing."""
     rounds: int = Field(10, ge=1)
     """Rounds of the phase `faces`, those before a resume included."""
     speech: SpeechConfig = SpeechConfig()
@@ -278,6 +265,15 @@ class TrainConfig(Section):
     draws stack traces and flame graphs (docs/debugging.md). Whoever reaches the node can then enter a client's process:
     for trials only."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _quiet_phases(cls, tree: Any) -> Any:
+        """With noise the phases are [faces] where none are named: statistics of so few would drown in it."""
+        if isinstance(tree, dict) and "phases" not in tree and isinstance(tree.get("privacy"), (dict, Section)):
+            quiet = dict(tree["privacy"]).get("mechanism", "none") == "none"
+            return tree if quiet else tree | {"phases": ["faces"]}
+        return tree
+
     @model_validator(mode="after")
     def _needs_a_backbone(self) -> "TrainConfig":
         if self.shared == "adapter" and self.pretrained is None:
@@ -286,6 +282,13 @@ class TrainConfig(Section):
             raise ValueError("phases: faces is missing, and nothing else makes a model that speaks")
         if self.phases != [name for name in PHASES if name in self.phases]:
             raise ValueError(f"phases: each runs once, in this order: {', '.join(PHASES)}")
+        if self.privacy.mechanism != "none" and (
+            drowned := [name for name in self.phases if name in STATISTICS_ROUNDS]
+        ):
+            raise ValueError(
+                f"phases: the statistics of {' and '.join(drowned)} drown in a privacy.mechanism's noise; leave them "
+                "out, and begin with a `pretrained` that has them"
+            )
         if self.pretrained is None and "units" not in self.phases:
             raise ValueError("phases: a backbone that starts from random weights (pretrained: null) needs units")
         return self

@@ -5,7 +5,7 @@ from typing import Any
 from fedtalk_ray.actors.parameter_server import ask
 from fedtalk_ray.actors.pool import SlotPool, result_of
 from fedtalk_ray.messages import HeldOutLoss
-from fedtalk_ray.recipe import PhaseName
+from fedtalk_ray.recipe import PhaseName, PhaseRounds
 from fedtalk_ray.runs.folder import RunFolder
 
 
@@ -27,17 +27,17 @@ def release(pool: SlotPool, run: RunFolder, speakers: list[str], number: int, sh
         result_of(outcome)
 
 
-def begin_phase(pool: SlotPool, server: Any, phase: PhaseName) -> None:
+def begin_phase(pool: SlotPool, server: Any, phase: PhaseRounds) -> None:
     """Takes the server and all slots, those that come later too, over to a phase.
 
     A run that is gone on with, or whose server came back, may be in it already.
     """
-    under_way = ask(server, "phase") == phase
+    under_way = ask(server, "phase") == phase.name
     results = ask(server, "results" if under_way else "end_phase")
-    pool.tell_all("enter", phase, results)
-    pool.vector = pool.one("enter", phase, results)
+    pool.tell_all("enter", phase.name, results)
+    pool.vector = pool.one("enter", phase.name, results)
     if not under_way:
-        ask(server, "begin_phase", phase, pool.vector)
+        ask(server, "begin_phase", phase.name, pool.vector, phase.first - 1)
 
 
 def end_last_phase(pool: SlotPool, server: Any, phase: PhaseName) -> None:

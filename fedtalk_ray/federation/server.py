@@ -67,13 +67,18 @@ class ParameterServer:
         """The results with the present phase's among them, for who goes over to the next; nothing changes here."""
         return self._results | {self._phase: self.released()}
 
-    def begin_phase(self, phase: PhaseName, initial: np.ndarray) -> None:
-        """Goes over to the next phase, which begins with these parameters, float32 [D].
+    def begin_phase(self, phase: PhaseName, initial: np.ndarray, after: int) -> None:
+        """Goes over to the next phase, which begins with these parameters, float32 [D], after a round.
 
-        What this one ended with is kept. Repeating it changes nothing.
+        What this one ended with is kept. Repeating it changes nothing. Raises `RunError` where the server is elsewhere.
         """
         if phase == self._phase:
             return
+        if self._round != after or phase in self._results:
+            raise RunError(
+                f"the phase {phase} begins after round {after}, and the server is at round {self._round} of the phase "
+                f"{self._phase}; the last checkpoint is intact: go on with --resume"
+            )
         begun = Checkpoint(self._round, initial, {}, None, phase, self._round, self.end_phase())
         save_checkpoint(self._checkpoints, begun, self._fingerprint)
         self._take_up(begun)
@@ -136,6 +141,8 @@ class ParameterServer:
         aborted: why the round is given up; the model then stays as it is, and the round counts as gone through.
         A server that died and came back says that the exchange is lost, and nothing is gone through.
         """
+        if aborted is not None and round_number > self._round:
+            self._check_dispensable(round_number, aborted)
         if self._aggregator is None and aborted is not None:
             # Nobody was there to train; nothing is secret in this run.
             if round_number > self._round:
@@ -151,6 +158,7 @@ class ParameterServer:
             aborted = str(error.code)
             if error.code == Code.LOST:
                 return {"aborted": aborted}
+            self._check_dispensable(round_number, aborted)
         figures: dict[str, Any] = {"survivors": secure.survivors if averaged else 0, "clip_norm": self._clip_norm}
         if averaged is None:
             figures["aborted"] = aborted
@@ -165,6 +173,14 @@ class ParameterServer:
             self._step(round_number, averaged.update)
             figures["update_norm"] = float(np.linalg.norm(averaged.update))
         return figures | secure.figures()
+
+    def _check_dispensable(self, round_number: int, aborted: str) -> None:
+        """Raises `RunError` where a round that was given up is one of statistics: what follows is built on them."""
+        if self._phase in STATISTICS_ROUNDS and aborted != Code.LOST:
+            raise RunError(
+                f"round {round_number}, of the phase {self._phase}, was given up ({aborted}), and no other round can "
+                "stand in for it; the last checkpoint is intact: go on with --resume"
+            )
 
     def spent(self) -> dict[str, Any]:
         """What a log may say about privacy so far; empty without noise."""

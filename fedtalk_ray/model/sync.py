@@ -2,7 +2,7 @@
 
 After SyncNet (Chung and Zisserman 2016), but on latents: it sees the mouth cells of five frames as a difference from
 the clip's reference frame, so who speaks drops out, and no decoder stands between it and a generator. It judges
-(`find_offset`, no landmarks needed) and teaches (`sync_loss`). the phase `sync` trains it.
+(`find_offset`, no landmarks needed) and teaches (`sync_loss`). The phase `sync` trains it.
 """
 
 import numpy as np

@@ -50,7 +50,7 @@ class Population(Sequence[str]):
         self.identities = sorted(able if identities is None else identities)
         if not self.identities:
             raise ShardError("the shards hold no client: an identity needs two clips, one of them held out")
-        self._config, self._seed = config, seed
+        self._config, self._seed, self._chosen = config, seed, identities is not None
         self._positions = {name: place for place, name in enumerate(self.identities)}
         self._order = np.random.default_rng([seed, 11]).permutation(len(self.identities))
         if config.identities_per_client > len(self.identities):
@@ -91,7 +91,7 @@ class Population(Sequence[str]):
         """All training pieces, but for those that are held back where no clip was held out; or those."""
         manifest = self.manifest
         if any(manifest.frames(name, "val") for name in self.identities):
-            names = self.identities if not held_back else manifest.identities
+            names = self.identities if not held_back or self._chosen else manifest.identities
             return tuple(
                 Portion(name, split="val" if held_back else "train")
                 for name in names

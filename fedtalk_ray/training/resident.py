@@ -16,8 +16,8 @@ from fedtalk_ray.model.denoiser import bare_denoiser
 from fedtalk_ray.model.identity import IdentityEncoder
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
 from fedtalk_ray.model.sync import SyncNetwork
-from fedtalk_ray.recipe import PhaseName
-from fedtalk_ray.settings import StrategyConfig, TrainConfig
+from fedtalk_ray.recipe import PhaseName, StrategyConfig
+from fedtalk_ray.settings import TrainConfig
 from fedtalk_ray.training.local import LocalTrainer
 from fedtalk_ray.training.phases.calibration import Calibration
 from fedtalk_ray.training.phases.decoder import decoder_phase
@@ -44,6 +44,7 @@ class ResidentModel:
         self._unscored = load_strategy(StrategyConfig(name="fedavg")) if scored else self._strategy
         self._trainer: LocalTrainer | None = None
         self._begun: tuple[Phase, np.ndarray] | None = None
+        self._fitted = False
         self.over: list[PhaseName] = []
         self.name: PhaseName = config.phases[0]
 
@@ -77,7 +78,11 @@ class ResidentModel:
             raise RunError(f"the model is in the phase {self.name}; without parameters there is nothing to show yet")
 
     def enter(self, name: PhaseName, results: Results) -> None:
-        """Takes on the results of the phases before that it has not taken on yet, and begins the named one."""
+        """Takes on the results of the phases before that it has not taken on yet, and begins the named one.
+
+        Raises `RunError` for a way back, and for one out of a phase that somebody trained in without its result: what a
+        client left in the model would go along.
+        """
         for earlier, vector in results.items():
             if earlier not in self.over:
                 self._begin(earlier)
@@ -92,7 +97,13 @@ class ResidentModel:
             self.over.append(self.name)
 
     def fit(self, task: Task, frames: int) -> tuple[ClientReport, Fitted]:
-        """One client's work, and its report; frames: those that it trains on."""
+        """One client's work, and its report; frames: those that it trains on.
+
+        Raises `RunError` in a phase that is over: its result is what the model shows from then on.
+        """
+        if self.name in self.over:
+            raise RunError(f"the phase {self.name} is over, and nobody trains in it any more")
+        self._fitted = True
         fitted = self.phase.fit(task)
         strategy = self._strategy if self.name == "faces" else self._unscored
         scores = fitted.reliability
@@ -102,8 +113,14 @@ class ResidentModel:
         return ClientReport(task.client, samples, weight, score, id_sim, temp_stab, fitted.losses), fitted
 
     def _begin(self, name: PhaseName) -> None:
-        if name != self.name:
-            self.name, self._begun = name, None
+        if name == self.name:
+            return
+        order = self._config.phases
+        if name not in order or order.index(name) < order.index(self.name):
+            raise RunError(f"the model is in the phase {self.name} and does not go back to {name}")
+        if self._fitted and self.name not in self.over:
+            raise RunError(f"the model is in the phase {self.name}, which has no result yet: it does not go to {name}")
+        self.name, self._begun, self._fitted = name, None, False
 
     def _made(self, name: PhaseName) -> Phase:
         config, pipeline, device = self._config, self.pipeline, self._device

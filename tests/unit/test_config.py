@@ -246,6 +246,10 @@ def test_every_shipped_configuration_loads(repository: Path) -> None:
         ({"speech": {"rate": 1}}, "speech.rate"),
         ({"speech": {"rounds": 0}}, "speech.rounds is 0"),
         ({"population": {"clients": 3, "pooled": True}}, "three ways to make clients; take one"),
+        (
+            {"phases": ["units", "faces"], "privacy": {"mechanism": "skellam", "clip_norm": 1, "epsilon": 8}},
+            "drown in a",
+        ),
     ],
 )
 def test_phases_that_cannot_be_run_are_refused(changes: dict, says: str) -> None:
@@ -289,4 +293,5 @@ def test_noise_brings_poisson_cohorts_and_exact_lora_sums_with_it() -> None:
     quiet, noisy = parse_config(MINIMAL, "t"), parse_config(MINIMAL | {"privacy": SKELLAM}, "t")
     assert (quiet.aggregation, quiet.poisson, quiet.trained_factors) == ("secure", False, "ab")
     assert (noisy.aggregation, noisy.poisson, noisy.trained_factors) == ("secure", True, "ffa")
+    assert (quiet.phases, noisy.phases) == (["units", "speech", "faces", "calibration"], ["faces"])
     assert parse_config(MINIMAL | {"privacy": SKELLAM, "lora_aggregation": "ab"}, "t").trained_factors == "ab"

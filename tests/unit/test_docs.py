@@ -23,9 +23,9 @@ from pydantic import Field
 from docs import configuration, docstrings, files, hooks
 from fedtalk_ray.commands.cli import app
 from fedtalk_ray.config import parse_config
-from fedtalk_ray.recipe import Section
+from fedtalk_ray.recipe import Section, StrategyConfig
 from fedtalk_ray.runs.folder import RunFolder
-from fedtalk_ray.settings import StrategyConfig, TrainConfig
+from fedtalk_ray.settings import TrainConfig
 
 FENCE = re.compile(r"^ *```[^\n]*\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 TITLE = re.compile(r'^```python title="([^"]+)"$', re.MULTILINE)

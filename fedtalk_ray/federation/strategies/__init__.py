@@ -8,7 +8,8 @@ import pkgutil
 from typing import Protocol
 
 from fedtalk_ray.errors import ConfigError
-from fedtalk_ray.settings import PrivacyConfig, StrategyConfig
+from fedtalk_ray.recipe import StrategyConfig
+from fedtalk_ray.settings import PrivacyConfig
 
 
 class Strategy(Protocol):

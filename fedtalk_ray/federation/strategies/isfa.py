@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from math import exp
 
-from fedtalk_ray.settings import StrategyConfig
+from fedtalk_ray.recipe import StrategyConfig
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from fedtalk_ray.settings import StrategyConfig
+from fedtalk_ray.recipe import StrategyConfig
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,9 @@ class Calibration:
         update = np.zeros_like(task.shared)
         if not self._means:
             return Fitted(update)
+        sections = self._sections(task.shared)
+        if task.index and sections[0] is None:
+            raise NothingToGive("the round before gave nothing to calibrate by")
         self._pipeline.denoiser.eval()
         columns = ("frames", "latents", "speech")
         pieces = list(until_halted(task, task.people.pieces(task.client, "val", columns)))
@@ -104,7 +107,6 @@ class Calibration:
             raise NothingToGive("it has no held-out clip to calibrate by")
         few = pieces[:: -(-len(pieces) // MOST_CLIPS)]
         spoken = [predict(self._pipeline, piece, self._seed) for piece in until_halted(task, few)]
-        sections = self._sections(task.shared)
         if task.index == 0:
             figures = products(spoken)
         elif task.index == 1:

@@ -61,6 +61,7 @@ class ModuleSteps:
 
     def finish(self, vector: np.ndarray) -> None:
         adapters.from_vector(self._parameters(), vector)
+        self._module.eval().requires_grad_(False)
 
     def frozen(self) -> bytes:
         return state_digest(self._module.state_dict(), (name for name, _ in self._parameters()))

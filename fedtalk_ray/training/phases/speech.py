@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import torch
 
-from fedtalk_ray.errors import NothingToGive, TrainingError
+from fedtalk_ray.errors import NothingToGive, RunError, TrainingError
 from fedtalk_ray.media.speech import LOG_MEL
 from fedtalk_ray.model import adapters
 from fedtalk_ray.model.denoiser import SPEECH_PARTS, TalkingHeadDenoiser
@@ -42,6 +42,9 @@ class Speech:
         mouth_weight: float,
         device: str = "cpu",
     ) -> None:
+        """Raises `RunError` for a denoiser without lip axes."""
+        if not denoiser.knows_lips():
+            raise RunError("phases: speech needs a backbone that knows lip axes, and this one has none; add units")
         self._denoiser, self._config, self._stream, self._device = denoiser.to(device), config, stream, device
         self._mask = cell_weights(denoiser.config.latent_size, mouth_weight).to(device)
 
@@ -85,6 +88,7 @@ class Speech:
 
     def finish(self, vector: np.ndarray) -> None:
         adapters.from_vector(self._parameters(), vector)
+        self._denoiser.eval().requires_grad_(False)
 
     def frozen(self) -> bytes:
         return state_digest(self._denoiser.state_dict(), (name for name, _ in self._parameters()))

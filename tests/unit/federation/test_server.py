@@ -152,3 +152,38 @@ def test_what_is_released_is_the_mean_of_the_last_rounds_though_a_server_died_be
         after.append(alone.shared().astype(np.float64))
         assert averaging.shared().tobytes() == alone.shared().tobytes() == alone.released().tobytes()
         np.testing.assert_allclose(averaging.released(), np.mean(after[-3:], axis=0), rtol=1e-6)
+
+
+def test_a_round_of_statistics_that_was_given_up_is_not_gone_through(tmp_path: Path) -> None:
+    """Nothing can stand in for it: a parameter round that is lost leaves the model, lost units leave none."""
+    config = plain(momentum=0.9)
+    run = RunFolder(tmp_path)
+    begun = Checkpoint(0, np.zeros(DIMENSION, np.float32), {}, phase="units")
+    save_checkpoint(run.checkpoints, begun, config_fingerprint(config))
+    server = ParameterServer(str(tmp_path), config)
+    with pytest.raises(RunError, match=r"round 1, of the phase units, was given up \(too few\).*--resume"):
+        server.finish(1, "too few")
+    assert server.round() == 0
+    one = PlainUpdate(1, np.full(DIMENSION, 3, np.float32), 1.0)
+    server.apply(1, one)
+    assert server.released().tolist() == [3] * DIMENSION, "what was sent, without momentum"
+
+
+def test_a_phase_begins_where_the_one_before_ended_and_nowhere_else(tmp_path: Path) -> None:
+    config = plain(average=3)
+    run = RunFolder(tmp_path)
+    begun = Checkpoint(0, np.zeros(DIMENSION, np.float32), {}, phase="units")
+    save_checkpoint(run.checkpoints, begun, config_fingerprint(config))
+    server = ParameterServer(str(tmp_path), config)
+    with pytest.raises(RunError, match="begins after round 1, and the server is at round 0"):
+        server.begin_phase("speech", np.ones(4, np.float32), 1)
+    server.apply(1, PlainUpdate(1, np.full(DIMENSION, 3, np.float32), 1.0))
+    for _ in range(2):  # asked again, by a caller that was restarted
+        server.begin_phase("speech", np.ones(4, np.float32), 1)
+    server = ParameterServer(str(tmp_path), config)
+    assert server.phase() == "speech" and server.round() == 1 and server.shared().tolist() == [1] * 4
+    assert server.results()["units"].tolist() == [3] * DIMENSION
+    server.apply(2, PlainUpdate(2, np.full(4, 2, np.float32), 1.0))
+    assert server.released().tolist() == [3] * 4, "the mean leaves out what the phase began with"
+    with pytest.raises(RunError, match="the phase units begins after round 2"):
+        server.begin_phase("units", np.zeros(DIMENSION, np.float32), 2)

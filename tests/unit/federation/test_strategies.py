@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from fedtalk_ray.errors import ConfigError
 from fedtalk_ray.federation.aggregation import normalised
 from fedtalk_ray.federation.strategies import available, load_strategy
-from fedtalk_ray.settings import StrategyConfig
+from fedtalk_ray.recipe import StrategyConfig
 
 SAMPLES = st.integers(1, 10**6)
 SCORES = st.floats(0, 1)

@@ -221,3 +221,21 @@ def test_a_task_knows_its_place_in_its_phase_and_its_seed_is_the_rounds(people: 
         task_of(config, people, who, number, np.zeros(0)).seed for who, number in (("s1", 7), ("s2", 7), ("s1", 8))
     ]
     assert task.seed == others[0] and len(set(others)) == 3
+
+
+def test_no_way_out_of_a_phase_takes_what_a_client_left_along(people: People, make_config) -> None:
+    """Back, on without the phase's result, or on in a phase that is over: each would show one client's training."""
+    config = config_of(make_config)
+    model = new_model(people, config)
+    frames = people.frames("s1")
+    units = model.initial + model.fit(task_of(config, people, "s1", 1, model.initial), frames)[1].update
+    with pytest.raises(RunError, match="has no result yet: it does not go to faces"):
+        model.enter("faces", {})
+    model.enter("decoder", {"units": units})
+    with pytest.raises(RunError, match="does not go back to units"):
+        model.enter("units", {})
+    model.enter("faces", {"units": units, "decoder": model.initial})
+    vector = model.initial
+    model.enter("faces", {"faces": vector})
+    with pytest.raises(RunError, match="the phase faces is over, and nobody trains in it"):
+        model.fit(task_of(config, people, "s1", 2, vector), frames)
