@@ -283,8 +283,11 @@ def test_a_secure_slot_tells_no_figures_in_the_clear(recorded: dict[str, Any]) -
 def test_a_secure_slot_shows_nobody_what_a_client_trained(recorded: dict[str, Any]) -> None:
     """The model that the last client left trained lies in the slot: no method of it may answer with that."""
     slot, clients = recorded["slot"], load_manifest(recorded["config"].shards).clients()
+    start = parameters(recorded["config"])
+    report, update = slot._fit_one(1, clients[0], start, 1)
     trained = to_vector(slot._model.trainer.shared())
-    assert not np.array_equal(trained, slot.enter("faces", {})), "a phase begins as all slots know it"
+    assert report.client == clients[0] and np.allclose(trained, start + update) and update.any()
+    assert not np.isclose(slot.enter("faces", {}), trained).all(), "a phase begins as all slots know it"
     for call in (lambda: slot.export(None, 2), lambda: slot.sample(clients[:1], 2, None)):
         with pytest.raises(RunError, match="there is nothing to show yet"):
             call()
