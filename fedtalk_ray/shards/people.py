@@ -81,7 +81,7 @@ class People:
             batch_size=batch_size,
             seed=seed % 2**32,
             stream=stream,
-            **({} if wanted is None else {"wanted": wanted}),
+            wanted=wanted,
         )
 
     def judged_by(self, name: str) -> str:

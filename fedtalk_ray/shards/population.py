@@ -84,7 +84,10 @@ class Population(Sequence[str]):
                 listed[name] = (Portion(name),)
                 continue
             for part in range(parts):
-                listed[f"{name}.{part + 1:03d}"] = (Portion(name, frozenset(range(part, pieces, parts))),)
+                client = f"{name}.{part + 1:03d}"
+                if client in self._positions:
+                    raise ShardError(f"{client} is an identity of the shards, and would be a part of {name}: rename it")
+                listed[client] = (Portion(name, frozenset(range(part, pieces, parts))),)
         return listed
 
     def _everything(self, held_back: bool) -> tuple[Portion, ...]:
@@ -129,6 +132,8 @@ class Population(Sequence[str]):
         return (self[index] for index in range(len(self)))
 
     def __contains__(self, client: object) -> bool:
+        if client in self._listed:
+            return True
         try:
             self._place(str(client))
         except ShardError:
@@ -137,9 +142,9 @@ class Population(Sequence[str]):
 
     def portions(self, client: str) -> tuple[Portion, ...]:
         """What the client trains on. Raises `ShardError` for a name that is not in the population."""
-        place = self._place(client)
-        if self._config.clients is None:
+        if client in self._listed:
             return self._listed[client]
+        place = self._place(client)
         held = self._config.identities_per_client
         found = []
         for share in range(place * held, (place + 1) * held):
@@ -165,10 +170,8 @@ class Population(Sequence[str]):
         return sum(self._frames(portion) for portion in self.portions(client))
 
     def _place(self, client: str) -> int:
-        if self._config.clients is None:
-            if client in self._listed:
-                return self._names.index(client)
-        elif client.startswith(PREFIX) and client[len(PREFIX) :].isdecimal():
+        """A virtual client's number. Raises `ShardError` for any other name."""
+        if self._config.clients is not None and client.startswith(PREFIX) and client[len(PREFIX) :].isdecimal():
             place = int(client[len(PREFIX) :])
             if place < len(self) and self[place] == client:
                 return place

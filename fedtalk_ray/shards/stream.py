@@ -32,7 +32,7 @@ def stream_batches(
     batch_size: int,
     seed: int,
     stream: StreamConfig,
-    wanted: Wanted = LATENTS,
+    wanted: Wanted | None = None,
 ) -> Iterator[Any]:
     """One pass over a client's training pieces: at least `windows` random windows, the same number of each piece.
 
@@ -41,6 +41,7 @@ def stream_batches(
     What is read stops when the caller stops. Raises `ShardError` for shards that cannot be read and for a
     `stream.memory_mb` too small for them.
     """
+    wanted = wanted or LATENTS
     groups = [
         group
         for portion in portions

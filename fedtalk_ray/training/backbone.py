@@ -10,10 +10,11 @@ from fedtalk_ray.model.pipeline import TalkingHeadPipeline, fingerprint, load_pi
 from fedtalk_ray.shards.format import Manifest
 
 
-def build_pipeline(pretrained: str | None, seed: int, manifest: Manifest) -> TalkingHeadPipeline:
+def build_pipeline(pretrained: str | None, seed: int, manifest: Manifest, **settings: Any) -> TalkingHeadPipeline:
     """Loads the pipeline `pretrained`, or makes an untrained one around the shards' autoencoder, drawn from `seed`.
 
-    Raises `ShardError` when the shards were encoded by another autoencoder than the pipeline's.
+    settings: of an untrained `TalkingHeadDenoiser`. Raises `ShardError` when the shards were encoded by another
+    autoencoder than the pipeline's.
     """
     if pretrained is not None:
         pipeline = load_pipeline(pretrained)
@@ -21,7 +22,7 @@ def build_pipeline(pretrained: str | None, seed: int, manifest: Manifest) -> Tal
         return pipeline
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return untrained_pipeline(manifest)
+        return untrained_pipeline(manifest, **settings)
 
 
 def untrained_pipeline(manifest: Manifest, **settings: Any) -> TalkingHeadPipeline:

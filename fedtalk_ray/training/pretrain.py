@@ -19,7 +19,7 @@ from fedtalk_ray.errors import ShardError
 from fedtalk_ray.federation.server_optimizer import make_optimizer
 from fedtalk_ray.model.autoencoder import PatchAutoencoder
 from fedtalk_ray.model.device import pick_device
-from fedtalk_ray.model.pipeline import TalkingHeadPipeline, load_pipeline
+from fedtalk_ray.model.pipeline import TalkingHeadPipeline
 from fedtalk_ray.model.presets import PresetError, preset, sizes
 from fedtalk_ray.model.released import save_backbone
 from fedtalk_ray.outputs import new_folder
@@ -30,7 +30,7 @@ from fedtalk_ray.shards.format import Manifest, load_manifest
 from fedtalk_ray.shards.people import People, people_of
 from fedtalk_ray.shards.population import EVERYBODY, HELD_BACK
 from fedtalk_ray.tracking.tensorboard import TensorBoardLog
-from fedtalk_ray.training.backbone import check_fits, untrained_pipeline
+from fedtalk_ray.training.backbone import build_pipeline
 from fedtalk_ray.training.model_card import Recipe, model_card
 from fedtalk_ray.training.phases.decoder import autoencoder_psnr
 from fedtalk_ray.training.phases.phase import task_of
@@ -147,7 +147,7 @@ def pretrain(
     torch.set_num_threads(threads)
     manifest = load_manifest(shards)
     with new_folder(out, overwrite) as place:
-        pipeline = first_pipeline(manifest, start, seed, settings_of_size)
+        pipeline = build_pipeline(start, seed, manifest, **settings_of_size)
         patch = isinstance(pipeline.autoencoder, PatchAutoencoder)
         config = federation_of_one(
             manifest, shards, out, patch=patch, steps=steps, seed=seed, threads=threads, loss=loss_config, start=start
@@ -181,17 +181,6 @@ def pretrain(
         card = model_card(manifest, recipe, clips, len(trained_on), done, monotonic() - began, figures)
         (place / "README.md").write_text(card)
     return Pretrained(before, after, done, loss)
-
-
-def first_pipeline(manifest: Manifest, start: str | None, seed: int, size: dict[str, object]) -> TalkingHeadPipeline:
-    """The pipeline `start`, or an untrained one of a size. Raises `ShardError` where the shards do not fit it."""
-    if start is not None:
-        pipeline = load_pipeline(start)
-        check_fits(manifest, pipeline, start)
-        return pipeline
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return untrained_pipeline(manifest, **size)
 
 
 def run_phase(

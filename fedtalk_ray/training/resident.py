@@ -24,7 +24,7 @@ from fedtalk_ray.training.phases.decoder import decoder_phase
 from fedtalk_ray.training.phases.faces import Faces
 from fedtalk_ray.training.phases.identity import identity_phase
 from fedtalk_ray.training.phases.phase import Fitted, Phase, Task
-from fedtalk_ray.training.phases.speech import Speech
+from fedtalk_ray.training.phases.speech import speech_phase
 from fedtalk_ray.training.phases.sync import sync_phase
 from fedtalk_ray.training.phases.units import Units
 
@@ -128,7 +128,7 @@ class ResidentModel:
         if name == "units":
             return Units(base)
         if name == "speech":
-            return Speech(base, config.speech, config.stream, config.local.loss.mouth_weight, device)
+            return speech_phase(base, config.speech, config.stream, config.local.loss.mouth_weight, device)
         if name == "faces":
             self._trainer = LocalTrainer(pipeline, config, device)
             pipeline.register_modules(denoiser=self._trainer.model)

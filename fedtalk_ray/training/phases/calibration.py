@@ -11,7 +11,7 @@ liveliness  of what a sample adds to the mean, outside the mouth: so much that f
 detail      of what the autoencoder loses of the reference face: the least-squares factor, within [0, 1].
 
 Numerators and denominators are means over clips, so clients send those and no picture. Each round needs what the one
-before gave: products, then how near frames come, then what they lack (`SECTIONS`).
+before gave: products, then how near frames come, then what they lack (`Calibration`).
 """
 
 from dataclasses import dataclass, replace

@@ -11,7 +11,7 @@ from fedtalk_ray.model.autoencoder import PatchAutoencoder, frames_to_pixels, pi
 from fedtalk_ray.recipe import DecoderConfig
 from fedtalk_ray.shards.format import Piece
 from fedtalk_ray.training.optimise import Loss
-from fedtalk_ray.training.phases.module_steps import ModuleSteps
+from fedtalk_ray.training.phases.module_steps import ModuleSteps, of_pieces
 
 NOISE = 0.02
 """Generated latents are never exact: a little noise teaches the decoder to forgive."""
@@ -19,7 +19,9 @@ NOISE = 0.02
 
 def decoder_phase(autoencoder: PatchAutoencoder, config: DecoderConfig, device: str = "cpu") -> ModuleSteps:
     losses = partial(decoder_losses, autoencoder, config.batch_size, device)
-    return ModuleSteps(autoencoder, config, losses, ("frames",), device, lambda name: name.startswith("decoder."))
+    return ModuleSteps(
+        autoencoder, config, of_pieces(("frames",), losses), device, lambda name: name.startswith("decoder.")
+    )
 
 
 def decoder_losses(

@@ -15,7 +15,7 @@ from fedtalk_ray.recipe import IdentityConfig
 from fedtalk_ray.shards.format import Piece
 from fedtalk_ray.training.optimise import Loss
 from fedtalk_ray.training.phases.decoder import random_frames
-from fedtalk_ray.training.phases.module_steps import ModuleSteps
+from fedtalk_ray.training.phases.module_steps import ModuleSteps, of_pieces
 
 FRAMES = 3
 """Frames of each person in a step."""
@@ -23,7 +23,7 @@ FRAMES = 3
 
 def identity_phase(encoder: IdentityEncoder, config: IdentityConfig, device: str = "cpu") -> ModuleSteps:
     losses = partial(identity_losses, encoder, config.batch_size, device)
-    return ModuleSteps(encoder, config, losses, ("client", "frames"), device)
+    return ModuleSteps(encoder, config, of_pieces(("client", "frames"), losses), device)
 
 
 def identity_losses(

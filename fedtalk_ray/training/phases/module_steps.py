@@ -1,4 +1,4 @@
-"""What phases share that train one small module on a client's own clips: decoder, identity encoder, sync network."""
+"""What phases share that take optimiser steps on one module: decoder, identity encoder, sync network, speech."""
 
 from collections.abc import Callable, Iterator
 
@@ -12,8 +12,8 @@ from fedtalk_ray.shards.format import Piece
 from fedtalk_ray.training.optimise import Loss, descend
 from fedtalk_ray.training.phases.phase import Fitted, Task, state_digest, until_halted
 
-Losses = Callable[[list[Piece], np.random.Generator], Iterator[Loss]]
-"""An endless supply of losses from a client's pieces."""
+Losses = Callable[[Task, np.random.Generator], Iterator[Loss]]
+"""A supply of losses on a client's clips, at least as many as there are steps."""
 
 
 class ModuleSteps:
@@ -24,13 +24,11 @@ class ModuleSteps:
         module: torch.nn.Module,
         config: StepsConfig,
         losses: Losses,
-        columns: tuple[str, ...],
         device: str = "cpu",
         trained: Callable[[str], bool] = lambda name: True,
     ) -> None:
-        """losses: made of the pieces' `columns`. trained: which parameters, by their name."""
-        self._module, self._config, self._losses, self._columns = module.to(device), config, losses, columns
-        self._trained = trained
+        """trained: which parameters, by their name."""
+        self._module, self._config, self._losses, self._trained = module.to(device), config, losses, trained
 
     def _parameters(self) -> list[tuple[str, torch.nn.Parameter]]:
         return [each for each in sorted(self._module.named_parameters()) if self._trained(each[0])]
@@ -41,22 +39,24 @@ class ModuleSteps:
     def fit(self, task: Task) -> Fitted:
         config, parameters = self._config, self._parameters()
         adapters.from_vector(parameters, task.shared)
-        pieces = list(until_halted(task, task.people.pieces(task.client, "train", self._columns)))
         self._module.requires_grad_(False).train()
-        torch.manual_seed(task.seed)
         for _, parameter in parameters:
             parameter.requires_grad_(True)
-        losses = descend(
-            [parameter for _, parameter in parameters],
-            iter(until_halted(task, self._losses(pieces, np.random.default_rng(task.seed)))),
-            config.steps,
-            task.pace(config.learning_rate, config.steps).rate,
-            weight_decay=config.weight_decay,
-        )
-        self._module.eval().requires_grad_(False)
+        # Dropout draws from torch's global generator, whatever it was left at by the client before.
+        torch.manual_seed(task.seed)
+        try:
+            losses = descend(
+                [parameter for _, parameter in parameters],
+                until_halted(task, self._losses(task, np.random.default_rng(task.seed))),
+                config.steps,
+                task.pace(config.learning_rate, config.steps).rate,
+                weight_decay=config.weight_decay,
+            )
+        finally:
+            self._module.eval().requires_grad_(False)
         update = adapters.to_vector(parameters) - task.shared
         if not np.isfinite(update).all():
-            raise TrainingError("its update holds values that are not finite; lower the phase's learning_rate")
+            raise TrainingError(f"its update holds values that are not finite; lower {task.phase.name}.learning_rate")
         return Fitted(update, losses)
 
     def finish(self, vector: np.ndarray) -> None:
@@ -65,3 +65,8 @@ class ModuleSteps:
 
     def frozen(self) -> bytes:
         return state_digest(self._module.state_dict(), (name for name, _ in self._parameters()))
+
+
+def of_pieces(columns: tuple[str, ...], losses: Callable[[list[Piece], np.random.Generator], Iterator[Loss]]) -> Losses:
+    """Losses on all of a client's training pieces, held in memory with these columns."""
+    return lambda task, rng: losses(list(task.people.pieces(task.client, "train", columns)), rng)

@@ -10,102 +10,69 @@ said rather than which clip it is. The U-Net then takes the code as given: train
 unseen GRID speakers got worse the longer it went on.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 
-from fedtalk_ray.errors import NothingToGive, RunError, TrainingError
+from fedtalk_ray.errors import NothingToGive, RunError
 from fedtalk_ray.media.speech import LOG_MEL
-from fedtalk_ray.model import adapters
 from fedtalk_ray.model.denoiser import SPEECH_PARTS, TalkingHeadDenoiser
 from fedtalk_ray.recipe import SpeechConfig
 from fedtalk_ray.settings import StreamConfig
 from fedtalk_ray.shards.windows import Wanted, WindowBatch
 from fedtalk_ray.training.augment import vary_speech
 from fedtalk_ray.training.losses import cell_weights
-from fedtalk_ray.training.optimise import Loss, descend
-from fedtalk_ray.training.phases.phase import Fitted, Task, state_digest, until_halted
+from fedtalk_ray.training.optimise import Loss
+from fedtalk_ray.training.phases.module_steps import ModuleSteps
+from fedtalk_ray.training.phases.phase import Task
 
 WANTED = Wanted(lips=True, mean_reference=True)
 """Residuals on the piece's mean frame: how far a mouth is from where it is at rest."""
 
 
-class Speech:
-    """The speech encoder and the map from its code to motion, of a denoiser whose units are fixed."""
+def speech_phase(
+    denoiser: TalkingHeadDenoiser,
+    config: SpeechConfig,
+    stream: StreamConfig,
+    mouth_weight: float,
+    device: str = "cpu",
+) -> ModuleSteps:
+    """Teaches the speech encoder and the map from its code to motion, of a denoiser whose units are fixed.
 
-    def __init__(
-        self,
-        denoiser: TalkingHeadDenoiser,
-        config: SpeechConfig,
-        stream: StreamConfig,
-        mouth_weight: float,
-        device: str = "cpu",
-    ) -> None:
-        """Raises `RunError` for a denoiser without lip axes."""
-        if not denoiser.knows_lips():
-            raise RunError("phases: speech needs a backbone that knows lip axes, and this one has none; add units")
-        self._denoiser, self._config, self._stream, self._device = denoiser.to(device), config, stream, device
-        self._mask = cell_weights(denoiser.config.latent_size, mouth_weight).to(device)
+    Raises `RunError` for one without lip axes.
+    """
+    if not denoiser.knows_lips():
+        raise RunError("phases: speech needs a backbone that knows lip axes, and this one has none; add units")
+    mask = cell_weights(denoiser.config.latent_size, mouth_weight).to(device)
 
-    def _parameters(self) -> list[tuple[str, torch.nn.Parameter]]:
-        return [each for each in sorted(self._denoiser.named_parameters()) if each[0].startswith(SPEECH_PARTS)]
-
-    def initial(self) -> np.ndarray:
-        return adapters.to_vector(self._parameters())
-
-    def fit(self, task: Task) -> Fitted:
-        config, parameters = self._config, self._parameters()
-        adapters.from_vector(parameters, task.shared)
-        self._denoiser.requires_grad_(False)
-        trained = [parameter for _, parameter in parameters]
-        for parameter in trained:
-            parameter.requires_grad_(True)
+    def losses(task: Task, rng: np.random.Generator) -> Iterator[Loss]:
         batches = task.people.batches(
             task.client,
-            window=self._denoiser.config.window,
+            window=denoiser.config.window,
             windows=config.steps * config.batch_size,
             batch_size=config.batch_size,
             seed=task.seed,
-            stream=self._stream,
+            stream=stream,
             wanted=WANTED,
         )
-        # Dropout draws from torch's global generator, whatever it was left at by the client before.
-        torch.manual_seed(task.seed)
-        self._denoiser.train()
-        losses = descend(
-            trained,
-            self._losses(until_halted(task, batches), np.random.default_rng(task.seed)),
-            config.steps,
-            task.pace(config.learning_rate, config.steps).rate,
-            weight_decay=config.weight_decay,
-        )
-        self._denoiser.eval().requires_grad_(False)
-        update = adapters.to_vector(parameters) - task.shared
-        if not np.isfinite(update).all():
-            raise TrainingError("its update holds values that are not finite; lower speech.learning_rate")
-        return Fitted(update, losses)
+        return (speech_loss(denoiser, batch, mask, rng, device) for batch in batches)
 
-    def finish(self, vector: np.ndarray) -> None:
-        adapters.from_vector(self._parameters(), vector)
-        self._denoiser.eval().requires_grad_(False)
+    return ModuleSteps(denoiser, config, losses, device, lambda name: name.startswith(SPEECH_PARTS))
 
-    def frozen(self) -> bytes:
-        return state_digest(self._denoiser.state_dict(), (name for name, _ in self._parameters()))
 
-    def _losses(self, batches: Iterable[WindowBatch], rng: np.random.Generator) -> Iterator[Loss]:
-        """How far shapes and motion are from what the sound says, of each batch."""
-        base, log_mel = self._denoiser, self._denoiser.config.speech == LOG_MEL
-        for batch in batches:
-            check_sound(batch.speech)
-            varied = [vary_speech(window.numpy(), rng, log_mel) for window in batch.speech]
-            speech = torch.from_numpy(np.stack(varied)).to(self._device)
-            moved = batch.to(self._device)
-            target, shape = base.to_residual(moved.latents, moved.reference), base.lip_shape(moved.lips)
-            code = base.speech_encoder(speech)
-            picture = (self._mask * (base.speech_map(code) - target).square()).mean()
-            lips = (code[..., : shape.shape[-1]] - shape).square().mean()
-            yield picture + lips, {"lips": float(lips.detach()), "motion": float(picture.detach())}
+def speech_loss(
+    denoiser: TalkingHeadDenoiser, batch: WindowBatch, mask: torch.Tensor, rng: np.random.Generator, device: str
+) -> Loss:
+    """How far shapes and motion are from what the sound says. mask: [h, w], what each cell's motion counts."""
+    check_sound(batch.speech)
+    varied = [vary_speech(window.numpy(), rng, denoiser.config.speech == LOG_MEL) for window in batch.speech]
+    moved = batch.to(device)
+    target, shape = denoiser.to_residual(moved.latents, moved.reference), denoiser.lip_shape(moved.lips)
+    code = denoiser.speech_encoder(torch.from_numpy(np.stack(varied)).to(device))
+    picture = (mask * (denoiser.speech_map(code) - target).square()).mean()
+    lips = (code[..., : shape.shape[-1]] - shape).square().mean()
+    return picture + lips, {"lips": float(lips.detach()), "motion": float(picture.detach())}
 
 
 def check_sound(speech: torch.Tensor) -> None:

@@ -22,7 +22,7 @@ from fedtalk_ray.recipe import SyncConfig
 from fedtalk_ray.shards.format import Piece
 from fedtalk_ray.training.augment import vary_pictures, vary_speech
 from fedtalk_ray.training.optimise import Loss
-from fedtalk_ray.training.phases.module_steps import ModuleSteps
+from fedtalk_ray.training.phases.module_steps import ModuleSteps, of_pieces
 
 FRAMES = 15
 """Frames of a stretch; a step of 16 has 176 windows, each with about 170 wrong sounds."""
@@ -37,7 +37,8 @@ COPIES, MOST_CLIPS = 8, 400
 def sync_phase(network: SyncNetwork, autoencoder: ModelMixin, config: SyncConfig, device: str = "cpu") -> ModuleSteps:
     """Trains on stretches of a client's clips and varied copies of them; the latents' units are its own."""
     losses = partial(sync_losses, network, autoencoder, config.batch_size, device)
-    return ModuleSteps(network, config, losses, ("client", "clip", "begin", "frames", "latents", "speech"), device)
+    columns = ("client", "clip", "begin", "frames", "latents", "speech")
+    return ModuleSteps(network, config, of_pieces(columns, losses), device)
 
 
 def sync_losses(

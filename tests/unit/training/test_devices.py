@@ -24,7 +24,7 @@ from fedtalk_ray.training.backbone import untrained_pipeline
 from fedtalk_ray.training.phases import sync
 from fedtalk_ray.training.phases.decoder import decoder_phase
 from fedtalk_ray.training.phases.identity import identity_phase
-from fedtalk_ray.training.phases.speech import Speech
+from fedtalk_ray.training.phases.speech import speech_phase
 
 
 class Asked(Exception):
@@ -105,7 +105,7 @@ def test_every_phase_moves_its_batches_to_its_device(
         "decoder": lambda device: decoder_phase(pipeline.autoencoder, DecoderConfig(), device),
         "identity": lambda device: identity_phase(encoder, IdentityConfig(), device),
         "sync": lambda device: sync.sync_phase(network, pipeline.autoencoder, SyncConfig(), device),
-        "speech": lambda device: Speech(pipeline.denoiser, SpeechConfig(), StreamConfig(), 5.0, device),
+        "speech": lambda device: speech_phase(pipeline.denoiser, SpeechConfig(), StreamConfig(), 5.0, device),
     }
     shared = phases[part]("cpu").initial()
     task = make_task(known, shared, client="ann") if part == "speech" else make_task(pieces, shared)

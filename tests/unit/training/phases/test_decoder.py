@@ -69,7 +69,7 @@ def test_an_update_that_is_not_finite_does_not_leave_the_client(pieces: list[Pie
     phase = decoder_phase(new_autoencoder(), DecoderConfig(steps=2))
     shared = phase.initial()
     shared[7] = np.inf
-    with pytest.raises(TrainingError, match="not finite; lower the phase's learning_rate"):
+    with pytest.raises(TrainingError, match=r"not finite; lower decoder\.learning_rate"):
         phase.fit(make_task(pieces, shared))
 
 

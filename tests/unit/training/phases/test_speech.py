@@ -12,11 +12,12 @@ import torch
 from fedtalk_ray.errors import NothingToGive, TrainingError
 from fedtalk_ray.media.lips import MIRRORED, lip_motion
 from fedtalk_ray.model.denoiser import TalkingHeadDenoiser
-from fedtalk_ray.recipe import SpeechConfig
+from fedtalk_ray.recipe import PhaseRounds, SpeechConfig
 from fedtalk_ray.settings import StreamConfig
 from fedtalk_ray.shards.format import Piece
 from fedtalk_ray.shards.people import People
-from fedtalk_ray.training.phases.speech import Speech, check_sound
+from fedtalk_ray.training.phases.module_steps import ModuleSteps
+from fedtalk_ray.training.phases.speech import check_sound, speech_phase
 from fedtalk_ray.training.phases.units import moments, set_units
 
 EMPTY = np.zeros(0)
@@ -102,8 +103,8 @@ def denoiser(people: People, make_denoiser: Callable[..., TalkingHeadDenoiser]) 
     return made
 
 
-def phase_of(denoiser: TalkingHeadDenoiser, rounds: int = 1, steps: int = 3) -> Speech:
-    return Speech(denoiser, SpeechConfig(rounds=rounds, steps=steps), StreamConfig(), 1.0)
+def phase_of(denoiser: TalkingHeadDenoiser, rounds: int = 1, steps: int = 3) -> ModuleSteps:
+    return speech_phase(denoiser, SpeechConfig(rounds=rounds, steps=steps), StreamConfig(), 1.0)
 
 
 def test_speech_motion_learns_and_the_u_net_is_not_touched(people: People, denoiser, all_rounds) -> None:
@@ -138,7 +139,7 @@ def test_the_losses_are_the_errors_of_shapes_and_motion(people: People, denoiser
     monkeypatch.setattr("fedtalk_ray.training.phases.speech.vary_speech", lambda speech, *_: speech)
     for parameter in (*denoiser.speech_map.parameters(), *denoiser.speech_encoder.linear1.parameters()):
         parameter.data.zero_()
-    phase = Speech(denoiser, SpeechConfig(steps=1, batch_size=111), StreamConfig(), 1.0)
+    phase = speech_phase(denoiser, SpeechConfig(steps=1, batch_size=111), StreamConfig(), 1.0)
     losses = phase.fit(make_task(people, phase.initial())).losses
     pieces = list(people.pieces("s1", "train"))
     residuals = np.concatenate([p.latents.astype(float) - p.latents.astype(float).mean(0) for p in pieces])
@@ -177,9 +178,10 @@ def test_windows_without_any_sound_teach_nothing(people: People, denoiser, make_
 
 
 def test_an_update_that_is_not_finite_does_not_leave_the_client(people: People, denoiser, make_task) -> None:
-    phase = Speech(denoiser, SpeechConfig(steps=2, learning_rate=1e30), StreamConfig(), 1.0)
+    phase = speech_phase(denoiser, SpeechConfig(steps=2, learning_rate=1e30), StreamConfig(), 1.0)
+    task = replace(make_task(people, phase.initial()), phase=PhaseRounds("speech", 1, 1))
     with pytest.raises(TrainingError, match=r"not finite; lower speech\.learning_rate"):
-        phase.fit(make_task(people, phase.initial()))
+        phase.fit(task)
 
 
 def test_all_clients_must_have_in_common_what_is_not_shared(people: People, denoiser, make_task) -> None:
