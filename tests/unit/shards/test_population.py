@@ -194,3 +194,10 @@ def test_of_three_ways_to_make_clients_one_is_taken(ways: dict[str, int]) -> Non
         PopulationConfig.model_validate(ways)
     for name, value in ways.items():
         PopulationConfig.model_validate({name: value})
+
+
+@pytest.mark.parametrize("other", ["b.002", "a.002"])
+def test_a_part_of_somebody_cannot_take_anothers_name(other: str) -> None:
+    """Whichever of the two comes first in order, and nobody is lost without a word."""
+    with pytest.raises(ShardError, match=rf"{other} is an identity of the shards, and would be a part of {other[0]}"):
+        Population(uneven({"a": 5, "b": 5, other: 1}), PopulationConfig(pieces_per_client=3))
