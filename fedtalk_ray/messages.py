@@ -62,11 +62,11 @@ class PlainUpdate:
 
 
 @dataclass(frozen=True)
-class HeldOutLoss:
-    """A chunk of clients' held-out loss: the sum over its clients and their number."""
+class HeldOutFigure:
+    """A loss or an agreement on held-out clips: the sum over a chunk of people, and their number."""
 
     total: float
-    clients: int
+    people: int
 
 
 @dataclass(frozen=True)

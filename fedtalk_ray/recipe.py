@@ -25,6 +25,9 @@ PHASES: tuple[PhaseName, ...] = ("units", "decoder", "identity", "sync", "speech
 STATISTICS_ROUNDS = {"units": 1, "calibration": 3}
 """Phases in which clients send statistics of their clips, and in how many rounds."""
 
+STATISTICS_FROM = 200
+"""Clients a round, real or simulated, from which statistics stand out of the noise that protects them."""
+
 STATISTICS_NORM = 10.0
 """Bound on a client's weighted statistics. At weight 1 their norm is 14 to 35, at the weight of a few clips far less.
 What is clipped keeps its proportions, the 1 among them that it is divided by."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, TypeVar
 
-from fedtalk_ray.actors.between_rounds import begin_phase, end_last_phase, held_out_loss, release
+from fedtalk_ray.actors.between_rounds import begin_phase, end_last_phase, held_out, release
 from fedtalk_ray.actors.connection import connect
 from fedtalk_ray.actors.parameter_server import ask, start_server
 from fedtalk_ray.actors.plain_round import plain_round
@@ -75,7 +75,7 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
         unseen = people.manifest.unseen()
         judged = [client for client in clients[: config.evaluation.clients] if clients.held_out(client)]
         examined = judged if config.in_the_clear else unseen[: config.evaluation.clients]
-        federation = Federation(config, pool, server, listeners, examined, [*judged[:1], *unseen[:1]])
+        federation = Federation(config, pool, server, listeners, examined, judged[:1], unseen)
         if number := interrupted_round(run, first):
             federation.enter_phase_of(number)
             federation.close_round(
@@ -112,11 +112,14 @@ class Federation:
         server: Any,
         listeners: Sequence[Listener] = (),
         examined: Sequence[str] = (),
-        speakers: Sequence[str] = (),
+        shown: Sequence[str] = (),
+        unseen: Sequence[str] = (),
     ) -> None:
-        """examined: whose held-out loss is measured. speakers: of whom samples are made."""
+        """examined: whose held-out loss is measured. shown: clients of whom samples are made. unseen: people whom
+        nobody trains on; of the first a sample is made, and of so many as wanted the lips are watched."""
         self._config, self._pool, self._server, self._listeners = config, pool, server, listeners
-        self._examined, self._speakers = list(examined), list(speakers)
+        self._examined, self._unseen = list(examined), list(unseen)
+        self._speakers = [*shown, *self._unseen[:1]]
         self._run = RunFolder(Path(config.run))
         self._roster = RosterFile(self._run.roster)
         self._phase: PhaseName | None = None
@@ -164,10 +167,11 @@ class Federation:
         speaks = phase.name == "faces"
         if last or place % config.evaluation.every == 0:
             with timed(record, "evaluate"):
-                if self._examined and speaks:
-                    record["held_out_loss"], _ = self.with_parameters(
-                        "released", lambda shared: held_out_loss(self._pool, self._examined, number, shared)
-                    )
+                heard = self._unseen[: config.evaluation.speakers]
+                for figure, people in (("held_out_loss", self._examined), ("lip_agreement", heard)):
+                    if people and speaks:
+                        measure = partial(held_out, self._pool, figure, people, number)
+                        record[figure], _ = self.with_parameters("released", measure)
                 if config.privacy.mechanism == "gaussian":
                     # Up to a second of arithmetic; secure rounds tell it themselves.
                     record |= ask(self._server, "spent")

@@ -1,6 +1,6 @@
 """Every setting of a run, documented where it is declared: `TrainConfig`, last here, and its sections.
 
-What clients compute, phase by phase, is in `recipe`.
+What clients compute, phase by phase, is in `recipe`; how slots run is in `slot_settings`.
 """
 
 from typing import Any, Literal
@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from fedtalk_ray.recipe import (
     PHASES,
+    STATISTICS_FROM,
     STATISTICS_NORM,
     STATISTICS_ROUNDS,
     AdapterConfig,
@@ -22,6 +23,7 @@ from fedtalk_ray.recipe import (
     StrategyConfig,
     SyncConfig,
 )
+from fedtalk_ray.slot_settings import FailureConfig, SlotConfig, StreamConfig
 
 ADAPTIVE_FROM = 64  # clients a round: the noise on the quantile that the clip norm follows is a twentieth of them
 
@@ -149,70 +151,17 @@ class PrivacyConfig(Section):
         return self
 
 
-class SlotConfig(Section):
-    """Client slots: Ray actors that hold the model and work for one client after another."""
-
-    count: int = Field(2, ge=1)
-    """How many slots, and into how many chunks a cohort is dealt; results are bit-identical for the same count (sums
-    are added chunk by chunk), however many slots are alive."""
-    num_gpus: float = Field(0.0, ge=0)
-    """GPUs per slot, whole or a fraction that divides one (0.25 puts four slots on a GPU)."""
-    num_cpus: float = Field(0.0, ge=0)
-    """CPUs that Ray reserves per slot. 0 leaves them to the readers of shards; a slot still computes on one thread."""
-    memory_mb: int = Field(0, ge=0)
-    """Memory that Ray reserves per slot, so that a node gets no more slots than it has room for. 0 reserves none."""
-    threads: int = Field(1, ge=1)
-    """Compute threads of one slot on a CPU; several slots beat several threads."""
-    at_least: int | None = Field(None, ge=1)
-    """Fewer than `count`: the run starts with so many, and the pool grows and shrinks with the cluster and the cohort.
-    null: all of them, and no fewer."""
-    clients_per_slot: int = Field(1, ge=1)
-    """With `at_least`: a cohort asks for one slot for so many clients, `count` at most."""
-    placement_timeout_s: float = Field(120.0, gt=0)
-    """How long to wait until all slots are up, before saying what is missing."""
-
-
-class StreamConfig(Section):
-    """How slots read their clients' shards."""
-
-    reader: Literal["auto", "direct", "ray"] = "auto"
-    """direct: in the slot, one row group at a time. ray: by Ray Data's tasks, ahead of the training. Both give the same
-    batches. auto: ray for shards behind a URI and for clients larger than `direct_mb`, else direct."""
-    direct_mb: int = Field(4096, ge=0)
-    """auto: the largest client, in MiB of its files, that is read directly. That was measured to be twenty times faster
-    and to hold less, whatever the size; Ray Data reads ahead, which pays where every read waits for a network."""
-    memory_mb: int = Field(256, ge=16)
-    """What one slot's reader may hold: the windows to shuffle among, what is being read, and for `ray` half of it
-    in the object store."""
-    shuffle_windows: int = Field(64, ge=1)
-    """Windows held to shuffle among."""
-
-
-class FailureConfig(Section):
-    """What happens when a slot dies or is late (`federation.failure_policy`)."""
-
-    retries: int = Field(2, ge=0)
-    """How often the clients of a lost slot are given to another one, and how often a round that was lost as a whole is
-    run again."""
-    replace: bool = True
-    """Whether another slot is started in place of one that died."""
-    quorum: float = Field(0.5, ge=0, le=1)
-    """Share of the clients asked that must have answered when a round closes; the run ends where there are fewer."""
-    deadline_s: float | None = Field(None, gt=0)
-    """Seconds after which clients that are still training are left out of the round. null: waits for all."""
-    grace_s: float = Field(30.0, gt=0)
-    """Seconds that a slot has, once told to stop, before it is taken for dead."""
-
-
 class EvaluationConfig(Section):
     """What is measured during training, on the clients' held-out (val) clips."""
 
     every: int = Field(1, ge=1)
-    """Rounds between two evaluations of the held-out loss."""
+    """Rounds between two evaluations."""
     clients: int = Field(8, ge=1)
     """Clients that report a held-out loss: the first so many of the population, always the same."""
     windows: int = Field(4, ge=1)
     """Held-out windows per client, always the same ones with the same noise."""
+    speakers: int = Field(0, ge=0)
+    """People whom nobody trains on, of whom a clip is spoken at every evaluation: do lips follow? 2 seconds a clip."""
     sample_every: int = Field(5, ge=1)
     """Rounds between two sample videos and contact sheets."""
 
@@ -268,7 +217,7 @@ class TrainConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _quiet_phases(cls, tree: Any) -> Any:
-        """With noise the phases are [faces] where none are named: statistics of so few would drown in it."""
+        """With noise the phases are [faces] where none are named: statistics of a few clients would drown in it."""
         if isinstance(tree, dict) and "phases" not in tree and isinstance(tree.get("privacy"), (dict, Section)):
             quiet = dict(tree["privacy"]).get("mechanism", "none") == "none"
             return tree if quiet else tree | {"phases": ["faces"]}
@@ -282,12 +231,12 @@ class TrainConfig(Section):
             raise ValueError("phases: faces is missing, and nothing else makes a model that speaks")
         if self.phases != [name for name in PHASES if name in self.phases]:
             raise ValueError(f"phases: each runs once, in this order: {', '.join(PHASES)}")
-        if self.privacy.mechanism != "none" and (
-            drowned := [name for name in self.phases if name in STATISTICS_ROUNDS]
-        ):
+        drowned = [name for name in self.phases if name in STATISTICS_ROUNDS]
+        few = (self.privacy.simulated_cohort or self.cohort.size) < STATISTICS_FROM
+        if self.privacy.mechanism != "none" and drowned and few:
             raise ValueError(
-                f"phases: the statistics of {' and '.join(drowned)} drown in a privacy.mechanism's noise; leave them "
-                "out, and begin with a `pretrained` that has them"
+                f"phases: the statistics of {' and '.join(drowned)} drown in a privacy.mechanism's noise below "
+                f"{STATISTICS_FROM} clients a round; leave them out, and begin with a `pretrained` that has them"
             )
         if self.pretrained is None and "units" not in self.phases:
             raise ValueError("phases: a backbone that starts from random weights (pretrained: null) needs units")
@@ -310,9 +259,7 @@ class TrainConfig(Section):
                 "use aggregation: secure, or mechanism gaussian with a trusted server"
             )
         if privacy.clipping == "adaptive" and (privacy.simulated_cohort or self.cohort.size) < ADAPTIVE_FROM:
-            raise ValueError(
-                f"privacy.clipping adaptive needs a cohort of {ADAPTIVE_FROM} or more; smaller ones drown in its noise"
-            )
+            raise ValueError(f"privacy.clipping adaptive needs a cohort of {ADAPTIVE_FROM}, or it drowns in noise")
         if privacy.clipping == "adaptive" and self.aggregation == "plain":
             raise ValueError("privacy.clipping adaptive needs aggregation: secure, whose sum counts who was clipped")
         unamplified = self.cohort.sampling not in (None, "poisson")

@@ -4,16 +4,19 @@ from typing import Any
 
 from fedtalk_ray.actors.parameter_server import ask
 from fedtalk_ray.actors.pool import SlotPool, result_of
-from fedtalk_ray.messages import HeldOutLoss
+from fedtalk_ray.messages import HeldOutFigure
 from fedtalk_ray.recipe import PhaseName, PhaseRounds
 from fedtalk_ray.runs.folder import RunFolder
 
 
-def held_out_loss(pool: SlotPool, people: list[str], number: int, shared: Any) -> float:
-    """The mean over these people, each on its own clips, clients with their own adapters."""
-    outcomes = pool.run("held_out_loss", people, number, shared)
-    parts: list[HeldOutLoss] = [result_of(outcome) for outcome in outcomes]
-    return sum(part.total for part in parts) / sum(part.clients for part in parts)
+def held_out(pool: SlotPool, figure: str, people: list[str], number: int, shared: Any) -> float:
+    """The mean over these people, each on its own clips, clients with their own adapters.
+
+    figure: "held_out_loss" or "lip_agreement" (`actors.client`).
+    """
+    outcomes = pool.run(figure, people, number, shared)
+    parts: list[HeldOutFigure] = [result_of(outcome) for outcome in outcomes]
+    return sum(part.total for part in parts) / sum(part.people for part in parts)
 
 
 def release(pool: SlotPool, run: RunFolder, speakers: list[str], number: int, shared: Any) -> None:

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 
 from fedtalk_ray.errors import NothingToGive, RunError, TrainingError
+from fedtalk_ray.evaluation.clip_figures import lip_agreement
 from fedtalk_ray.federation.aggregation import WeightedSum
 from fedtalk_ray.federation.secure_aggregator import clip_norm_of
 from fedtalk_ray.generation.samples import write_sample
-from fedtalk_ray.messages import Answers, ClientReport, FitReport, HeldOutLoss, PlainUpdate
+from fedtalk_ray.messages import Answers, ClientReport, FitReport, HeldOutFigure, PlainUpdate
 from fedtalk_ray.model import adapters
 from fedtalk_ray.model.released import release_model
 from fedtalk_ray.privacy.protocol import Aborted, Code
@@ -140,7 +141,7 @@ class ClientSlot:
             round_number, total.vector(), total.total_weight
         )
 
-    def held_out_loss(self, clients: list[str], round_number: int, shared: np.ndarray) -> HeldOutLoss:
+    def held_out_loss(self, clients: list[str], round_number: int, shared: np.ndarray) -> HeldOutFigure:
         """Loss on held-out windows, each with its client's own adapter as it is after `round_number`.
 
         Of clients the val clips, where nothing is promised to them; of people whom nobody trains on the test clips.
@@ -154,7 +155,20 @@ class ClientSlot:
             trainer = self._model.trainer
             windows = self._people.windows(client, trainer.window, self._config.evaluation.windows)
             losses.append(trainer.held_out_loss(windows, seed=0))
-        return HeldOutLoss(float(np.sum(losses)), len(losses))
+        return HeldOutFigure(float(np.sum(losses)), len(losses))
+
+    def lip_agreement(self, people: list[str], round_number: int, shared: np.ndarray) -> HeldOutFigure:
+        """How far lips agree with the true ones while somebody speaks (`lip_agreement`), of people whom nobody trains
+        on: of each the first test clip."""
+        if not self._people.unseen.issuperset(people):
+            raise RunError("how clients' lips move is not told; ask about unseen people")
+        total = 0.0
+        for person in people:
+            self._note(round_number, person)
+            self._load(person, shared, round_number + 1)
+            self._model.trainer.model.eval()
+            total += lip_agreement(self._model.pipeline, next(self._people.pieces(person, "test")))
+        return HeldOutFigure(total, len(people))
 
     def sample(self, identities: list[str], round_number: int, shared: np.ndarray | None) -> None:
         """Writes a video and a contact sheet of a held-out clip of each, with the adapters as after the round.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import floor
 
 from fedtalk_ray.errors import ClusterError
-from fedtalk_ray.settings import SlotConfig
+from fedtalk_ray.slot_settings import SlotConfig
 
 READERS_CPUS = 1
 """CPUs of the cluster that slots leave free: Ray Data's tasks would otherwise never run, and no error would say so."""

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -100,7 +100,9 @@ class Subject:
     def round(self) -> Round:
         """One more round of all members from the released model, trained and weighed as the run does it."""
         strategy = load_strategy(self.config.strategy)
-        faces, updates, weights = Faces(self.trainer, self.config, strategy), {}, {}
+        alpha = strategy.score_alpha
+        score_of = None if alpha is None else partial(self.trainer.score, alpha=alpha)
+        faces, updates, weights = Faces(self.trainer, self.config, strategy.proximal, score_of), {}, {}
         for client in progress(self.members, len(self.members), "one more round"):
             seed = derive_seed(self.config.seed, "audit", client)
             phase = self.config.plan[0]
@@ -124,8 +126,7 @@ class Subject:
         if face is not None:
             for batch in batches:
                 self.borrow(batch, face)
-        windows = held_out_windows(pieces, self.trainer.window, 2)
-        return self.trainer.fit(shared, None, batches, windows, windows.reference, seed=seed % 2**32).update
+        return self.trainer.fit(shared, None, batches, seed=seed % 2**32).update
 
     def borrow(self, windows: WindowBatch, face: torch.Tensor) -> None:
         """Has windows spoken by another face, latents [C, h, w], whose embedding is the outsiders' mean."""

@@ -2,12 +2,14 @@
 
     OUT/runs/<population>/<method>/seed<k>/   the run, as `fedtalk train` leaves it, and figures.json
     OUT/table.csv  table.md  table.tex        mean and 95% interval, and paired differences to the baseline
-    OUT/plots/losses.png  bars.png
+    OUT/plots/held_out_loss.png  lip_agreement.png  bars.png
     OUT/results.json                          every run's figures, and the failures
+    OUT/models/                               the figures of models that no run made
 
 Started again, it goes on: what is complete stays, an interrupted run is resumed, and a failed one is tried again.
 """
 
+import hashlib
 import json
 import sys
 import traceback
@@ -17,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from fedtalk_ray.comparison.experiment import TRAINING_METRIC, Experiment, Planned, plan
-from fedtalk_ray.comparison.plots import plot_bars, plot_losses
+from fedtalk_ray.comparison.plots import plot_bars, plot_curves
 from fedtalk_ray.comparison.tables import (
     entries_of,
     tables_of,
@@ -39,6 +41,12 @@ from fedtalk_ray.shards.format import load_manifest
 from fedtalk_ray.shards.people import population_of
 
 RESULTS = "results.json"
+MODELS = "models"
+CURVES = {
+    TRAINING_METRIC: "held-out loss of the clients' own val clips",
+    "lip_agreement": "lip correlation of unseen people, while somebody speaks",
+}
+"""What rounds measure of the model as it becomes, in their history, and what it is called beside a plot."""
 FAILURES = "failures.log"
 
 
@@ -58,6 +66,8 @@ def compare(experiment: Experiment, settings: list[str] | None = None) -> Path:
     for run in progress(runs, len(runs), "compare"):
         name = {"population": run.population, "method": run.method, "seed": run.seed, "run": run.config.run}
         try:
+            for model in models_beside(finished, run, experiment):
+                finished.append(model | as_it_is(model["run"], run, experiment, instruments))
             finish(run)
             finished.append(name | measured(run, experiment, instruments))
         except Exception as error:  # hours of other runs must not be lost to what went wrong in one
@@ -99,14 +109,46 @@ def finish(planned: Planned) -> None:
         train(config, resume=run.exists())
 
 
+def models_beside(finished: list[dict[str, Any]], run: Planned, experiment: Experiment) -> list[dict[str, Any]]:
+    """The experiment's models that have no figures yet beside a run's population and seed, as `finished` names them."""
+    names = {"population": run.population, "seed": run.seed}
+    there = {each["method"] for each in finished if names.items() <= each.items()}
+    return [names | {"method": name, "run": model} for name, model in experiment.models.items() if name not in there]
+
+
+def as_it_is(model: str, beside: Planned, experiment: Experiment, instruments: Instruments | None) -> dict[str, Any]:
+    """As `measured`, of a model that no run of the comparison made, on what a run is measured on."""
+    where = hashlib.sha256(repr((model, beside.evaluation_shards, beside.excluded)).encode()).hexdigest()[:16]
+    place = Path(experiment.out) / MODELS / f"{where}.json"
+    detail = measure_model(model, None, beside, experiment, instruments, place)
+    figures = {metric: figure(metric, detail, {}) for metric in experiment.metrics if metric not in CURVES}
+    return {"figures": figures, "curves": {}, "excluded": list(beside.excluded), "detail": detail}
+
+
 def measured(planned: Planned, experiment: Experiment, instruments: Instruments | None) -> dict[str, Any]:
-    """{"figures": {metric: value}, "curve": {round: held-out loss}, "detail": what was measured} of a finished run.
+    """{"figures": {metric: value}, "curves": {what: {round: value}}, "detail": what was measured} of a finished run.
 
     Measuring is not repeated while it would measure the same: RUN/figures.json says how it was done.
     """
-    config, run = planned.config, RunFolder(Path(planned.config.run))
+    run = RunFolder(Path(planned.config.run))
+    detail = measure_model(run.path, planned.config.all_rounds, planned, experiment, instruments, run.figures)
+    history = run.history()
+    curves = {name: {each["round"]: each[name] for each in history if name in each} for name in CURVES}
+    figures = {metric: figure(metric, detail, curves[TRAINING_METRIC]) for metric in experiment.metrics}
+    return {"figures": figures, "curves": curves, "excluded": list(planned.excluded), "detail": detail}
+
+
+def measure_model(
+    model: str | Path,
+    rounds: int | None,
+    planned: Planned,
+    experiment: Experiment,
+    instruments: Instruments | None,
+    place: Path,
+) -> dict[str, Any]:
+    """What the experiment's metrics need of a model, by kind. place: where it is kept with how it was measured."""
     how: dict[str, Any] = {
-        "rounds": config.all_rounds,
+        "rounds": rounds,
         "shards": planned.evaluation_shards,
         "excluded": list(planned.excluded),
         "measures": list(MEASURES),
@@ -115,12 +157,12 @@ def measured(planned: Planned, experiment: Experiment, instruments: Instruments 
         "videos": experiment.videos(),
         "clips": experiment.clips,
     }
-    kept = read_figures(run.figures)
+    kept = read_figures(place)
     if kept.get("how") != how:
-        kept = {"how": how, "windows": window_figures(run.path, how["shards"], planned.excluded, experiment.personal)}
+        kept = {"how": how, "windows": window_figures(model, how["shards"], planned.excluded, experiment.personal)}
         if experiment.videos():
             result = evaluate_run(
-                run.path,
+                model,
                 how["shards"],
                 "test",
                 instruments,
@@ -129,12 +171,9 @@ def measured(planned: Planned, experiment: Experiment, instruments: Instruments 
                 excluded=planned.excluded,
             )
             kept["videos"] = result["groups"]
-        with new_file(run.figures) as place:
-            place.write_text(json.dumps(kept, indent=1))
-    curve = {record["round"]: record["held_out_loss"] for record in run.history() if "held_out_loss" in record}
-    detail: dict[str, Any] = {key: kept[key] for key in ("windows", "videos") if key in kept}
-    figures = {metric: figure(metric, detail, curve) for metric in experiment.metrics}
-    return {"figures": figures, "curve": curve, "excluded": how["excluded"], "detail": detail}
+        with new_file(place) as partial:
+            partial.write_text(json.dumps(kept, indent=1))
+    return {key: kept[key] for key in ("windows", "videos") if key in kept}
 
 
 def read_figures(path: Path) -> dict[str, Any]:
@@ -166,14 +205,19 @@ def report(experiment: Experiment, finished: list[dict[str, Any]], failed: list[
     out, metrics = Path(experiment.out), experiment.metrics
     baseline = experiment.baseline or next(iter(experiment.methods))
     figures: dict[str, dict[str, dict[str, dict[int, float]]]] = {}
-    curves: dict[str, dict[str, dict[int, dict[int, float]]]] = {}
+    curves: dict[str, dict[str, dict[str, dict[int, dict[int, float]]]]] = {name: {} for name in CURVES}
     for population in experiment.populations:
-        for method in experiment.methods:
+        for method in (*experiment.models, *experiment.methods):
             runs = [each for each in finished if (each["population"], each["method"]) == (population, method)]
             if runs:
-                by_metric = {metric: {run["seed"]: run["figures"][metric] for run in runs} for metric in metrics}
+                by_metric = {
+                    metric: {run["seed"]: run["figures"][metric] for run in runs if metric in run["figures"]}
+                    for metric in metrics
+                }
                 figures.setdefault(population, {})[method] = by_metric
-                curves.setdefault(population, {})[method] = {run["seed"]: run["curve"] for run in runs}
+            for name, drawn in curves.items():
+                if seeds := {run["seed"]: run["curves"][name] for run in runs if run["curves"].get(name)}:
+                    drawn.setdefault(population, {})[method] = seeds
     entries = entries_of(figures, metrics, baseline)
     shares = shares_won_back(experiment, figures)
     results = {
@@ -195,7 +239,9 @@ def report(experiment: Experiment, finished: list[dict[str, Any]], failed: list[
     write_csv(entries, baseline, out / "table.csv")
     write_markdown(tables, out / "table.md")
     write_latex(tables, out / "table.tex")
-    plot_losses(curves, experiment.name, out / "plots" / "losses.png")
+    for name, drawn in curves.items():
+        if drawn:
+            plot_curves(drawn, experiment.name, CURVES[name], out / "plots" / f"{name}.png")
     main = [entry for entry in entries if entry.metric == metrics[0]]
     plot_bars(main, metrics[0], baseline, experiment.name, out / "plots" / "bars.png")
 

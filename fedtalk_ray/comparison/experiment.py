@@ -14,6 +14,7 @@ from fedtalk_ray.evaluation.window_figures import GROUPS, MEASURES
 from fedtalk_ray.recipe import Section
 from fedtalk_ray.settings import TrainConfig
 from fedtalk_ray.shards.format import load_manifest
+from fedtalk_ray.shards.people import population_of
 from fedtalk_ray.shards.unreliable import unreliable_clients
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -55,6 +56,9 @@ class Experiment(Section):
     """Settings that all runs share: a configuration of `fedtalk train`, or its keys. `run` and `seed` are set here."""
     methods: dict[Name, Settings] = Field(min_length=1)
     """What is compared: name -> settings over the base."""
+    models: dict[Name, str] = Field({})
+    """What is measured as it is beside the methods: name -> a run's folder or what `pretrained` may name. The same
+    figures stand for every seed and population; methods may be compared with it as with one another."""
     seeds: list[Annotated[int, Field(ge=0)]] = Field([0, 1, 2], min_length=1)
     """Each method runs once per seed, on each population; the same seeds make pairs."""
     metrics: list[str] = Field(["unseen.loss", "seen.loss", "unseen.motion_error", "seen.motion_error"], min_length=1)
@@ -71,6 +75,8 @@ class Experiment(Section):
     """Where test clips come from: clean shards, with the same people; null takes each run's own shards."""
     personal: bool = False
     """Clients speak with their own identity adapters; otherwise only what was federated is measured."""
+    exclude: list[str] = Field([])
+    """Identities that do not count in what is measured, as those by whom settings were chosen."""
     clips: int | None = Field(None, ge=2)
     """At most so many videos a group, of as many people as possible; null makes all. Windows are of all clips."""
     judge: str | None = None
@@ -83,8 +89,11 @@ class Experiment(Section):
         named = [self.baseline] if self.baseline else []
         named += list(self.won_back.model_dump().values()) if self.won_back else []
         for name in named:
-            if name not in self.methods:
-                raise ValueError(f"{name!r} is no method; there are {', '.join(self.methods)}")
+            if name not in self.methods and name not in self.models:
+                known = ", ".join([*self.methods, *self.models])
+                raise ValueError(f"{name!r} is no method; there are {known}")
+        if twice := sorted(set(self.methods) & set(self.models)):
+            raise ValueError(f"{twice[0]!r} is a method and a model; give one another name")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds {self.seeds} name one twice")
         for metric in self.metrics:
@@ -105,7 +114,7 @@ class Experiment(Section):
 
 @dataclass(frozen=True)
 class Planned:
-    """One run. excluded: the clients that no run of its pair counts, because one of them had them corrupted."""
+    """One run. excluded: who does not count, by `exclude` or because a run of its pair had her clips corrupted."""
 
     population: str
     method: str
@@ -143,7 +152,7 @@ def plan(experiment: Experiment, settings: list[str] | None = None) -> list[Plan
         clean = clean.replace("{seed}", str(seed))
         load_manifest(clean)
         pair = [configs[seed, population, other].shards for other in experiment.methods]
-        excluded = set().union(*(corrupted[shards] for shards in pair))
+        excluded = set(experiment.exclude).union(*(corrupted[shards] for shards in pair))
         runs.append(Planned(population, method, seed, config, clean, tuple(sorted(excluded))))
     return runs
 
@@ -162,7 +171,7 @@ def _config(experiment: Experiment, settings: list[str], population: str, method
     config = parse_config(_with_seed(tree, seed), where)
     manifest = load_manifest(config.shards)
     if chosen.participation is not None:
-        clients = len(config.cohort.clients or manifest.clients())
+        clients = len(population_of(config, manifest))
         size = max(1, round(chosen.participation * clients))
         config = config.model_copy(update={"cohort": config.cohort.model_copy(update={"size": size})})
     return config

@@ -1,4 +1,4 @@
-"""The comparison as pictures: held-out loss by round, and the main figure with its paired differences."""
+"""The comparison as pictures: what rounds measured, and the main figure with its paired differences."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,16 +12,19 @@ from fedtalk_ray.evaluation.statistics import Interval, interval
 from fedtalk_ray.plotting import COLOURS, save_figure
 
 Curves = Mapping[str, Mapping[str, Mapping[int, Mapping[int, float]]]]
-"""population -> method -> seed -> round -> held-out loss."""
+"""population -> method -> seed -> round -> what was measured of the model after it."""
 
 
-def plot_losses(curves: Curves, title: str, path: Path) -> None:
-    """One panel a population, one line a method: the mean over seeds, with its 95% band where there are several."""
+def plot_curves(curves: Curves, title: str, what: str, path: Path) -> None:
+    """One panel a population, one line a method: the mean over seeds, with its 95% band where there are several.
+
+    what: is written along the upward axis.
+    """
     figure = Figure(figsize=(1 + 5 * len(curves), 4), layout="constrained")
     panels = figure.subplots(1, len(curves), squeeze=False, sharey=True)[0]
     for panel, (population, methods) in zip(panels, curves.items(), strict=True):
         for index, (method, seeds) in enumerate(methods.items()):
-            band = loss_band(seeds)
+            band = curve_band(seeds)
             rounds, means = list(band), np.array([each.mean for each in band.values()])
             colour = COLOURS[index % len(COLOURS)]
             panel.plot(rounds, means, color=colour, marker="o", markersize=3, label=f"{method} (n={len(seeds)})")
@@ -31,14 +34,14 @@ def plot_losses(curves: Curves, title: str, path: Path) -> None:
         panel.set(title=population if len(curves) > 1 else title, xlabel="round")
         panel.xaxis.get_major_locator().set_params(integer=True)
         panel.legend(fontsize="small")
-    panels[0].set_ylabel("held-out loss of the clients' own val clips")
+    panels[0].set_ylabel(what)
     if len(curves) > 1:
         figure.suptitle(title)
     save_figure(figure, path)
 
 
-def loss_band(seeds: Mapping[int, Mapping[int, float]]) -> dict[int, Interval]:
-    """The interval at every round that all seeds measured; seeds: seed -> round -> loss."""
+def curve_band(seeds: Mapping[int, Mapping[int, float]]) -> dict[int, Interval]:
+    """The interval at every round that all seeds measured; seeds: seed -> round -> value."""
     rounds = sorted(set.intersection(*(set(curve) for curve in seeds.values())))
     return {number: interval([curve[number] for curve in seeds.values()]) for number in rounds}
 

@@ -3,12 +3,14 @@
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from fedtalk_ray.evaluation import metrics
 from fedtalk_ray.evaluation.judge import IdentityJudge, embed_clip, similarity
 from fedtalk_ray.evaluation.perceptual import PerceptualDistance
 from fedtalk_ray.media.lips import lip_aperture
 from fedtalk_ray.media.speech import spoken
+from fedtalk_ray.model.pipeline import TalkingHeadPipeline
 from fedtalk_ray.shards.format import Piece
 
 Figures = dict[str, float | None]
@@ -79,6 +81,14 @@ def measure(
         figures["identity"] = float(np.mean([similarity(*pair) for pair in zip(faces, truth.faces, strict=True)]))
         figures["identity_other_clip"] = likeness(faces, truth.other_faces)
     return figures
+
+
+def lip_agreement(model: TalkingHeadPipeline, piece: Piece) -> float:
+    """Correlation of generated and true lips where somebody speaks, of a clip spoken from its first frame."""
+    audio = piece.waveform.astype(np.float32) / 32767
+    made = model(piece.frames[0], audio, generator=torch.Generator().manual_seed(0)).frames[: len(piece.frames)]
+    speech = spoken(audio, len(piece.frames))
+    return metrics.correlation(lip_aperture(made)[speech], lip_aperture(piece.frames)[speech])
 
 
 def real_figures(truth: Truth) -> Figures:

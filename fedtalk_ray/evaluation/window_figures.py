@@ -13,6 +13,7 @@ import torch
 
 from fedtalk_ray.errors import ShardError
 from fedtalk_ray.evaluation import metrics
+from fedtalk_ray.media.face_template import mouth_mask
 from fedtalk_ray.model.autoencoder import decode_latents
 from fedtalk_ray.model.denoiser import bare_denoiser
 from fedtalk_ray.model.device import pick_device
@@ -26,7 +27,7 @@ from fedtalk_ray.shards.people import People, speakers
 from fedtalk_ray.shards.windows import WindowBatch, held_out_windows
 from fedtalk_ray.training.backbone import check_fits
 from fedtalk_ray.training.losses import window_loss
-from fedtalk_ray.training.reliability import generate_windows, motion_agreement
+from fedtalk_ray.training.reliability import generate_windows
 
 MEASURES = ("loss", "motion_error", "mouth_agreement", "psnr", "mouth_psnr", "jitter_ratio")
 GROUPS = ("seen", "unseen")
@@ -104,3 +105,16 @@ def motion_error(generated: torch.Tensor, truth: torch.Tensor) -> float:
     true_motion = truth[:, 1:] - truth[:, :-1]
     error = (generated[:, 1:] - generated[:, :-1] - true_motion).abs().mean()
     return float(error / true_motion.abs().mean().clamp(min=1e-8))
+
+
+def motion_agreement(generated: torch.Tensor, truth: torch.Tensor) -> float:
+    """Correlation in [-1, 1] of generated and true mouth cells around their means, residuals [B, T, C, h, w].
+
+    Means are taken cell by cell over all windows, so a mouth that is merely in the right place agrees with nothing.
+    0 where either does not move.
+    """
+    mouth = torch.from_numpy(mouth_mask(truth.shape[-1])).to(truth.device).bool()
+    made, true = (values[..., mouth].double().flatten(0, 1) for values in (generated, truth))
+    made, true = made - made.mean(0), true - true.mean(0)
+    size = float(made.norm() * true.norm())
+    return float((made * true).sum()) / size if size != 0 else 0.0

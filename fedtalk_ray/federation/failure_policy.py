@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from fedtalk_ray.errors import RunError
-from fedtalk_ray.settings import FailureConfig
+from fedtalk_ray.slot_settings import FailureConfig
 
 
 class QuorumLost(RunError):

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedtalk_ray.runs.folder import RunFolder
-from fedtalk_ray.settings import PopulationConfig, StreamConfig, TrainConfig
+from fedtalk_ray.settings import PopulationConfig, TrainConfig
 from fedtalk_ray.shards.format import EVERY_COLUMN, Manifest, Piece, load_manifest
 from fedtalk_ray.shards.population import Population, Portion
 from fedtalk_ray.shards.reader import read_pieces
+from fedtalk_ray.slot_settings import StreamConfig
 
 if TYPE_CHECKING:
     # It brings torch, which a driver does without.
@@ -88,11 +89,12 @@ class People:
         """The split that a client, or somebody whom nobody trains on, is judged by."""
         return "test" if name in self.unseen else "val"
 
-    def windows(self, name: str, window: int, count: int) -> "WindowBatch":
-        """`count` held-out windows of so many frames, always the same."""
-        from fedtalk_ray.shards.windows import held_out_windows
+    def windows(self, name: str, window: int, count: int, lips: bool = False) -> "WindowBatch":
+        """`count` held-out windows of so many frames, always the same. lips: with how the lips move."""
+        from fedtalk_ray.shards.windows import Wanted, held_out_windows
 
-        return held_out_windows(self.pieces(name, self.judged_by(name), ("latents", "speech")), window, count)
+        columns = Wanted(lips=lips).columns
+        return held_out_windows(self.pieces(name, self.judged_by(name), columns), window, count, lips)
 
     def enrolment(self, name: str) -> np.ndarray:
         """The first frame of a few training clips, latents float32 [M, C, h, w]: who this is."""

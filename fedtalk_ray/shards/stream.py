@@ -14,12 +14,12 @@ import numpy as np
 import torch
 
 from fedtalk_ray.errors import ShardError
-from fedtalk_ray.settings import StreamConfig
 from fedtalk_ray.shards.format import ARRAYS, ROW_GROUP_BYTES, Manifest
 from fedtalk_ray.shards.population import Portion
 from fedtalk_ray.shards.reader import Group, GroupReader, list_groups
 from fedtalk_ray.shards.storage import is_remote
 from fedtalk_ray.shards.windows import LATENTS, Cut, PictureBatch, Wanted, Window, WindowBatch, each_window
+from fedtalk_ray.slot_settings import StreamConfig
 
 
 def stream_batches(

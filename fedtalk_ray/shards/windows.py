@@ -118,19 +118,22 @@ def cut_windows(piece: Piece, window: int, count: int, name: str, wanted: Wanted
     }
 
 
-def held_out_windows(pieces: Iterable[Piece], window: int, count: int) -> WindowBatch:
+def held_out_windows(pieces: Iterable[Piece], window: int, count: int, lips: bool = False) -> WindowBatch:
     """`count` windows spread evenly over held-out pieces, always the same; the reference is each piece's first frame.
 
-    Pieces are taken in turn until there are enough; needs at least one.
+    Pieces are taken in turn until there are enough; needs at least one. lips: with `media.lips.lip_motion` in that
+    field, which is no shape yet; the pieces must have been read with their landmarks.
     """
     kept = list(pieces)
     chosen = [kept[index * len(kept) // count] for index in range(count)]
+    motions = [lip_motion(piece.landmarks) if lips else np.zeros((len(piece.latents), 0)) for piece in kept]
     parts = []
     for index, piece in enumerate(chosen):
         room = len(piece.latents) - window
         begin = room * (2 * index + 1) // (2 * count)
         end = begin + window
-        parts.append((piece.latents[begin:end], piece.speech[begin:end], piece.latents[0], piece.identity))
+        motion = motions[index * len(kept) // count][begin:end]
+        parts.append((piece.latents[begin:end], piece.speech[begin:end], piece.latents[0], piece.identity, motion))
     return WindowBatch(*(torch.from_numpy(np.stack(column)).float() for column in zip(*parts, strict=True)))
 
 

@@ -84,6 +84,8 @@ def curves(record: dict[str, Any]) -> dict[str, float]:
     values |= {f"privacy/{name}": record[name] for name in PRIVACY_FIGURES if name in record}
     if "held_out_loss" in record:
         values[HELD_OUT] = record["held_out_loss"]
+    if "lip_agreement" in record:
+        values["held_out/lip_agreement"] = record["lip_agreement"]
     reports = record.get("clients", ())
     for report in reports:
         values[f"weight/{report['client']}"] = report["share"]

@@ -11,6 +11,7 @@ import torch
 
 from fedtalk_ray.errors import TrainingError
 from fedtalk_ray.model import adapters
+from fedtalk_ray.model.denoiser import bare_denoiser
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline, load_pipeline, make_critic, make_sync_loss
 from fedtalk_ray.model.released import fill_released
 from fedtalk_ray.recipe import LocalConfig
@@ -19,8 +20,8 @@ from fedtalk_ray.settings import TrainConfig
 from fedtalk_ray.shards.windows import WindowBatch
 from fedtalk_ray.training.losses import window_loss
 from fedtalk_ray.training.optimise import Loss, Pace, descend
-from fedtalk_ray.training.phases.phase import Fitted, state_digest
-from fedtalk_ray.training.reliability import score_client
+from fedtalk_ray.training.phases.phase import Fitted, Task, state_digest
+from fedtalk_ray.training.reliability import Reliability, score_client
 
 
 def released_trainer(run: RunFolder, config: TrainConfig, device: str = "cpu") -> "LocalTrainer":
@@ -79,20 +80,16 @@ class LocalTrainer:
         shared: np.ndarray,
         identity: np.ndarray | None,
         batches: Iterable[WindowBatch],
-        held_out: WindowBatch | None,
-        enrolment: torch.Tensor | None,
         *,
         seed: int,
         pace: Pace | None = None,
         proximal: float = 0.0,
-        score_alpha: float | None = None,
     ) -> Fitted:
-        """Local training of one client in one round.
+        """Local training of one client in one round; the client's adapters stay in the model.
 
         shared: float32 [D] from the server. identity: float32 [E] or None for a first time. batches: at least
-        `batches_needed(local)` of them. held_out, enrolment: what `score_client` judges by, None for no score. pace: of
-        the learning rate; None for `local.learning_rate` throughout. proximal: FedProx's mu. score_alpha: ISFA's alpha;
-        None skips the score.
+        `batches_needed(local)` of them. pace: of the learning rate; None for `local.learning_rate` throughout.
+        proximal: FedProx's mu.
         """
         local = self._config.local
         constant = Pace(local.learning_rate)
@@ -111,11 +108,15 @@ class LocalTrainer:
         if not np.isfinite(identity).all():
             raise TrainingError("the identity adapter holds values that are not finite; lower local.learning_rate")
         self.model.eval()
-        reliability = None
-        if score_alpha is not None and held_out is not None and enrolment is not None:
-            moved = held_out.to(self._device)
-            reliability = score_client(self.model, self.scheduler, moved, enrolment, self.critic, score_alpha, seed)
-        return Fitted(update, losses, identity, reliability)
+        return Fitted(update, losses, identity)
+
+    def score(self, task: Task, alpha: float) -> Reliability:
+        """A client's score with the model as it is, on `local.score_windows` of its held-out windows."""
+        people, lips = task.people, bare_denoiser(self.model).knows_lips()
+        held_out = people.windows(task.client, self.window, self._config.local.score_windows, lips)
+        enrolment = torch.from_numpy(people.enrolment(task.client))
+        moved = held_out.to(self._device)
+        return score_client(self.model, self.scheduler, moved, enrolment, self.critic, alpha, task.seed)
 
     def personalize(
         self,

@@ -4,6 +4,7 @@ A client slot holds one, and central pretraining is one with a single client tha
 """
 
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from fedtalk_ray.training.phases.decoder import decoder_phase
 from fedtalk_ray.training.phases.faces import Faces
 from fedtalk_ray.training.phases.identity import identity_phase
 from fedtalk_ray.training.phases.phase import Fitted, Phase, Task
-from fedtalk_ray.training.phases.speech import speech_phase
+from fedtalk_ray.training.phases.speech import hearing_score, speech_phase
 from fedtalk_ray.training.phases.sync import sync_phase
 from fedtalk_ray.training.phases.units import Units
 
@@ -39,7 +40,7 @@ class ResidentModel:
         self.pipeline = pipeline.to(device)
         self._config, self._device = config, device
         self._strategy = load_strategy(config.strategy)
-        # Scores are of faces; in all other phases clips count as they are.
+        # Scores ask whether lips follow the sound; in phases that say nothing of it, clips count as they are.
         scored = self._strategy.score_alpha is not None
         self._unscored = load_strategy(StrategyConfig(name="fedavg")) if scored else self._strategy
         self._trainer: LocalTrainer | None = None
@@ -105,8 +106,8 @@ class ResidentModel:
             raise RunError(f"the phase {self.name} is over, and nobody trains in it any more")
         self._fitted = True
         fitted = self.phase.fit(task)
-        strategy = self._strategy if self.name == "faces" else self._unscored
         scores = fitted.reliability
+        strategy = self._strategy if scores else self._unscored
         score = scores.score if scores else None
         samples, weight = client_weight(strategy, frames, score, self._config.weight_bounds)
         id_sim, temp_stab = (scores.id_sim, scores.temp_stab) if scores else (None, None)
@@ -127,14 +128,18 @@ class ResidentModel:
         base = bare_denoiser(pipeline.denoiser)
         if name == "units":
             return Units(base)
+        alpha = self._strategy.score_alpha
         if name == "speech":
-            return speech_phase(base, config.speech, config.stream, config.local.loss.mouth_weight, device)
+            score = None if alpha is None else hearing_score(base, config.local.score_windows, alpha)
+            return speech_phase(base, config.speech, config.stream, config.local.loss.mouth_weight, device, score)
         if name == "faces":
             self._trainer = LocalTrainer(pipeline, config, device)
             pipeline.register_modules(denoiser=self._trainer.model)
-            return Faces(self._trainer, config, self._strategy)
+            score = None if alpha is None else partial(self._trainer.score, alpha=alpha)
+            return Faces(self._trainer, config, self._strategy.proximal, score)
         if name == "calibration":
-            return Calibration(pipeline, config.seed)
+            score = None if alpha is None else partial(self.trainer.score, alpha=alpha)
+            return Calibration(pipeline, config.seed, score)
         if name == "decoder":
             if not isinstance(pipeline.autoencoder, PatchAutoencoder):
                 raise RunError("phases: decoder trains the project's own autoencoder, and this pipeline has another")

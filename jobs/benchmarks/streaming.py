@@ -29,12 +29,12 @@ import pyarrow.parquet as pq
 
 from fedtalk_ray.actors.connection import WORKER_ENVIRONMENT
 from fedtalk_ray.progress import progress
-from fedtalk_ray.settings import StreamConfig
 from fedtalk_ray.shards.format import PIECE_FRAMES, Manifest, ShardWriter, load_manifest
 from fedtalk_ray.shards.population import Portion
 from fedtalk_ray.shards.reader import list_groups, shard_files
 from fedtalk_ray.shards.stream import stream_batches
 from fedtalk_ray.shards.windows import LATENTS
+from fedtalk_ray.slot_settings import StreamConfig
 
 SHAPES = {"frames": [64, 64, 3], "latents": [48, 16, 16], "speech": [4, 80], "waveform": []}
 """As `fedtalk prepare --size 64` writes them."""

@@ -47,7 +47,7 @@ def test_a_comparison_goes_on_where_it_was_left_and_survives_a_failing_method(
     ]  # fmt: skip
     losses = {(run["method"], run["seed"]): run["figures"]["unseen.loss"] for run in results["runs"]}
     assert len(set(losses.values())) == 4 and all(0 < loss < 10 for loss in losses.values())
-    assert (out / "table.csv").is_file() and (out / "plots" / "losses.png").is_file()
+    assert (out / "table.csv").is_file() and (out / "plots" / "held_out_loss.png").is_file()
 
     before = contents(out)
     assert len([name for name in before if name.endswith("figures.json")]) == 4

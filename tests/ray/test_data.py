@@ -13,13 +13,13 @@ from fedtalk_ray.corpora.synthetic import render_clip
 from fedtalk_ray.errors import ShardError
 from fedtalk_ray.media.video import write_video
 from fedtalk_ray.model.autoencoder import encode_frames, load_autoencoder
-from fedtalk_ray.settings import StreamConfig
 from fedtalk_ray.shards.format import load_manifest
 from fedtalk_ray.shards.population import Portion
 from fedtalk_ray.shards.prepare import prepare
 from fedtalk_ray.shards.reader import read_pieces
 from fedtalk_ray.shards.stream import stream_batches
 from fedtalk_ray.shards.windows import WindowBatch
+from fedtalk_ray.slot_settings import StreamConfig
 
 
 def test_the_drawn_corpus_becomes_shards_that_hold_it(shards: Path) -> None:

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from fedtalk_ray.actors.client import ClientSlot
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.federation.cohorts import sample_cohort
-from fedtalk_ray.messages import FitReport, HeldOutLoss, PlainUpdate
+from fedtalk_ray.messages import FitReport, HeldOutFigure, PlainUpdate
 from fedtalk_ray.model.adapters import load_identity, shared_parameters, to_vector
 from fedtalk_ray.model.released import load_released
 from fedtalk_ray.rounds import train
@@ -191,7 +191,7 @@ def test_nothing_private_crosses_in_any_message(make_config: Make, tmp_path: Pat
     assert (
         isinstance(answer, FitReport)
         and isinstance(update, PlainUpdate)
-        and isinstance(answers["held_out_loss"], HeldOutLoss)
+        and isinstance(answers["held_out_loss"], HeldOutFigure)
     )
     for name in ("sample", "export"):
         assert answers[name] is None
@@ -223,6 +223,9 @@ def test_with_central_noise_epsilon_is_told_and_nothing_of_a_client(make_config:
     assert second["held_out_loss"] == pytest.approx(slot.held_out_loss(unseen, 2, parameters(config)).total, rel=1e-6)
     with pytest.raises(RunError, match="losses are not told where anything is promised"):
         slot.held_out_loss(load_manifest(config.shards).clients(), 2, parameters(config))
+    assert second["lip_agreement"] == pytest.approx(slot.lip_agreement(unseen, 2, parameters(config)).total, rel=1e-6)
+    with pytest.raises(RunError, match="how clients' lips move is not told"):
+        slot.lip_agreement(load_manifest(config.shards).clients(), 2, parameters(config))
 
 
 def test_a_backbone_is_federated_from_scratch(make_config: Make, tmp_path: Path) -> None:

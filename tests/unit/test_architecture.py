@@ -17,6 +17,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "seeding"),
     ("outputs",),
     ("recipe",),
+    ("slot_settings",),
     ("settings",),
     ("config", "messages", "plotting", "progress"),
     ("media", "privacy", "runs"),

@@ -466,8 +466,8 @@ def test_the_backbone_of_the_page(installed, make_shards, make_config, tmp_path:
     pieces = read_pieces(shards, load_manifest(shards), "s1", "val", ("latents", "speech"))
     windows = held_out_windows(pieces, trainer.window, 4)
     start = adapters_of(trainer)
-    result = trainer.fit(start, None, [windows] * 5, windows, windows.reference, seed=1, score_alpha=0.5)
-    assert np.abs(result.update).max() > 0 and np.isfinite(result.update).all() and result.reliability is not None
+    result = trainer.fit(start, None, [windows] * 5, seed=1)
+    assert np.abs(result.update).max() > 0 and np.isfinite(result.update).all()
 
     trainer.load(start + result.update, None)
     trainer.model.eval()

@@ -75,7 +75,7 @@ ALLOWED: dict[str, dict[str, object]] = {
         "rejected": dict[str, int],
         "aborted": str | None,
     },
-    "HeldOutLoss": {"total": float, "clients": int},
+    "HeldOutFigure": {"total": float, "people": int},
 }
 
 ARRAYS = {("PlainUpdate", "weighted_sum"), ("MaskedInput", "vector")}

@@ -82,9 +82,7 @@ def attack(subject: Subject, effort: Effort) -> Outcome:
     windows = {who: held_out_windows(subject.pieces(who), trainer.window, 1) for who in subject.members}
     # All clients' random choices differ; the victim's are those that the attacker repeats.
     updates = {
-        who: trainer.fit(
-            subject.released, None, [batch], batch, batch.reference, seed=seed if who == victim else seed + 1 + place
-        ).update
+        who: trainer.fit(subject.released, None, [batch], seed=seed if who == victim else seed + 1 + place).update
         for place, (who, batch) in enumerate(windows.items())
     }
     round = Round(subject.config, subject.released, b"", updates, dict.fromkeys(updates, 1.0))

@@ -28,7 +28,7 @@ from fedtalk_ray.model.motion_units import mouth_blend
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
 from fedtalk_ray.model.sampling import sample_parts
 from fedtalk_ray.shards.format import Piece
-from fedtalk_ray.training.phases.phase import Fitted, Task, state_digest, until_halted
+from fedtalk_ray.training.phases.phase import Fitted, Score, Task, state_digest, until_halted
 
 MOST_CLIPS = 60
 """Clips of a client that are calibrated by; more say nothing new."""
@@ -46,9 +46,8 @@ MAX_PIXELS = 20_000_000
 """Pixels of true frames that are compared with decoded ones, nine times each: all of sixty clips of three seconds at 64
 pixels. Of more or larger ones each clip gives fewer frames, so that what a large autoencoder decodes is bounded."""
 DETAIL_UNIT = 100.0
-"""What products of lost and missing detail are multiplied by: squares of a tenth and less."""
-PSNR_UNIT = 30.0
-"""dB that count as 1: all figures are about 1, as the vector is clipped and noise is added to all of it alike."""
+"""What products of lost and missing detail are multiplied by, being squares of a tenth and less: all figures are about
+1, as the vector is clipped and noise is added to all of it alike."""
 
 
 @dataclass
@@ -79,12 +78,12 @@ class Calibration:
     """Statistics of what a model predicts of its clients' held-out clips; sets the denoiser's three maps.
 
     The vector is three sections, one a round, each begun by a 1 that the rest of it is divided by: products [5, h, w],
-    mean PSNRs [factors, 2], and products [2, h, w].
+    gains in PSNR [factors, 2], and products [2, h, w].
     """
 
-    def __init__(self, pipeline: TalkingHeadPipeline, seed: int) -> None:
-        """Nothing is calibrated of a network that predicts noise: it has no mean."""
-        self._pipeline, self._seed = pipeline, seed
+    def __init__(self, pipeline: TalkingHeadPipeline, seed: int, score: Score | None = None) -> None:
+        """Nothing is calibrated of a network that predicts noise: it has no mean. score: None where nobody asks."""
+        self._pipeline, self._seed, self._score = pipeline, seed, score
         self._base: TalkingHeadDenoiser = bare_denoiser(pipeline.denoiser)
         side = int(self._base.config.latent_size)
         self._shapes = ((5, side, side), (len(FACTORS_TRIED), 2), (2, side, side))
@@ -119,7 +118,7 @@ class Calibration:
         begin = sum(1 + int(np.prod(shape)) for shape in self._shapes[: task.index])
         update[begin] = 1
         update[begin + 1 : begin + 1 + figures.numel()] = figures.flatten().cpu().numpy()
-        return Fitted(update)
+        return Fitted(update, reliability=self._score(task) if self._score else None)
 
     def finish(self, vector: np.ndarray) -> None:
         sections = self._sections(vector)
@@ -219,8 +218,8 @@ def moved(residuals: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def nearness(pipeline: TalkingHeadPipeline, spoken: list[Prediction], best: torch.Tensor) -> torch.Tensor:
-    """[factors, 2] in `PSNR_UNIT`s: how near frames come in the mouth and around it, the mean over frames and clips,
-    when `best` [h, w] times each of `FACTORS_TRIED` is shown of the mean."""
+    """[factors, 2], dB: how much nearer frames come in the mouth and around it, the mean over frames and clips, when
+    `best` [h, w] times each of `FACTORS_TRIED` is shown of the mean, than when the first is."""
     base = bare_denoiser(pipeline.denoiser)
     best = best.to(base.device)
     reached = torch.zeros(len(FACTORS_TRIED), 2)
@@ -232,7 +231,7 @@ def nearness(pipeline: TalkingHeadPipeline, spoken: list[Prediction], best: torc
             errors = (decode_pixels(pipeline.autoencoder, shown) - truth).square().mean(1)
             for place, region in enumerate((inside, 1 - inside)):
                 row[place] -= 10 * ((errors * region).sum((1, 2)) / region.sum()).clamp(min=1e-8).log10().mean().cpu()
-    return reached / (len(spoken) * PSNR_UNIT)
+    return (reached - reached[:1]) / len(spoken)
 
 
 def chosen(reached: torch.Tensor, side: int) -> torch.Tensor:
@@ -241,11 +240,7 @@ def chosen(reached: torch.Tensor, side: int) -> torch.Tensor:
     reached: `nearness`. The largest factor whose frames come within `MAX_PSNR_LOSS_DB` of the nearest.
     """
     mouth, around = (
-        max(
-            tried
-            for tried, psnr in zip(FACTORS_TRIED, column, strict=True)
-            if psnr >= column.max() - MAX_PSNR_LOSS_DB / PSNR_UNIT
-        )
+        max(tried for tried, psnr in zip(FACTORS_TRIED, column, strict=True) if psnr >= column.max() - MAX_PSNR_LOSS_DB)
         for column in reached.T
     )
     blend = mouth_blend(side)

@@ -5,26 +5,28 @@ hears, being guesses, would not teach it.
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import numpy as np
-import torch
 
-from fedtalk_ray.federation.strategies import Strategy
 from fedtalk_ray.model import adapters
 from fedtalk_ray.model.denoiser import bare_denoiser
 from fedtalk_ray.settings import TrainConfig
 from fedtalk_ray.shards.windows import PictureBatch, Wanted, WindowBatch
 from fedtalk_ray.training.augment import vary_windows
 from fedtalk_ray.training.local import LocalTrainer, batches_needed
-from fedtalk_ray.training.phases.phase import Fitted, Task, until_halted
+from fedtalk_ray.training.phases.phase import Fitted, Score, Task, until_halted
 from fedtalk_ray.training.phases.speech import check_sound
 
 
 class Faces:
     """The denoiser with its adapters (`LocalTrainer`), client after client."""
 
-    def __init__(self, trainer: LocalTrainer, config: TrainConfig, strategy: Strategy) -> None:
-        self._trainer, self._config, self._strategy = trainer, config, strategy
+    def __init__(
+        self, trainer: LocalTrainer, config: TrainConfig, proximal: float = 0.0, score: Score | None = None
+    ) -> None:
+        """proximal: FedProx's mu. score: None where nobody asks for one."""
+        self._trainer, self._config, self._proximal, self._score = trainer, config, proximal, score
 
     def initial(self) -> np.ndarray:
         return adapters.to_vector(self._trainer.shared())
@@ -42,19 +44,16 @@ class Faces:
             stream=self._config.stream,
             wanted=wanted,
         )
-        scored = self._strategy.score_alpha is not None
         pace = task.pace(local.learning_rate, local.steps) if local.schedule == "cosine" else None
-        return trainer.fit(
+        fitted = trainer.fit(
             task.shared,
             task.identity,
             self._taught(until_halted(task, batches), np.random.default_rng(task.seed)),
-            people.windows(task.client, trainer.window, local.score_windows) if scored else None,
-            torch.from_numpy(people.enrolment(task.client)) if scored else None,
             seed=task.seed,
             pace=pace,
-            proximal=self._strategy.proximal,
-            score_alpha=self._strategy.score_alpha,
+            proximal=self._proximal,
         )
+        return replace(fitted, reliability=self._score(task)) if self._score else fitted
 
     def finish(self, vector: np.ndarray) -> None:
         self._trainer.load(vector, None)

@@ -10,7 +10,7 @@ from fedtalk_ray.model import adapters
 from fedtalk_ray.recipe import StepsConfig
 from fedtalk_ray.shards.format import Piece
 from fedtalk_ray.training.optimise import Loss, descend
-from fedtalk_ray.training.phases.phase import Fitted, Task, state_digest, until_halted
+from fedtalk_ray.training.phases.phase import Fitted, Score, Task, state_digest, until_halted
 
 Losses = Callable[[Task, np.random.Generator], Iterator[Loss]]
 """A supply of losses on a client's clips, at least as many as there are steps."""
@@ -26,9 +26,11 @@ class ModuleSteps:
         losses: Losses,
         device: str = "cpu",
         trained: Callable[[str], bool] = lambda name: True,
+        score: Score | None = None,
     ) -> None:
-        """trained: which parameters, by their name."""
-        self._module, self._config, self._losses, self._trained = module.to(device), config, losses, trained
+        """trained: which parameters, by their name. score: None where nobody asks for one."""
+        self._module, self._config, self._losses = module.to(device), config, losses
+        self._trained, self._score = trained, score
 
     def _parameters(self) -> list[tuple[str, torch.nn.Parameter]]:
         return [each for each in sorted(self._module.named_parameters()) if self._trained(each[0])]
@@ -57,7 +59,7 @@ class ModuleSteps:
         update = adapters.to_vector(parameters) - task.shared
         if not np.isfinite(update).all():
             raise TrainingError(f"its update holds values that are not finite; lower {task.phase.name}.learning_rate")
-        return Fitted(update, losses)
+        return Fitted(update, losses, reliability=self._score(task) if self._score else None)
 
     def finish(self, vector: np.ndarray) -> None:
         adapters.from_vector(self._parameters(), vector)

@@ -65,6 +65,10 @@ class Fitted:
     reliability: Reliability | None = None
 
 
+Score = Callable[[Task], Reliability]
+"""Judges a client by the model as its training left it (ISFA)."""
+
+
 class Phase(Protocol):
     """One phase on one slot's resident model."""
 

@@ -19,13 +19,14 @@ from fedtalk_ray.errors import NothingToGive, RunError
 from fedtalk_ray.media.speech import LOG_MEL
 from fedtalk_ray.model.denoiser import SPEECH_PARTS, TalkingHeadDenoiser
 from fedtalk_ray.recipe import SpeechConfig
-from fedtalk_ray.settings import StreamConfig
 from fedtalk_ray.shards.windows import Wanted, WindowBatch
+from fedtalk_ray.slot_settings import StreamConfig
 from fedtalk_ray.training.augment import vary_speech
 from fedtalk_ray.training.losses import cell_weights
 from fedtalk_ray.training.optimise import Loss
 from fedtalk_ray.training.phases.module_steps import ModuleSteps
-from fedtalk_ray.training.phases.phase import Task
+from fedtalk_ray.training.phases.phase import Score, Task
+from fedtalk_ray.training.reliability import Reliability, score_hearing
 
 WANTED = Wanted(lips=True, mean_reference=True)
 """Residuals on the piece's mean frame: how far a mouth is from where it is at rest."""
@@ -37,10 +38,11 @@ def speech_phase(
     stream: StreamConfig,
     mouth_weight: float,
     device: str = "cpu",
+    score: Score | None = None,
 ) -> ModuleSteps:
     """Teaches the speech encoder and the map from its code to motion, of a denoiser whose units are fixed.
 
-    Raises `RunError` for one without lip axes.
+    score: None where nobody asks for one. Raises `RunError` for one without lip axes.
     """
     if not denoiser.knows_lips():
         raise RunError("phases: speech needs a backbone that knows lip axes, and this one has none; add units")
@@ -58,7 +60,17 @@ def speech_phase(
         )
         return (speech_loss(denoiser, batch, mask, rng, device) for batch in batches)
 
-    return ModuleSteps(denoiser, config, losses, device, lambda name: name.startswith(SPEECH_PARTS))
+    return ModuleSteps(denoiser, config, losses, device, lambda name: name.startswith(SPEECH_PARTS), score)
+
+
+def hearing_score(denoiser: TalkingHeadDenoiser, windows: int, alpha: float) -> Score:
+    """A client's score in this phase, on so many of its held-out windows. alpha: ISFA's."""
+
+    def score(task: Task) -> Reliability:
+        held_out = task.people.windows(task.client, denoiser.config.window, windows, lips=True)
+        return score_hearing(denoiser, held_out, alpha)
+
+    return score
 
 
 def speech_loss(

@@ -7,7 +7,8 @@ The vector, float32 [1 + 3 C + 2 + M (M + 1) / 2], for C latent channels and M d
 
 1            the share of clients that answered; the rest is divided by it, so that noise on a fixed denominator or a
              client that stayed away changes no unit
-3 C          of each channel, the means of latents, of their squares, and of the squares of residuals
+3 C          of each channel, the means of latents, of their squares, and of the squares of residuals, in the units that
+             the denoiser has before
 2            the means of the lips' aperture and of its square
 M (M + 1)/2  the means of products of displacements, `media.lips.lip_motion`
 """
@@ -44,7 +45,7 @@ class Units:
 
     def fit(self, task: Task) -> Fitted:
         pieces = task.people.pieces(task.client, "train", ("latents", LANDMARKS))
-        return Fitted((moments(until_halted(task, pieces)) - task.shared).astype(np.float32))
+        return Fitted((moments(until_halted(task, pieces), self._denoiser) - task.shared).astype(np.float32))
 
     def finish(self, vector: np.ndarray) -> None:
         set_units(self._denoiser, vector)
@@ -53,13 +54,15 @@ class Units:
         return state_digest(self._denoiser.state_dict())
 
 
-def moments(pieces: Iterable[Piece]) -> np.ndarray:
+def moments(pieces: Iterable[Piece], denoiser: TalkingHeadDenoiser | None = None) -> np.ndarray:
     """One client's vector, float64, from the latents and landmarks of its pieces.
 
+    denoiser: whose present units latents are counted in, so that all figures are about 1; None for one without any.
     Residuals are taken between frames half a piece apart, which is what a random reference is on average. Raises
     `ShardError` for pieces without landmarks, and `NothingToGive` for lips that cannot be read or never move.
     """
     cells = frames = 0
+    mean, std, residual_std = latent_units(denoiser) if denoiser else (np.zeros(1), np.ones(1), np.ones(1))
     seen: np.ndarray | float = 0.0
     lips: np.ndarray | float = 0.0
     for piece in pieces:
@@ -69,7 +72,8 @@ def moments(pieces: Iterable[Piece]) -> np.ndarray:
                 "prepare them again"
             )
         latents = piece.latents[::EVERY].astype(np.float64)
-        residuals = latents - np.roll(latents, len(latents) // 2, axis=0)
+        residuals = (latents - np.roll(latents, len(latents) // 2, axis=0)) / residual_std
+        latents = (latents - mean) / std
         axes = (0, 2, 3)
         cells += latents[:, 0].size
         seen = seen + np.concatenate([latents.sum(axes), (latents**2).sum(axes), (residuals**2).sum(axes)])
@@ -85,8 +89,15 @@ def moments(pieces: Iterable[Piece]) -> np.ndarray:
     return vector
 
 
+def latent_units(denoiser: TalkingHeadDenoiser) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean and standard deviation of latents and that of residuals, float64 [C, 1, 1] each: 0, 1 and 1 at first."""
+    parts = (denoiser.reference_mean, denoiser.reference_std, denoiser.residual_std)
+    mean, std, residual_std = (part.double().cpu().numpy()[:, None, None] for part in parts)
+    return mean, std, residual_std
+
+
 def set_units(denoiser: TalkingHeadDenoiser, vector: np.ndarray) -> None:
-    """Sets a denoiser's units and lip axes from the mean of the clients' `moments`.
+    """Sets a denoiser's units and lip axes from the mean of the clients' `moments` for it.
 
     The axes are the largest principal components of displacements, each with its largest number positive.
     """
@@ -95,6 +106,7 @@ def set_units(denoiser: TalkingHeadDenoiser, vector: np.ndarray) -> None:
     channels = int(denoiser.config.latent_channels)
     figures = vector[1:].astype(np.float64) / vector[0]
     mean, square, residual = figures[: 3 * channels].reshape(3, channels)
+    old_mean, old_std, old_residual = (each[:, 0, 0] for each in latent_units(denoiser))
     aperture, aperture_square = figures[3 * channels : 3 * channels + 2]
     products = np.zeros((LIP_MOTION - 1, LIP_MOTION - 1))
     products[_PRODUCTS] = figures[3 * channels + 2 :]
@@ -106,9 +118,9 @@ def set_units(denoiser: TalkingHeadDenoiser, vector: np.ndarray) -> None:
     spread = [np.sqrt(max(aperture_square - aperture**2, 1e-8)) / _APERTURE]
     spread += [np.sqrt(max(variance, 1e-8)) / _MOVED for variance in variances[::-1][:count]]
     for buffer, values in (
-        (denoiser.reference_mean, mean),
-        (denoiser.reference_std, np.sqrt(np.maximum(square - mean**2, 1e-6))),
-        (denoiser.residual_std, np.sqrt(np.maximum(residual, 1e-6))),
+        (denoiser.reference_mean, old_mean + old_std * mean),
+        (denoiser.reference_std, old_std * np.sqrt(np.maximum(square - mean**2, 1e-6))),
+        (denoiser.residual_std, old_residual * np.sqrt(np.maximum(residual, 1e-6))),
         (denoiser.lip_axes, axes),
         (denoiser.lip_mean, np.array([aperture / _APERTURE, *np.zeros(count)])),
         (denoiser.lip_std, np.array(spread)),

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from fedtalk_ray.actors.placement import Node, bundles, check_fits, next_nodes, nodes_of, room_on, rooms
 from fedtalk_ray.errors import ClusterError
-from fedtalk_ray.settings import SlotConfig
+from fedtalk_ray.slot_settings import SlotConfig
 
 GIB = 1 << 30
 ONE = Node("a", gpus=2, cpus=4, memory=8 * GIB)

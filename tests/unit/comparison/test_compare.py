@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from fedtalk_ray.commands.cli import main
-from fedtalk_ray.comparison.compare import figure, measured, report, why
+from fedtalk_ray.comparison.compare import compare, figure, measured, report, why
 from fedtalk_ray.comparison.experiment import Experiment, Planned
 from fedtalk_ray.config import parse_config
 from fedtalk_ray.errors import RunError
@@ -64,7 +65,7 @@ def test_a_run_is_measured_once_by_the_named_metrics(run: Planned, tmp_path: Pat
         "seen.motion_error": windows["seen"]["motion_error"],
         "unseen.copy.mouth_psnr": pytest.approx(copied),
     }
-    assert result["curve"] == {1: 0.5, 3: 0.25}
+    assert result["curves"] == {"held_out_loss": {1: 0.5, 3: 0.25}, "lip_agreement": {}}
     kept = Path(run.config.run) / "figures.json"
     written = kept.stat().st_mtime_ns
     assert measured(run, experiment(tmp_path), Instruments()) == result
@@ -92,7 +93,14 @@ def test_a_figure_that_was_not_measured_is_named() -> None:
 
 def finished(method: str, seed: int, loss: float) -> dict[str, Any]:
     figures = {"seen.loss": loss}
-    return {"population": "all", "method": method, "seed": seed, "run": "r", "figures": figures, "curve": {1: loss}}
+    return {
+        "population": "all",
+        "method": method,
+        "seed": seed,
+        "run": "r",
+        "figures": figures,
+        "curves": {"held_out_loss": {1: loss}},
+    }
 
 
 def test_the_report_holds_every_run_and_the_share_won_back(tmp_path: Path) -> None:
@@ -116,7 +124,34 @@ def test_the_report_holds_every_run_and_the_share_won_back(tmp_path: Path) -> No
         rows = {row["method"]: row for row in csv.DictReader(file)}
     assert float(rows["good"]["difference"]) == pytest.approx(-1.05) and rows["bad"]["difference"] == ""
     assert (tmp_path / "table.tex").is_file()
-    assert {path.name for path in (tmp_path / "plots").iterdir()} == {"losses.png", "bars.png"}
+    assert {path.name for path in (tmp_path / "plots").iterdir()} == {"held_out_loss.png", "bars.png"}
+
+
+def test_a_model_that_no_run_made_is_measured_once_beside_every_seed(run: Planned, tmp_path: Path, monkeypatch) -> None:
+    """Its row is of the same clips as the methods', and methods are compared with it as with one another."""
+    models = {"before": run.config.run, "other": str(Path(run.config.run) / "pipeline")}
+    wanted = experiment(tmp_path, models=models, metrics=METRICS[1:], seeds=[0, 1], baseline="before")
+    asked: list[Any] = []
+    real = window_figures
+    monkeypatch.setattr(
+        "fedtalk_ray.comparison.compare.window_figures", lambda *parts: asked.append(parts[0]) or real(*parts)
+    )
+    monkeypatch.setattr("fedtalk_ray.comparison.compare.load_instruments", lambda _: (Instruments(), []))
+    monkeypatch.setattr("fedtalk_ray.comparison.compare.finish", lambda _: None)
+    runs = [replace(run, method=method, seed=seed) for seed in (0, 1) for method in ("good", "bad", "saved")]
+    monkeypatch.setattr("fedtalk_ray.comparison.compare.plan", lambda *_: runs)
+    compare(wanted)
+    assert sorted(map(str, asked)) == sorted([run.config.run, *models.values()])
+    with open(tmp_path / "table.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["metric"] == "unseen.loss"]
+    truth = real(run.config.run, run.config.shards, ["ann"])["unseen"]["loss"]
+    assert [(row["method"], row["seeds"]) for row in rows] == [
+        (name, "2") for name in ("before", "other", "good", "bad", "saved")
+    ]
+    assert [float(row["mean"]) for row in rows] == [pytest.approx(truth)] * 5
+    assert {row["difference"] for row in rows} == {"", "0.0"}
+    compare(wanted)
+    assert len(asked) == 3, "what was measured is kept"
 
 
 def test_without_a_finished_run_there_is_no_table(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,24 @@ from fedtalk_ray.model.embedded import EMBEDDED
 from fedtalk_ray.shards.format import Manifest, ShardWriter
 from fedtalk_ray.shards.unreliable import corrupt_shards
 
-SHIPPED = ("clients", "methods", "participation", "privacy", "tdc", "unreliable")
+SHIPPED = ("clients", "gains", "methods", "participation", "privacy", "tdc", "unreliable")
+
+
+GRID = ("s1", "s23", "s26", "s3", "s31", "s4", "s5")
+"""Speakers of the GRID recipe who are clients."""
 
 
 def shards(folder: Path, identities: int, clips: int, unseen: int) -> None:
     """Shards with one frame a clip: enough to plan with."""
+    names = [f"id{who:04d}" for who in range(identities)]
+    people(folder, names, names[identities - unseen :], clips)
+
+
+def people(folder: Path, names: Sequence[str], unseen: Sequence[str], clips: int) -> None:
     folder.mkdir(parents=True)
     shapes = {"frames": [1, 1, 3], "latents": [1, 1, 1], "speech": [1, 1], "waveform": []}
-    names = [f"id{who:04d}" for who in range(identities)]
     manifest = Manifest("synthetic", 1, 25, 25, "patch", "x", shapes)
-    writer = ShardWriter(folder, manifest, set(names[identities - unseen :]))
+    writer = ShardWriter(folder, manifest, set(unseen))
     for name in names:
         for clip in range(clips):
             writer.add(name, f"clip{clip}", {array: np.ones([1, *shape]) for array, shape in shapes.items()})
@@ -93,11 +102,16 @@ def test_corrupted_clients_are_left_out_of_the_whole_pair_and_seeds_name_shards(
     assert [set(run.excluded) for run in runs] == [victims[0], victims[0], victims[1], victims[1]]
     assert {run.evaluation_shards for run in runs} == {"shards/ten"}
     assert [run.excluded for run in planned(seeds=[0])] == [()]
+    left_out = {name: tuple(sorted({*victims[0], "s0"})) for name in ("clean", "bad")}
+    runs = planned(methods={"clean": {}, "bad": {"shards": "shards/bad{seed}"}}, seeds=[0], exclude=["s0"])
+    assert {run.method: run.excluded for run in runs} == left_out
 
 
 @pytest.mark.parametrize(
     ("tree", "says"),
     [
+        ({"models": {"a": "p"}, "methods": {"a": {}}}, "'a' is a method and a model; give one another name"),
+        ({"models": {"b": "p"}, "baseline": "c", "methods": {"a": {}}}, "'c' is no method; there are a, b"),
         ({"metods": 1}, "unknown key 'metods'; the nearest valid key is 'methods'"),
         ({"populations": {"x": {"share": 1}}}, "unknown key 'populations.x.share'"),
         ({"methods": {"a": {"local.stepz": 1}}}, "try, all/a: unknown key 'local.stepz'; the nearest valid key is"),
@@ -139,12 +153,16 @@ def test_a_shipped_experiment_runs_on_what_its_head_prepares(
     lines = path.read_text(encoding="utf-8").splitlines()
     assert lines[0] == f"# fedtalk compare jobs/configs/compare/{name}.yaml"
     monkeypatch.chdir(tmp_path)
+    Path("jobs").symlink_to(repository / "jobs")
     prepared = set()
     for line in lines:
         for command in re.findall(r"fedtalk (prepare|pretrain|corrupt) ([^;]*)", line):
             words = shlex.split(command[1])
             options = dict(zip(words[::2], words[1::2], strict=True))
-            if command[0] == "prepare":
+            if options.get("--corpus") == "grid":
+                unseen = options["--unseen"].split(",")
+                people(Path(options["--out"]), [*GRID, *unseen], unseen, clips=20)
+            elif command[0] == "prepare":
                 counts = (int(options.get(f"--{key}", 0)) for key in ("identities", "clips", "unseen"))
                 shards(Path(options["--out"]), *counts)
             elif command[0] == "corrupt":

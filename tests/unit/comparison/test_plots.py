@@ -23,7 +23,7 @@ FIGURES = {
 
 
 def test_a_band_is_the_interval_at_every_round_that_all_seeds_measured() -> None:
-    band = plots.loss_band({0: {1: 0.5, 2: 0.4}, 1: {1: 0.7, 2: 0.6, 3: 0.1}})
+    band = plots.curve_band({0: {1: 0.5, 2: 0.4}, 1: {1: 0.7, 2: 0.6, 3: 0.1}})
     assert list(band) == [1, 2]
     assert band[1].mean == pytest.approx(0.6)
     # Two values 0.2 apart: s = 0.1414, t(0.975; 1) = 12.706.
@@ -44,7 +44,7 @@ def test_bars_are_as_high_as_the_means_and_carry_their_intervals() -> None:
 
 def test_pictures_are_written_and_differ_with_their_figures(tmp_path: Path) -> None:
     entries = entries_of(FIGURES, ["seen.loss"], "fedavg")
-    plots.plot_losses(CURVES, "try", tmp_path / "plots" / "losses.png")
+    plots.plot_curves(CURVES, "try", "held-out loss", tmp_path / "plots" / "losses.png")
     plots.plot_bars(entries, "seen.loss", "fedavg", "try", tmp_path / "plots" / "bars.png")
     plots.plot_bars(entries[:1], "seen.loss", "fedavg", "try", tmp_path / "plots" / "one.png")
     pictures = {path.name: np.asarray(Image.open(path)) for path in (tmp_path / "plots").iterdir()}

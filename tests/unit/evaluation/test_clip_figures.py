@@ -1,10 +1,19 @@
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from fedtalk_ray.evaluation import metrics
-from fedtalk_ray.evaluation.clip_figures import MAX_OFFSET, likeness, lip_offset, measure, measure_truth, real_figures
+from fedtalk_ray.evaluation.clip_figures import (
+    MAX_OFFSET,
+    likeness,
+    lip_agreement,
+    lip_offset,
+    measure,
+    measure_truth,
+    real_figures,
+)
 from fedtalk_ray.evaluation.perceptual import PerceptualDistance
 from fedtalk_ray.shards.format import Piece
 
@@ -89,3 +98,19 @@ def test_the_truth_is_perfect_and_a_still_follows_nothing() -> None:
     assert figures["lip_correlation"] == figures["lip_correlation_spoken"] == pytest.approx(1)
     still = measure(np.repeat(frames[:1], 21, axis=0), truth)
     assert still["lip_correlation"] == still["lip_offset_within_2"] == still["jitter_ratio"] == 0
+
+
+def test_lips_agree_as_the_row_of_the_table_says(monkeypatch) -> None:
+    """A model that says the clip backwards, from its first frame and its sound: the figure that `measure` gives it."""
+    monkeypatch.setattr("fedtalk_ray.evaluation.clip_figures.lip_aperture", lambda frames: frames.mean((1, 2, 3)))
+    clip = piece(np.random.default_rng(1).integers(0, 255, (30, 32, 32, 3)).astype(np.uint8))
+    asked = []
+
+    def model(face: np.ndarray, audio: np.ndarray, generator: Any) -> Any:
+        asked.append((face, audio))
+        return SimpleNamespace(frames=np.concatenate([clip.frames[::-1], clip.frames]))
+
+    found = lip_agreement(model, clip)  # type: ignore[arg-type]
+    assert found == measure(clip.frames[::-1], measure_truth(clip, None, None))["lip_correlation_spoken"]
+    ((face, audio),) = asked
+    assert (face == clip.frames[0]).all() and np.allclose(audio * 32767, clip.waveform, atol=1e-2)

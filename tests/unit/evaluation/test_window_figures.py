@@ -8,7 +8,7 @@ import torch
 
 from fedtalk_ray.errors import ShardError
 from fedtalk_ray.evaluation import metrics
-from fedtalk_ray.evaluation.window_figures import DRAWS, measure_windows, window_figures
+from fedtalk_ray.evaluation.window_figures import DRAWS, measure_windows, motion_agreement, window_figures
 from fedtalk_ray.media.face_template import mouth_mask
 from fedtalk_ray.model.autoencoder import decode_latents
 from fedtalk_ray.model.sampling import sample_clip
@@ -121,3 +121,43 @@ def test_another_autoencoders_shards_are_refused(run_and_shards, tmp_path: Path)
     )
     with pytest.raises(ShardError, match="another one"):
         window_figures(run, tmp_path)
+
+
+def clips(seed: int = 0) -> torch.Tensor:
+    return torch.randn(3, 6, 4, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+def test_motion_like_the_truths_agrees_wherever_the_face_stands_and_however_far_it_moves() -> None:
+    truth = clips()
+    assert motion_agreement(truth, truth) == pytest.approx(1)
+    assert motion_agreement(0.3 * truth + 5, truth) == pytest.approx(1)
+    assert motion_agreement(-truth, truth) == pytest.approx(-1)
+
+
+def test_agreement_is_numpys_correlation_of_the_mouth_around_each_cells_mean() -> None:
+    made, true = clips(1) + 0.4 * clips(0) + 7, clips(0)
+    rows, columns = slice(4, 7), slice(2, 6)  # of 8 cells: MOUTH_BOX is 0.54 to 0.92 down and 0.26 to 0.74 across
+    flat = [x[..., rows, columns].numpy().astype(float).reshape(18, -1) for x in (made, true)]
+    expected = np.corrcoef(*((x - x.mean(0)).ravel() for x in flat))[0, 1]
+    assert motion_agreement(made, true) == pytest.approx(expected, abs=1e-6)
+
+
+def test_what_moves_outside_the_mouth_does_not_count() -> None:
+    made, true = clips(1), clips()
+    before = motion_agreement(made, true)
+    made[..., :4, :] = true[..., :4, :]
+    assert motion_agreement(made, true) == before
+
+
+def test_a_still_and_a_mouth_that_is_only_in_the_right_place_agree_with_nothing() -> None:
+    truth = clips()
+    assert motion_agreement(torch.zeros_like(truth), truth) == 0
+    assert motion_agreement(truth.mean((0, 1), keepdim=True).expand_as(truth), truth) == pytest.approx(0, abs=1e-6)
+
+
+def test_frames_out_of_order_agree_by_chance_only() -> None:
+    generator = torch.Generator().manual_seed(0)
+    truth = clips().cumsum(1)
+    order = torch.randperm(18, generator=generator)
+    shuffled = truth.flatten(0, 1)[order].unflatten(0, (3, 6))
+    assert abs(motion_agreement(truth, shuffled)) < 0.3 < motion_agreement(truth, truth + clips(2))

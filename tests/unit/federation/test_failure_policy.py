@@ -3,7 +3,7 @@
 import pytest
 
 from fedtalk_ray.federation.failure_policy import FailurePolicy, QuorumLost
-from fedtalk_ray.settings import FailureConfig
+from fedtalk_ray.slot_settings import FailureConfig
 
 
 def test_a_lost_chunk_is_tried_again_so_many_times() -> None:

@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedtalk_ray.errors import ShardError
-from fedtalk_ray.settings import StreamConfig
 from fedtalk_ray.shards import stream as streaming
 from fedtalk_ray.shards.format import Manifest, ShardWriter, load_manifest
 from fedtalk_ray.shards.population import Portion
 from fedtalk_ray.shards.reader import GroupReader, list_groups, read_pieces
 from fedtalk_ray.shards.stream import shuffled, stream_batches
+from fedtalk_ray.slot_settings import StreamConfig
 from tests.unit.shards.random_clips import SHAPES, clip, new_manifest
 
 LARGE = SHAPES | {"frames": [64, 64, 3]}

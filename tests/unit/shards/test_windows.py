@@ -1,11 +1,14 @@
 """Windows: consecutive frames with their sound, a reference of the same piece, and held-out ones that never move."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedtalk_ray.media.lips import lip_motion
 from fedtalk_ray.shards.format import Piece
 from fedtalk_ray.shards.windows import WindowBatch, cut_windows, held_out_windows
 
@@ -113,3 +116,12 @@ def test_an_identity_does_not_change_which_windows_are_drawn() -> None:
     with_one, without = (cut_windows(piece(30, identity=who), 4, 8, "3") for who in ((1.0, 1.0), ()))
     for name in ("latents", "speech", "reference"):
         assert (with_one[name] == without[name]).all()
+
+
+def test_held_out_windows_have_lips_only_where_they_are_asked_for() -> None:
+    """What reads whole pieces must not have lips that move taken for shapes to train with."""
+    points = np.random.default_rng(0).uniform(0.2, 0.8, (20, 68, 2)).astype(np.float32)
+    whole = replace(piece(20), landmarks=points)
+    assert held_out_windows([whole], 4, 2).lips.shape == (2, 4, 0)
+    lips = held_out_windows([whole], 4, 2, lips=True).lips.numpy()
+    np.testing.assert_array_equal(lips, np.stack([lip_motion(points)[begin : begin + 4] for begin in (4, 12)]))

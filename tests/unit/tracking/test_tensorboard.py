@@ -78,6 +78,7 @@ def test_a_rounds_line_becomes_curves() -> None:
         "loss": {"tdc": 0.1},
         "epsilon": 1.5,
         "clip_fraction": 0.25,
+        "lip_agreement": 0.6,
         "clients": [{"client": "a", "share": 0.8, **client}, {"client": "b", "share": 0.2, **client}],
     }
     assert curves(record) == {
@@ -87,6 +88,7 @@ def test_a_rounds_line_becomes_curves() -> None:
         "round/bytes_up": 800,
         "privacy/epsilon": 1.5,
         "privacy/clip_fraction": 0.25,
+        "held_out/lip_agreement": 0.6,
         "weight/a": 0.8,
         "weight/b": 0.2,
         "score/a": 0.5,

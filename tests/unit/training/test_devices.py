@@ -16,9 +16,9 @@ from fedtalk_ray.model.pipeline import TalkingHeadPipeline
 from fedtalk_ray.model.sync import SyncNetwork
 from fedtalk_ray.recipe import DecoderConfig, IdentityConfig, SpeechConfig, SyncConfig
 from fedtalk_ray.report import videos
-from fedtalk_ray.settings import StreamConfig
 from fedtalk_ray.shards.format import Piece
 from fedtalk_ray.shards.people import People
+from fedtalk_ray.slot_settings import StreamConfig
 from fedtalk_ray.training import personalize
 from fedtalk_ray.training.backbone import untrained_pipeline
 from fedtalk_ray.training.phases import sync

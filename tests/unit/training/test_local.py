@@ -32,10 +32,8 @@ def fit(make_windows):
 
     def run(trainer: LocalTrainer, client: int = 0, shared: np.ndarray | None = None, **options: Any) -> Fitted:
         batches = [make_windows(2, 100 * client + number) for number in range(batches_needed(trainer._config.local))]
-        held_out = make_windows(2, 50 + client)
         start = first_parameters(trainer) if shared is None else shared
-        options = {"seed": 7, "score_alpha": None} | options
-        return trainer.fit(start, options.pop("identity", None), batches, held_out, held_out.reference, **options)
+        return trainer.fit(start, options.pop("identity", None), batches, **({"seed": 7} | options))
 
     return run
 
@@ -50,7 +48,7 @@ def same(one: Fitted, other: Fitted) -> bool:
     return (
         one.update.tobytes() == other.update.tobytes()
         and one.identity.tobytes() == other.identity.tobytes()
-        and (one.losses, one.reliability) == (other.losses, other.reliability)
+        and one.losses == other.losses
     )
 
 
@@ -156,7 +154,7 @@ def test_a_seed_means_the_same_fit(make_trainer, fit, kind: str) -> None:
     results = []
     for outside, seed in ((0, 7), (1, 7), (0, 8)):
         torch.manual_seed(outside)
-        results.append(fit(make_trainer(**KINDS[kind]), seed=seed, score_alpha=0.5))
+        results.append(fit(make_trainer(**KINDS[kind]), seed=seed))
     assert same(results[0], results[1])
     assert results[0].update.tobytes() != results[2].update.tobytes()
 
@@ -164,14 +162,14 @@ def test_a_seed_means_the_same_fit(make_trainer, fit, kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_client_leaves_nothing_behind_for_the_next(make_trainer, fit, kind: str) -> None:
     """Whoever a slot worked for before, the next client's update, adapter, losses and score are the same to the bit."""
-    alone = fit(make_trainer(**KINDS[kind]), client=2, seed=9, score_alpha=0.5)
+    alone = fit(make_trainer(**KINDS[kind]), client=2, seed=9)
     used = make_trainer(**KINDS[kind])
     start = first_parameters(used)
-    fit(used, client=1, shared=start, seed=3, proximal=0.5, score_alpha=0.5)
+    fit(used, client=1, shared=start, seed=3, proximal=0.5)
     used.held_out_loss(
         WindowBatch(*(torch.randn(shape) for shape in ((1, 4, 4, 8, 8), (1, 4, 44, 40), (1, 4, 8, 8)))), 0
     )
-    assert same(alone, fit(used, client=2, shared=start, seed=9, score_alpha=0.5))
+    assert same(alone, fit(used, client=2, shared=start, seed=9))
 
 
 def plain_loop(trainer: LocalTrainer, batches: list[WindowBatch], seed: int, mu: float) -> tuple[np.ndarray, dict]:
@@ -249,20 +247,13 @@ def test_gradient_checkpointing_changes_nothing_but_memory(make_trainer, fit) ->
     assert checkpointed.losses == pytest.approx(plain.losses, rel=1e-5)
 
 
-def test_a_score_is_computed_only_where_it_is_asked_for_and_changes_no_update(make_trainer, fit) -> None:
-    without, scored = fit(make_trainer()), fit(make_trainer(), score_alpha=0.5)
-    assert without.reliability is None
-    assert scored.reliability is not None and 0 <= scored.reliability.score <= 1
-    assert without.update.tobytes() == scored.update.tobytes()
-
-
 def test_training_lowers_the_held_out_loss_on_what_was_trained(make_trainer, make_windows) -> None:
     trainer = make_trainer({"steps": 25, "identity_steps": 0, "learning_rate": 0.005})
     windows = make_windows(2, 3)
     start = adapters.to_vector(trainer.shared())
     trainer.load(start, None)
     before = trainer.held_out_loss(windows, seed=0)
-    trainer.fit(start, None, itertools.repeat(windows), windows, windows.reference, seed=1)
+    trainer.fit(start, None, itertools.repeat(windows), seed=1)
     assert trainer.held_out_loss(windows, seed=0) < 0.9 * before
 
 
@@ -316,7 +307,7 @@ def test_a_stream_that_ends_early_is_an_error_and_not_a_shorter_fit(make_trainer
     trainer = make_trainer()
     batches = [make_windows(2, number) for number in range(2)]
     with pytest.raises(ValueError, match="the stream ended after 2 of 3 steps"):
-        trainer.fit(first_parameters(trainer), None, batches, make_windows(), make_windows().reference, seed=0)
+        trainer.fit(first_parameters(trainer), None, batches, seed=0)
 
 
 def test_an_update_that_is_not_finite_does_not_leave_the_client(make_trainer, fit) -> None:
@@ -335,7 +326,5 @@ def test_an_identity_adapter_that_is_not_finite_is_not_kept(make_trainer, make_w
             first_parameters(trainer),
             None,
             [*batches, broken, broken],
-            make_windows(),
-            make_windows().reference,
             seed=0,
         )

@@ -6,10 +6,20 @@ import numpy as np
 import pytest
 import torch
 
+from fedtalk_ray.media.lips import LIP_MOTION
 from fedtalk_ray.model.pipeline import make_critic
 from fedtalk_ray.model.sampling import sample_clip
 from fedtalk_ray.shards.windows import WindowBatch
-from fedtalk_ray.training.reliability import combine, motion_agreement, saturated, score_client
+from fedtalk_ray.training.reliability import (
+    CHANCE_AGREEMENT,
+    CHANCE_SIMILARITY,
+    beyond_chance,
+    combine,
+    hearing_beyond_chance,
+    saturated,
+    score_client,
+    score_hearing,
+)
 
 
 @pytest.mark.parametrize(
@@ -41,56 +51,87 @@ def test_a_negative_score_is_refused() -> None:
         combine(-0.1, 0.5, 1.0)
 
 
-def clips(seed: int = 0) -> torch.Tensor:
-    return torch.randn(3, 6, 4, 8, 8, generator=torch.Generator().manual_seed(seed))
+def motions(seed: int = 0, windows: int = 12, frames: int = 8, numbers: int = 5) -> torch.Tensor:
+    """Smooth motions [B, T, F], no two alike."""
+    return torch.randn(windows, frames, numbers, generator=torch.Generator().manual_seed(seed)).cumsum(1)
 
 
-def test_motion_like_the_truths_agrees_wherever_the_face_stands_and_however_far_it_moves() -> None:
-    truth = clips()
-    assert motion_agreement(truth, truth) == pytest.approx(1)
-    assert motion_agreement(0.3 * truth + 5, truth) == pytest.approx(1)
-    assert motion_agreement(-truth, truth) == pytest.approx(-1)
+def by_hand(made: np.ndarray, true: np.ndarray) -> float:
+    """How often agreement exceeds chance, in loops: every window around its mean, moved on by halves of windows."""
+    windows, frames = made.shape[:2]
+    made, true = ((x - x.mean(1, keepdims=True)).reshape(windows * frames, -1) for x in (made, true))
+
+    def agreement(shift: int) -> float:
+        return sum(float(made[at] @ true[(at + shift) % len(true)]) for at in range(len(made)))
+
+    apart = [agreement(shift) for shift in range(frames // 2, len(made), frames // 2)]
+    return agreement(0) / math.sqrt(sum(each * each for each in apart) / len(apart))
 
 
-def test_agreement_is_numpys_correlation_of_the_mouth_around_each_cells_mean() -> None:
-    made, true = clips(1) + 0.4 * clips(0) + 7, clips(0)
-    rows, columns = slice(4, 7), slice(2, 6)  # of 8 cells: MOUTH_BOX is 0.54 to 0.92 down and 0.26 to 0.74 across
-    flat = [x[..., rows, columns].numpy().astype(float).reshape(18, -1) for x in (made, true)]
-    expected = np.corrcoef(*((x - x.mean(0)).ravel() for x in flat))[0, 1]
-    assert motion_agreement(made, true) == pytest.approx(expected, abs=1e-6)
+@pytest.mark.parametrize(("windows", "frames"), [(1, 8), (2, 4), (12, 8), (3, 5)])
+def test_agreement_is_held_against_that_of_other_moments(windows: int, frames: int) -> None:
+    true = motions(0, windows, frames)
+    made = true + motions(1, windows, frames)
+    assert beyond_chance(made, true) == pytest.approx(by_hand(made.double().numpy(), true.double().numpy()), rel=1e-9)
 
 
-def test_what_moves_outside_the_mouth_does_not_count() -> None:
-    made, true = clips(1), clips()
-    before = motion_agreement(made, true)
-    made[..., :4, :] = true[..., :4, :]
-    assert motion_agreement(made, true) == before
+def test_how_far_and_from_where_something_moves_is_no_agreement() -> None:
+    true = motions()
+    made = true + motions(1)
+    before = beyond_chance(made, true)
+    assert beyond_chance(0.1 * made + motions(2)[:, :1], true + 3) == pytest.approx(before, rel=1e-4)
+    assert beyond_chance(-made, true) == pytest.approx(-before, rel=1e-6)
+    assert beyond_chance(torch.zeros_like(true), true) == 0 == beyond_chance(true, torch.ones_like(true))
+    # Windows that stand somewhere else each, and never move, as clips of other days do.
+    assert beyond_chance(motions(3)[:, :1].expand_as(true), true) == 0
 
 
-def test_a_still_and_a_mouth_that_is_only_in_the_right_place_agree_with_nothing() -> None:
-    truth = clips()
-    assert motion_agreement(torch.zeros_like(truth), truth) == 0
-    assert motion_agreement(truth.mean((0, 1), keepdim=True).expand_as(truth), truth) == pytest.approx(0, abs=1e-6)
+@pytest.mark.parametrize("share", [0.35, 1.0])
+def test_weak_motion_that_follows_the_truth_scores_as_sound_and_any_other_does_not(share: float) -> None:
+    """Over many clients: whose mouth is told by a third of what moves in it, and whose frames or sound are not hers."""
+    sound, shuffled, foreign = [], [], []
+    for seed in range(40):
+        true, noise = motions(3 * seed), motions(3 * seed + 1)
+        made, rng = share * true + noise, torch.Generator().manual_seed(seed)
+        order = torch.randperm(96, generator=rng)
+        sound.append(saturated(beyond_chance(made, true), CHANCE_AGREEMENT))
+        shuffled.append(saturated(beyond_chance(made, true.flatten(0, 1)[order].view_as(true)), CHANCE_AGREEMENT))
+        foreign.append(saturated(beyond_chance(made, motions(3 * seed + 2)), CHANCE_AGREEMENT))
+    assert np.median(sound) > 0.9 and np.mean(sound) > 0.8
+    assert np.median(shuffled) < 0.1 > np.median(foreign)
+    assert np.mean(shuffled) < 0.3 > np.mean(foreign)
 
 
-def test_frames_out_of_order_agree_by_chance_only() -> None:
-    generator = torch.Generator().manual_seed(0)
-    truth = clips().cumsum(1)
-    order = torch.randperm(18, generator=generator)
-    shuffled = truth.flatten(0, 1)[order].unflatten(0, (3, 6))
-    assert abs(motion_agreement(truth, shuffled)) < 0.3 < motion_agreement(truth, truth + clips(2))
+def test_what_is_heard_counts_where_the_lips_are_known(make_denoiser, make_windows) -> None:
+    """The speech encoder's first numbers against the true shapes."""
+    denoiser = make_denoiser(lip_numbers=3)
+    windows = make_windows(6)
+    with torch.no_grad():
+        denoiser.lip_axes.copy_(torch.randn(denoiser.lip_axes.shape, generator=torch.Generator().manual_seed(0)))
+        code = denoiser.speech_encoder(windows.speech)[..., :3]
+        axes = torch.cat([torch.zeros(2, 1), denoiser.lip_axes], dim=1)
+        first = torch.zeros(1, LIP_MOTION).index_fill(1, torch.tensor([0]), 1.0)
+        windows.lips = code @ torch.linalg.pinv(torch.cat([first, axes])).T
+    expected = by_hand(code.double().numpy(), code.double().numpy())
+    assert hearing_beyond_chance(denoiser, windows) == pytest.approx(expected, rel=1e-2)
+    heard = score_hearing(denoiser, windows, 0.5)
+    assert heard.score == pytest.approx(0.5 + 0.5 * saturated(expected, CHANCE_AGREEMENT), abs=1e-3)
+    windows.lips = windows.lips.flip(0).flip(1)
+    assert score_hearing(denoiser, windows, 0.5).score < heard.score
 
 
-@pytest.mark.parametrize(
-    ("agreement", "score"), [(-0.5, 0), (0, 0), (0.12, 0.5), (0.24, 0.8), (0.36, 0.9), (1, 0.9858)]
-)
-def test_the_score_saturates(agreement: float, score: float) -> None:
-    assert saturated(agreement) == pytest.approx(score, abs=1e-4)
+@pytest.mark.parametrize(("value", "score"), [(-0.5, 0), (0, 0), (0.15, 1 / 17), (0.3, 0.5), (0.6, 16 / 17)])
+def test_the_score_saturates(value: float, score: float) -> None:
+    assert saturated(value, 0.3) == pytest.approx(score)
+
+
+def test_a_score_of_nothing_stays_none() -> None:
+    assert math.isnan(saturated(math.nan, 0.3))
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
 def test_a_client_whose_face_never_moves_is_itself_and_frozen(make_pipeline, make_windows, alpha: float) -> None:
-    """A network without any motion generates the reference: IDSim = 1 where that is the enrolled face, TempStab = 0."""
+    """Without any motion the reference is generated: a cosine of 1 where that is the enrolled face, and TempStab 0."""
     pipeline = make_pipeline(awake=False)
     for parameter in pipeline.denoiser.speech_map.parameters():
         torch.nn.init.zeros_(parameter)
@@ -98,12 +139,13 @@ def test_a_client_whose_face_never_moves_is_itself_and_frozen(make_pipeline, mak
     found = score_client(
         pipeline.denoiser, pipeline.scheduler, windows, windows.reference, make_critic(pipeline), alpha, seed=0
     )
-    assert found.id_sim == pytest.approx(1, abs=1e-5)
+    itself = saturated(1.0, CHANCE_SIMILARITY)
+    assert found.id_sim == pytest.approx(itself, abs=1e-5)
     assert found.temp_stab == 0
-    assert found.score == pytest.approx(alpha, abs=1e-5)
+    assert found.score == pytest.approx(alpha * itself, abs=1e-5)
 
 
-def test_id_sim_is_the_mean_cosine_of_generated_frames_and_other_clips(make_pipeline, make_windows) -> None:
+def test_id_sim_is_by_the_mean_cosine_of_generated_frames_and_other_clips(make_pipeline, make_windows) -> None:
     pipeline, windows, enrolment = make_pipeline(), make_windows(2), make_windows(3, 9).reference
     critic = make_critic(pipeline)
     found = score_client(pipeline.denoiser, pipeline.scheduler, windows, enrolment, critic, 1.0, seed=5)
@@ -115,7 +157,8 @@ def test_id_sim_is_the_mean_cosine_of_generated_frames_and_other_clips(make_pipe
             clip = sample_clip(pipeline.denoiser, pipeline.scheduler, reference, speech, steps=1, generator=generator)
             similarities += [float(critic.embed(frame[None])[0] @ own) for frame in clip for own in enrolled]
     assert len(similarities) == 24
-    assert found.score == found.id_sim == pytest.approx(max(0.0, sum(similarities) / 24), abs=1e-5)
+    assert found.score == found.id_sim
+    assert found.id_sim == pytest.approx(saturated(sum(similarities) / 24, CHANCE_SIMILARITY), abs=1e-5)
 
 
 def test_a_face_unlike_the_other_clips_scores_0_and_never_less(make_windows, make_pipeline) -> None:

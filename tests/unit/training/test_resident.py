@@ -239,3 +239,22 @@ def test_no_way_out_of_a_phase_takes_what_a_client_left_along(people: People, ma
     model.enter("faces", {"faces": vector})
     with pytest.raises(RunError, match="the phase faces is over, and nobody trains in it"):
         model.fit(task_of(config, people, "s1", 2, vector), frames)
+
+
+def test_isfa_weighs_where_it_matters_whether_lips_follow_the_sound(people: People, make_config) -> None:
+    """From the phase speech on by a score; before, and where no strategy asks, by clips alone."""
+    weighed: dict[str, list[PhaseName]] = {}
+    for strategy in ("isfa", "fedavg"):
+        config = config_of(make_config, strategy={"name": strategy}, phases=["units", "speech", "faces", "calibration"])
+        model, results = new_model(people, config), {}
+        weighed[strategy] = []
+        for number, name in enumerate(config.phases, 1):
+            model.enter(name, results)
+            report, _ = model.fit(task_of(config, people, "s1", number, model.initial), 120)
+            if report.score is None:
+                assert report.weight == 120
+            else:
+                assert report.weight == pytest.approx(120 * np.exp(8 * (report.score - 1)))
+                weighed[strategy].append(name)
+            results[name] = some_result(name, model.initial)
+    assert weighed == {"isfa": ["speech", "faces", "calibration"], "fedavg": []}

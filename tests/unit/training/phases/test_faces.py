@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from fedtalk_ray.errors import NothingToGive, ShardError
-from fedtalk_ray.federation.strategies import load_strategy
 from fedtalk_ray.media.lips import lip_motion
 from fedtalk_ray.media.speech import LogMel
 from fedtalk_ray.model import adapters
@@ -67,7 +66,7 @@ def shown(people: People, pieces: list[Piece], make_config: Callable[..., Any], 
         if lips:
             set_units(pipeline.denoiser, moments(pieces))
         trainer = Watched(pipeline, config)
-        phase = Faces(trainer, config, load_strategy(config.strategy))
+        phase = Faces(trainer, config)
         phase.fit(make_task(among, phase.initial(), number, rounds))
         return trainer, trainer.windows()
 
@@ -189,7 +188,7 @@ def test_it_ends_with_the_shared_part_and_nobodys_own_adapter(people: People, ma
     pipeline = untrained_pipeline(people.manifest, widths=(16, 32), window=4)
     config = make_config(local={"steps": 2, "learning_rate": 0.01})
     trainer = LocalTrainer(pipeline, config)
-    phase = Faces(trainer, config, load_strategy(config.strategy))
+    phase = Faces(trainer, config)
     start, frozen = phase.initial(), phase.frozen()
     (one, two) = all_rounds(phase, people, 2)
     assert one.identity is not None and one.identity.any() and set(one.losses) >= {"total", "diffusion"}

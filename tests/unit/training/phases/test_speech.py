@@ -13,9 +13,9 @@ from fedtalk_ray.errors import NothingToGive, TrainingError
 from fedtalk_ray.media.lips import MIRRORED, lip_motion
 from fedtalk_ray.model.denoiser import TalkingHeadDenoiser
 from fedtalk_ray.recipe import PhaseRounds, SpeechConfig
-from fedtalk_ray.settings import StreamConfig
 from fedtalk_ray.shards.format import Piece
 from fedtalk_ray.shards.people import People
+from fedtalk_ray.slot_settings import StreamConfig
 from fedtalk_ray.training.phases.module_steps import ModuleSteps
 from fedtalk_ray.training.phases.speech import check_sound, speech_phase
 from fedtalk_ray.training.phases.units import moments, set_units
@@ -99,7 +99,7 @@ def people(make_shards: Callable[..., Any], tmp_path_factory: pytest.TempPathFac
 @pytest.fixture
 def denoiser(people: People, make_denoiser: Callable[..., TalkingHeadDenoiser]) -> TalkingHeadDenoiser:
     made = make_denoiser(awake=False, latent_channels=16)
-    set_units(made, moments(piece for who in ("s1", "s2") for piece in people.pieces(who, "train")))
+    set_units(made, moments((piece for who in ("s1", "s2") for piece in people.pieces(who, "train")), made))
     return made
 
 

@@ -60,6 +60,20 @@ def mean(everybody: list[list[Piece]]) -> np.ndarray:
     return np.average([moments(held) for held in everybody], axis=0, weights=frames)
 
 
+@pytest.fixture
+def make_denoiser(make_denoiser):
+    """Denoisers without units yet, as those of random weights are."""
+
+    def make(**more):
+        denoiser = make_denoiser(**more)
+        denoiser.reference_mean.zero_()
+        denoiser.reference_std.fill_(1)
+        denoiser.residual_std.fill_(1)
+        return denoiser
+
+    return make
+
+
 def units_of(denoiser: torch.nn.Module) -> dict[str, np.ndarray]:
     return {name: denoiser.get_buffer(name).numpy().copy() for name in BUFFERS}
 
@@ -105,6 +119,20 @@ def test_the_clients_mean_gives_the_units_of_all_clips_together(everybody, mean,
     np.testing.assert_allclose(denoiser.reference_mean, pooled.mean((0, 2, 3)), rtol=1e-5)
     np.testing.assert_allclose(denoiser.reference_std, pooled.std((0, 2, 3)), rtol=1e-5)
     np.testing.assert_allclose(denoiser.residual_std, np.sqrt((residuals**2).mean((0, 2, 3))), rtol=1e-5)
+
+
+def test_units_that_were_there_before_are_what_figures_are_counted_in(everybody, make_denoiser, all_rounds) -> None:
+    """The figures are about 1 then, and the new units are those that a denoiser without any comes to."""
+    known, unknown = make_denoiser(), make_denoiser()
+    known.reference_mean.copy_(torch.tensor([1.0, 2, 3, 4]))
+    known.reference_std.copy_(torch.tensor([2.0, 4, 6, 8]))
+    known.residual_std.copy_(torch.tensor([3.0, 6, 8, 11]))
+    seen = moments(everybody[2], known)[1:13].reshape(3, 4)
+    assert np.abs(seen[0]).max() < 0.1 and np.abs(seen[1:] - 1).max() < 0.2
+    for denoiser in (known, unknown):
+        all_rounds(Units(denoiser), everybody[2])
+    for name, values in units_of(unknown).items():
+        np.testing.assert_allclose(units_of(known)[name], values, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
 def test_the_clients_mean_gives_the_lip_axes_of_all_clips_together(everybody, mean, make_denoiser) -> None:
