@@ -70,7 +70,7 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
         raise
     listeners = listeners_of(run, config.model_dump(mode="json"), first)
     try:
-        server = start_server(config, pool.vector, sampling_rate(config, len(clients)))
+        server = start_server(config, pool.vector, sampling_rate(config, len(clients)), pool.one("lora_pairs"))
         # Whose held-out loss is looked at: where clients are promised anything, they tell none.
         unseen = people.manifest.unseen()
         judged = [client for client in clients[: config.evaluation.clients] if clients.held_out(client)]

@@ -191,10 +191,11 @@ class TrainConfig(Section):
     aggregation: Literal["secure", "plain"] = "secure"
     """secure: the server learns the sum over at least 8 clients and nothing of any one. plain: it sees each slot's
     weighted sum in the clear, and clients report scores and sample counts; it is no privacy mechanism."""
-    lora_aggregation: Literal["ab", "ffa"] | None = None
-    """What of the shared adapter is trained and summed. ab: both LoRA factors; averages of A and of B apart are not the
-    average of BA. ffa: only B, on an A frozen from the run's seed (Sun et al. 2024): exact, half the vector, and noise
-    stays linear. null: ffa with noise, else ab."""
+    lora_aggregation: Literal["ab", "ffa", "alternate", "svd"] | None = None
+    """What of the shared adapter is trained and summed (`federation.lora_factors`). ab: both LoRA factors; averages of
+    A and of B apart are not the average of BA. ffa: only B, on an A frozen from the run's seed: exact, half the vector,
+    and noise stays linear. alternate: B and A in turn. svd: B, on an A that the server makes anew from every sum.
+    null: ffa with noise, else ab."""
     population: PopulationConfig = PopulationConfig()
     cohort: CohortConfig = CohortConfig()
     strategy: StrategyConfig = StrategyConfig()
@@ -240,6 +241,19 @@ class TrainConfig(Section):
             )
         if self.pretrained is None and "units" not in self.phases:
             raise ValueError("phases: a backbone that starts from random weights (pretrained: null) needs units")
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_factored(self) -> "TrainConfig":
+        server = self.server
+        if self.lora_aggregation and self.shared == "backbone":
+            raise ValueError("lora_aggregation is of shared: adapter, and shared is backbone; leave it out")
+        plain = server.optimizer == "sgd" and not server.momentum and server.average == 1
+        if self.lora_aggregation == "svd" and not plain:
+            raise ValueError(
+                "lora_aggregation: svd turns the factors after every round, so that rounds cannot be averaged; leave "
+                "out server.momentum, server.average and optimizer: adam"
+            )
         return self
 
     @model_validator(mode="after")
@@ -343,5 +357,5 @@ class TrainConfig(Section):
 
     @property
     def trained_factors(self) -> str:
-        """ "ab" or "ffa" (`lora_aggregation`)."""
+        """`lora_aggregation`, or what stands for null."""
         return self.lora_aggregation or ("ab" if self.privacy.mechanism == "none" else "ffa")

@@ -40,7 +40,7 @@ def begin_phase(pool: SlotPool, server: Any, phase: PhaseRounds) -> None:
     pool.tell_all("enter", phase.name, results)
     pool.vector = pool.one("enter", phase.name, results)
     if not under_way:
-        ask(server, "begin_phase", phase.name, pool.vector, phase.first - 1)
+        ask(server, "begin_phase", phase.name, pool.vector, phase.first - 1, pool.one("lora_pairs"))
 
 
 def end_last_phase(pool: SlotPool, server: Any, phase: PhaseName) -> None:

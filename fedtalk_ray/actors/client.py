@@ -14,6 +14,7 @@ import torch
 from fedtalk_ray.errors import NothingToGive, RunError, TrainingError
 from fedtalk_ray.evaluation.clip_figures import lip_agreement
 from fedtalk_ray.federation.aggregation import WeightedSum
+from fedtalk_ray.federation.lora_factors import Pair
 from fedtalk_ray.federation.secure_aggregator import clip_norm_of
 from fedtalk_ray.generation.samples import write_sample
 from fedtalk_ray.messages import Answers, ClientReport, FitReport, HeldOutFigure, PlainUpdate
@@ -69,6 +70,11 @@ class ClientSlot:
         if self._config.aggregation == "secure":
             self._secure = SecureClients(self._config, phase, len(vector), self._model.phase.frozen())
         return vector
+
+    def lora_pairs(self) -> tuple[Pair, ...]:
+        """The pairs that the phase's vector is made of, where the server must know (`federation.lora_factors`)."""
+        both = self._model.name == "faces" and self._config.trained_factors in ("alternate", "svd")
+        return adapters.lora_pairs(self._model.trainer.shared()) if both else ()
 
     def backbone(self) -> bytes:
         """SHA-256 of what this slot's model has frozen; all clients of a secure round must have the same."""

@@ -9,6 +9,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fedtalk_ray.actors.connection import actor_name
 from fedtalk_ray.actors.ray_errors import DEATHS, RoundLost, fetch, first_line
+from fedtalk_ray.federation.lora_factors import Pair
 from fedtalk_ray.federation.server import ParameterServer
 from fedtalk_ray.runs.checkpoints import Checkpoint, config_fingerprint, save_checkpoint
 from fedtalk_ray.runs.folder import RunFolder
@@ -21,16 +22,16 @@ RETRIES = 3
 ServerActor: Any = ray.remote(ParameterServer)
 
 
-def start_server(config: TrainConfig, initial: np.ndarray, rate: float = 1.0) -> Any:
+def start_server(config: TrainConfig, initial: np.ndarray, rate: float = 1.0, pairs: tuple[Pair, ...] = ()) -> Any:
     """The server's actor, at its newest checkpoint, or at round 0 with the `initial` parameters float32 [D].
 
     The parameters reach it through the first checkpoint: large arguments of an actor may be gone by the time it has to
     start again. It stays with the driver, on a node that no autoscaler takes away, where that node has room.
-    rate: the probability with which a client is in a cohort, for the ledger.
+    rate: the probability with which a client is in a cohort, for the ledger. pairs: as in `Checkpoint`.
     """
     folder = RunFolder(Path(config.run))
     if folder.checkpoint(config) is None:
-        begun = Checkpoint(0, initial, {}, phase=config.phases[0])
+        begun = Checkpoint(0, initial, {}, phase=config.phases[0], pairs=pairs)
         save_checkpoint(folder.checkpoints, begun, config_fingerprint(config))
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     actor = ServerActor.options(

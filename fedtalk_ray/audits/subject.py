@@ -158,6 +158,11 @@ def check_can_be_audited(folder: Path, config: TrainConfig) -> None:
             f"run {folder} has the phases {', '.join(config.phases)}; an audit asks what clients add to one model, so "
             "set phases: [faces]"
         )
+    if config.lora_aggregation in ("alternate", "svd"):
+        raise RunError(
+            f"run {folder} has lora_aggregation: {config.lora_aggregation}, whose factors attackers here do not follow "
+            "from round to round; set ab or ffa"
+        )
     if config.local.vary:
         raise RunError(f"run {folder} varies pictures, which attackers here do not know; set local.vary: false")
     if config.privacy.simulated_cohort is not None:

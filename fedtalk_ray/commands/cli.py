@@ -312,6 +312,7 @@ def corrupt(
     shards: Annotated[Path, typer.Option(help="Clean shards.")],
     out: Annotated[Path, typer.Option(help="Folder for the corrupted copy.")],
     share: Annotated[float, typer.Option(help="Share of the clients that become unreliable.")] = 1 / 3,
+    who: Annotated[str | None, typer.Option(help="These clients, by commas, and not a share of them.")] = None,
     kinds: Annotated[
         str, typer.Option(help="What is done to them in turn, by commas.")
     ] = "shuffled frames,wrong sound,mixed identities",
@@ -325,7 +326,8 @@ def corrupt(
     from fedtalk_ray.shards.unreliable import corrupt_shards
 
     named = [kind.strip() for kind in kinds.split(",") if kind.strip()]
-    victims = corrupt_shards(shards, out, share=share, kinds=named, seed=seed, overwrite=overwrite)
+    chosen = None if who is None else [name.strip() for name in who.split(",") if name.strip()]
+    victims = corrupt_shards(shards, out, share=share, who=chosen, kinds=named, seed=seed, overwrite=overwrite)
     print(f"shards: {out}; unreliable: " + ", ".join(f"{who} ({kind})" for who, kind in sorted(victims.items())))
 
 

@@ -61,6 +61,8 @@ def compare(experiment: Experiment, settings: list[str] | None = None) -> Path:
     instruments, missing = load_instruments(experiment.judge) if experiment.videos() else (None, [])
     for line in missing:
         print(line, file=sys.stderr)
+    if instruments is not None:
+        instruments = instruments.needed(experiment.video_figures())
     finished: list[dict[str, Any]] = []
     failed: list[dict[str, Any]] = []
     for run in progress(runs, len(runs), "compare"):
@@ -155,6 +157,7 @@ def measure_model(
         "personal": experiment.personal,
         "judge": experiment.judge,
         "videos": experiment.videos(),
+        "instruments": instruments.names() if instruments else [],
         "clips": experiment.clips,
     }
     kept = read_figures(place)

@@ -109,7 +109,11 @@ class Experiment(Section):
 
     def videos(self) -> bool:
         """Whether a metric needs generated videos."""
-        return any(metric.count(".") == 2 for metric in self.metrics)
+        return bool(self.video_figures())
+
+    def video_figures(self) -> set[str]:
+        """The figures of videos that metrics name."""
+        return {metric.split(".")[2] for metric in self.metrics if metric.count(".") == 2}
 
 
 @dataclass(frozen=True)

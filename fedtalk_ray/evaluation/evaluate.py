@@ -46,6 +46,16 @@ class Instruments:
     perceptual: PerceptualDistance | None = None
     frechet: FeatureNetwork | None = None
 
+    def needed(self, figures: Collection[str]) -> "Instruments":
+        """Without the slow ones that none of these figures comes from."""
+        perceptual = self.perceptual if self.perceptual and self.perceptual.name in figures else None
+        frechet = self.frechet if self.frechet and self.frechet.name in figures else None
+        return Instruments(self.judge, perceptual, frechet)
+
+    def names(self) -> list[str]:
+        """Figures that are measured beside plain arithmetic and the judge's."""
+        return [each.name for each in (self.perceptual, self.frechet) if each is not None]
+
 
 @dataclass
 class Measured:

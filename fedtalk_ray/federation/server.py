@@ -11,6 +11,7 @@ import numpy as np
 
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.federation.aggregation import average
+from fedtalk_ray.federation.lora_factors import Pair, settled, without_untrained
 from fedtalk_ray.federation.secure_aggregator import SecureAggregator, clip_norm_of
 from fedtalk_ray.federation.server_optimizer import make_optimizer
 from fedtalk_ray.messages import Collected, PlainUpdate
@@ -43,6 +44,7 @@ class ParameterServer:
         config, phase = self._config, checkpoint.phase
         self._round, self._parameters = checkpoint.round, checkpoint.parameters
         self._phase, self._began, self._results = phase, checkpoint.began, checkpoint.results
+        self._pairs = checkpoint.pairs
         # A mean of statistics is what it is: no momentum, no average over rounds.
         settings = ServerConfig() if phase in STATISTICS_ROUNDS else config.server
         self._optimizer = make_optimizer(settings, len(self._parameters))
@@ -67,9 +69,10 @@ class ParameterServer:
         """The results with the present phase's among them, for who goes over to the next; nothing changes here."""
         return self._results | {self._phase: self.released()}
 
-    def begin_phase(self, phase: PhaseName, initial: np.ndarray, after: int) -> None:
+    def begin_phase(self, phase: PhaseName, initial: np.ndarray, after: int, pairs: tuple[Pair, ...] = ()) -> None:
         """Goes over to the next phase, which begins with these parameters, float32 [D], after a round.
 
+        pairs: as in `Checkpoint`.
         What this one ended with is kept. Repeating it changes nothing. Raises `RunError` where the server is elsewhere.
         """
         if phase == self._phase:
@@ -79,7 +82,7 @@ class ParameterServer:
                 f"the phase {phase} begins after round {after}, and the server is at round {self._round} of the phase "
                 f"{self._phase}; the last checkpoint is intact: go on with --resume"
             )
-        begun = Checkpoint(self._round, initial, {}, None, phase, self._round, self.end_phase())
+        begun = Checkpoint(self._round, initial, {}, None, phase, self._round, self.end_phase(), pairs)
         save_checkpoint(self._checkpoints, begun, self._fingerprint)
         self._take_up(begun)
 
@@ -198,7 +201,12 @@ class ParameterServer:
     def _step(self, round_number: int, update: np.ndarray) -> None:
         # Optimisers replace their arrays and never write into them, so the old state is still whole.
         before = dict(self._optimizer.state)
+        factors, index = self._config.trained_factors, round_number - self._began - 1
+        if self._pairs:
+            update = without_untrained(update, self._pairs, factors, index)
         parameters = self._optimizer.step(self._parameters, update)
+        if self._pairs:
+            parameters = settled(parameters, self._pairs, factors)
         try:
             self._save(round_number, parameters)
         except BaseException:
@@ -208,7 +216,14 @@ class ParameterServer:
     def _save(self, round_number: int, parameters: np.ndarray) -> None:
         clip_norm = self._clip_norm if self._adaptive else None
         checkpoint = Checkpoint(
-            round_number, parameters, self._optimizer.state, clip_norm, self._phase, self._began, self._results
+            round_number,
+            parameters,
+            self._optimizer.state,
+            clip_norm,
+            self._phase,
+            self._began,
+            self._results,
+            self._pairs,
         )
         save_checkpoint(self._checkpoints, checkpoint, self._fingerprint, self._averaged)
         self._round, self._parameters = round_number, parameters

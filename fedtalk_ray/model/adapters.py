@@ -69,7 +69,7 @@ def shared_parameters(
 ) -> Iterator[tuple[str, torch.nn.Parameter]]:
     """What is federated, in a fixed order: the `shared` adapter, or with "backbone" every weight of the denoiser.
 
-    factors: "ab" for both of LoRA's factors, "ffa" for B alone; A then stays as it was drawn. speech: False leaves out
+    factors: "ffa" for LoRA's B alone, A then stays as it was drawn; else both, A before its B. speech: False leaves out
     what turns sound into motion, where a phase of its own has taught that.
     """
     part = f".lora_B.{SHARED}." if factors == "ffa" else f".{SHARED}."
@@ -78,6 +78,12 @@ def shared_parameters(
             continue
         if (shared == "adapter" and part in name) or (shared == "backbone" and ".lora_" not in name):
             yield name, parameter
+
+
+def lora_pairs(parameters: Iterable[tuple[str, torch.nn.Parameter]]) -> tuple[tuple[int, int, int], ...]:
+    """(outputs, rank, inputs) of each pair of `shared_parameters` with both factors; a kernel's places are inputs."""
+    shapes = [parameter.shape for _, parameter in parameters]
+    return tuple((b[0], a[0], a[1:].numel()) for a, b in zip(shapes[::2], shapes[1::2], strict=True))
 
 
 def identity_parameters(model: PeftModel) -> Iterator[tuple[str, torch.nn.Parameter]]:

@@ -75,7 +75,12 @@ def sentence(run: Facts, manifest: Manifest | None) -> str:
         noise += f" for a budget of epsilon {privacy.epsilon:g} ({privacy.view} view)"
     shared = "all weights of the denoiser"
     if config.shared == "adapter":
-        factors = "LoRA adapter, of which only B is trained" if config.trained_factors == "ffa" else "LoRA adapter"
+        trained = {
+            "ffa": ", of which only B is trained",
+            "alternate": ", of which B and A are trained in turn",
+            "svd": ", of which B is trained on an A made anew from every sum",
+        }
+        factors = f"LoRA adapter{trained.get(config.trained_factors, '')}"
         shared = f"a shared {factors} (rank {config.adapter.rank}) on the frozen backbone {config.pretrained}"
     rounds = f"{run.last} of {config.all_rounds}" if run.last < config.all_rounds else str(config.all_rounds)
     return (

@@ -47,7 +47,8 @@ round: no resume repeats that, and too short a one is what a run may have ended 
 class Checkpoint:
     """round: rounds gone through so far. parameters: float32 [D]. optimizer: its named arrays. clip_norm: the next
     round's, where it adapts. phase: which the parameters belong to. began: the round after which it began. results:
-    what each phase before ended with, float32 arrays in their order."""
+    what each phase before ended with, float32 arrays in their order. pairs: the LoRA pairs that the parameters are, as
+    (outputs, rank, inputs), where the server must know (`federation.lora_factors`)."""
 
     round: int
     parameters: np.ndarray
@@ -56,6 +57,7 @@ class Checkpoint:
     phase: PhaseName = "faces"
     began: int = 0
     results: dict[PhaseName, np.ndarray] = field(default_factory=dict)
+    pairs: tuple[tuple[int, int, int], ...] = ()
 
 
 def config_digest(config: TrainConfig) -> bytes:
@@ -84,6 +86,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, fingerprint: str, kept
         save_file({"parameters": checkpoint.parameters, **arrays}, place / "arrays.safetensors")
         state = {"round": checkpoint.round, "config": fingerprint, "clip_norm": checkpoint.clip_norm}
         state |= {"phase": checkpoint.phase, "began": checkpoint.began, "results": list(checkpoint.results)}
+        state |= {"pairs": checkpoint.pairs}
         (place / "state.json").write_text(json.dumps(state))
     for old in _folders(folder)[: -max(kept, KEPT)]:
         shutil.rmtree(old)
@@ -114,6 +117,7 @@ def load_checkpoint(folder: Path, config: TrainConfig | None = None) -> Checkpoi
             state.get("phase", "faces"),
             state.get("began", 0),
             {name: arrays[f"result.{name}"] for name in state.get("results", ())},
+            tuple((outputs, rank, inputs) for outputs, rank, inputs in state.get("pairs", ())),
         )
         written_by = state["config"]
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:

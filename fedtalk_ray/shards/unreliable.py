@@ -52,18 +52,22 @@ def corrupt_shards(
     out: str | Path,
     *,
     share: float = 1 / 3,
+    who: Sequence[str] | None = None,
     kinds: Sequence[str] = KINDS,
     seed: int = 0,
     overwrite: bool = False,
 ) -> dict[str, str]:
     """Writes a copy of `shards` to `out` with round(share * clients) clients corrupted; returns {client: kind}.
 
-    The kinds are dealt in turn. The same seed corrupts the same clients in the same way. Raises `ShardError` for a
-    share that names nobody, an unknown kind, shards of a single client, or shards that are corrupted already.
+    who: these clients, and not a share of them. The kinds are dealt in turn, in an order that the seed says. The same
+    seed corrupts the same clients in the same way. Raises `ShardError` for a share that names nobody, somebody unknown,
+    an unknown kind, shards of a single client, or shards that are corrupted already.
     """
     shards, manifest = Path(shards), load_manifest(shards)
     clients = manifest.clients()
-    count = round(share * len(clients))
+    count = round(share * len(clients)) if who is None else len(who)
+    if strangers := sorted(set(who or ()) - set(clients)):
+        raise ShardError(f"{strangers[0]!r} is no client of shards {shards}; clients: {', '.join(clients)}")
     if not 0 < share <= 1 or not count:
         raise ShardError(f"--share {share:g} of {len(clients)} clients corrupts nobody; give a share in (0, 1]")
     for kind in kinds:
@@ -76,7 +80,8 @@ def corrupt_shards(
     if (shards / UNRELIABLE).exists() or shards.resolve() == Path(out).resolve():
         raise ShardError(f"shards {shards} are corrupted already, or are the output; take the clean ones as the source")
     rng = np.random.default_rng(seed)
-    chosen = [clients[index] for index in rng.permutation(len(clients))[:count]]
+    able = clients if who is None else list(dict.fromkeys(who))
+    chosen = [able[index] for index in rng.permutation(len(able))[:count]]
     victims = {client: kinds[index % len(kinds)] for index, client in enumerate(chosen)}
     with new_folder(out, overwrite) as folder:
         corrupted = {

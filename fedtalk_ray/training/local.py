@@ -10,8 +10,10 @@ import numpy as np
 import torch
 
 from fedtalk_ray.errors import TrainingError
+from fedtalk_ray.federation.lora_factors import trains
 from fedtalk_ray.model import adapters
 from fedtalk_ray.model.denoiser import bare_denoiser
+from fedtalk_ray.model.device import fast_arithmetic
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline, load_pipeline, make_critic, make_sync_loss
 from fedtalk_ray.model.released import fill_released
 from fedtalk_ray.recipe import LocalConfig
@@ -57,6 +59,13 @@ class LocalTrainer:
         heard = "speech" not in config.phases
         return list(adapters.shared_parameters(self.model, config.shared, config.trained_factors, heard))
 
+    def _trained(self, index: int) -> list[tuple[str, torch.nn.Parameter]]:
+        """Those of the federated parameters that are trained in a round, by its number in the phase from 0."""
+        if self._config.shared == "backbone":
+            return self.shared()
+        factors = self._config.trained_factors
+        return [each for each in self.shared() if trains("A" if ".lora_A." in each[0] else "B", factors, index)]
+
     def frozen_digest(self) -> bytes:
         """SHA-256 of what all clients must have in common beside the shared parameters."""
         moving = (name for name, _ in (*self.shared(), *self.identity()))
@@ -82,22 +91,22 @@ class LocalTrainer:
         batches: Iterable[WindowBatch],
         *,
         seed: int,
+        index: int = 0,
         pace: Pace | None = None,
         proximal: float = 0.0,
     ) -> Fitted:
         """Local training of one client in one round; the client's adapters stay in the model.
 
         shared: float32 [D] from the server. identity: float32 [E] or None for a first time. batches: at least
-        `batches_needed(local)` of them. pace: of the learning rate; None for `local.learning_rate` throughout.
-        proximal: FedProx's mu.
+        `batches_needed(local)` of them. index: the round's number in the phase, from 0. pace: of the learning rate;
+        None for `local.learning_rate` throughout. proximal: FedProx's mu.
         """
         local = self._config.local
         constant = Pace(local.learning_rate)
         generator, source = torch.Generator().manual_seed(seed), iter(batches)
         self.load(shared, identity, seed)
-        losses = self._optimise(
-            self.shared(), source, local.steps, generator, pace or constant, proximal, local.weight_decay
-        )
+        chosen = self._trained(index)
+        losses = self._optimise(chosen, source, local.steps, generator, pace or constant, proximal, local.weight_decay)
         update = adapters.to_vector(self.shared()) - shared
         if not np.isfinite(update).all():
             raise TrainingError("the local update holds values that are not finite; lower local.learning_rate")
@@ -175,7 +184,7 @@ class LocalTrainer:
 
     def _losses(self, source: Iterator[WindowBatch], generator: torch.Generator) -> Iterator[Loss]:
         for batch in source:
-            with self._autocast():
+            with fast_arithmetic(self._device, self._config.local.autocast):
                 terms = window_loss(
                     self.model,
                     self.scheduler,
@@ -186,11 +195,6 @@ class LocalTrainer:
                     self.sync_loss,
                 )
             yield terms.total, terms.floats()
-
-    def _autocast(self) -> torch.autocast:
-        device = torch.device(self._device).type
-        wanted = self._config.local.autocast and device == "cuda" and torch.cuda.is_bf16_supported()
-        return torch.autocast(device, torch.bfloat16, enabled=wanted)
 
 
 def batches_needed(local: LocalConfig) -> int:

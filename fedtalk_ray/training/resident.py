@@ -131,7 +131,10 @@ class ResidentModel:
         alpha = self._strategy.score_alpha
         if name == "speech":
             score = None if alpha is None else hearing_score(base, config.local.score_windows, alpha)
-            return speech_phase(base, config.speech, config.stream, config.local.loss.mouth_weight, device, score)
+            local = config.local
+            return speech_phase(
+                base, config.speech, config.stream, local.loss.mouth_weight, device, score, local.autocast
+            )
         if name == "faces":
             self._trainer = LocalTrainer(pipeline, config, device)
             pipeline.register_modules(denoiser=self._trainer.model)

@@ -80,7 +80,7 @@ def make_config(shards: Path, pretrained: Path) -> Callable[..., TrainConfig]:
             "aggregation": "plain",
             "cohort": {"size": 2},
             "local": {"steps": 2, "identity_steps": 1, "batch_size": 2, "score_windows": 2}
-            | {"schedule": "constant", "vary": False, "true_lips": 0},
+            | {"schedule": "constant", "vary": False, "true_lips": 0, "autocast": False},
             "evaluation": {"sample_every": 100, "windows": 1, "clients": 2},
             "server": {"momentum": 0.5},
         }

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 from fedtalk_ray.actors.client import ClientSlot
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.federation.cohorts import sample_cohort
+from fedtalk_ray.federation.lora_factors import settled
 from fedtalk_ray.messages import FitReport, HeldOutFigure, PlainUpdate
 from fedtalk_ray.model.adapters import load_identity, shared_parameters, to_vector
 from fedtalk_ray.model.released import load_released
@@ -211,7 +212,8 @@ def test_nothing_private_crosses_in_any_message(make_config: Make, tmp_path: Pat
 def test_with_central_noise_epsilon_is_told_and_nothing_of_a_client(make_config: Make, tmp_path: Path) -> None:
     privacy = {"mechanism": "gaussian", "noise_multiplier": 1.0, "clip_norm": 1.0, "view": "server"}
     cohort = {"size": 2, "sampling": "uniform"}
-    run = train(make_config(tmp_path / "noisy", rounds=2, privacy=privacy, cohort=cohort))
+    watched = {"sample_every": 100, "windows": 1, "clients": 2, "speakers": 1}
+    run = train(make_config(tmp_path / "noisy", rounds=2, privacy=privacy, cohort=cohort, evaluation=watched))
     first, second = read_history(run / "history.jsonl")
     assert 0 < first["epsilon_server"] < second["epsilon_server"] and first["noise_multiplier"] == 1.0
     assert not {"clients", "loss"} & {*first, *second}
@@ -226,6 +228,28 @@ def test_with_central_noise_epsilon_is_told_and_nothing_of_a_client(make_config:
     assert second["lip_agreement"] == pytest.approx(slot.lip_agreement(unseen, 2, parameters(config)).total, rel=1e-6)
     with pytest.raises(RunError, match="how clients' lips move is not told"):
         slot.lip_agreement(load_manifest(config.shards).clients(), 2, parameters(config))
+
+
+@pytest.mark.parametrize("factors", ["alternate", "svd"])
+def test_factors_are_trained_in_turn_or_made_anew_as_a_bare_loop_does(
+    make_config: Make, tmp_path: Path, factors: str
+) -> None:
+    more: dict[str, Any] = {"lora_aggregation": factors, "rounds": 2, "server": {}, "strategy": {"name": "fedavg"}}
+    config = make_config(tmp_path / "run", **more)
+    train(config)
+    slot, manifest = ClientSlot(make_config(tmp_path / "bare", **more)), load_manifest(config.shards)
+    theta, pairs = slot.start(), slot.lora_pairs()
+    for number in (1, 2):
+        cohort = sample_cohort(manifest.clients(), 2, config.seed, number)
+        updates = [slot.fit([client], number, theta)[1] for client in cohort]
+        weights = np.array([update.total_weight for update in updates])
+        theta = theta + sum(update.weighted_sum for update in updates) / weights.sum()
+        if factors == "svd":
+            theta = settled(theta.astype(np.float32), pairs, "svd")
+    found, (_, rank, inputs) = parameters(config), pairs[0]
+    np.testing.assert_allclose(found, theta, atol=2e-5)
+    first = found[: rank * inputs].reshape(rank, inputs)
+    assert np.allclose(first @ first.T, np.eye(rank), atol=1e-5) == (factors == "svd")
 
 
 def test_a_backbone_is_federated_from_scratch(make_config: Make, tmp_path: Path) -> None:

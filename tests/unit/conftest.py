@@ -102,7 +102,7 @@ def tiny_config(**more: Any) -> TrainConfig:
         "pretrained": "pretrained",
         "phases": ["faces"],
         "local": {"steps": 3, "batch_size": 2, "identity_steps": 2, "score_windows": 2, "learning_rate": 0.01}
-        | {"schedule": "constant", "vary": False},
+        | {"schedule": "constant", "vary": False, "autocast": False},
         "adapter": {"rank": 2, "alpha": 4.0, "identity_rank": 2},
     }
     for key, value in more.items():

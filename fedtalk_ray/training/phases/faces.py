@@ -50,6 +50,7 @@ class Faces:
             task.identity,
             self._taught(until_halted(task, batches), np.random.default_rng(task.seed)),
             seed=task.seed,
+            index=task.index,
             pace=pace,
             proximal=self._proximal,
         )

@@ -18,6 +18,7 @@ import torch
 from fedtalk_ray.errors import NothingToGive, RunError
 from fedtalk_ray.media.speech import LOG_MEL
 from fedtalk_ray.model.denoiser import SPEECH_PARTS, TalkingHeadDenoiser
+from fedtalk_ray.model.device import fast_arithmetic
 from fedtalk_ray.recipe import SpeechConfig
 from fedtalk_ray.shards.windows import Wanted, WindowBatch
 from fedtalk_ray.slot_settings import StreamConfig
@@ -39,10 +40,11 @@ def speech_phase(
     mouth_weight: float,
     device: str = "cpu",
     score: Score | None = None,
+    autocast: bool = False,
 ) -> ModuleSteps:
     """Teaches the speech encoder and the map from its code to motion, of a denoiser whose units are fixed.
 
-    score: None where nobody asks for one. Raises `RunError` for one without lip axes.
+    score: None where nobody asks for one. autocast: `local.autocast`. Raises `RunError` for one without lip axes.
     """
     if not denoiser.knows_lips():
         raise RunError("phases: speech needs a backbone that knows lip axes, and this one has none; add units")
@@ -58,7 +60,7 @@ def speech_phase(
             stream=stream,
             wanted=WANTED,
         )
-        return (speech_loss(denoiser, batch, mask, rng, device) for batch in batches)
+        return (speech_loss(denoiser, batch, mask, rng, device, autocast) for batch in batches)
 
     return ModuleSteps(denoiser, config, losses, device, lambda name: name.startswith(SPEECH_PARTS), score)
 
@@ -74,15 +76,22 @@ def hearing_score(denoiser: TalkingHeadDenoiser, windows: int, alpha: float) -> 
 
 
 def speech_loss(
-    denoiser: TalkingHeadDenoiser, batch: WindowBatch, mask: torch.Tensor, rng: np.random.Generator, device: str
+    denoiser: TalkingHeadDenoiser,
+    batch: WindowBatch,
+    mask: torch.Tensor,
+    rng: np.random.Generator,
+    device: str,
+    autocast: bool,
 ) -> Loss:
     """How far shapes and motion are from what the sound says. mask: [h, w], what each cell's motion counts."""
     check_sound(batch.speech)
     varied = [vary_speech(window.numpy(), rng, denoiser.config.speech == LOG_MEL) for window in batch.speech]
     moved = batch.to(device)
     target, shape = denoiser.to_residual(moved.latents, moved.reference), denoiser.lip_shape(moved.lips)
-    code = denoiser.speech_encoder(torch.from_numpy(np.stack(varied)).to(device))
-    picture = (mask * (denoiser.speech_map(code) - target).square()).mean()
+    with fast_arithmetic(device, autocast):
+        code = denoiser.speech_encoder(torch.from_numpy(np.stack(varied)).to(device))
+        motion = denoiser.speech_map(code)
+    picture = (mask * (motion - target).square()).mean()
     lips = (code[..., : shape.shape[-1]] - shape).square().mean()
     return picture + lips, {"lips": float(lips.detach()), "motion": float(picture.detach())}
 

@@ -16,7 +16,7 @@ from fedtalk_ray.model.embedded import EMBEDDED
 from fedtalk_ray.shards.format import Manifest, ShardWriter
 from fedtalk_ray.shards.unreliable import corrupt_shards
 
-SHIPPED = ("clients", "gains", "methods", "participation", "privacy", "tdc", "unreliable")
+SHIPPED = ("clients", "gains", "methods", "participation", "privacy", "tdc", "unreliable", "unreliable-grid")
 
 
 GRID = ("s1", "s23", "s26", "s3", "s31", "s4", "s5")
@@ -168,7 +168,8 @@ def test_a_shipped_experiment_runs_on_what_its_head_prepares(
             elif command[0] == "corrupt":
                 for seed in range(3):
                     place = options["--out"].replace("$k", str(seed))
-                    corrupt_shards(options["--shards"], place, seed=seed)
+                    who = options["--who"].split(",") if "--who" in options else None
+                    corrupt_shards(options["--shards"], place, who=who, seed=seed)
             prepared.add(options["--out"])
     runs = plan(load_experiment(path))
     assert len({run.config.run for run in runs}) == len(runs) >= 6

@@ -173,3 +173,10 @@ def test_shards_of_another_encoder_are_refused(
     make_pipeline(identity=False).save_pretrained(str(tmp_path))
     with pytest.raises(ShardError, match=f"{tmp_path} holds another one"):
         evaluate_run(tmp_path, shards[0], "test")
+
+
+def test_only_the_instruments_that_a_figure_needs_are_kept() -> None:
+    assert INSTRUMENTS.names() == ["l1", "colour_distance"]
+    some = INSTRUMENTS.needed({"l1", "psnr"})
+    assert some.names() == ["l1"] and some.judge is INSTRUMENTS.judge
+    assert INSTRUMENTS.needed({"psnr"}).names() == [] == Instruments().needed({"l1"}).names()

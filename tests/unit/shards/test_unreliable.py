@@ -169,6 +169,22 @@ def test_another_seed_chooses_otherwise(clean: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "bad3" / UNRELIABLE).read_text())["seed"] == 3
 
 
+def test_clients_may_be_named(clean: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kinds = set()
+    for seed in range(6):
+        place = tmp_path / f"bad{seed}"
+        with pytest.raises(SystemExit):
+            main(["corrupt", "--shards", str(clean), "--out", str(place), "--who", "b, d", "--seed", str(seed)])
+        victims = unreliable_clients(place)
+        assert set(victims) == {"b", "d"} and set(victims.values()) == {SHUFFLED, WRONG_SOUND}
+        kinds.add(victims["b"])
+    assert len(kinds) == 2, "the seed says who gets which"
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["corrupt", "--shards", str(clean), "--out", str(tmp_path / "none"), "--who", "b,z"])
+    assert "'z' is no client of shards" in capsys.readouterr().err
+
+
 def test_what_cannot_be_corrupted_is_refused(clean: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     corrupt_shards(clean, tmp_path / "bad")
     with pytest.raises(ShardError, match="corrupted already"):

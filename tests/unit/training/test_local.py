@@ -328,3 +328,26 @@ def test_an_identity_adapter_that_is_not_finite_is_not_kept(make_trainer, make_w
             [*batches, broken, broken],
             seed=0,
         )
+
+
+@pytest.mark.parametrize(("factors", "index", "moved"), [("svd", 1, "B"), ("alternate", 0, "B"), ("alternate", 3, "A")])
+def test_only_the_rounds_own_factors_are_trained(make_trainer, fit, factors: str, index: int, moved: str) -> None:
+    trainer = make_trainer(lora_aggregation=factors)
+    update = fit(trainer, index=index).update
+    begin = 0
+    for name, parameter in trainer.shared():
+        part = update[begin : begin + parameter.numel()]
+        assert bool(part.any()) == (f".lora_{moved}." in name), name
+        begin += parameter.numel()
+    assert begin == len(update)
+
+
+def test_bf16_where_the_device_has_it_changes_a_fit_by_rounding_alone(make_trainer, fit, monkeypatch) -> None:
+    """On every CPU: torch emulates what this one may not have."""
+    exact = fit(make_trainer()).update
+    for native, same_to_the_bit in ((False, True), (True, False)):
+        monkeypatch.setattr("fedtalk_ray.model.device.has_bf16", lambda _, native=native: native)
+        found = fit(make_trainer({"autocast": True})).update
+        assert found.dtype == np.float32 and (found.tobytes() == exact.tobytes()) == same_to_the_bit
+        # Adam's first steps are signs: those of gradients near zero may turn, no others do.
+        assert np.corrcoef(found, exact)[0, 1] > 0.9
