@@ -152,7 +152,7 @@ class PrivacyConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """What is measured during training, on the clients' held-out (val) clips."""
+    """What is measured during training, on the clients' val clips and on clips of people whom nobody trains on."""
 
     every: int = Field(1, ge=1)
     """Rounds between two evaluations."""
@@ -232,13 +232,8 @@ class TrainConfig(Section):
             raise ValueError("phases: faces is missing, and nothing else makes a model that speaks")
         if self.phases != [name for name in PHASES if name in self.phases]:
             raise ValueError(f"phases: each runs once, in this order: {', '.join(PHASES)}")
-        drowned = [name for name in self.phases if name in STATISTICS_ROUNDS]
-        few = (self.privacy.simulated_cohort or self.cohort.size) < STATISTICS_FROM
-        if self.privacy.mechanism != "none" and drowned and few:
-            raise ValueError(
-                f"phases: the statistics of {' and '.join(drowned)} drown in a privacy.mechanism's noise below "
-                f"{STATISTICS_FROM} clients a round; leave them out, and begin with a `pretrained` that has them"
-            )
+        if drowned := self.drowned_statistics:
+            raise ValueError(drowned)
         if self.pretrained is None and "units" not in self.phases:
             raise ValueError("phases: a backbone that starts from random weights (pretrained: null) needs units")
         return self
@@ -338,6 +333,18 @@ class TrainConfig(Section):
         statistics = phase in STATISTICS_ROUNDS
         norm = STATISTICS_NORM if statistics else getattr(self, phase).clip_norm or self.privacy.clip_norm
         return self.privacy.model_copy(update={"clip_norm": norm, "clipping": "fixed"})
+
+    @property
+    def drowned_statistics(self) -> str:
+        """Why statistics of so few clients a round cannot be told from noise; empty where they can."""
+        phases = [name for name in self.phases if name in STATISTICS_ROUNDS]
+        few = (self.privacy.simulated_cohort or self.cohort.size) < STATISTICS_FROM
+        if self.privacy.mechanism == "none" or not phases or not few:
+            return ""
+        return (
+            f"phases: the statistics of {' and '.join(phases)} drown in a privacy.mechanism's noise below "
+            f"{STATISTICS_FROM} clients a round; leave them out, and begin with a `pretrained` that has them"
+        )
 
     @property
     def in_the_clear(self) -> bool:

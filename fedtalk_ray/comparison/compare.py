@@ -33,6 +33,7 @@ from fedtalk_ray.evaluation.evaluate import Instruments, evaluate_run, load_inst
 from fedtalk_ray.evaluation.statistics import WonBack, won_back
 from fedtalk_ray.evaluation.window_figures import MEASURES, window_figures
 from fedtalk_ray.federation.privacy_plan import with_noise
+from fedtalk_ray.model.released import open_model
 from fedtalk_ray.outputs import new_file
 from fedtalk_ray.progress import progress
 from fedtalk_ray.rounds import train
@@ -53,8 +54,9 @@ FAILURES = "failures.log"
 def compare(experiment: Experiment, settings: list[str] | None = None) -> Path:
     """Brings every run to its end, measures it, and writes tables and plots; returns the output folder.
 
-    settings: `key=value` over the experiment's base. A run that fails is reported in one line, and the others go on;
-    at the end that raises `RunError`. Tables are written after every run, so that a long comparison can be watched.
+    settings: `key=value` over the experiment's base. The experiment's models are measured first. A run that fails is
+    reported in one line, and the others go on; at the end that raises `RunError`. Tables are written after every run,
+    so that a long comparison can be watched.
     """
     runs = plan(experiment, settings)
     out = Path(experiment.out)
@@ -63,13 +65,11 @@ def compare(experiment: Experiment, settings: list[str] | None = None) -> Path:
         print(line, file=sys.stderr)
     if instruments is not None:
         instruments = instruments.needed(experiment.video_figures())
-    finished: list[dict[str, Any]] = []
+    finished = as_they_are(runs, experiment, instruments)
     failed: list[dict[str, Any]] = []
     for run in progress(runs, len(runs), "compare"):
         name = {"population": run.population, "method": run.method, "seed": run.seed, "run": run.config.run}
         try:
-            for model in models_beside(finished, run, experiment):
-                finished.append(model | as_it_is(model["run"], run, experiment, instruments))
             finish(run)
             finished.append(name | measured(run, experiment, instruments))
         except Exception as error:  # hours of other runs must not be lost to what went wrong in one
@@ -111,20 +111,25 @@ def finish(planned: Planned) -> None:
         train(config, resume=run.exists())
 
 
-def models_beside(finished: list[dict[str, Any]], run: Planned, experiment: Experiment) -> list[dict[str, Any]]:
-    """The experiment's models that have no figures yet beside a run's population and seed, as `finished` names them."""
-    names = {"population": run.population, "seed": run.seed}
-    there = {each["method"] for each in finished if names.items() <= each.items()}
-    return [names | {"method": name, "run": model} for name, model in experiment.models.items() if name not in there]
+def as_they_are(runs: list[Planned], experiment: Experiment, instruments: Instruments | None) -> list[dict[str, Any]]:
+    """The experiment's models, measured beside each population and seed on what its runs are measured on.
 
-
-def as_it_is(model: str, beside: Planned, experiment: Experiment, instruments: Instruments | None) -> dict[str, Any]:
-    """As `measured`, of a model that no run of the comparison made, on what a run is measured on."""
-    where = hashlib.sha256(repr((model, beside.evaluation_shards, beside.excluded)).encode()).hexdigest()[:16]
-    place = Path(experiment.out) / MODELS / f"{where}.json"
-    detail = measure_model(model, None, beside, experiment, instruments, place)
-    figures = {metric: figure(metric, detail, {}) for metric in experiment.metrics if metric not in CURVES}
-    return {"figures": figures, "curves": {}, "excluded": list(beside.excluded), "detail": detail}
+    Before anything is trained: a model that is not there, or that the shards do not fit, is one line at once.
+    """
+    rows = []
+    for run in {(run.population, run.seed): run for run in runs}.values():
+        for name, source in experiment.models.items():
+            model = open_model(source or run.config.pretrained or "")
+            weights = hashlib.sha256()
+            for file in sorted(model.pipeline.rglob("*.safetensors")):
+                weights.update(file.read_bytes())
+            key = repr((weights.hexdigest(), run.evaluation_shards, run.excluded))
+            place = Path(experiment.out) / MODELS / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+            detail = measure_model(model.path, None, run, experiment, instruments, place)
+            figures = {metric: figure(metric, detail, {}) for metric in experiment.metrics if metric not in CURVES}
+            row = {"population": run.population, "method": name, "seed": run.seed, "run": str(model.path)}
+            rows.append(row | {"figures": figures, "curves": {}, "excluded": list(run.excluded), "detail": detail})
+    return rows
 
 
 def measured(planned: Planned, experiment: Experiment, instruments: Instruments | None) -> dict[str, Any]:
@@ -245,8 +250,8 @@ def report(experiment: Experiment, finished: list[dict[str, Any]], failed: list[
     for name, drawn in curves.items():
         if drawn:
             plot_curves(drawn, experiment.name, CURVES[name], out / "plots" / f"{name}.png")
-    main = [entry for entry in entries if entry.metric == metrics[0]]
-    plot_bars(main, metrics[0], baseline, experiment.name, out / "plots" / "bars.png")
+    if main := [entry for entry in entries if entry.metric == metrics[0]]:
+        plot_bars(main, metrics[0], baseline, experiment.name, out / "plots" / "bars.png")
 
 
 def shares_won_back(

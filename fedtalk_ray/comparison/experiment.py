@@ -56,9 +56,10 @@ class Experiment(Section):
     """Settings that all runs share: a configuration of `fedtalk train`, or its keys. `run` and `seed` are set here."""
     methods: dict[Name, Settings] = Field(min_length=1)
     """What is compared: name -> settings over the base."""
-    models: dict[Name, str] = Field({})
-    """What is measured as it is beside the methods: name -> a run's folder or what `pretrained` may name. The same
-    figures stand for every seed and population; methods may be compared with it as with one another."""
+    models: dict[Name, str | None] = Field({})
+    """What is measured as it is beside the methods: name -> a run's folder or what `pretrained` may name; null: what
+    the runs' `pretrained` names. The same figures stand for every seed; methods may be compared with it as with one
+    another."""
     seeds: list[Annotated[int, Field(ge=0)]] = Field([0, 1, 2], min_length=1)
     """Each method runs once per seed, on each population; the same seeds make pairs."""
     metrics: list[str] = Field(["unseen.loss", "seen.loss", "unseen.motion_error", "seen.motion_error"], min_length=1)
@@ -154,7 +155,10 @@ def plan(experiment: Experiment, settings: list[str] | None = None) -> list[Plan
     for (seed, population, method), config in configs.items():
         clean = experiment.populations[population].evaluation_shards or experiment.evaluation_shards or config.shards
         clean = clean.replace("{seed}", str(seed))
-        load_manifest(clean)
+        known = load_manifest(clean).identities
+        for name in experiment.exclude:
+            if name not in known:
+                raise ConfigError(f"experiment {experiment.name}: exclude names {name!r}, who is not in {clean}")
         pair = [configs[seed, population, other].shards for other in experiment.methods]
         excluded = set(experiment.exclude).union(*(corrupted[shards] for shards in pair))
         runs.append(Planned(population, method, seed, config, clean, tuple(sorted(excluded))))
@@ -173,9 +177,8 @@ def _config(experiment: Experiment, settings: list[str], population: str, method
             set_key(tree, key, value, f"{where}:")
     tree |= {"run": str(Path(experiment.out) / "runs" / population / method / f"seed{seed}"), "seed": seed}
     config = parse_config(_with_seed(tree, seed), where)
-    manifest = load_manifest(config.shards)
+    clients = len(population_of(config, load_manifest(config.shards)))
     if chosen.participation is not None:
-        clients = len(population_of(config, manifest))
         size = max(1, round(chosen.participation * clients))
         config = config.model_copy(update={"cohort": config.cohort.model_copy(update={"size": size})})
     return config

@@ -2,7 +2,8 @@
 
 ab         both, whose averages apart are not the average of the product BA, and whose noises multiply.
 ffa        B alone, on an A frozen from the run's seed (Sun et al. 2024); only B is in the vector.
-alternate  B in one round and A in the next (LA-LoRA, arXiv 2602.19926): each sum is exact, and both are learned.
+alternate  B in one round and A in the next (LA-LoRA, arXiv 2602.19926): each sum is exact, and both are learned. A
+           server with momentum goes on moving the one that rests.
 svd        B alone; after every round the server makes A anew from the right singular vectors of BA, and B what is left
            of it (FedSVD, arXiv 2505.12805): the product stays, and B's noise is spread evenly.
 
@@ -63,9 +64,13 @@ def orthogonal(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Factors of the same product whose A has orthonormal rows: A [rank, inputs], B [outputs, rank].
 
     A's rows are right singular vectors of the product, largest first; where that is zero, they span what A's rows did.
+    Of a rank above the number of inputs the rest of A's rows and B's columns are zeros.
     """
     basis, corner = np.linalg.qr(a.astype(np.float64).T)
-    inner = np.zeros((max(b.shape), b.shape[1]))  # rows of zeros, where a layer has fewer outputs than ranks
-    inner[: len(b)] = b.astype(np.float64) @ corner.T
+    outputs, count = len(b), basis.shape[1]
+    inner = np.zeros((max(outputs, count), count))  # rows of zeros, where a layer has fewer outputs than ranks
+    inner[:outputs] = b.astype(np.float64) @ corner.T
     left, sizes, right = np.linalg.svd(inner, full_matrices=False)
-    return (right @ basis.T).astype(np.float32), (left[: len(b)] * sizes).astype(np.float32)
+    new_a, new_b = np.zeros_like(a), np.zeros_like(b)
+    new_a[:count], new_b[:, :count] = right @ basis.T, left[:outputs] * sizes
+    return new_a, new_b

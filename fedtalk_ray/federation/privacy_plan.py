@@ -68,6 +68,8 @@ def with_noise(config: TrainConfig, population: int) -> TrainConfig:
     divided by. Raises `ConfigError` where the budget cannot hold."""
     if config.privacy.mechanism != "none" and config.cohort.size > population:
         config = config.model_copy(update={"cohort": config.cohort.model_copy(update={"size": population})})
+        if drowned := config.drowned_statistics:
+            raise ConfigError(drowned)
     privacy, plan = config.privacy, plan_of(config, population)
     if plan is None:
         return config

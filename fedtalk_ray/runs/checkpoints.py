@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.outputs import new_folder
-from fedtalk_ray.recipe import PhaseName
+from fedtalk_ray.recipe import VERSION, PhaseName
 from fedtalk_ray.settings import TrainConfig
 
 KEPT = 2
@@ -71,7 +71,7 @@ def config_fingerprint(config: TrainConfig) -> str:
 
 
 def _digest(config: TrainConfig, exclude: Any) -> bytes:
-    tree = config.model_dump(mode="json", exclude=exclude)
+    tree = config.model_dump(mode="json", exclude=exclude) | {"version": VERSION}
     if config.local.schedule == "cosine" or config.phases[-1] != "faces":
         # The learning rate of every round depends on how many there are, and so does what the next phase begins with.
         tree["rounds"], tree["averaged"] = config.rounds, config.server.average

@@ -68,6 +68,8 @@ def corrupt_shards(
     count = round(share * len(clients)) if who is None else len(who)
     if strangers := sorted(set(who or ()) - set(clients)):
         raise ShardError(f"{strangers[0]!r} is no client of shards {shards}; clients: {', '.join(clients)}")
+    if who is not None and not who:
+        raise ShardError("--who names nobody; give clients by commas")
     if not 0 < share <= 1 or not count:
         raise ShardError(f"--share {share:g} of {len(clients)} clients corrupts nobody; give a share in (0, 1]")
     for kind in kinds:
@@ -101,7 +103,12 @@ def corrupt_shards(
         tree = json.loads((folder / MANIFEST).read_text())
         tree["files"] = {name: asdict(entry) for name, entry in list_shard_files(folder).items()}
         (folder / MANIFEST).write_text(json.dumps(tree, indent=1))
-        record = {"shards": str(shards), "share": share, "seed": seed, "clients": dict(sorted(victims.items()))}
+        record = {
+            "shards": str(shards),
+            "share": len(victims) / len(clients),
+            "seed": seed,
+            "clients": dict(sorted(victims.items())),
+        }
         (folder / UNRELIABLE).write_text(json.dumps(record, indent=1))
     return victims
 

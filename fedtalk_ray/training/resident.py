@@ -128,7 +128,9 @@ class ResidentModel:
         base = bare_denoiser(pipeline.denoiser)
         if name == "units":
             return Units(base)
-        alpha = self._strategy.score_alpha
+        # Under noise sums are divided by one public number, the mean weight in `faces`.
+        noisy = config.privacy.mechanism != "none" and name != "faces"
+        alpha = None if noisy else self._strategy.score_alpha
         if name == "speech":
             score = None if alpha is None else hearing_score(base, config.local.score_windows, alpha)
             local = config.local

@@ -56,6 +56,7 @@ ONE_STEP: dict[str, Any] = {
     "accumulate": 1,
     "learning_rate": 1.0,
     "identity_steps": 0,
+    "autocast": False,
 }
 """A client whose update is the gradient of one window: the one that tells the most."""
 

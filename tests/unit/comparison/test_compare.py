@@ -141,7 +141,8 @@ def test_a_model_that_no_run_made_is_measured_once_beside_every_seed(run: Planne
     runs = [replace(run, method=method, seed=seed) for seed in (0, 1) for method in ("good", "bad", "saved")]
     monkeypatch.setattr("fedtalk_ray.comparison.compare.plan", lambda *_: runs)
     compare(wanted)
-    assert sorted(map(str, asked)) == sorted([run.config.run, *models.values()])
+    # Both names are one model's, whose figures are measured once.
+    assert sorted(map(str, asked)) == sorted([run.config.run] * 2)
     with open(tmp_path / "table.csv", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["metric"] == "unseen.loss"]
     truth = real(run.config.run, run.config.shards, ["ann"])["unseen"]["loss"]
@@ -151,7 +152,17 @@ def test_a_model_that_no_run_made_is_measured_once_beside_every_seed(run: Planne
     assert [float(row["mean"]) for row in rows] == [pytest.approx(truth)] * 5
     assert {row["difference"] for row in rows} == {"", "0.0"}
     compare(wanted)
-    assert len(asked) == 3, "what was measured is kept"
+    assert len(asked) == 2, "what was measured is kept"
+    wanted = wanted.model_copy(update={"models": {"before": str(tmp_path / "nobody")}})
+    with pytest.raises(RunError, match="nobody does not exist"):
+        compare(wanted)
+
+
+def test_a_main_metric_that_no_model_has_makes_no_bars(tmp_path: Path) -> None:
+    """As before the first run is over, where rounds measure it."""
+    row = finished("before", 0, 1.0) | {"figures": {"unseen.loss": 1.0}, "curves": {}}
+    report(experiment(tmp_path, models={"before": "m"}, metrics=["held_out_loss", "unseen.loss"], seeds=[0]), [row], [])
+    assert (tmp_path / "table.md").is_file() and not (tmp_path / "plots").exists()
 
 
 def test_without_a_finished_run_there_is_no_table(tmp_path: Path) -> None:

@@ -102,8 +102,10 @@ def test_corrupted_clients_are_left_out_of_the_whole_pair_and_seeds_name_shards(
     assert [set(run.excluded) for run in runs] == [victims[0], victims[0], victims[1], victims[1]]
     assert {run.evaluation_shards for run in runs} == {"shards/ten"}
     assert [run.excluded for run in planned(seeds=[0])] == [()]
-    left_out = {name: tuple(sorted({*victims[0], "s0"})) for name in ("clean", "bad")}
-    runs = planned(methods={"clean": {}, "bad": {"shards": "shards/bad{seed}"}}, seeds=[0], exclude=["s0"])
+    with pytest.raises(ConfigError, match="exclude names 's99', who is not in shards/ten"):
+        planned(exclude=["s99"])
+    left_out = {name: tuple(sorted({*victims[0], "id0000"})) for name in ("clean", "bad")}
+    runs = planned(methods={"clean": {}, "bad": {"shards": "shards/bad{seed}"}}, seeds=[0], exclude=["id0000"])
     assert {run.method: run.excluded for run in runs} == left_out
 
 

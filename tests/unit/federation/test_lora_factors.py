@@ -64,7 +64,6 @@ def test_a_new_a_is_orthonormal_and_the_product_stays(
     outputs: int, rank: int, inputs: int, seed: int, lost: str
 ) -> None:
     """Whatever is zero or of lower rank, as B is before the first round."""
-    rank = min(rank, inputs)
     rng = np.random.default_rng(seed)
     a, b = rng.normal(size=(rank, inputs)).astype(np.float32), rng.normal(size=(outputs, rank)).astype(np.float32)
     if lost == "b":
@@ -72,12 +71,13 @@ def test_a_new_a_is_orthonormal_and_the_product_stays(
     if lost == "rank":
         b[:, 0] = 0
     if lost == "a":
-        b *= 1e-20
+        a[-1] = a[0]
     new_a, new_b = orthogonal(a, b)
     np.testing.assert_allclose(new_b @ new_a, b @ a, atol=1e-5)
-    np.testing.assert_allclose(new_a @ new_a.T, np.eye(rank), atol=1e-5)
+    there = np.arange(rank) < inputs
+    np.testing.assert_allclose(new_a @ new_a.T, np.diag(there).astype(float), atol=1e-5)
     assert new_a.dtype == new_b.dtype == np.float32 and new_b.shape == b.shape
-    sizes = np.linalg.norm(new_b, axis=0)[: min(rank, outputs)]
+    sizes = np.linalg.norm(new_b, axis=0)[: min(rank, outputs, inputs)]
     assert (np.diff(sizes) <= 1e-5).all(), "largest first"
     rows = np.linalg.svd(b.astype(float) @ a)[2][: len(sizes)]
     if (np.abs(np.diff(sizes, append=0)) > 1e-2).all():

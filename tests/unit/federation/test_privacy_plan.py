@@ -35,3 +35,8 @@ def test_a_cohort_larger_than_the_population_is_all_of_it() -> None:
     tree = {"run": "r", "shards": "s", "pretrained": "p", "cohort": {"size": 16}}
     assert with_noise(parse_config(tree | {"privacy": noise}, "t"), 9).cohort.size == 9
     assert with_noise(parse_config(tree, "t"), 9).cohort.size == 16
+    # What stands out of the noise of a large cohort drowns in that of all there are.
+    many = tree | {"privacy": noise, "phases": ["units", "faces"], "cohort": {"size": 1000}}
+    assert with_noise(parse_config(many, "t"), 2000).cohort.size == 1000
+    with pytest.raises(ConfigError, match="the statistics of units drown in a privacy"):
+        with_noise(parse_config(many, "t"), 20)

@@ -186,6 +186,15 @@ def test_a_run_of_another_version_or_recipe_is_refused_in_one_line(tmp_path: Pat
     assert "\n" not in str(caught.value)
 
 
+def test_a_run_whose_rounds_computed_something_else_is_not_resumed(tmp_path: Path, monkeypatch) -> None:
+    """From the same settings, by an older version."""
+    save_checkpoint(tmp_path, checkpoint(1), config_fingerprint(config()))
+    assert load_checkpoint(tmp_path, config()) is not None
+    monkeypatch.setattr("fedtalk_ray.runs.checkpoints.VERSION", 1)
+    with pytest.raises(RunError, match="belongs to another configuration"):
+        load_checkpoint(tmp_path, config())
+
+
 @pytest.mark.parametrize("change", [{"rounds": 99}, {"server": {"average": 12}}], ids=["rounds", "average"])
 @pytest.mark.parametrize(
     "recipe",

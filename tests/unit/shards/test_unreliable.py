@@ -183,6 +183,9 @@ def test_clients_may_be_named(clean: Path, tmp_path: Path, capsys: pytest.Captur
     with pytest.raises(SystemExit):
         main(["corrupt", "--shards", str(clean), "--out", str(tmp_path / "none"), "--who", "b,z"])
     assert "'z' is no client of shards" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["corrupt", "--shards", str(clean), "--out", str(tmp_path / "none"), "--who", ","])
+    assert "--who names nobody" in capsys.readouterr().err
 
 
 def test_what_cannot_be_corrupted_is_refused(clean: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

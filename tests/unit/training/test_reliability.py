@@ -198,3 +198,12 @@ def test_a_client_whose_model_broke_gets_no_score(make_pipeline, make_windows) -
         score_client(
             pipeline.denoiser, pipeline.scheduler, broken, windows.reference, make_critic(pipeline), 0.5, seed=0
         )
+
+
+def test_lips_that_are_no_numbers_are_no_score(make_pipeline, make_windows) -> None:
+    """Whatever the generated motion says, which does not need them."""
+    pipeline, windows = make_pipeline(), make_windows(4)
+    windows.lips = torch.randn(4, windows.latents.shape[1], LIP_MOTION)
+    windows.lips[1, 2] = math.nan
+    with pytest.raises(ValueError, match=r"the reliability score is no number in \[0, 1\]"):
+        score_client(pipeline.denoiser, pipeline.scheduler, windows, windows.reference, None, 0.5, seed=0)

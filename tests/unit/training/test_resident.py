@@ -258,3 +258,19 @@ def test_isfa_weighs_where_it_matters_whether_lips_follow_the_sound(people: Peop
                 weighed[strategy].append(name)
             results[name] = some_result(name, model.initial)
     assert weighed == {"isfa": ["speech", "faces", "calibration"], "fedavg": []}
+
+
+def test_under_noise_only_faces_are_weighed_by_a_score(people: People, make_config) -> None:
+    """There sums are divided by one public number, and a weight of a fiftieth would be a step of a fiftieth."""
+    privacy = {"mechanism": "gaussian", "noise_multiplier": 1.0, "clip_norm": 1.0, "samples_cap": 120}
+    privacy |= {"simulated_cohort": 1000, "simulated_population": 10_000}
+    more = {"strategy": {"name": "isfa"}, "phases": ["units", "speech", "faces"], "privacy": privacy}
+    config = config_of(make_config, **more)
+    model, results, scored = new_model(people, config), {}, {}
+    for number, name in enumerate(config.phases, 1):
+        model.enter(name, results)
+        report, _ = model.fit(task_of(config, people, "s1", number, model.initial), 120)
+        scored[name] = report.score is not None
+        assert scored[name] or report.weight == 1
+        results[name] = some_result(name, model.initial)
+    assert scored == {"units": False, "speech": False, "faces": True}
