@@ -177,6 +177,8 @@ def test_nothing_private_crosses_in_any_message(make_config: Make, tmp_path: Pat
     answers: dict[str, Any] = {"start": theta}
     answers["fit"] = slot.fit(clients, 1, theta)
     answers["held_out_loss"] = slot.held_out_loss(clients, 1, theta)
+    answers["lip_agreement"] = slot.lip_agreement(manifest.unseen(), 1, theta)
+    answers["lora_pairs"] = slot.lora_pairs()
     answers["sample"] = slot.sample(clients[:1], 1, theta)
     answers["export"] = slot.export(theta, str(tmp_path / "export"))
     answers["enter"] = slot.enter("faces", {})
@@ -193,7 +195,9 @@ def test_nothing_private_crosses_in_any_message(make_config: Make, tmp_path: Pat
         isinstance(answer, FitReport)
         and isinstance(update, PlainUpdate)
         and isinstance(answers["held_out_loss"], HeldOutFigure)
+        and isinstance(answers["lip_agreement"], HeldOutFigure)
     )
+    assert answers["lora_pairs"] == (), "only factors that the server works on"
     for name in ("sample", "export"):
         assert answers[name] is None
     allowed = {"start": {theta.shape}, "fit": {theta.shape}, "enter": {theta.shape}}
