@@ -12,8 +12,8 @@ def pick_device(name: str = "auto") -> str:
 
 
 def has_bf16(device: str) -> bool:
-    """Whether a device computes in bfloat16 natively, and so in about half the time: GPUs since 2020, CPUs with
-    AVX512-BF16 or AMX. False for a CPU of which torch does not say."""
+    """Whether a device computes in bfloat16 natively, and so faster: GPUs since 2020, CPUs with AVX512-BF16 or AMX.
+    False for a CPU of which torch does not say."""
     kind = torch.device(device).type
     if kind == "cuda":
         return torch.cuda.is_bf16_supported()
