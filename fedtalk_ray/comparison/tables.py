@@ -102,11 +102,14 @@ def won_back_table(shares: Mapping[str, Mapping[str, WonBack]], names: tuple[str
 
 
 def cell(figure: Interval | None, decimals: int, seeds: int) -> str:
-    """`0.218 ± 0.003`; says n where it is not the planned number of seeds, and where one value has no interval."""
+    """`0.218 ± 0.003`; says n where it is not the planned number of seeds, and where one value has no interval.
+
+    Values that are all the same have none either: a model that no run made is one model, whatever the seed.
+    """
     if figure is None:
         return ""
     text = _number(figure.mean, decimals)
-    if figure.half_width is not None:
+    if figure.half_width:
         text += f" ± {_number(figure.half_width, decimals)}"
     return text if figure.n == seeds > 1 else f"{text} (n={figure.n})"
 

@@ -31,6 +31,7 @@ def test_cells() -> None:
     assert cell(Interval(0.21834, 0.00312, 3), 4, 3) == "0.2183 ± 0.0031"
     assert cell(Interval(-0.5, 0.25, 2), 2, 3) == "−0.50 ± 0.25 (n=2)"
     assert cell(Interval(0.5, None, 1), 2, 1) == "0.50 (n=1)"
+    assert cell(Interval(0.5, 0.0, 3), 2, 3) == "0.50", "one model, whatever the seed"
     assert cell(None, 2, 3) == ""
 
 
