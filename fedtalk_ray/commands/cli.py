@@ -208,15 +208,18 @@ def generate(
     out: Annotated[Path, typer.Option(help="Video to write (.mp4).")],
     client: Annotated[str | None, typer.Option(help="Use this client's identity adapter.")] = None,
     shards: Annotated[str | None, typer.Option(help="Where CLIENT/CLIP names are looked up.")] = None,
+    face: Annotated[int | None, typer.Option(help="Which face, counted from the left; else the largest.")] = None,
+    crop: Annotated[bool, typer.Option("--crop", help="Write the face alone, as the network makes it.")] = False,
+    hold_still: Annotated[bool, typer.Option("--hold-still", help="A photo neither blinks nor sways.")] = False,
 ) -> None:
-    """Let a face speak a sound of any length; the largest face of the picture speaks.
+    """Let a face speak a sound of any length, in its own picture: a photo comes alive, a clip gets another mouth.
 
     Example: `fedtalk generate --run runs/grid --client s1 --reference me.png --audio speech.wav --out talk.mp4`
     """
     from fedtalk_ray.generation.generate import generate as run_generate
 
-    frames = run_generate(run, reference, audio, out, client, shards)
-    print(f"video: {out} ({frames} frames, {frames / 25:.2f} s)")
+    made = run_generate(run, reference, audio, out, client, shards, crop=crop, face=face, hold_still=hold_still)
+    print(f"video: {out} ({made.frames} frames, {made.seconds:.2f} s)")
 
 
 @app.command()

@@ -1,18 +1,24 @@
 """A face and a sound into a video file, a second at a time: a long sound takes time, but no more memory."""
 
+import contextlib
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from fedtalk_ray.errors import UserError
+from fedtalk_ray.generation.scene import Dubbed, Scene, Still
+from fedtalk_ray.generation.whole_picture import put_back
 from fedtalk_ray.media.faces import DETECT_EVERY, NoFaceError
 from fedtalk_ray.media.pictures import read_still
 from fedtalk_ray.media.portrait import Portrait, crop_portrait
-from fedtalk_ray.media.video import FPS, VideoError, first_pictures, read_audio, write_video
+from fedtalk_ray.media.video import FPS, SAMPLE_RATE, VideoError, first_picture, first_pictures, read_audio, write_video
 from fedtalk_ray.model.device import pick_device
 from fedtalk_ray.model.pipeline import frame_count
 from fedtalk_ray.model.released import load_released, open_model
@@ -21,14 +27,21 @@ from fedtalk_ray.shards.format import Piece, load_manifest
 from fedtalk_ray.shards.people import People
 
 VIDEO_SCALE = 4
-"""Videos are written this much larger than the model's frames: players show a 64 pixel face as a stamp."""
+"""Crops are written this much larger than the model's frames: players show a 64 pixel face as a stamp."""
 
 LONG_SECONDS = 10
-"""Longer clips show a progress bar, one step a second of video."""
+"""Longer clips show a progress bar."""
 
 
 class InputError(UserError):
     """A reference face or a sound cannot be used."""
+
+
+class Written(NamedTuple):
+    """What a video came to."""
+
+    frames: int
+    seconds: float
 
 
 def generate(
@@ -39,32 +52,67 @@ def generate(
     client: str | None = None,
     shards: str | None = None,
     device: str = "auto",
-) -> int:
-    """Lets the reference face speak the sound, with the client's own adapter if one is named. Returns the frame count.
+    *,
+    crop: bool = False,
+    face: int | None = None,
+    hold_still: bool = False,
+) -> Written:
+    """Lets the reference face speak the sound, with the client's own adapter if one is named.
 
-    reference, audio: a file (picture or clip; sound or clip), or CLIENT/CLIP of `shards`. What a user should know of
-    the picture is printed on stderr. Raises `UserError`s; then there is no `out`, or the one that was there before.
+    reference, audio: a file (picture or clip; sound or clip), or CLIENT/CLIP of `shards`. The whole picture is written,
+    a clip's own frames with another mouth; with `crop`, of an aligned picture and of shards, the network's frames
+    alone. face: which one of several, from the left, from 1; None for the largest. hold_still: a photo neither blinks
+    nor sways. What a user should know is printed on stderr. Raises `UserError`s; then there is no `out`, or the one
+    that was there before.
     """
     out = Path(out)
     _check_out(out, reference, audio)
+    if face is not None and face < 1:
+        raise InputError(f"--face {face}: faces are counted from 1, from the left")
     folder = open_model(run)
     sound = find_sound(audio, shards)
     model = load_released(folder, client, pick_device(device))
-    portrait = find_face(reference, model.frame_size(), shards)
-    for note in portrait.notes:
+    size = model.frame_size()
+    scene = None if crop else find_scene(reference, size, len(sound) / SAMPLE_RATE, face, not hold_still)
+    notes: tuple[str, ...]
+    if scene is None:
+        aligned, notes = find_face(reference, size, shards, face)
+        rate, count = Fraction(FPS), frame_count(len(sound))
+    else:
+        aligned, notes = scene.reference.crop(size), scene.notes
+        rate, count = scene.rate, max(2, math.ceil(len(sound) * scene.rate / SAMPLE_RATE))
+    for note in notes:
         print(f"reference {reference}: {note}", file=sys.stderr)
-    frames = frame_count(len(sound))
-    blocks = model.stream(portrait.crop, sound, generator=torch.Generator().manual_seed(0), block=FPS)
-    if frames > LONG_SECONDS * FPS:
-        blocks = progress(blocks, -(-frames // FPS), "seconds made")
-    write_video(out, _enlarged(blocks), sound)
-    return frames
+    made = model.stream(aligned, sound, generator=torch.Generator().manual_seed(0), block=FPS)
+    if scene is None:
+        frames: Iterator[np.ndarray] = map(enlarge, made)
+    else:
+        frames = put_back(scene, made, model.at_rest(aligned), count)
+    if count > LONG_SECONDS * rate:
+        blocks, what = (-(-count // FPS), "seconds made") if scene is None else (count, "frames made")
+        frames = progress(frames, blocks, what)
+    write_video(out, frames, sound, rate, scene.pixel_aspect if scene is not None else Fraction(1))
+    return Written(count, float(count / rate))
 
 
-def find_face(reference: str, size: int, shards: str | None) -> Portrait:
+def find_scene(reference: str, size: int, seconds: float, face: int | None, moves: bool) -> Scene | None:
+    """What the sound is put into; None for a crop: CLIENT/CLIP of shards, and a picture of exactly size x size pixels,
+    which is taken as aligned already. seconds: how long the sound is. Raises `InputError`."""
+    if not _is_file(reference, "reference"):
+        return None
+    with _naming(reference):
+        still = read_still(reference)
+        picture = first_picture(reference) if still is None else still
+        if picture.shape[:2] == (size, size):
+            return None
+        return Dubbed(reference, seconds, face) if still is None else Still(still, face, moves)
+
+
+def find_face(reference: str, size: int, shards: str | None, face: int | None = None) -> Portrait:
     """An aligned crop uint8 [size, size, 3] from a picture, a clip's first second, or CLIENT/CLIP of the shards.
 
-    A picture of exactly size x size pixels is taken as aligned already. Raises `InputError`.
+    A picture of exactly size x size pixels is taken as aligned already. face: which one, from the left. Raises
+    `InputError`.
     """
     if not _is_file(reference, "reference"):
         frame = _held_out(reference, shards, "reference")[0].frames[0]
@@ -74,12 +122,19 @@ def find_face(reference: str, size: int, shards: str | None) -> Portrait:
                 f"{size}; prepare them with --size {size}"
             )
         return Portrait(frame, ())
-    try:
+    with _naming(reference):
         still = read_still(reference)
         pictures = first_pictures(reference, every=DETECT_EVERY) if still is None else [still]
         if pictures[0].shape[:2] == (size, size):
             return Portrait(pictures[0], ())
-        return _first_portrait(pictures, size)
+        return _first_portrait(pictures, size, face)
+
+
+@contextlib.contextmanager
+def _naming(reference: str) -> Iterator[None]:
+    """Turns what is wrong with a file into an `InputError` that names it once."""
+    try:
+        yield
     except (VideoError, NoFaceError) as error:
         raise InputError(f"reference {reference}: {str(error).removeprefix(f'{reference}: ')}") from error
 
@@ -95,19 +150,14 @@ def find_sound(audio: str, shards: str | None) -> np.ndarray:
         raise InputError(f"audio {error}") from error
 
 
-def _first_portrait(pictures: Sequence[np.ndarray], size: int) -> Portrait:
+def _first_portrait(pictures: Sequence[np.ndarray], size: int, face: int | None) -> Portrait:
     """Of the first of the pictures that shows a face: a clip may begin in the dark."""
     for picture in pictures[:-1]:
         try:
-            return crop_portrait(picture, size)
+            return crop_portrait(picture, size, face)
         except NoFaceError:
             continue
-    return crop_portrait(pictures[-1], size)
-
-
-def _enlarged(blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    for block in blocks:
-        yield enlarge(block)
+    return crop_portrait(pictures[-1], size, face)
 
 
 def _check_out(out: Path, reference: str, audio: str) -> None:

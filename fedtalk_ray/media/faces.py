@@ -4,7 +4,7 @@ Detector and 68 landmarks are dlib's (CC0 models of the package face_recognition
 time before the transform is solved: without that the crop trembles, and the tremble is what a network then learns.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,13 +53,8 @@ def crop_faces(frames: Iterable[np.ndarray], transforms: np.ndarray, size: int) 
 
 def find_landmarks(frames: Iterable[np.ndarray]) -> np.ndarray:
     """The 68 landmarks of every frame in pixels, float64 [T, 68, 2] as (x, y); goes through the frames twice."""
-    predictor = dlib_models.shape_predictor_68()
     boxes = _face_boxes(frames)
-    points = np.empty((len(boxes), 68, 2))
-    for index, (frame, box) in enumerate(zip(frames, boxes, strict=True)):
-        shape = predictor(np.ascontiguousarray(frame), dlib_models.rectangle(*(round(edge) for edge in box)))
-        points[index] = [(part.x, part.y) for part in shape.parts()]
-    return points
+    return np.stack([landmarks_in(frame, box) for frame, box in zip(frames, boxes, strict=True)])
 
 
 def detect_faces(picture: np.ndarray, shrinks: Iterable[int]) -> tuple[list[FaceBox], int]:
@@ -83,22 +78,19 @@ def _edges(box: Any, scale: int) -> FaceBox:
     return scale * box.left(), scale * box.top(), scale * box.right(), scale * box.bottom()
 
 
-def _face_boxes(frames: Iterable[np.ndarray]) -> np.ndarray:
-    """The box of the largest face, interpolated to every frame, float64 [T, 4]."""
-    found: list[int] = []
-    boxes: list[FaceBox] = []
-    sampled, count = 0, 0
+def sampled_faces(frames: Iterable[np.ndarray]) -> tuple[list[tuple[int, list[FaceBox]]], int]:
+    """All faces of every `DETECT_EVERY`th frame and of the last, with its number, and how many frames there are."""
+    samples: list[tuple[int, list[FaceBox]]] = []
     shrinks: list[int] = []
     last: np.ndarray | None = None
+    count = 0
 
     def look(frame: np.ndarray, index: int) -> None:
-        nonlocal shrinks, sampled
-        sampled += 1
+        nonlocal shrinks
         shrinks = shrinks or sorted({max(1, round(len(frame) / side)) for side in _DETECTOR_HEIGHTS}, reverse=True)
         faces, shrink = detect_faces(frame, shrinks)
+        samples.append((index, faces))
         if faces:
-            found.append(index)
-            boxes.append(largest_face(faces))
             # A head keeps its size: the next frame is first tried as this one was.
             shrinks = [shrink, *(each for each in shrinks if each != shrink)]
 
@@ -108,10 +100,30 @@ def _face_boxes(frames: Iterable[np.ndarray]) -> np.ndarray:
         last, count = frame, count + 1
     if last is not None and (count - 1) % DETECT_EVERY:
         look(last, count - 1)
-    if 2 * len(found) < sampled or not found:
-        raise NoFaceError(f"a face was found in {len(found)} of {sampled} sampled frames; half are needed")
+    return samples, count
+
+
+def boxes_between(found: Sequence[int], boxes: Sequence[FaceBox], frames: range) -> np.ndarray:
+    """The boxes of some frames, by their numbers `found`, steadied and interpolated to all `frames`, float64 [T, 4]."""
     series = gaussian_filter1d(np.asarray(boxes, float), 1.0, axis=0, mode="nearest")
-    return np.stack([np.interp(range(count), found, series[:, edge]) for edge in range(4)], axis=1)
+    return np.stack([np.interp(frames, found, series[:, edge]) for edge in range(4)], axis=1)
+
+
+def landmarks_in(frame: np.ndarray, box: Sequence[float]) -> np.ndarray:
+    """The 68 landmarks of the face in a box, in pixels, float64 [68, 2] as (x, y)."""
+    rectangle = dlib_models.rectangle(*(round(edge) for edge in box))
+    shape = dlib_models.shape_predictor_68()(np.ascontiguousarray(frame), rectangle)
+    return np.array([(part.x, part.y) for part in shape.parts()], float)
+
+
+def _face_boxes(frames: Iterable[np.ndarray]) -> np.ndarray:
+    """The box of the largest face, interpolated to every frame, float64 [T, 4]."""
+    samples, count = sampled_faces(frames)
+    found = [(index, largest_face(faces)) for index, faces in samples if faces]
+    if 2 * len(found) < len(samples) or not found:
+        raise NoFaceError(f"a face was found in {len(found)} of {len(samples)} sampled frames; half are needed")
+    numbers, boxes = zip(*found, strict=True)
+    return boxes_between(numbers, boxes, range(count))
 
 
 def smooth_landmarks(points: np.ndarray) -> np.ndarray:

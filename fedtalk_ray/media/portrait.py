@@ -1,6 +1,7 @@
 """The one face of a picture that somebody gives: found at any size, cropped, or refused with the reason."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -9,11 +10,12 @@ from fedtalk_ray.media.faces import (
     FaceBox,
     NoFaceError,
     detect_faces,
-    largest_face,
+    landmarks_in,
     oversampling,
     similarity_transforms,
     warp,
 )
+from fedtalk_ray.media.following import face_of
 
 SMALLEST_SIDE = 32
 """Pixels on the shorter side of a picture below which no face is looked for."""
@@ -27,19 +29,41 @@ _SMALL, _OUTSIDE = 0.75, 0.10
 
 
 @dataclass(frozen=True)
-class Portrait:
+class FacePlace:
+    """transform: from template fractions to picture pixels, float64 [2, 3]. landmarks: float64 [68, 2] in pixels.
+    notes: what the giver should know."""
+
+    transform: np.ndarray
+    landmarks: np.ndarray
+    notes: tuple[str, ...]
+
+
+class Portrait(NamedTuple):
     """crop: aligned, uint8 [size, size, 3]. notes: what the giver should know, a short sentence each."""
 
     crop: np.ndarray
     notes: tuple[str, ...]
 
 
-def crop_portrait(picture: np.ndarray, size: int) -> Portrait:
-    """The largest face of a picture uint8 [H, W, 3].
+def crop_portrait(picture: np.ndarray, size: int, face: int | None = None) -> Portrait:
+    """The face that `locate_face` finds. A note says when it is smaller than the crop, and when the crop reaches beyond
+    the picture (its edge goes on there)."""
+    place = locate_face(picture, face)
+    transform, notes = place.transform, list(place.notes)
+    side = float(np.hypot(transform[0, 0], transform[1, 0]))
+    if side < _SMALL * size:
+        notes.append(f"the face is only about {side:.0f} pixels wide and comes out soft; {size} or more are better")
+    height, width = picture.shape[:2]
+    if _fraction_outside(transform, width, height) > _OUTSIDE:
+        notes.append("the face is close to the picture's edge, which is drawn on beyond it; leave more room around it")
+    return Portrait(warp(picture, transform, size, oversampling(transform[None], size)), tuple(notes))
 
-    A note says when there are others, when the face is smaller than the crop, and when the crop reaches beyond the
-    picture (its edge goes on there). Raises `NoFaceError` when there is none, when it lies on its side, and when an
-    edge of the picture cuts eyes, nose or mouth off.
+
+def locate_face(picture: np.ndarray, face: int | None = None) -> FacePlace:
+    """Where a face of a picture uint8 [H, W, 3] lies: by its number from left to right, from 1, or the largest.
+
+    A note says when there are others and none was chosen. Raises `NoFaceError` when there is none, or not so many, when
+    it lies on its side, and when an edge of the picture cuts eyes, nose or mouth off.
     """
     height, width = picture.shape[:2]
     if min(height, width) < SMALLEST_SIDE:
@@ -51,25 +75,24 @@ def crop_portrait(picture: np.ndarray, size: int) -> Portrait:
             f"no face was found in {width} x {height} pixels; give a picture of one face that looks into the camera, "
             "upright, lit, and at least 80 pixels wide"
         )
-    largest = largest_face(faces)
-    shape = dlib_models.shape_predictor_68()(np.ascontiguousarray(picture), dlib_models.rectangle(*largest))
-    points = np.array([(part.x, part.y) for part in shape.parts()], float)
-    transform = similarity_transforms(points[None])
-    if sides := _cut_sides(transform[0], width, height):
+    chosen = face_of(faces, face)
+    if chosen is None:
+        raise NoFaceError(f"--face {face}: {len(faces)} face{'s' * (len(faces) > 1)} found; they count from 1")
+    landmarks = landmarks_in(picture, chosen)
+    transform = similarity_transforms(landmarks[None])[0]
+    if sides := _cut_sides(transform, width, height):
         raise NoFaceError(f"the face is cut off at the picture's {sides} edge; give one that shows all of it")
-    notes = []
-    if len(faces) > 1:
-        left, top, right, bottom = largest
-        notes.append(
-            f"{len(faces)} faces found; the largest speaks (x {left} to {right}, y {top} to {bottom}), "
-            "crop the picture to choose another"
-        )
-    side = float(np.hypot(transform[0, 0, 0], transform[0, 1, 0]))
-    if side < _SMALL * size:
-        notes.append(f"the face is only about {side:.0f} pixels wide and comes out soft; {size} or more are better")
-    if _fraction_outside(transform[0], width, height) > _OUTSIDE:
-        notes.append("the face is close to the picture's edge, which is drawn on beyond it; leave more room around it")
-    return Portrait(warp(picture, transform[0], size, oversampling(transform, size)), tuple(notes))
+    if len(faces) == 1 or face is not None:
+        return FacePlace(transform, landmarks, ())
+    left, top, right, bottom = chosen
+    return FacePlace(
+        transform,
+        landmarks,
+        (
+            f"{len(faces)} faces found; the largest speaks (x {left} to {right}, y {top} to {bottom}), --face N takes "
+            "another, counted from the left",
+        ),
+    )
 
 
 def _find_faces(picture: np.ndarray, quick: bool = False) -> list[FaceBox]:

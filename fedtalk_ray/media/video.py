@@ -8,6 +8,7 @@ import contextlib
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,13 @@ SEEK_EARLIER = 0.2
 
 KEPT_BYTES = 128 << 20
 """Decoded frames of a `Footage` that are kept for the next time they are gone through."""
+
+FASTEST_RATE = 60
+"""Frames a second of a video that is written in another's rate, at most."""
+
+_HDR_TRANSFERS = {16: "PQ", 18: "HLG"}
+_BT601, _BT709 = 6, 1  # as H.264 numbers them
+_HD_HEIGHT = 720  # from here on players take BT.709 for granted
 
 Box = tuple[int, int, int, int]
 """Left, top, width and height in pixels."""
@@ -56,28 +64,70 @@ def read_video(path: str | Path) -> Video:
     return Video(np.stack(list(frames_of(path))), sound_of(path))
 
 
-def frames_of(
-    path: str | Path, begin: float = 0.0, end: float = math.inf, crop: Box = WHOLE_PICTURE
-) -> Iterator[np.ndarray]:
-    """Frames uint8 [H, W, 3] on the 25 fps grid from `begin` to `end` seconds, one at a time, cut to `crop`.
+@dataclass(frozen=True)
+class VideoFormat:
+    """How a video shows its pictures. rate: frames a second, of one that varies its mean, at most `FASTEST_RATE`.
 
-    Frame k is the newest source frame whose time is not after begin + k / 25 s, so fast and slow sources keep their
-    sound in sync. Time begins with the first picture of a whole file, and with the file where a part is cut out.
+    seconds: how long it says it is, 0 where it does not. pixel_aspect: width over height of a pixel. bits: of a colour.
+    hdr: the name of its transfer function if it is HDR, else "".
+    """
+
+    rate: Fraction
+    seconds: float
+    pixel_aspect: Fraction
+    bits: int
+    hdr: str
+
+
+def format_of(path: str | Path) -> VideoFormat:
+    """Raises `VideoError` for a file that holds no picture."""
+    with _decoding(path) as container:
+        if not container.streams.video:
+            raise VideoError(f"{path}: holds no picture")
+        stream = container.streams.video[0]
+        rate = stream.average_rate or stream.guessed_rate or Fraction(FPS)
+        aspect = stream.sample_aspect_ratio or Fraction(1)
+        first = next(container.decode(stream), None)
+        if first is None:
+            raise VideoError(f"{path}: no picture could be decoded")
+        return VideoFormat(
+            rate=min(max(Fraction(rate), Fraction(1)), Fraction(FASTEST_RATE)),
+            seconds=(container.duration or 0) / 1e6,
+            pixel_aspect=1 / aspect if round(first.rotation / 90) % 2 else aspect,
+            bits=max(component.bits for component in first.format.components),
+            hdr=_HDR_TRANSFERS.get(stream.codec_context.color_trc, ""),
+        )
+
+
+def frames_of(
+    path: str | Path,
+    begin: float = 0.0,
+    end: float = math.inf,
+    crop: Box = WHOLE_PICTURE,
+    rate: Fraction | int = FPS,
+    from_picture: bool = False,
+) -> Iterator[np.ndarray]:
+    """Frames uint8 [H, W, 3] on a grid of `rate` a second from `begin` to `end` seconds, one at a time, cut to `crop`.
+
+    Frame k is the newest source frame whose time is not after begin + k / rate, so fast and slow sources keep their
+    sound in sync. Time begins with the first picture of a whole file, and with the file where a part is cut out, or
+    with its first picture too where `from_picture` is set: a part is then a part of what the whole file gives.
     Raises `VideoError` when the file cannot be decoded, has no picture, or shows nothing in that span.
     """
-    wanted = math.inf if math.isinf(end) else round((end - begin) * FPS)
+    wanted = math.inf if math.isinf(end) else round((end - begin) * rate)
+    first = _first_time(path) if from_picture and begin else None
     count, time, shown = 0, 0.0, None
     with _decoding(path) as container:
         if not container.streams.video:
             raise VideoError(f"{path}: holds no picture")
         stream = container.streams.video[0]
-        origin = None if begin == 0 else _start(container) + begin
+        origin = None if begin == 0 else (_start(container) if first is None else first) + begin
         picture: np.ndarray | None = None
         for number, frame in enumerate(_decoded(container, stream, begin)):
             time = _time_of(frame, path, number / float(stream.average_rate or FPS) if begin == 0 else None)
             origin = time if origin is None else origin
             # A frame is shown from `time` on: every output instant before it still shows the previous one.
-            while shown is not None and count < wanted and origin + count / FPS < time - 1e-6:
+            while shown is not None and count < wanted and origin + count / rate < time - 1e-6:
                 picture = _picture(shown, crop, path) if picture is None else picture
                 yield picture
                 count += 1
@@ -86,7 +136,7 @@ def frames_of(
             if shown is not None and (frame.width, frame.height) != (shown.width, shown.height):
                 raise VideoError(f"{path}: its pictures change size at {time - origin:.2f} s")
             shown, picture = frame, None
-        if shown is not None and count < wanted and origin is not None and origin + count / FPS < time + 1 / FPS:
+        if shown is not None and count < wanted and origin is not None and origin + count / rate < time + 1 / rate:
             yield _picture(shown, crop, path)
             count += 1
     if not count:
@@ -98,8 +148,15 @@ def frames_of(
 class Footage:
     """The frames of `frames_of`, to be gone through several times: kept while they are few, else decoded anew."""
 
-    def __init__(self, path: str | Path, begin: float = 0.0, end: float = math.inf, crop: Box = WHOLE_PICTURE) -> None:
-        self._span = (path, begin, end, crop)
+    def __init__(
+        self,
+        path: str | Path,
+        begin: float = 0.0,
+        end: float = math.inf,
+        crop: Box = WHOLE_PICTURE,
+        rate: Fraction | int = FPS,
+    ) -> None:
+        self._span = (path, begin, end, crop, rate)
         self._kept: list[np.ndarray] = []
         self._complete = False
 
@@ -282,7 +339,11 @@ def _decode_sound(
 
 
 def write_video(
-    path: str | Path, frames: np.ndarray | Iterable[np.ndarray], audio: np.ndarray | None, fps: int = FPS
+    path: str | Path,
+    frames: np.ndarray | Iterable[np.ndarray],
+    audio: np.ndarray | None,
+    fps: Fraction | int = FPS,
+    pixel_aspect: Fraction = Fraction(1),
 ) -> None:
     """Write H.264 video with AAC sound, beside the target first and then renamed.
 
@@ -290,7 +351,8 @@ def write_video(
     stays behind when it raises. audio: float32 [N] at `SAMPLE_RATE`, cut or padded with silence to the length of the
     picture; None writes no sound. Raises `VideoError` where there is no frame at all.
     """
-    blocks = np.split(frames, range(fps, len(frames), fps)) if isinstance(frames, np.ndarray) else frames
+    together = round(fps)
+    blocks = np.split(frames, range(together, len(frames), together)) if isinstance(frames, np.ndarray) else frames
     with new_file(path) as partial, av.open(f"file:{partial}", "w") as container:
         picture = sound = None
         shown = heard = 0
@@ -300,9 +362,14 @@ def write_video(
             if picture is None:
                 picture = container.add_stream("h264", rate=fps, options={"crf": "18", "preset": "veryfast"})
                 picture.width, picture.height, picture.pix_fmt = block.shape[2], block.shape[1], "yuv420p"
+                matrix, name = (_BT709, "ITU709") if block.shape[1] >= _HD_HEIGHT else (_BT601, "ITU601")
+                colours = picture.codec_context  # named, or every player takes its own guess
+                colours.colorspace = colours.color_primaries = colours.color_trc = matrix
+                colours.sample_aspect_ratio = pixel_aspect
                 sound = container.add_stream("aac", rate=SAMPLE_RATE, layout="mono") if audio is not None else None
             for image in block:
-                container.mux(picture.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")))
+                whole = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+                container.mux(picture.encode(whole.reformat(format="yuv420p", dst_colorspace=name)))
             shown += len(block)
             if sound is not None and audio is not None:
                 # Sound goes in beside its picture, so that neither waits in memory for the other.

@@ -140,11 +140,19 @@ class TalkingHeadPipeline(DiffusionPipeline):
             generator,
             identity=who,
         )
-        weight = torch.nn.functional.interpolate(
-            bare_denoiser(self.denoiser).detail[None, None].cpu(), face.shape[:2], mode="bilinear"
-        )[0]
-        detail = weight * self.lost_detail(face, reference)
+        detail = self._kept_detail(face, reference)
         return ((decode_latents(self.autoencoder, piece, detail=detail), piece) for piece in latents)
+
+    def at_rest(self, face: np.ndarray) -> np.ndarray:
+        """The face uint8 [S, S, 3] as `__call__` would show it if nothing of it moved."""
+        reference = torch.from_numpy(encode_frames(self.autoencoder, face[None]))
+        return decode_latents(self.autoencoder, reference, detail=self._kept_detail(face, reference[0]))[0]
+
+    def _kept_detail(self, face: np.ndarray, reference: torch.Tensor) -> torch.Tensor:
+        """How much of `lost_detail` is shown: pixels [3, S, S]."""
+        weight = bare_denoiser(self.denoiser).detail[None, None].cpu()
+        weight = torch.nn.functional.interpolate(weight, face.shape[:2], mode="bilinear")[0]
+        return weight * self.lost_detail(face, reference)
 
     @torch.no_grad()
     def lost_detail(self, face: np.ndarray, latent: torch.Tensor) -> torch.Tensor:

@@ -72,10 +72,21 @@ def files(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def command(run: Path, files: Path, tmp_path: Path, capsys) -> Callable[..., tuple[int, list[str]]]:
-    """Runs `fedtalk generate` and returns its status and its lines on stderr; names lie in `files`."""
+    """Runs `fedtalk generate --crop` and returns its status and its lines on stderr; names lie in `files`."""
 
     def call(*more: str, reference="face.png", audio="voice.wav", out=tmp_path / "out" / "o.mp4", run=run):
-        given = ["--run", run, "--reference", files / reference, "--audio", files / audio, "--out", out, *more]
+        given = [
+            "--crop",
+            "--run",
+            run,
+            "--reference",
+            files / reference,
+            "--audio",
+            files / audio,
+            "--out",
+            out,
+            *more,
+        ]
         with warnings.catch_warnings(), pytest.raises(SystemExit) as stopped:
             warnings.simplefilter("error", UserWarning)  # it would be a line on stderr
             main(["generate", *map(str, given)])

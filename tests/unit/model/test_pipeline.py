@@ -136,6 +136,21 @@ def test_face_sound_and_seed_each_change_the_clip(make_pipeline) -> None:
         assert (variant - variants[0]).abs().max() > 1e-3
 
 
+def test_at_rest_a_face_is_what_the_autoencoder_keeps_or_with_all_its_detail_itself(make_pipeline) -> None:
+    pipeline = make_pipeline()
+    side = pipeline.frame_size()
+    face = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+    pixels = torch.from_numpy(face).permute(2, 0, 1)[None] / 127.5 - 1
+    with torch.no_grad():
+        latent = pipeline.autoencoder.encode(pixels).latents
+        kept = pipeline.autoencoder.decode(latent).sample[0].permute(1, 2, 0)
+    expected = ((kept + 1) * 127.5).clamp(0, 255).numpy()
+    assert np.abs(pipeline.at_rest(face) - expected).max() <= 1
+    assert np.abs(expected - face).max() > 3
+    pipeline.denoiser.detail.fill_(1)
+    assert np.abs(pipeline.at_rest(face).astype(int) - face).max() <= 1
+
+
 def test_the_frame_size_is_read_from_the_parts(make_pipeline) -> None:
     assert make_pipeline().frame_size() == 32
 

@@ -1,0 +1,160 @@
+"""What a sound is put into: a photo, or a video that is shown as it is but for the mouth; each with one face followed.
+
+A video goes back and forth where the sound is longer. Its frames are decoded one at a time, backwards in short pieces,
+so that memory grows neither with its length nor with its pictures.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import repeat
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from fedtalk_ray.generation.still_life import StillLife
+from fedtalk_ray.media.faces import oversampling, warp
+from fedtalk_ray.media.following import FollowedFace, follow_face
+from fedtalk_ray.media.portrait import locate_face
+from fedtalk_ray.media.video import FPS, KEPT_BYTES, Footage, VideoError, VideoFormat, format_of, frames_of
+from fedtalk_ray.progress import progress
+
+PIECE_BYTES = 64 << 20
+"""Decoded frames that are held at once where a video is gone through backwards."""
+
+MANY_FRAMES = 500
+"""From here on following a face shows a progress bar."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One frame: picture uint8 [H, W, 3]; transform from template fractions to its pixels [2, 3]; opacity of what is
+    painted, 0 where the face is not followed (and transform is then NaN)."""
+
+    picture: np.ndarray
+    transform: np.ndarray
+    opacity: float
+
+    def crop(self, size: int) -> np.ndarray:
+        """The face, aligned: uint8 [size, size, 3]."""
+        return warp(self.picture, self.transform, size, oversampling(self.transform[None], size))
+
+
+class Scene(Protocol):
+    """rate: frames a second. reference: the picture whose face speaks, and where it lies there. notes: what the giver
+    should know."""
+
+    rate: Fraction
+    pixel_aspect: Fraction
+    reference: Shown
+    notes: tuple[str, ...]
+
+    def frames(self, count: int) -> Iterator[Shown]:
+        """The first `count` frames to paint on, one at a time."""
+        ...
+
+
+class Still:
+    """A photo uint8 [H, W, 3]. moves: it blinks and sways (`still_life`). Raises `NoFaceError`."""
+
+    rate, pixel_aspect = Fraction(FPS), Fraction(1)
+
+    def __init__(self, picture: np.ndarray, face: int | None = None, moves: bool = True) -> None:
+        picture = even(picture)
+        place = locate_face(picture, face)
+        self.reference, self.notes = Shown(picture, place.transform, 1.0), place.notes
+        self._life = StillLife(place.landmarks, place.transform, self.rate) if moves else None
+
+    def frames(self, count: int) -> Iterator[Shown]:
+        if self._life is None:
+            yield from repeat(self.reference, count)
+            return
+        for number, closed in enumerate(self._life.closed(count)):
+            picture = self._life.blinked(self.reference.picture, float(closed))
+            yield Shown(*self._life.swayed(picture, number), 1.0)
+
+
+class Dubbed:
+    """A video file, in its own size and rate; of a longer one the first `seconds`. face: as `follow_face` takes it.
+
+    Raises `VideoError` and `NoFaceError`.
+    """
+
+    def __init__(self, path: str | Path, seconds: float = math.inf, face: int | None = None) -> None:
+        shown = format_of(path)
+        if shown.hdr:
+            raise VideoError(f"{path}: is HDR ({shown.hdr}); convert it to 8-bit SDR (BT.709) first")
+        self.rate, self.pixel_aspect = shown.rate, shown.pixel_aspect
+        self._path = path
+        self._footage = Footage(path, end=seconds, rate=self.rate)
+        length = round(min(seconds, shown.seconds) * self.rate)
+        self._face = follow_face(_Watched(self._footage, length), face, self.rate)
+        # Where the mouth is closed least of it is hidden. While a stretch fades in the face may be half turned.
+        best = int(np.nanargmin(self._face.openness + 10 * (self._face.opacity < 1)))
+        (picture,) = self._part(best, best + 1)
+        self.reference = Shown(even(picture), self._face.transforms[best], 1.0)
+        self.notes = tuple(_notes(self._face, shown))
+
+    def frames(self, count: int) -> Iterator[Shown]:
+        total = len(self._face.opacity)
+        made = 0
+        while made < count:
+            forth = (made - 1) // max(1, total - 1) % 2 == 0  # the frame at each turn is shown once
+            numbers = range(total) if made == 0 else range(1, total) if forth else range(total - 2, -1, -1)
+            numbers = numbers if total > 1 else range(1)
+            pictures = iter(self._footage) if made == 0 else self._in_order(numbers)
+            for number, picture in zip(numbers, pictures, strict=False):
+                if made == count:
+                    return
+                yield Shown(even(picture), self._face.transforms[number], float(self._face.opacity[number]))
+                made += 1
+
+    def _in_order(self, numbers: range) -> Iterator[np.ndarray]:
+        """Frames by their numbers, up or down."""
+        size = self.reference.picture.nbytes
+        if size * len(self._face.opacity) <= KEPT_BYTES:
+            kept = list(self._footage)
+            yield from (kept[number] for number in numbers)
+            return
+        together = max(1, PIECE_BYTES // size)
+        for at in range(0, len(numbers), together):
+            piece = numbers[at : at + together]
+            first, last = min(piece), max(piece)
+            pictures = list(self._part(first, last + 1))
+            yield from pictures if piece.step > 0 else reversed(pictures)
+
+    def _part(self, first: int, end: int) -> Iterator[np.ndarray]:
+        return frames_of(
+            self._path, float(first / self.rate), float(end / self.rate), rate=self.rate, from_picture=True
+        )
+
+
+def even(picture: np.ndarray) -> np.ndarray:
+    """Without the last row or column where their number is odd: H.264 stores colours for two at a time."""
+    height, width = (length - length % 2 for length in picture.shape[:2])
+    return picture[:height, :width]
+
+
+class _Watched:
+    """Frames that are gone through twice, with a progress bar each time where there are many."""
+
+    def __init__(self, frames: Iterable[np.ndarray], count: int) -> None:
+        self._frames, self._count = frames, count
+        self._labels = iter(("frames searched", "frames followed"))
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        label = next(self._labels)
+        return iter(progress(self._frames, self._count, label) if self._count > MANY_FRAMES else self._frames)
+
+
+def _notes(face: FollowedFace, shown: VideoFormat) -> Iterator[str]:
+    lost = face.lost()
+    if len(lost):
+        yield (
+            f"no face could be followed in {len(lost)} of {len(face.opacity)} frames, first at "
+            f"{float(lost[0] / shown.rate):.1f} s; they stay as they are"
+        )
+    if shown.bits > 8:
+        yield f"its {shown.bits} bits a colour become 8"

@@ -1,0 +1,57 @@
+"""A speaking face back in its picture: what the network moves is laid over the picture's own detail, around the mouth.
+
+The network's frames are small and soft. So the picture's own pixels stay where nothing moves, and where the mouth moves
+they give way to what was made.
+"""
+
+from collections.abc import Iterator
+from fractions import Fraction
+
+import numpy as np
+
+from fedtalk_ray.generation.scene import Scene
+from fedtalk_ray.media.compositing import light_between, mask_of, paste, resized
+from fedtalk_ray.media.video import FPS
+
+LARGEST_PATCH = 512
+"""Pixels a side at which a face is composed, at most; larger faces get it enlarged."""
+
+KEEPS_DETAIL = 12.0
+"""Change of brightness, of 255, at which the picture's own detail gives way by half to what was made."""
+
+
+def put_back(scene: Scene, made: Iterator[np.ndarray], rest: np.ndarray, count: int) -> Iterator[np.ndarray]:
+    """The scene's first `count` frames with the made face in them, blocks uint8 [1, H, W, 3].
+
+    made: blocks uint8 [n, S, S, 3] of 25 frames a second, whole crops; the last frame goes on. rest: the crop as the
+    network shows it when nothing moves, uint8 [S, S, 3].
+    """
+    transform = scene.reference.transform
+    side = int(np.clip(round(float(np.hypot(transform[0, 0], transform[1, 0]))), len(rest), LARGEST_PATCH))
+    mask = mask_of(side)
+    still = resized(rest, side)
+    detail = scene.reference.crop(side) - still
+    for shown, small in zip(scene.frames(count), at_rate(made, scene.rate, count), strict=True):
+        if not shown.opacity:
+            yield shown.picture[None]
+            continue
+        face = resized(small, side)
+        moved = np.abs(resized((face - still).mean(-1, keepdims=True), side)) / KEEPS_DETAIL
+        patch = face + detail / (1 + moved**2)
+        if shown.picture is not scene.reference.picture:
+            patch = patch + light_between(shown.crop(side), patch, mask)
+        yield paste(shown.picture, patch, shown.transform, mask * np.float32(shown.opacity))[None]
+
+
+def at_rate(blocks: Iterator[np.ndarray], rate: Fraction, count: int) -> Iterator[np.ndarray]:
+    """`count` frames float32 [S, S, 3] at `rate` a second of blocks of 25 a second, interpolated between two."""
+    frames = (frame.astype(np.float32) for block in blocks for frame in block)
+    before = next(frames)
+    after = next(frames, before)
+    number = 0  # of `before`
+    for made in range(count):
+        place = made * FPS / rate
+        while number < int(place):
+            before, after, number = after, next(frames, after), number + 1
+        share = float(place - int(place))
+        yield (1 - share) * before + share * after if share else before

@@ -1,0 +1,229 @@
+"""`fedtalk generate` in its picture: photos and clips of any size, rate and turn; what is not mouth stays as it was."""
+
+import math
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.io import wavfile
+
+from fedtalk_ray.commands.cli import main
+from fedtalk_ray.corpora.synthetic import render_clip
+from fedtalk_ray.generation import scene as scenes
+from fedtalk_ray.generation.generate import find_scene
+from fedtalk_ray.generation.scene import Dubbed, Still, even
+from fedtalk_ray.generation.whole_picture import at_rate, put_back
+from fedtalk_ray.media.compositing import mask_of
+from fedtalk_ray.media.video import SAMPLE_RATE, VideoError, format_of, read_video
+
+SIDE = 110
+
+
+@pytest.fixture(scope="module")
+def heads() -> list[np.ndarray]:
+    return [render_clip(identity, 0, size=SIDE, seconds=0.04).video.frames[0] for identity in (2, 3)]
+
+
+@pytest.fixture(scope="module")
+def picture(heads) -> Callable[..., np.ndarray]:
+    def make(height: int = 200, width: int = 260, x: int | None = 60, number: int = 0) -> np.ndarray:
+        y = (np.mgrid[:height, :width].sum(0) % 64 + 90).astype(np.uint8)
+        made = np.repeat(y[..., None], 3, -1)
+        if x is not None:
+            made[40 : 40 + SIDE, x : x + SIDE] = heads[number]
+        return made
+
+    return make
+
+
+def write(path: Path, frames: list[np.ndarray], times: list[Fraction] | None = None, **settings) -> Path:
+    """A clip as others make it, with PyAV alone. times: seconds of each frame; 25 a second otherwise."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("h264", rate=settings.pop("rate", 25), options={"crf": "12"})
+        stream.height, stream.width = frames[0].shape[:2]
+        stream.pix_fmt = settings.pop("pix_fmt", "yuv420p")
+        for name, value in settings.items():
+            setattr(stream.codec_context, name, value)
+        if times is not None:
+            stream.codec_context.time_base = Fraction(1, 600)
+        for number, image in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+            if times is not None:
+                frame.pts, frame.time_base = round(times[number] * 600), Fraction(1, 600)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(make_pipeline, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("made") / "run"
+    make_pipeline().save_pretrained(str(folder / "pipeline"))
+    return folder
+
+
+@pytest.fixture
+def made(run: Path, tmp_path: Path, capsys) -> Callable[..., tuple[np.ndarray, list[str]]]:
+    """Runs the command with so many seconds of noise and returns the video's frames and the lines on stderr."""
+
+    def call(reference: Path, seconds: float, *more: str) -> tuple[np.ndarray, list[str]]:
+        noise = np.random.default_rng(0).normal(0, 3000, round(seconds * SAMPLE_RATE)).astype(np.int16)
+        wavfile.write(tmp_path / "voice.wav", SAMPLE_RATE, noise)
+        given = ["--run", run, "--reference", reference, "--audio", tmp_path / "voice.wav", "--out", tmp_path / "o.mp4"]
+        with pytest.raises(SystemExit) as stopped:
+            main(["generate", *map(str, given), *more])
+        lines = capsys.readouterr().err.splitlines()
+        assert stopped.value.code == 0, lines
+        with av.open(str(tmp_path / "o.mp4")) as container:
+            frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+        return frames, [line for line in lines if "frames" in line or line.startswith("reference")]
+
+    return call
+
+
+def difference(one: np.ndarray, other: np.ndarray) -> float:
+    return float(np.abs(one.astype(float) - other).mean())
+
+
+@pytest.mark.parametrize(("height", "width"), [(288, 360), (241, 303), (720, 400)])
+def test_a_photo_keeps_its_size_and_its_surroundings(made, picture, tmp_path: Path, height: int, width: int) -> None:
+    photo = picture(height, width)
+    Image.fromarray(photo).save(tmp_path / "p.png")
+    frames, lines = made(tmp_path / "p.png", 0.4, "--hold-still")
+    assert frames.shape == (10, height // 2 * 2, width // 2 * 2, 3) and not lines
+    kept = even(photo)
+    assert max(difference(frame[-30:], kept[-30:]) for frame in frames) < 6
+
+
+def test_a_photo_blinks_and_sways_unless_it_is_to_hold_still(picture) -> None:
+    alive, still = Still(picture()), Still(picture(), moves=False)
+    assert all((shown.picture == still.reference.picture).all() for shown in still.frames(200))
+    moved = [difference(shown.picture, alive.reference.picture) for shown in alive.frames(200)]
+    assert moved[0] == 0 and max(moved) > 0.3
+
+
+@pytest.mark.parametrize("rate", [Fraction(30), Fraction(24), Fraction(30_000, 1001)])
+def test_a_clip_keeps_its_rate_and_its_sound_its_length(made, picture, tmp_path: Path, rate: Fraction) -> None:
+    clip = write(tmp_path / "c.mp4", [picture(x=50 + k) for k in range(20)], rate=rate)
+    frames, lines = made(clip, 0.6)
+    assert len(frames) == math.ceil(0.6 * rate) and not lines
+    assert format_of(tmp_path / "o.mp4").rate == rate
+    assert format_of(tmp_path / "o.mp4").seconds == pytest.approx(0.6, abs=0.1)
+
+
+def test_a_clip_of_a_rate_that_varies_keeps_its_speed(picture, tmp_path: Path) -> None:
+    """Thirty frames a second, every third missing: where the head is at a time stays so."""
+    times = [Fraction(k, 30) for k in range(60) if k % 3]
+    clip = write(tmp_path / "c.mp4", [picture(width=320, x=40 + int(60 * time)) for time in times], times, rate=30)
+    dubbed = Dubbed(clip)
+    for number, shown in enumerate(dubbed.frames(20)):
+        expected = 40 + 60 * (number / dubbed.rate + times[0]) + SIDE / 2
+        assert abs(float(shown.transform @ (0.5, 0, 1) @ (1, 0)) - float(expected)) < 8
+
+
+def test_outside_the_mask_a_clip_stays_to_the_bit(picture, tmp_path: Path) -> None:
+    clip = write(tmp_path / "c.mp4", [picture(x=50 + k) for k in range(12)])
+    dubbed = Dubbed(clip)
+    white = np.full((12, 64, 64, 3), 255, np.uint8)
+    rest = np.zeros((64, 64, 3), np.uint8)
+    for shown, frame in zip(dubbed.frames(12), put_back(dubbed, iter([white]), rest, 12), strict=True):
+        y, x = np.mgrid[: frame.shape[1], : frame.shape[2]] + 0.5
+        places = (np.stack([x, y], -1) - shown.transform[:, 2]) @ np.linalg.inv(shown.transform[:, :2]).T
+        rows, columns = (np.flatnonzero(mask_of(64).any(axis)) / 64 for axis in (1, 0))
+        inside = (places[..., 0] > columns[0] - 0.04) & (places[..., 0] < columns[-1] + 0.06)
+        inside &= (places[..., 1] > rows[0] - 0.04) & (places[..., 1] < rows[-1] + 0.06)
+        assert (frame[0] == shown.picture)[~inside].all() and (frame[0] != shown.picture).any()
+
+
+def test_a_longer_sound_goes_back_and_forth(picture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clip = write(tmp_path / "c.mp4", [picture(x=40 + 4 * k) for k in range(6)])
+    turns = [0, 1, 2, 3, 4, 5, 4, 3, 2, 1, 0, 1, 2, 3, 4, 5, 4]
+
+    def shown(size: int) -> list[np.ndarray]:
+        monkeypatch.setattr(scenes, "KEPT_BYTES", size)
+        monkeypatch.setattr(scenes, "PIECE_BYTES", 400_000)
+        return [each.picture for each in Dubbed(clip).frames(len(turns))]
+
+    kept, decoded = shown(1 << 30), shown(0)
+    for number, turn in enumerate(turns):
+        np.testing.assert_array_equal(kept[number], kept[turn])
+        np.testing.assert_array_equal(decoded[number], kept[number])
+    assert all(difference(kept[k], kept[k + 1]) > 1 for k in range(5))
+
+
+def test_only_what_the_sound_needs_of_a_clip_is_looked_at(picture, tmp_path: Path) -> None:
+    clip = write(tmp_path / "c.mp4", [picture()] * 10 + [picture(x=None)] * 60)
+    assert not Dubbed(clip, seconds=0.4).notes and Dubbed(clip).notes
+
+
+def test_a_face_that_leaves_is_told_and_left_alone(made, picture, tmp_path: Path) -> None:
+    clip = write(tmp_path / "c.mp4", [picture()] * 26 + [picture(x=None)] * 30)
+    frames, lines = made(clip, 2.2)
+    assert len(lines) == 1 and "no face could be followed in" in lines[0] and "they stay as they are" in lines[0]
+    assert difference(frames[50], picture(x=None)) < 4
+
+
+def test_of_two_faces_one_speaks(picture, heads, tmp_path: Path) -> None:
+    both = picture(width=400, x=20)
+    both[40 : 40 + SIDE, 240 : 240 + SIDE] = heads[1]
+    clip = write(tmp_path / "c.mp4", [both] * 8)
+    for face, x in ((1, 20), (2, 240)):
+        for found in (find_scene(str(clip), 64, 1, face, False), Still(both, face)):
+            assert found is not None
+            assert abs(float((found.reference.transform @ (0.5, 0.5, 1))[0]) - x - SIDE / 2) < 10
+
+
+def test_a_clip_of_a_telephone_held_upright(made, picture, tmp_path: Path) -> None:
+    upright = picture(260, 200, x=40)
+    clip = write(tmp_path / "c.mp4", [np.rot90(upright, 1)] * 6)
+    content = bytearray(clip.read_bytes())
+    matrix = content.index(b"tkhd") + 44  # ISO 14496-12, as in test_video_stream
+    for place, value in zip((0, 4, 12, 16), (0, 1, -1, 0), strict=True):
+        content[matrix + place : matrix + place + 4] = (value * 65536).to_bytes(4, "big", signed=True)
+    clip.write_bytes(content)
+    frames, _ = made(clip, 0.2)
+    assert frames.shape[1:3] == (260, 200) and difference(frames[0][-40:], upright[-40:]) < 6
+
+
+def test_colours_and_pixel_shape_go_through(made, picture, tmp_path: Path) -> None:
+    """HD is BT.709 and told so; PAL's pixels are no squares."""
+    red = picture(720, 800)
+    red[400:] = (200, 40, 30)
+    clip = write(tmp_path / "c.mp4", [red] * 3, sample_aspect_ratio=Fraction(16, 15))
+    frames, _ = made(clip, 0.12)
+    assert format_of(tmp_path / "o.mp4").pixel_aspect == Fraction(16, 15)
+    with av.open(str(tmp_path / "o.mp4")) as container:
+        assert next(container.decode(video=0)).colorspace == 1
+    before = read_video_frames(clip)[0]
+    assert np.abs(frames[0][500, 500].astype(int) - before[500, 500]).max() <= 4
+
+
+def read_video_frames(path: Path) -> list[np.ndarray]:
+    with av.open(str(path)) as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+def test_hdr_is_refused_and_ten_bits_are_told(picture, tmp_path: Path) -> None:
+    hdr = write(tmp_path / "h.mp4", [picture()] * 2, color_trc=18)
+    with pytest.raises(VideoError, match=r"is HDR \(HLG\); convert it to 8-bit SDR"):
+        Dubbed(hdr)
+    deep = write(tmp_path / "d.mp4", [picture()] * 2, pix_fmt="yuv420p10le")
+    assert Dubbed(deep).notes == ("its 10 bits a colour become 8",)
+
+
+@pytest.mark.parametrize("rate", [Fraction(50), Fraction(30), Fraction(25), Fraction(10)])
+def test_frames_are_resampled_in_time(rate: Fraction) -> None:
+    ramp = (np.arange(50, dtype=np.uint8) * 4)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
+    count = int(2 * rate)
+    made = [float(frame.mean()) for frame in at_rate(iter(np.split(ramp, 5)), rate, count)]
+    np.testing.assert_allclose(made, np.minimum(np.arange(count) * 100 / float(rate), 196), atol=1e-4)
+
+
+def test_the_sound_is_beside_the_picture(made, picture, tmp_path: Path) -> None:
+    clip = write(tmp_path / "c.mp4", [picture()] * 10)
+    made(clip, 0.4)
+    assert abs(len(read_video(tmp_path / "o.mp4").audio) - 0.4 * SAMPLE_RATE) < 2048
