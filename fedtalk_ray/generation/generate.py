@@ -1,7 +1,6 @@
 """A face and a sound into a video file, a second at a time: a long sound takes time, but no more memory."""
 
 import contextlib
-import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,12 +12,20 @@ import numpy as np
 import torch
 
 from fedtalk_ray.errors import UserError
-from fedtalk_ray.generation.scene import Dubbed, Scene, Still
+from fedtalk_ray.generation.scene import Dubbed, Scene, Still, frames_for
 from fedtalk_ray.generation.whole_picture import put_back
+from fedtalk_ray.media.encoding import write_video
 from fedtalk_ray.media.faces import DETECT_EVERY, NoFaceError
 from fedtalk_ray.media.pictures import read_still
 from fedtalk_ray.media.portrait import Portrait, crop_portrait
-from fedtalk_ray.media.video import FPS, SAMPLE_RATE, VideoError, first_picture, first_pictures, read_audio, write_video
+from fedtalk_ray.media.video import (
+    FPS,
+    SAMPLE_RATE,
+    VideoError,
+    first_picture,
+    first_pictures,
+    read_audio,
+)
 from fedtalk_ray.model.device import pick_device
 from fedtalk_ray.model.pipeline import frame_count
 from fedtalk_ray.model.released import load_released, open_model
@@ -80,14 +87,14 @@ def generate(
         rate, count = Fraction(FPS), frame_count(len(sound))
     else:
         aligned, notes = scene.reference.crop(size), scene.notes
-        rate, count = scene.rate, max(2, math.ceil(len(sound) * scene.rate / SAMPLE_RATE))
+        rate, count = scene.rate, frames_for(len(sound) / SAMPLE_RATE, scene.rate)
     for note in notes:
         print(f"reference {reference}: {note}", file=sys.stderr)
     made = model.stream(aligned, sound, generator=torch.Generator().manual_seed(0), block=FPS)
     if scene is None:
         frames: Iterator[np.ndarray] = map(enlarge, made)
     else:
-        frames = put_back(scene, made, model.at_rest(aligned), count)
+        frames = _named(reference, put_back(scene, made, model.at_rest(aligned), count))
     if count > LONG_SECONDS * rate:
         blocks, what = (-(-count // FPS), "seconds made") if scene is None else (count, "frames made")
         frames = progress(frames, blocks, what)
@@ -105,6 +112,8 @@ def find_scene(reference: str, size: int, seconds: float, face: int | None, move
         picture = first_picture(reference) if still is None else still
         if picture.shape[:2] == (size, size):
             return None
+        if still is None and not moves:
+            print(f"reference {reference}: --hold-still is for photos; a video keeps its own motion", file=sys.stderr)
         return Dubbed(reference, seconds, face) if still is None else Still(still, face, moves)
 
 
@@ -115,6 +124,7 @@ def find_face(reference: str, size: int, shards: str | None, face: int | None = 
     `InputError`.
     """
     if not _is_file(reference, "reference"):
+        _only_face(reference, face)
         frame = _held_out(reference, shards, "reference")[0].frames[0]
         if frame.shape[0] != size:
             raise InputError(
@@ -126,8 +136,19 @@ def find_face(reference: str, size: int, shards: str | None, face: int | None = 
         still = read_still(reference)
         pictures = first_pictures(reference, every=DETECT_EVERY) if still is None else [still]
         if pictures[0].shape[:2] == (size, size):
+            _only_face(reference, face)
             return Portrait(pictures[0], ())
         return _first_portrait(pictures, size, face)
+
+
+def _only_face(reference: str, face: int | None) -> None:
+    if face is not None and face > 1:
+        raise InputError(f"--face {face}: reference {reference} is an aligned crop of one face; leave it out")
+
+
+def _named(reference: str, frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    with _naming(reference):
+        yield from frames
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from fedtalk_ray.generation.generate import enlarge
-from fedtalk_ray.media.video import write_video
+from fedtalk_ray.media.encoding import write_video
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
 from fedtalk_ray.model.released import load_released, open_model
 from fedtalk_ray.outputs import new_file

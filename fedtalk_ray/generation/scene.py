@@ -8,11 +8,12 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import repeat
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from PIL import Image
 
 from fedtalk_ray.generation.still_life import StillLife
 from fedtalk_ray.media.faces import oversampling, warp
@@ -23,6 +24,9 @@ from fedtalk_ray.progress import progress
 
 PIECE_BYTES = 64 << 20
 """Decoded frames that are held at once where a video is gone through backwards."""
+
+LARGEST_PHOTO = 1920
+"""Pixels on the longer side of the video that a photo becomes: more hardly any player shows, and each frame costs."""
 
 MANY_FRAMES = 500
 """From here on following a face shows a progress bar."""
@@ -62,9 +66,12 @@ class Still:
     rate, pixel_aspect = Fraction(FPS), Fraction(1)
 
     def __init__(self, picture: np.ndarray, face: int | None = None, moves: bool = True) -> None:
-        picture = even(picture)
+        height, width = picture.shape[:2]
+        picture = even(_shrunk(picture))
         place = locate_face(picture, face)
         self.reference, self.notes = Shown(picture, place.transform, 1.0), place.notes
+        if len(picture) < height - 1:
+            self.notes += (f"its {width} x {height} pixels become {picture.shape[1]} x {len(picture)}",)
         self._life = StillLife(place.landmarks, place.transform, self.rate) if moves else None
 
     def frames(self, count: int) -> Iterator[Shown]:
@@ -77,9 +84,9 @@ class Still:
 
 
 class Dubbed:
-    """A video file, in its own size and rate; of a longer one the first `seconds`. face: as `follow_face` takes it.
+    """A video file, in its own size and rate; of a longer one what so many seconds need.
 
-    Raises `VideoError` and `NoFaceError`.
+    face: as `follow_face` takes it. Raises `VideoError` and `NoFaceError`.
     """
 
     def __init__(self, path: str | Path, seconds: float = math.inf, face: int | None = None) -> None:
@@ -88,14 +95,14 @@ class Dubbed:
             raise VideoError(f"{path}: is HDR ({shown.hdr}); convert it to 8-bit SDR (BT.709) first")
         self.rate, self.pixel_aspect = shown.rate, shown.pixel_aspect
         self._path = path
-        self._footage = Footage(path, end=seconds, rate=self.rate)
-        length = round(min(seconds, shown.seconds) * self.rate)
-        self._face = follow_face(_Watched(self._footage, length), face, self.rate)
+        end = math.inf if math.isinf(seconds) else float(frames_for(seconds, self.rate) / self.rate)
+        self._footage = Footage(path, end=end, rate=self.rate)
+        self._face = follow_face(_Watched(self._footage, round(min(end, shown.seconds) * self.rate)), face, self.rate)
         # Where the mouth is closed least of it is hidden. While a stretch fades in the face may be half turned.
         best = int(np.nanargmin(self._face.openness + 10 * (self._face.opacity < 1)))
-        (picture,) = self._part(best, best + 1)
+        picture = next(islice(self._footage, best, None))
         self.reference = Shown(even(picture), self._face.transforms[best], 1.0)
-        self.notes = tuple(_notes(self._face, shown))
+        self.notes = tuple(_notes(self._face, shown, face))
 
     def frames(self, count: int) -> Iterator[Shown]:
         total = len(self._face.opacity)
@@ -149,8 +156,24 @@ class _Watched:
         return iter(progress(self._frames, self._count, label) if self._count > MANY_FRAMES else self._frames)
 
 
-def _notes(face: FollowedFace, shown: VideoFormat) -> Iterator[str]:
+def frames_for(seconds: float, rate: Fraction) -> int:
+    """How many frames show so many seconds: one for every one begun, and at least two."""
+    return max(2, math.ceil(round(seconds * float(rate), 6)))
+
+
+def _shrunk(picture: np.ndarray) -> np.ndarray:
+    """A photo of at most `LARGEST_PHOTO` pixels on its longer side."""
+    if max(picture.shape[:2]) <= LARGEST_PHOTO:
+        return picture
+    small = Image.fromarray(picture)
+    small.thumbnail((LARGEST_PHOTO, LARGEST_PHOTO))
+    return np.array(small)
+
+
+def _notes(face: FollowedFace, shown: VideoFormat, chosen: int | None) -> Iterator[str]:
     lost = face.lost()
+    if face.others and chosen is None:
+        yield f"{face.others + 1} faces found; the largest speaks, --face N takes another, counted from the left"
     if len(lost):
         yield (
             f"no face could be followed in {len(lost)} of {len(face.opacity)} frames, first at "
@@ -158,3 +181,5 @@ def _notes(face: FollowedFace, shown: VideoFormat) -> Iterator[str]:
         )
     if shown.bits > 8:
         yield f"its {shown.bits} bits a colour become 8"
+    if shown.own_rate > shown.rate:
+        yield f"its {float(shown.own_rate):.0f} frames a second become {shown.rate}"

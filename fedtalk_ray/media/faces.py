@@ -25,6 +25,7 @@ FaceBox = tuple[int, int, int, int]
 """Left, top, right and bottom in pixels."""
 
 _DETECTOR_HEIGHTS = (360, 720, 1080)  # of a telephone's upright picture a face may be a tenth
+_FAINT_WIDTH, _FAINT_SCORE = 90, -0.6  # the detector reports from 80 pixels and 0 on
 _LEFT_EYE_POINTS, _RIGHT_EYE_POINTS = slice(36, 42), slice(42, 48)
 # Points 27 to 30 run down the bridge to the tip of the nose. Where they lie below the line through the eyes, in
 # units of the eye distance: medians over the 72 GRID clips.
@@ -78,29 +79,39 @@ def _edges(box: Any, scale: int) -> FaceBox:
     return scale * box.left(), scale * box.top(), scale * box.right(), scale * box.bottom()
 
 
-def sampled_faces(frames: Iterable[np.ndarray]) -> tuple[list[tuple[int, list[FaceBox]]], int]:
-    """All faces of every `DETECT_EVERY`th frame and of the last, with its number, and how many frames there are."""
-    samples: list[tuple[int, list[FaceBox]]] = []
-    shrinks: list[int] = []
-    last: np.ndarray | None = None
-    count = 0
+class FaceFinder:
+    """All faces of a clip's frames, uint8 [H, W, 3], one after the other."""
 
-    def look(frame: np.ndarray, index: int) -> None:
-        nonlocal shrinks
-        shrinks = shrinks or sorted({max(1, round(len(frame) / side)) for side in _DETECTOR_HEIGHTS}, reverse=True)
-        faces, shrink = detect_faces(frame, shrinks)
-        samples.append((index, faces))
+    def __init__(self) -> None:
+        self._shrinks: list[int] = []
+
+    def __call__(self, frame: np.ndarray) -> list[FaceBox]:
+        if not self._shrinks:
+            self._shrinks = sorted({max(1, round(len(frame) / side)) for side in _DETECTOR_HEIGHTS}, reverse=True)
+        faces, shrink = detect_faces(frame, self._shrinks)
         if faces:
             # A head keeps its size: the next frame is first tried as this one was.
-            shrinks = [shrink, *(each for each in shrinks if each != shrink)]
+            self._shrinks = [shrink, *(each for each in self._shrinks if each != shrink)]
+        return faces
 
-    for frame in frames:
-        if count % DETECT_EVERY == 0:
-            look(frame, count)
-        last, count = frame, count + 1
-    if last is not None and (count - 1) % DETECT_EVERY:
-        look(last, count - 1)
-    return samples, count
+
+def is_faint_face(frame: np.ndarray, box: Sequence[float]) -> bool:
+    """Whether something like a face is in a box [left, top, right, bottom], if not enough for the detector."""
+    left, top, right, bottom = box
+    margin, width = (right - left) / 2, right - left
+    begin = [max(0, round(edge - margin)) for edge in (left, top)]
+    cut = frame[begin[1] : round(bottom + margin), begin[0] : round(right + margin)]
+    shrink = max(1, int(width / _FAINT_WIDTH))
+    found, _, _ = dlib_models.face_detector().run(
+        np.ascontiguousarray(cut[::shrink, ::shrink]), 1 if width < _FAINT_WIDTH else 0, _FAINT_SCORE
+    )
+    middle = ((left + right) / 2 - begin[0]) / shrink, ((top + bottom) / 2 - begin[1]) / shrink
+    return any(
+        each.left() < middle[0] < each.right()
+        and each.top() < middle[1] < each.bottom()
+        and each.width() * shrink > width / 2
+        for each in found
+    )
 
 
 def boxes_between(found: Sequence[int], boxes: Sequence[FaceBox], frames: range) -> np.ndarray:
@@ -118,7 +129,16 @@ def landmarks_in(frame: np.ndarray, box: Sequence[float]) -> np.ndarray:
 
 def _face_boxes(frames: Iterable[np.ndarray]) -> np.ndarray:
     """The box of the largest face, interpolated to every frame, float64 [T, 4]."""
-    samples, count = sampled_faces(frames)
+    find = FaceFinder()
+    samples: list[tuple[int, list[FaceBox]]] = []
+    last: np.ndarray | None = None
+    count = 0
+    for frame in frames:
+        if count % DETECT_EVERY == 0:
+            samples.append((count, find(frame)))
+        last, count = frame, count + 1
+    if last is not None and (count - 1) % DETECT_EVERY:
+        samples.append((count - 1, find(last)))
     found = [(index, largest_face(faces)) for index, faces in samples if faces]
     if 2 * len(found) < len(samples) or not found:
         raise NoFaceError(f"a face was found in {len(found)} of {len(samples)} sampled frames; half are needed")

@@ -68,7 +68,7 @@ def locate_face(picture: np.ndarray, face: int | None = None) -> FacePlace:
     height, width = picture.shape[:2]
     if min(height, width) < SMALLEST_SIDE:
         raise NoFaceError(f"{width} x {height} pixels are too few to find a face in; give at least 100 x 100")
-    faces = _find_faces(picture)
+    faces = _find_faces(picture, face or 1)
     if not faces:
         _refuse_turned(picture)
         raise NoFaceError(
@@ -95,14 +95,23 @@ def locate_face(picture: np.ndarray, face: int | None = None) -> FacePlace:
     )
 
 
-def _find_faces(picture: np.ndarray, quick: bool = False) -> list[FaceBox]:
-    """All faces at the coarsest scale at which there is one; not `quick`, the picture as it is and doubled too."""
+def _find_faces(picture: np.ndarray, wanted: int = 1, quick: bool = False) -> list[FaceBox]:
+    """All faces at the coarsest scale at which there are so many, or else at the finest; not `quick`, the picture as it
+    is and doubled too."""
     longer = max(picture.shape[:2])
     shrinks = sorted({max(1, round(longer / side)) for side in _DETECTOR_SIDES} | (set() if quick else {1}))
-    found, _ = detect_faces(picture, reversed(shrinks))
-    if not found and not quick and picture.shape[0] * picture.shape[1] <= _ENLARGED_PIXELS:
-        doubled = dlib_models.face_detector()(np.ascontiguousarray(picture), 1)
-        return [(box.left(), box.top(), box.right(), box.bottom()) for box in doubled]
+    found: list[FaceBox] = []
+    for shrink in reversed(shrinks):
+        finer, _ = detect_faces(picture, [shrink])
+        found = finer if len(finer) > len(found) else found
+        if len(found) >= wanted:
+            return found
+    if not quick and picture.shape[0] * picture.shape[1] <= _ENLARGED_PIXELS:
+        doubled = [
+            (box.left(), box.top(), box.right(), box.bottom())
+            for box in dlib_models.face_detector()(np.ascontiguousarray(picture), 1)
+        ]
+        found = doubled if len(doubled) > len(found) else found
     return found
 
 

@@ -1,4 +1,4 @@
-"""Video files in and out: frames at one rate, mono sound at one rate (PyAV, the FFmpeg libraries).
+"""Video files in: frames at one rate, mono sound at one rate (PyAV, the FFmpeg libraries).
 
 Files are decoded here alone: frames come one at a time, turned as the telephone was held, cut to a region and a span
 where one is asked for, so that memory grows neither with a clip's length nor with its pictures.
@@ -6,7 +6,7 @@ where one is asked for, so that memory grows neither with a clip's length nor wi
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
@@ -15,8 +15,6 @@ from typing import Any
 
 import av
 import numpy as np
-
-from fedtalk_ray.outputs import new_file
 
 FPS = 25
 """Frames per second of everything inside fedtalk_ray; clips at other rates are resampled when read."""
@@ -27,6 +25,11 @@ SAMPLE_RATE = 16_000
 SEEK_EARLIER = 0.2
 """Seconds: a picture may be stored before the time it is shown at, and a sound decoder needs a run-up."""
 
+ROUNDING = 0.0011
+"""Seconds: many containers count in milliseconds, so that a picture's time and the first one's are each off by half."""
+
+_RUN_UPS = (SEEK_EARLIER, 2.0, 10.0)  # seconds; in MPEG streams a seek often ends behind the place asked for
+
 KEPT_BYTES = 128 << 20
 """Decoded frames of a `Footage` that are kept for the next time they are gone through."""
 
@@ -34,8 +37,9 @@ FASTEST_RATE = 60
 """Frames a second of a video that is written in another's rate, at most."""
 
 _HDR_TRANSFERS = {16: "PQ", 18: "HLG"}
-_BT601, _BT709 = 6, 1  # as H.264 numbers them
-_HD_HEIGHT = 720  # from here on players take BT.709 for granted
+_UNNAMED = 2  # colours, as H.264 numbers them
+HD_HEIGHT = 720
+"""Lines from which on players take a video that does not name its colours for BT.709, below for BT.601."""
 
 Box = tuple[int, int, int, int]
 """Left, top, width and height in pixels."""
@@ -66,12 +70,14 @@ def read_video(path: str | Path) -> Video:
 
 @dataclass(frozen=True)
 class VideoFormat:
-    """How a video shows its pictures. rate: frames a second, of one that varies its mean, at most `FASTEST_RATE`.
+    """How a video shows its pictures.
 
+    own_rate: frames a second, of one that varies its mean. rate: the same, but at most `FASTEST_RATE`.
     seconds: how long it says it is, 0 where it does not. pixel_aspect: width over height of a pixel. bits: of a colour.
     hdr: the name of its transfer function if it is HDR, else "".
     """
 
+    own_rate: Fraction
     rate: Fraction
     seconds: float
     pixel_aspect: Fraction
@@ -85,13 +91,14 @@ def format_of(path: str | Path) -> VideoFormat:
         if not container.streams.video:
             raise VideoError(f"{path}: holds no picture")
         stream = container.streams.video[0]
-        rate = stream.average_rate or stream.guessed_rate or Fraction(FPS)
+        rate = Fraction(stream.average_rate or stream.guessed_rate or FPS)
         aspect = stream.sample_aspect_ratio or Fraction(1)
         first = next(container.decode(stream), None)
         if first is None:
             raise VideoError(f"{path}: no picture could be decoded")
         return VideoFormat(
-            rate=min(max(Fraction(rate), Fraction(1)), Fraction(FASTEST_RATE)),
+            own_rate=rate,
+            rate=min(max(rate, Fraction(1)), Fraction(FASTEST_RATE)),
             seconds=(container.duration or 0) / 1e6,
             pixel_aspect=1 / aspect if round(first.rotation / 90) % 2 else aspect,
             bits=max(component.bits for component in first.format.components),
@@ -109,9 +116,10 @@ def frames_of(
 ) -> Iterator[np.ndarray]:
     """Frames uint8 [H, W, 3] on a grid of `rate` a second from `begin` to `end` seconds, one at a time, cut to `crop`.
 
-    Frame k is the newest source frame whose time is not after begin + k / rate, so fast and slow sources keep their
-    sound in sync. Time begins with the first picture of a whole file, and with the file where a part is cut out, or
-    with its first picture too where `from_picture` is set: a part is then a part of what the whole file gives.
+    Frame k is the newest source frame whose time is not after begin + k / rate (but for `ROUNDING`), so fast and slow
+    sources keep their sound in sync. Time begins with the first picture of a whole file, and with the file where a part
+    is cut out, or with its first picture too where `from_picture` is set: a part is then a part of what the whole file
+    gives.
     Raises `VideoError` when the file cannot be decoded, has no picture, or shows nothing in that span.
     """
     wanted = math.inf if math.isinf(end) else round((end - begin) * rate)
@@ -127,7 +135,7 @@ def frames_of(
             time = _time_of(frame, path, number / float(stream.average_rate or FPS) if begin == 0 else None)
             origin = time if origin is None else origin
             # A frame is shown from `time` on: every output instant before it still shows the previous one.
-            while shown is not None and count < wanted and origin + count / rate < time - 1e-6:
+            while shown is not None and count < wanted and origin + count / rate < time - ROUNDING:
                 picture = _picture(shown, crop, path) if picture is None else picture
                 yield picture
                 count += 1
@@ -136,7 +144,12 @@ def frames_of(
             if shown is not None and (frame.width, frame.height) != (shown.width, shown.height):
                 raise VideoError(f"{path}: its pictures change size at {time - origin:.2f} s")
             shown, picture = frame, None
-        if shown is not None and count < wanted and origin is not None and origin + count / rate < time + 1 / rate:
+        if (
+            shown is not None
+            and count < wanted
+            and origin is not None
+            and origin + count / rate < time + 1 / rate - ROUNDING
+        ):
             yield _picture(shown, crop, path)
             count += 1
     if not count:
@@ -267,10 +280,25 @@ def _first_time(path: str | Path) -> float:
 
 def _decoded(container: Any, stream: Any, begin: float) -> Iterator[Any]:
     """The stream's frames, from a little before `begin` on."""
-    if begin > SEEK_EARLIER:
-        target = begin - SEEK_EARLIER + _start(container)
-        container.seek(int(target / stream.time_base), stream=stream, backward=True)
-    yield from container.decode(stream)
+    if begin <= SEEK_EARLIER:
+        yield from container.decode(stream)
+        return
+    wanted = begin + _start(container)
+    for run_up in _RUN_UPS:
+        try:
+            container.seek(int((wanted - run_up) / stream.time_base), stream=stream, backward=True)
+        except av.FFmpegError:
+            break
+        frames = container.decode(stream)
+        first = next(frames, None)
+        # Behind a frame that needs others, some are missing.
+        whole = first is not None and (stream.type != "video" or first.key_frame)
+        if first is not None and whole and (first.time is None or first.time <= wanted):
+            yield first
+            yield from frames
+            return
+    with av.open(container.name) as fresh:
+        yield from fresh.decode(fresh.streams[stream.index])
 
 
 def _time_of(frame: Any, path: str | Path, otherwise: float | None) -> float:
@@ -284,7 +312,9 @@ def _time_of(frame: Any, path: str | Path, otherwise: float | None) -> float:
 
 def _picture(frame: Any, crop: Box, path: str | Path) -> np.ndarray:
     # Telephones store how they were held; FFmpeg's libraries leave it to the reader to turn the picture.
-    picture = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+    unnamed = frame.colorspace == _UNNAMED and frame.height >= HD_HEIGHT
+    pixels = frame.to_ndarray(format="rgb24", src_colorspace="ITU709" if unnamed else None)
+    picture = np.rot90(pixels, round(frame.rotation / 90))
     if crop == WHOLE_PICTURE:
         return picture
     left, top, width, height = crop
@@ -336,57 +366,3 @@ def _decode_sound(
             f"{wrong[0] / SAMPLE_RATE:.2f} s; export it again as 16-bit PCM"
         )
     return audio, start or 0.0
-
-
-def write_video(
-    path: str | Path,
-    frames: np.ndarray | Iterable[np.ndarray],
-    audio: np.ndarray | None,
-    fps: Fraction | int = FPS,
-    pixel_aspect: Fraction = Fraction(1),
-) -> None:
-    """Write H.264 video with AAC sound, beside the target first and then renamed.
-
-    frames: uint8 [T, H, W, 3] with even H and W, or an iterable of such blocks, of which one at a time is held; nothing
-    stays behind when it raises. audio: float32 [N] at `SAMPLE_RATE`, cut or padded with silence to the length of the
-    picture; None writes no sound. Raises `VideoError` where there is no frame at all.
-    """
-    together = round(fps)
-    blocks = np.split(frames, range(together, len(frames), together)) if isinstance(frames, np.ndarray) else frames
-    with new_file(path) as partial, av.open(f"file:{partial}", "w") as container:
-        picture = sound = None
-        shown = heard = 0
-        for block in blocks:
-            if not len(block):
-                continue
-            if picture is None:
-                picture = container.add_stream("h264", rate=fps, options={"crf": "18", "preset": "veryfast"})
-                picture.width, picture.height, picture.pix_fmt = block.shape[2], block.shape[1], "yuv420p"
-                matrix, name = (_BT709, "ITU709") if block.shape[1] >= _HD_HEIGHT else (_BT601, "ITU601")
-                colours = picture.codec_context  # named, or every player takes its own guess
-                colours.colorspace = colours.color_primaries = colours.color_trc = matrix
-                colours.sample_aspect_ratio = pixel_aspect
-                sound = container.add_stream("aac", rate=SAMPLE_RATE, layout="mono") if audio is not None else None
-            for image in block:
-                whole = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-                container.mux(picture.encode(whole.reformat(format="yuv420p", dst_colorspace=name)))
-            shown += len(block)
-            if sound is not None and audio is not None:
-                # Sound goes in beside its picture, so that neither waits in memory for the other.
-                until = round(shown / fps * SAMPLE_RATE)
-                _encode_audio(container, sound, audio, heard, until)
-                heard = until
-        if picture is None:
-            raise VideoError(f"{path}: there is no frame to write")
-        container.mux(picture.encode())
-        if sound is not None:
-            container.mux(sound.encode())
-
-
-def _encode_audio(container: Any, stream: Any, audio: np.ndarray, begin: int, end: int) -> None:
-    """Encodes samples `begin` to `end`, silence where `audio` is shorter."""
-    piece = audio[begin:end].astype(np.float32)
-    piece = np.pad(piece, (0, end - begin - len(piece)))
-    frame = av.AudioFrame.from_ndarray(piece[None], format="fltp", layout="mono")
-    frame.sample_rate, frame.pts = SAMPLE_RATE, begin
-    container.mux(stream.encode(frame))

@@ -18,7 +18,8 @@ from PIL import Image
 from fedtalk_ray.errors import RunError, ShardError
 from fedtalk_ray.evaluation.evaluate import speak
 from fedtalk_ray.generation.generate import VIDEO_SCALE, enlarge
-from fedtalk_ray.media.video import VideoError, first_picture, write_video
+from fedtalk_ray.media.encoding import write_video
+from fedtalk_ray.media.video import VideoError, first_picture
 from fedtalk_ray.model.autoencoder import decode_latents
 from fedtalk_ray.model.device import pick_device
 from fedtalk_ray.model.released import load_released

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from fedtalk_ray.corpora.listing import list_corpus
-from fedtalk_ray.media.video import read_video, write_video
+from fedtalk_ray.media.encoding import write_video
+from fedtalk_ray.media.video import read_video
 from fedtalk_ray.shards.format import load_manifest
 from fedtalk_ray.shards.prepare import prepare
 

@@ -11,7 +11,7 @@ import torch
 from fedtalk_ray.corpora.listing import CorpusError, list_corpus
 from fedtalk_ray.corpora.synthetic import render_clip
 from fedtalk_ray.errors import ShardError
-from fedtalk_ray.media.video import write_video
+from fedtalk_ray.media.encoding import write_video
 from fedtalk_ray.model.autoencoder import encode_frames, load_autoencoder
 from fedtalk_ray.shards.format import load_manifest
 from fedtalk_ray.shards.population import Portion

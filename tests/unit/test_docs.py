@@ -386,7 +386,8 @@ def test_the_strategy_of_the_page(installed) -> None:
 def test_the_corpus_of_the_page(installed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     from fedtalk_ray.corpora import listing as corpora
-    from fedtalk_ray.media.video import first_picture, write_video
+    from fedtalk_ray.media.encoding import write_video
+    from fedtalk_ray.media.video import first_picture
 
     installed("fedtalk_ray/corpora/layouts/studio.py")
     root = tmp_path / "studio"

@@ -17,8 +17,9 @@ from fedtalk_ray.corpora.listing import (
     own_test_set,
     synthetic,
 )
+from fedtalk_ray.media.encoding import write_video
 from fedtalk_ray.media.faces import NoFaceError
-from fedtalk_ray.media.video import Video, VideoError, write_video
+from fedtalk_ray.media.video import Video, VideoError
 
 
 def load_clip(source: ClipSource, size: int) -> Video:

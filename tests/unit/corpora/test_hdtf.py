@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from fedtalk_ray.corpora.layouts.hdtf import parse_crops, parse_heights, parse_times, person, pieces
 from fedtalk_ray.corpora.listing import ClipSource, CorpusError, list_corpus, open_clip, sound_beside
+from fedtalk_ray.media.encoding import write_video
 from fedtalk_ray.media.faces import crop_faces, face_transforms
-from fedtalk_ray.media.video import Video, VideoError, frames_of, read_video, sound_of, write_video
+from fedtalk_ray.media.video import Video, VideoError, frames_of, read_video, sound_of
 
 
 def load_clip(source: ClipSource, size: int) -> Video:

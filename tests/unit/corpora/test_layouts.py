@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from fedtalk_ray.corpora.layouts.voxceleb2 import parse_voxceleb2_sets
 from fedtalk_ray.corpora.listing import ClipSource, CorpusError, list_corpus, open_clip
+from fedtalk_ray.media.encoding import write_video
 from fedtalk_ray.media.faces import crop_faces, face_transforms
-from fedtalk_ray.media.video import Video, VideoError, read_video, write_video
+from fedtalk_ray.media.video import Video, VideoError, read_video
 
 
 def load_clip(source: ClipSource, size: int) -> Video:

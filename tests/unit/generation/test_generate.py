@@ -20,8 +20,9 @@ from scipy.io import wavfile
 from fedtalk_ray.commands.cli import main
 from fedtalk_ray.corpora.synthetic import render_clip
 from fedtalk_ray.generation.generate import find_face
+from fedtalk_ray.media.encoding import write_video
 from fedtalk_ray.media.lips import lip_aperture
-from fedtalk_ray.media.video import FPS, SAMPLE_RATE, first_picture, read_video, write_video
+from fedtalk_ray.media.video import FPS, SAMPLE_RATE, first_picture, read_video
 from fedtalk_ray.model import adapters
 from fedtalk_ray.model.embedded import EMBEDDED, find_model
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline, load_pipeline

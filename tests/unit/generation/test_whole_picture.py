@@ -15,17 +15,18 @@ from fedtalk_ray.commands.cli import main
 from fedtalk_ray.corpora.synthetic import render_clip
 from fedtalk_ray.generation import scene as scenes
 from fedtalk_ray.generation.generate import find_scene
-from fedtalk_ray.generation.scene import Dubbed, Still, even
+from fedtalk_ray.generation.scene import Dubbed, Still, even, frames_for
 from fedtalk_ray.generation.whole_picture import at_rate, put_back
 from fedtalk_ray.media.compositing import mask_of
-from fedtalk_ray.media.video import SAMPLE_RATE, VideoError, format_of, read_video
+from fedtalk_ray.media.encoding import write_video
+from fedtalk_ray.media.video import SAMPLE_RATE, VideoError, format_of, frames_of, read_video
 
 SIDE = 110
 
 
 @pytest.fixture(scope="module")
 def heads() -> list[np.ndarray]:
-    return [render_clip(identity, 0, size=SIDE, seconds=0.04).video.frames[0] for identity in (2, 3)]
+    return [render_clip(identity, 0, size=SIDE, seconds=0.04).video.frames[0] for identity in (5, 9)]
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +36,7 @@ def picture(heads) -> Callable[..., np.ndarray]:
         made = np.repeat(y[..., None], 3, -1)
         if x is not None:
             made[40 : 40 + SIDE, x : x + SIDE] = heads[number]
+            made[18:32, x : x + SIDE] = 0
         return made
 
     return make
@@ -43,7 +45,9 @@ def picture(heads) -> Callable[..., np.ndarray]:
 def write(path: Path, frames: list[np.ndarray], times: list[Fraction] | None = None, **settings) -> Path:
     """A clip as others make it, with PyAV alone. times: seconds of each frame; 25 a second otherwise."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("h264", rate=settings.pop("rate", 25), options={"crf": "12"})
+        stream = container.add_stream(
+            settings.pop("codec", "h264"), rate=settings.pop("rate", 25), options=settings.pop("options", {"crf": "12"})
+        )
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = settings.pop("pix_fmt", "yuv420p")
         for name, value in settings.items():
@@ -104,6 +108,33 @@ def test_a_photo_blinks_and_sways_unless_it_is_to_hold_still(picture) -> None:
     assert all((shown.picture == still.reference.picture).all() for shown in still.frames(200))
     moved = [difference(shown.picture, alive.reference.picture) for shown in alive.frames(200)]
     assert moved[0] == 0 and max(moved) > 0.3
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "webm", "ts", "mpg"])
+@pytest.mark.parametrize("rate", [Fraction(30), Fraction(30_000, 1001), Fraction(25)])
+def test_every_frame_comes_once_in_its_turn_and_backwards_too(
+    picture, tmp_path: Path, suffix: str, rate: Fraction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Containers that count in milliseconds, and MPEG streams in which a seek ends behind the place asked for."""
+    codec = {"webm": "libvpx", "mpg": "mpeg2video", "ts": "mpeg2video"}.get(suffix, "h264")
+    options = {"bf": "2", "g": "12", "b": "6M"} if codec == "mpeg2video" else {"crf": "12", "b": "2M"}
+    clip = write(
+        tmp_path / f"c.{suffix}", [picture(x=40 + 2 * k) for k in range(36)], rate=rate, codec=codec, options=options
+    )
+    monkeypatch.setattr(scenes, "KEPT_BYTES", 0)
+    monkeypatch.setattr(scenes, "PIECE_BYTES", 1_000_000)
+    dubbed = Dubbed(clip)
+    turns = [*range(36), *range(34, -1, -1), *range(1, 12)]
+    for shown, number in zip(dubbed.frames(len(turns)), turns, strict=True):
+        assert place_of(shown.picture) == pytest.approx(40 + 2 * number, abs=1)
+        assert abs(float((shown.transform @ (0.5, 0, 1))[0]) - 40 - 2 * number - SIDE / 2) < 8
+    assert abs(place_of(dubbed.reference.picture) + SIDE / 2 - float((dubbed.reference.transform @ (0.5, 0, 1))[0])) < 8
+
+
+def place_of(made: np.ndarray) -> float:
+    """Where the head begins: a black bar was drawn above it."""
+    dark = made[20:30].astype(float).mean((0, -1)) < 40
+    return float(np.flatnonzero(dark)[0])
 
 
 @pytest.mark.parametrize("rate", [Fraction(30), Fraction(24), Fraction(30_000, 1001)])
@@ -189,22 +220,30 @@ def test_a_clip_of_a_telephone_held_upright(made, picture, tmp_path: Path) -> No
     assert frames.shape[1:3] == (260, 200) and difference(frames[0][-40:], upright[-40:]) < 6
 
 
-def test_colours_and_pixel_shape_go_through(made, picture, tmp_path: Path) -> None:
-    """HD is BT.709 and told so; PAL's pixels are no squares."""
-    red = picture(720, 800)
-    red[400:] = (200, 40, 30)
-    clip = write(tmp_path / "c.mp4", [red] * 3, sample_aspect_ratio=Fraction(16, 15))
-    frames, _ = made(clip, 0.12)
-    assert format_of(tmp_path / "o.mp4").pixel_aspect == Fraction(16, 15)
+@pytest.mark.parametrize("named", [True, False])
+def test_colours_of_hd_go_through_whether_they_are_named_or_not(picture, tmp_path: Path, named: bool) -> None:
+    """What names no colours is BT.709 from 720 lines on, to players and so here. Compared as stored, in YUV."""
+    blue = np.full((720, 800, 3), (20, 60, 200), np.uint8)
+    stored = av.VideoFrame.from_ndarray(blue, format="rgb24").reformat(format="yuv420p", dst_colorspace="ITU709")
+    with av.open(str(tmp_path / "c.mp4"), "w") as container:
+        stream = container.add_stream("h264", rate=25, options={"crf": "8"})
+        stream.width, stream.height, stream.pix_fmt = 800, 720, "yuv420p"
+        if named:
+            stream.codec_context.colorspace = 1
+        for _ in range(2):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(stored.to_ndarray(), format="yuv420p")))
+        container.mux(stream.encode())
+    write_video(tmp_path / "o.mp4", np.stack(list(frames_of(tmp_path / "c.mp4"))), None)
     with av.open(str(tmp_path / "o.mp4")) as container:
-        assert next(container.decode(video=0)).colorspace == 1
-    before = read_video_frames(clip)[0]
-    assert np.abs(frames[0][500, 500].astype(int) - before[500, 500]).max() <= 4
+        made = next(container.decode(video=0))
+    assert made.colorspace == 1
+    assert np.abs(made.to_ndarray().astype(int) - stored.to_ndarray()).max() <= 3
 
 
-def read_video_frames(path: Path) -> list[np.ndarray]:
-    with av.open(str(path)) as container:
-        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+def test_the_shape_of_pixels_goes_through(made, picture, tmp_path: Path) -> None:
+    clip = write(tmp_path / "c.mp4", [picture()] * 3, sample_aspect_ratio=Fraction(16, 15))
+    made(clip, 0.12)
+    assert format_of(tmp_path / "o.mp4").pixel_aspect == Fraction(16, 15)
 
 
 def test_hdr_is_refused_and_ten_bits_are_told(picture, tmp_path: Path) -> None:
@@ -213,6 +252,48 @@ def test_hdr_is_refused_and_ten_bits_are_told(picture, tmp_path: Path) -> None:
         Dubbed(hdr)
     deep = write(tmp_path / "d.mp4", [picture()] * 2, pix_fmt="yuv420p10le")
     assert Dubbed(deep).notes == ("its 10 bits a colour become 8",)
+
+
+@pytest.mark.parametrize(("seconds", "frames"), [(1.01, 26), (0.01, 2), (0.4, 10), (0.081, 3)])
+def test_a_clip_is_looked_at_as_far_as_it_is_shown(picture, tmp_path: Path, seconds: float, frames: int) -> None:
+    clip = write(tmp_path / "c.mp4", [picture(x=40 + 2 * k) for k in range(40)])
+    dubbed = Dubbed(clip, seconds)
+    assert frames_for(seconds, dubbed.rate) == frames
+    places = [place_of(shown.picture) for shown in dubbed.frames(frames)]
+    assert places == pytest.approx([40 + 2 * k for k in range(frames)], abs=1)
+
+
+def test_a_large_photo_is_shrunk_and_told(picture) -> None:
+    large = np.kron(picture(400, 500), np.ones((5, 5, 1), np.uint8))
+    still = Still(large, moves=False)
+    assert still.reference.picture.shape == (1536, 1920, 3)
+    assert still.notes == ("its 2500 x 2000 pixels become 1920 x 1536",)
+
+
+def test_a_small_second_face_of_a_photo_can_be_chosen(heads) -> None:
+    """Found at a finer scale than the first, which is large."""
+    photo = np.full((900, 1500, 3), 128, np.uint8)
+    photo[100:650, 100:650] = np.kron(heads[0], np.ones((5, 5, 1), np.uint8))
+    photo[300:520, 1100:1320] = np.kron(heads[1], np.ones((2, 2, 1), np.uint8))
+    assert abs(float((Still(photo, 2).reference.transform @ (0.5, 0, 1))[0]) - 1210) < 20
+
+
+REFUSED = {
+    "--face 0": "--face 0: faces are counted from 1, from the left",
+    "--face 3": "reference {}/c.mp4: --face 3: at most 1 face can be seen at once",
+}
+
+
+@pytest.mark.parametrize("option", REFUSED)
+def test_a_face_that_is_not_there_is_one_line(run, picture, tmp_path: Path, capsys, option: str) -> None:
+    clip = write(tmp_path / "c.mp4", [picture()] * 5)
+    wavfile.write(tmp_path / "v.wav", SAMPLE_RATE, np.zeros(3200, np.int16))
+    given = ["--run", run, "--reference", clip, "--audio", tmp_path / "v.wav", "--out", tmp_path / "o.mp4"]
+    with pytest.raises(SystemExit) as stopped:
+        main(["generate", *map(str, given), *option.split()])
+    assert stopped.value.code == 1
+    assert capsys.readouterr().err == f"fedtalk: {REFUSED[option].format(tmp_path)}\n"
+    assert not (tmp_path / "o.mp4").exists()
 
 
 @pytest.mark.parametrize("rate", [Fraction(50), Fraction(30), Fraction(25), Fraction(10)])

@@ -53,7 +53,7 @@ def test_of_two_faces_the_larger_one_speaks_and_its_place_is_said(turned: bool) 
     picture = placed(300, 560, (130, 40, 60, 3), (210, 300, 40, 2))
     made = crop_portrait(np.ascontiguousarray(picture[:, ::-1]) if turned else picture, 64)
     (note,) = made.notes
-    assert note.startswith("2 faces found; the largest speaks (x ") and "crop the picture" in note
+    assert note.startswith("2 faces found; the largest speaks (x ") and "--face N takes another" in note
     left = int(note.split("(x ")[1].split(" ")[0])
     assert (left < 250) == turned
     assert distance(made.crop[:, ::-1] if turned else made.crop, 2) < 22

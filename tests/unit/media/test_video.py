@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fedtalk_ray.media import video as video_module
+from fedtalk_ray.media.encoding import write_video
 from fedtalk_ray.media.video import (
     FPS,
     SAMPLE_RATE,
@@ -18,7 +19,6 @@ from fedtalk_ray.media.video import (
     frames_of,
     read_audio,
     read_video,
-    write_video,
 )
 from fedtalk_ray.outputs import OutputError
 from tests.unit.media.plain_frames import SIDE, grey
@@ -123,13 +123,13 @@ def test_a_file_is_h264_and_aac_and_may_have_no_sound(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rate", [Fraction(30), Fraction(25, 2), Fraction(25), Fraction(50), Fraction(30_000, 1001)])
 def test_other_rates_become_25_fps_with_every_frame_at_its_time(tmp_path: Path, rate: Fraction) -> None:
-    """Frame k shows the newest picture of a time not after k / 25 s."""
+    """Frame k shows the newest picture of a time not after k / 25 s, by the millisecond that containers round to."""
     count = round(2 * rate)
     levels = np.linspace(30, 230, count).round().astype(int)
     video = read_video(source(tmp_path / "a.mp4", list(levels), rate, hum(2)))
     assert abs(len(video.frames) - 50) <= 1
     assert abs(len(video.audio) - 2 * SAMPLE_RATE) < 1500
-    newest = [min(count - 1, int(k * rate / FPS + Fraction(1, 10**6))) for k in range(len(video.frames))]
+    newest = [min(count - 1, int(k * rate / FPS + Fraction(11, 10_000) * rate)) for k in range(len(video.frames))]
     assert np.abs(levels_of(video.frames) - levels[newest]).max() < 3
 
 

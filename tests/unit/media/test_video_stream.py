@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy.io import wavfile
 
+from fedtalk_ray.media.encoding import write_video
 from fedtalk_ray.media.video import (
     FPS,
     SAMPLE_RATE,
@@ -17,7 +18,6 @@ from fedtalk_ray.media.video import (
     frames_of,
     read_audio,
     read_video,
-    write_video,
 )
 from tests.unit.media.plain_frames import SIDE, grey
 
