@@ -16,7 +16,7 @@ from fedtalk_ray.model.embedded import EMBEDDED
 from fedtalk_ray.shards.format import Manifest, ShardWriter
 from fedtalk_ray.shards.unreliable import corrupt_shards
 
-SHIPPED = ("clients", "gains", "methods", "participation", "privacy", "tdc", "unreliable", "unreliable-grid")
+SHIPPED = ("clients", "gains", "methods", "noise", "participation", "privacy", "tdc", "unreliable", "unreliable-grid")
 
 
 GRID = ("s1", "s23", "s26", "s3", "s31", "s4", "s5")
