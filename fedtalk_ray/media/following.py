@@ -79,8 +79,10 @@ def follow_face(frames: Iterable[np.ndarray], face: int | None = None, rate: Fra
     every = max(1, round(LOOK_EVERY * rate))
     samples, cuts, count = _looks(frames, every)
     tracks = _tracks(samples, cuts, float(LONGEST_GAP * rate))
-    first = _first_track(samples, tracks, face)
+    first = _first_track(samples, cuts, tracks, face)
     points = _landmarks(frames, count, tracks, first, every)
+    if np.isnan(points).all():
+        raise NoFaceError(f"no face could be followed in {count} frames")
     return _steadied(points, float(rate), max(len(faces) for _, faces in samples) - 1)
 
 
@@ -153,14 +155,21 @@ def _tracks(samples: list[tuple[int, list[FaceBox]]], cuts: list[int], longest_g
     return tracks
 
 
-def _first_track(samples: list[tuple[int, list[FaceBox]]], tracks: list[Track], face: int | None) -> Track:
-    """The track of the person who is to be followed."""
-    for number, faces in samples:
-        if (chosen := face_of(faces, face)) is not None:
-            return next(track for track in tracks if (number, chosen) in track)
-    most = max((len(faces) for _, faces in samples), default=0)
-    if not most:
+def _first_track(
+    samples: list[tuple[int, list[FaceBox]]], cuts: list[int], tracks: list[Track], face: int | None
+) -> Track:
+    """The track of the person who is to be followed. What is gone at the next look is no face, if there are others."""
+    looks = [number for number, _ in samples]
+    next_look = dict(pairwise(looks))
+    ends = {number for number in looks if next_look.get(number) in {None, *cuts}}  # of shots
+    lasting = [track for track in tracks if len(track) > 1 or track[0][0] in ends] or tracks
+    for look in looks:
+        seen = {box: track for track in lasting for number, box in track if number == look}
+        if (chosen := face_of(list(seen), face)) is not None:
+            return seen[chosen]
+    if not tracks:
         raise NoFaceError(f"no face was found in {len(samples)} sampled frames")
+    most = max(len(faces) for _, faces in samples)
     raise NoFaceError(f"--face {face}: at most {most} face{'s' * (most > 1)} can be seen at once")
 
 

@@ -60,6 +60,20 @@ def test_a_face_that_the_detector_misses_once_is_still_followed(heads, monkeypat
     assert (follow_face(frames).opacity == 1).all()
 
 
+def test_what_the_detector_takes_for_a_face_once_is_not_followed(heads, monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = [scene((heads[0], 60, 20)) for _ in range(21)]
+
+    class Errs(FaceFinder):
+        def __call__(self, frame: np.ndarray) -> list:
+            return [*super().__call__(frame), *([(180, 5, 318, 150)] if frame is frames[0] else [])]
+
+    monkeypatch.setattr(following, "FaceFinder", Errs)
+    np.testing.assert_allclose(middle(follow_face(frames).transforms[0]), (110, 70), atol=4)
+    with pytest.raises(NoFaceError, match="no face could be followed in 6 frames"):
+        frames[0] = scene()
+        follow_face([frames[0], *[scene()] * 5])
+
+
 @pytest.mark.parametrize("length", [3, 7, 12])
 def test_nothing_is_painted_on_pictures_without_a_face(heads, length: int) -> None:
     """A cutaway, shorter than what the detector may miss."""
