@@ -72,7 +72,7 @@ class Still:
         self.reference, self.notes = Shown(picture, place.transform, 1.0), place.notes
         if len(picture) < height - 1:
             self.notes += (f"its {width} x {height} pixels become {picture.shape[1]} x {len(picture)}",)
-        self._life = StillLife(place.landmarks, place.transform, self.rate) if moves else None
+        self._life = StillLife(place.landmarks, place.transform, picture.shape[:2], self.rate) if moves else None
 
     def frames(self, count: int) -> Iterator[Shown]:
         if self._life is None:

@@ -7,6 +7,8 @@ small smooth motion that fades out around it, so that the background stands stil
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,10 +31,14 @@ _LID_LIGHT = 0.9  # of the skin below the eye
 
 @dataclass(frozen=True)
 class StillLife:
-    """landmarks: of the photo's face, float64 [68, 2] in pixels. transform: its place, [2, 3]."""
+    """landmarks: of the photo's face, float64 [68, 2] in pixels. transform: its place, [2, 3].
+
+    size: the photo's (height, width). rate: frames a second.
+    """
 
     landmarks: np.ndarray
     transform: np.ndarray
+    size: tuple[int, int]
     rate: Fraction
     seed: int = 0
 
@@ -45,26 +51,32 @@ class StillLife:
     def swayed(self, picture: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
         """The picture as the head stands in frame `number`, and where the face lies in it, [2, 3]."""
         turn, right, down = self._sway(number / float(self.rate))
+        shift = np.array([right, down]) * self._side()
+        field = self._field
+        source = field.places + np.float32(turn) * field.turned - field.weight * shift.astype(np.float32)
+        region = picture[field.rows, field.columns]
+        made = picture.copy()
+        made[field.rows, field.columns] = _sampled(region, source[..., 0], source[..., 1])
+        # Around the face all of it moves by the same: the inverse of that map takes the face along.
+        back = np.linalg.inv([[1.0, turn], [-turn, 1.0]])
+        placed = back @ self.transform
+        placed[:, 2] += field.neck - back @ (field.neck - shift)
+        return made, placed
+
+    @cached_property
+    def _field(self) -> "_Field":
         side, centre = self._side(), self.transform @ (0.5, 0.55, 1)
         neck = centre + self.transform[:, 1] * 0.6  # what a head turns about
-        rotation, shift = np.array([[1.0, turn], [-turn, 1.0]]), np.array([right, down]) * side
-        height, width = picture.shape[:2]
         reach = _SWAY_REACH * side
-        left, top = np.clip((centre - reach).astype(int), 0, (width, height))
-        end_x, end_y = np.clip((centre + reach).astype(int), 0, (width, height))
-        places = np.stack(np.meshgrid(np.arange(left, end_x) + 0.5, np.arange(top, end_y) + 0.5), -1)
+        left, top = np.clip((centre - reach).astype(int), 0, self.size[::-1])
+        right, bottom = np.clip((centre + reach).astype(int), 0, self.size[::-1])
+        places = np.stack(np.meshgrid(np.arange(left, right) + 0.5, np.arange(top, bottom) + 0.5), -1)
         near = np.clip((1 - np.hypot(*np.moveaxis(places - centre, -1, 0)) / reach) / 0.5, 0, 1)
         weight = (near * near * (3 - 2 * near))[..., None]
-        source = places + weight * ((places - neck) @ rotation.T + neck - shift - places)
-        made = picture.copy()
-        made[top:end_y, left:end_x] = _sampled(
-            picture[top:end_y, left:end_x], source[..., 0] - left, source[..., 1] - top
-        )
-        # Around the face all of it moves by the same: the inverse of that map takes the face along.
-        back = np.linalg.inv(rotation)
-        placed = back @ self.transform
-        placed[:, 2] += neck - back @ (neck - shift)
-        return made, placed
+        turned = weight * ((places - neck)[..., ::-1] * (1, -1))
+        inside = places - (left, top)
+        parts = (each.astype(np.float32) for each in (inside, turned, weight))
+        return _Field(slice(top, bottom), slice(left, right), neck, *parts)
 
     def closed(self, count: int) -> np.ndarray:
         """How far the eyes are closed in each of the first `count` frames, float64 [count], 0 to 1."""
@@ -88,6 +100,20 @@ class StillLife:
     def _side(self) -> float:
         """Pixels across the face's crop."""
         return float(np.hypot(self.transform[0, 0], self.transform[1, 0]))
+
+
+class _Field(NamedTuple):
+    """Where in the photo a head sways, and how each of its pixels follows: float32 [h, w, 2], weight [h, w, 1].
+
+    places: in pixels of the region. turned: how they move by a turn of one radian. neck: what the head turns about.
+    """
+
+    rows: slice
+    columns: slice
+    neck: np.ndarray
+    places: np.ndarray
+    turned: np.ndarray
+    weight: np.ndarray
 
 
 def _close(picture: np.ndarray, eye: np.ndarray, brow: np.ndarray, side: float, closed: float) -> np.ndarray:

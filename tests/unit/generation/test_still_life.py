@@ -21,7 +21,7 @@ def picture() -> np.ndarray:
 @pytest.fixture(scope="module")
 def life(picture) -> StillLife:
     place = locate_face(picture)
-    return StillLife(place.landmarks, place.transform, Fraction(25))
+    return StillLife(place.landmarks, place.transform, picture.shape[:2], Fraction(25))
 
 
 def test_open_eyes_leave_the_picture_as_it_is(picture, life) -> None:
