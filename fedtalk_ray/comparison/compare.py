@@ -45,7 +45,7 @@ RESULTS = "results.json"
 MODELS = "models"
 CURVES = {
     TRAINING_METRIC: "held-out loss of the clients' own val clips",
-    "lip_agreement": "lip correlation of unseen people, while somebody speaks",
+    "lip_agreement": "lip correlation of unseen people",
 }
 """What rounds measure of the model as it becomes, in their history, and what it is called beside a plot."""
 FAILURES = "failures.log"

@@ -47,12 +47,17 @@ class WonBack:
 
 
 def interval(values: Sequence[float], level: float = LEVEL) -> Interval:
-    """mean +- t(level, n - 1) s / sqrt(n), with s the sample's standard deviation. Raises `ValueError` for no value."""
+    """mean +- t(level, n - 1) s / sqrt(n), with s the sample's standard deviation. Raises `ValueError` for no value.
+
+    Equal values have a half-width of 0, whatever their mean is rounded to.
+    """
     if not len(values):
         raise ValueError("an interval needs at least one value")
     n = len(values)
     if n == 1:
         return Interval(float(values[0]), None, 1)
+    if min(values) == max(values):
+        return Interval(float(values[0]), 0.0, n)
     return Interval(float(np.mean(values)), _quantile(n, level) * float(np.std(values, ddof=1)) / sqrt(n), n)
 
 

@@ -32,6 +32,11 @@ def test_one_value_has_no_interval_and_none_is_refused() -> None:
         interval([])
 
 
+def test_equal_values_have_no_width_at_all() -> None:
+    """The mean of three times 0.1 is not 0.1 in floating point."""
+    assert interval([0.1, 0.1, 0.1]).half_width == 0 and interval([0.1, 0.1, 0.1]).mean == 0.1
+
+
 def test_paired_differences_are_scipys_over_the_seeds_that_both_have() -> None:
     ours, theirs = {0: 1.0, 1: 3.5, 2: 2.0, 7: 99.0}, {2: 1.7, 0: 0.8, 1: 3.1, 5: -4.0}
     found = paired_difference(ours, theirs)
