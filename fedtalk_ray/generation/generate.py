@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from fedtalk_ray.errors import UserError
-from fedtalk_ray.generation.scene import Dubbed, Scene, Still, frames_for
+from fedtalk_ray.generation.scene import Dubbed, Scene, Still
 from fedtalk_ray.generation.whole_picture import put_back
 from fedtalk_ray.media.encoding import write_video
 from fedtalk_ray.media.faces import DETECT_EVERY, NoFaceError
@@ -20,7 +20,6 @@ from fedtalk_ray.media.pictures import read_still
 from fedtalk_ray.media.portrait import Portrait, crop_portrait
 from fedtalk_ray.media.video import (
     FPS,
-    SAMPLE_RATE,
     VideoError,
     first_picture,
     first_pictures,
@@ -80,14 +79,15 @@ def generate(
     sound = find_sound(audio, shards)
     model = load_released(folder, client, pick_device(device))
     size = model.frame_size()
-    scene = None if crop else find_scene(reference, size, len(sound) / SAMPLE_RATE, face, not hold_still)
+    scene = None if crop else find_scene(reference, size, len(sound), face, not hold_still)
     notes: tuple[str, ...]
     if scene is None:
         aligned, notes = find_face(reference, size, shards, face)
-        rate, count = Fraction(FPS), frame_count(len(sound))
+        rate = Fraction(FPS)
     else:
         aligned, notes = scene.reference.crop(size), scene.notes
-        rate, count = scene.rate, frames_for(len(sound) / SAMPLE_RATE, scene.rate)
+        rate = scene.rate
+    count = frame_count(len(sound), rate)
     for note in notes:
         print(f"reference {reference}: {note}", file=sys.stderr)
     made = model.stream(aligned, sound, generator=torch.Generator().manual_seed(0), block=FPS)
@@ -102,9 +102,9 @@ def generate(
     return Written(count, float(count / rate))
 
 
-def find_scene(reference: str, size: int, seconds: float, face: int | None, moves: bool) -> Scene | None:
+def find_scene(reference: str, size: int, samples: int, face: int | None, moves: bool) -> Scene | None:
     """What the sound is put into; None for a crop: CLIENT/CLIP of shards, and a picture of exactly size x size pixels,
-    which is taken as aligned already. seconds: how long the sound is. Raises `InputError`."""
+    which is taken as aligned already. samples: of the sound. Raises `InputError`."""
     if not _is_file(reference, "reference"):
         return None
     with _naming(reference):
@@ -114,7 +114,7 @@ def find_scene(reference: str, size: int, seconds: float, face: int | None, move
             return None
         if still is None and not moves:
             print(f"reference {reference}: --hold-still is for photos; a video keeps its own motion", file=sys.stderr)
-        return Dubbed(reference, seconds, face) if still is None else Still(still, face, moves)
+        return Dubbed(reference, samples, face) if still is None else Still(still, face, moves)
 
 
 def find_face(reference: str, size: int, shards: str | None, face: int | None = None) -> Portrait:

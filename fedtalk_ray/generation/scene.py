@@ -20,6 +20,7 @@ from fedtalk_ray.media.faces import oversampling, warp
 from fedtalk_ray.media.following import FollowedFace, follow_face
 from fedtalk_ray.media.portrait import locate_face
 from fedtalk_ray.media.video import FPS, KEPT_BYTES, Footage, VideoError, VideoFormat, format_of, frames_of
+from fedtalk_ray.model.pipeline import frame_count
 from fedtalk_ray.progress import progress
 
 PIECE_BYTES = 64 << 20
@@ -47,11 +48,12 @@ class Shown:
 
 
 class Scene(Protocol):
-    """rate: frames a second. reference: the picture whose face speaks, and where it lies there. notes: what the giver
-    should know."""
+    """rate: frames a second. relit: whether the light on the face may change. reference: the picture whose face speaks,
+    and where it lies there. notes: what the giver should know."""
 
     rate: Fraction
     pixel_aspect: Fraction
+    relit: bool
     reference: Shown
     notes: tuple[str, ...]
 
@@ -63,7 +65,7 @@ class Scene(Protocol):
 class Still:
     """A photo uint8 [H, W, 3]. moves: it blinks and sways (`still_life`). Raises `NoFaceError`."""
 
-    rate, pixel_aspect = Fraction(FPS), Fraction(1)
+    rate, pixel_aspect, relit = Fraction(FPS), Fraction(1), False
 
     def __init__(self, picture: np.ndarray, face: int | None = None, moves: bool = True) -> None:
         height, width = picture.shape[:2]
@@ -84,18 +86,20 @@ class Still:
 
 
 class Dubbed:
-    """A video file, in its own size and rate; of a longer one what so many seconds need.
+    """A video file, in its own size and rate; of a longer one what so many samples of sound need, None for all.
 
     face: as `follow_face` takes it. Raises `VideoError` and `NoFaceError`.
     """
 
-    def __init__(self, path: str | Path, seconds: float = math.inf, face: int | None = None) -> None:
+    relit = True
+
+    def __init__(self, path: str | Path, samples: int | None = None, face: int | None = None) -> None:
         shown = format_of(path)
         if shown.hdr:
             raise VideoError(f"{path}: is HDR ({shown.hdr}); convert it to 8-bit SDR (BT.709) first")
         self.rate, self.pixel_aspect = shown.rate, shown.pixel_aspect
         self._path = path
-        end = math.inf if math.isinf(seconds) else float(frames_for(seconds, self.rate) / self.rate)
+        end = math.inf if samples is None else float(frame_count(samples, self.rate) / self.rate)
         self._footage = Footage(path, end=end, rate=self.rate)
         self._face = follow_face(_Watched(self._footage, round(min(end, shown.seconds) * self.rate)), face, self.rate)
         # Where the mouth is closed least of it is hidden. While a stretch fades in the face may be half turned.
@@ -154,11 +158,6 @@ class _Watched:
     def __iter__(self) -> Iterator[np.ndarray]:
         label = next(self._labels)
         return iter(progress(self._frames, self._count, label) if self._count > MANY_FRAMES else self._frames)
-
-
-def frames_for(seconds: float, rate: Fraction) -> int:
-    """How many frames show so many seconds: one for every one begun, and at least two."""
-    return max(2, math.ceil(round(seconds * float(rate), 6)))
 
 
 def _shrunk(picture: np.ndarray) -> np.ndarray:

@@ -36,9 +36,9 @@ def put_back(scene: Scene, made: Iterator[np.ndarray], rest: np.ndarray, count: 
             yield shown.picture[None]
             continue
         face = resized(small, side)
-        moved = np.abs(resized((face - still).mean(-1, keepdims=True), side)) / KEEPS_DETAIL
+        moved = (face - still).mean(-1, keepdims=True) / KEEPS_DETAIL
         patch = face + detail / (1 + moved**2)
-        if shown.picture is not scene.reference.picture:
+        if scene.relit:
             patch = patch + light_between(shown.crop(side), patch, mask)
         yield paste(shown.picture, patch, shown.transform, mask * np.float32(shown.opacity))[None]
 

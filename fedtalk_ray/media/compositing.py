@@ -1,4 +1,4 @@
-"""A patch of a face put back into its picture: a soft mask along the jaw, light matched at its border.
+"""A patch of a face put back into its picture: a soft mask around mouth and jaw, light matched at its border.
 
 Patches lie in the template (`face_template`), so that one transform a frame says where they go. Outside the mask every
 pixel of the picture stays as it is, to the bit.

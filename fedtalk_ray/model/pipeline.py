@@ -8,6 +8,7 @@ for block in pipe.stream(face, audio): ...   # the same frames, a second at a ti
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cache, partial
 from typing import Any, ClassVar
 
@@ -160,9 +161,9 @@ class TalkingHeadPipeline(DiffusionPipeline):
         return frames_to_pixels(face[None])[0] - decode_pixels(self.autoencoder, latent[None])[0].float().cpu()
 
 
-def frame_count(samples: int) -> int:
-    """Frames made for so many samples of sound: one for every 40 ms begun, and at least two."""
-    return max(2, -(-samples * FPS // SAMPLE_RATE))
+def frame_count(samples: int, rate: Fraction | int = FPS) -> int:
+    """Frames made for so many samples of sound: one for each that is begun at `rate` a second, and at least two."""
+    return max(2, int(-(-samples * rate // SAMPLE_RATE)))
 
 
 @cache

@@ -15,11 +15,12 @@ from fedtalk_ray.commands.cli import main
 from fedtalk_ray.corpora.synthetic import render_clip
 from fedtalk_ray.generation import scene as scenes
 from fedtalk_ray.generation.generate import find_scene
-from fedtalk_ray.generation.scene import Dubbed, Still, even, frames_for
+from fedtalk_ray.generation.scene import Dubbed, Still, even
 from fedtalk_ray.generation.whole_picture import at_rate, put_back
 from fedtalk_ray.media.compositing import mask_of
 from fedtalk_ray.media.encoding import write_video
 from fedtalk_ray.media.video import SAMPLE_RATE, VideoError, format_of, frames_of, read_video
+from fedtalk_ray.model.pipeline import frame_count
 
 SIDE = 110
 
@@ -188,7 +189,7 @@ def test_a_longer_sound_goes_back_and_forth(picture, tmp_path: Path, monkeypatch
 
 def test_only_what_the_sound_needs_of_a_clip_is_looked_at(picture, tmp_path: Path) -> None:
     clip = write(tmp_path / "c.mp4", [picture()] * 10 + [picture(x=None)] * 60)
-    assert not Dubbed(clip, seconds=0.4).notes and Dubbed(clip).notes
+    assert not Dubbed(clip, 6400).notes and Dubbed(clip).notes
 
 
 def test_a_face_that_leaves_is_told_and_left_alone(made, picture, tmp_path: Path) -> None:
@@ -203,7 +204,7 @@ def test_of_two_faces_one_speaks(picture, heads, tmp_path: Path) -> None:
     both[40 : 40 + SIDE, 240 : 240 + SIDE] = heads[1]
     clip = write(tmp_path / "c.mp4", [both] * 8)
     for face, x in ((1, 20), (2, 240)):
-        for found in (find_scene(str(clip), 64, 1, face, False), Still(both, face)):
+        for found in (find_scene(str(clip), 64, 16_000, face, False), Still(both, face)):
             assert found is not None
             assert abs(float((found.reference.transform @ (0.5, 0.5, 1))[0]) - x - SIDE / 2) < 10
 
@@ -257,8 +258,9 @@ def test_hdr_is_refused_and_ten_bits_are_told(picture, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("seconds", "frames"), [(1.01, 26), (0.01, 2), (0.4, 10), (0.081, 3)])
 def test_a_clip_is_looked_at_as_far_as_it_is_shown(picture, tmp_path: Path, seconds: float, frames: int) -> None:
     clip = write(tmp_path / "c.mp4", [picture(x=40 + 2 * k) for k in range(40)])
-    dubbed = Dubbed(clip, seconds)
-    assert frames_for(seconds, dubbed.rate) == frames
+    samples = round(seconds * SAMPLE_RATE)
+    dubbed = Dubbed(clip, samples)
+    assert frame_count(samples, dubbed.rate) == frames
     places = [place_of(shown.picture) for shown in dubbed.frames(frames)]
     assert places == pytest.approx([40 + 2 * k for k in range(frames)], abs=1)
 
