@@ -10,6 +10,7 @@ sync         the sync network learns which lips belong to which sound
 speech       the sound is regressed on lip shapes and motion
 faces        the denoiser learns what lips of a shape look like on a face: a shared adapter, or all of it
 calibration  statistics, three rounds: how much of what is predicted is worth showing
+sharpness    the decoder of the autoencoder "lower-face" learns to paint what is predicted as sharp as the reference
 """
 
 from dataclasses import dataclass
@@ -17,9 +18,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-PhaseName = Literal["units", "decoder", "identity", "sync", "speech", "faces", "calibration"]
+PhaseName = Literal["units", "decoder", "identity", "sync", "speech", "faces", "calibration", "sharpness"]
 
-PHASES: tuple[PhaseName, ...] = ("units", "decoder", "identity", "sync", "speech", "faces", "calibration")
+PHASES: tuple[PhaseName, ...] = ("units", "decoder", "identity", "sync", "speech", "faces", "calibration", "sharpness")
 """All phases in the order in which they run."""
 
 STATISTICS_ROUNDS = {"units": 1, "calibration": 3}
@@ -188,6 +189,22 @@ class IdentityConfig(StepsConfig):
     """At its highest; warm-up and cosine over all rounds."""
     weight_decay: float = Field(0.01, ge=0)
     """AdamW's."""
+
+
+class SharpnessConfig(StepsConfig):
+    """The phase `sharpness`: examples are windows of a few frames, some of which are painted."""
+
+    batch_size: int = Field(4, ge=1)
+    """Windows a step."""
+    frames: int = Field(2, ge=1)
+    """Frames of a window that are painted."""
+    learning_rate: float = Field(5e-4, gt=0)
+    """At its highest; warm-up and cosine over all rounds."""
+    adversarial: float = Field(0.004, ge=0)
+    """Weight of the adversary's word; 0 paints the mean, which is soft. On unseen GRID speakers, after 600 steps, 0.004
+    made mouths 0.99 times as sharp as the truth's, 0.02 made them 2.2 times as sharp, and streaked."""
+    perceptual: float = Field(0.1, ge=0)
+    """Weight of the distance between what the adversary sees in made and in true pictures."""
 
 
 class SyncConfig(StepsConfig):

@@ -19,6 +19,7 @@ from fedtalk_ray.recipe import (
     PhaseName,
     PhaseRounds,
     Section,
+    SharpnessConfig,
     SpeechConfig,
     StrategyConfig,
     SyncConfig,
@@ -179,13 +180,15 @@ class TrainConfig(Section):
     """Every random choice derives from it."""
     phases: list[PhaseName] = Field(["units", "speech", "faces", "calibration"])
     """What is taught, in the order of `recipe`. [faces] goes on from a `pretrained` that knows such people, and is
-    what a run with noise does that names nothing; decoder, identity and sync belong to a backbone from nothing."""
+    what a run with noise does that names nothing; decoder, identity and sync belong to a backbone from nothing, and
+    sharpness to one of lower faces."""
     rounds: int = Field(10, ge=1)
     """Rounds of the phase `faces`, those before a resume included."""
     speech: SpeechConfig = SpeechConfig()
     decoder: DecoderConfig = DecoderConfig()
     identity: IdentityConfig = IdentityConfig()
     sync: SyncConfig = SyncConfig()
+    sharpness: SharpnessConfig = SharpnessConfig()
     shared: Literal["adapter", "backbone"] = "adapter"
     """What is federated. adapter: a LoRA adapter on the frozen backbone. backbone: all of the denoiser's weights."""
     aggregation: Literal["secure", "plain"] = "secure"

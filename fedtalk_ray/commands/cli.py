@@ -52,8 +52,12 @@ def prepare(
         Path | None,
         typer.Option(help="The corpus as it was unpacked; grid and folder: ROOT/IDENTITY/CLIP."),
     ] = None,
-    size: Annotated[int, typer.Option(help="Side of the face crops in pixels, a multiple of 16.")] = 64,
-    autoencoder: Annotated[str, typer.Option(help='"patch", a folder, or a hub id of diffusers.')] = "patch",
+    size: Annotated[
+        int, typer.Option(help="Side of the face crops in pixels: a multiple of 16, and of 48 for lower-face.")
+    ] = 64,
+    autoencoder: Annotated[
+        str, typer.Option(help='"patch", "lower-face", a folder, or a hub id of diffusers.')
+    ] = "patch",
     speech: Annotated[
         str, typer.Option(help='"log-mel", or a folder or hub id of Whisper, wav2vec2, HuBERT or WavLM.')
     ] = "log-mel",
@@ -118,7 +122,9 @@ def prepare(
 def pretrain(
     shards: Annotated[Path, typer.Option(help="Shards whose clips may be public.")],
     out: Annotated[Path, typer.Option(help="Folder for the pretrained pipeline (diffusers layout).")],
-    minutes: Annotated[float, typer.Option(min=0, help="Time for the denoiser, the longest part.")] = 20.0,
+    minutes: Annotated[
+        float, typer.Option(min=0, help="Time for the denoiser; the decoder of lower-face takes as much again.")
+    ] = 20.0,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoiser steps instead of minutes (repeatable).")] = None,
     preset: Annotated[
         str | None, typer.Option(help="Size of the backbone: tiny (else), base or large (docs/presets.md).")

@@ -66,6 +66,7 @@ def measure(
         "psnr": metrics.psnr(frames, truth.frames),
         "mouth_psnr": metrics.mouth_psnr(frames, truth.frames),
         "ssim": metrics.ssim(frames, truth.frames),
+        "mouth_sharpness": metrics.sharpness_ratio(frames, truth.frames),
     }
     if perceptual is not None:
         figures[perceptual.name] = perceptual(frames, truth.frames)

@@ -1,10 +1,11 @@
 """How good a run's model is on held-out clips, always beside its floor and its ceiling.
 
 Columns of the table: *generated* (right sound), *other sound* (the same faces driven by another clip's sound: a model
-whose lips follow the sound must do worse here), *copy* (the first frame repeated: the floor), *autoencoder* (every
-frame through the autoencoder and back: the ceiling) and *real/real* (real pictures against other real pictures: what
-identity and the Fréchet distance come to when nothing is generated). Groups: identities that took part, and those
-nobody trained on.
+whose lips follow the sound must do worse here), *true lips told* (every frame's true lip shape in place of what is
+heard: what is wrong here was painted wrongly, the rest misheard), *copy* (the first frame repeated: the floor),
+*autoencoder* (every frame through the autoencoder and back: the ceiling) and *real/real* (real pictures against other
+real pictures: what identity and the Fréchet distance come to when nothing is generated). Groups: identities that took
+part, and those nobody trained on.
 """
 
 import json
@@ -25,7 +26,9 @@ from fedtalk_ray.evaluation.judge import IdentityJudge
 from fedtalk_ray.evaluation.perceptual import PerceptualDistance, load_perceptual
 from fedtalk_ray.evaluation.statistics import half_widths, merge
 from fedtalk_ray.media.dlib_models import MissingModelError
+from fedtalk_ray.media.lips import lip_motion
 from fedtalk_ray.model.autoencoder import decode_latents
+from fedtalk_ray.model.denoiser import bare_denoiser
 from fedtalk_ray.model.device import pick_device
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
 from fedtalk_ray.model.released import load_released, open_model
@@ -35,7 +38,8 @@ from fedtalk_ray.shards.format import load_manifest
 from fedtalk_ray.shards.people import People, speakers
 from fedtalk_ray.training.backbone import check_fits
 
-GENERATED, OTHER_SOUND, COPY, AUTOENCODER, REAL = "generated", "other sound", "copy", "autoencoder", "real/real"
+GENERATED, OTHER_SOUND, TOLD = "generated", "other sound", "true lips told"
+COPY, AUTOENCODER, REAL = "copy", "autoencoder", "real/real"
 
 
 @dataclass(frozen=True)
@@ -165,8 +169,12 @@ def measure_clip(
     add(GENERATED, generated)
     if clip.other_sound is not None:
         add(OTHER_SOUND, [speak(model, piece.frames[0], clip.other_sound, count, seed) for seed in range(samples)])
+    if bare_denoiser(model.denoiser).knows_lips() and len(piece.landmarks):
+        lips = lip_motion(piece.landmarks)
+        add(TOLD, [speak(model, piece.frames[0], piece.waveform, count, seed, lips) for seed in range(samples)])
     add(COPY, [np.repeat(piece.frames[:1], count, axis=0)])
-    add(AUTOENCODER, [decode_latents(model.autoencoder, torch.from_numpy(piece.latents.astype(np.float32)))])
+    latents = torch.from_numpy(piece.latents.astype(np.float32))
+    add(AUTOENCODER, [decode_latents(model.autoencoder, latents, face=piece.frames[0])])
     result.rows[REAL] = real_figures(truth)
     if instruments.frechet is not None:
         result.features[REAL] = [instruments.frechet.features(piece.frames)]
@@ -178,10 +186,17 @@ def measure_clip(
     return result
 
 
-def speak(model: TalkingHeadPipeline, face: np.ndarray, waveform: np.ndarray, frames: int, seed: int) -> np.ndarray:
-    """Generated frames for int16 sound, cut to `frames`; the same noise for every clip."""
+def speak(
+    model: TalkingHeadPipeline,
+    face: np.ndarray,
+    waveform: np.ndarray,
+    frames: int,
+    seed: int,
+    lips: np.ndarray | None = None,
+) -> np.ndarray:
+    """Generated frames for int16 sound, cut to `frames`; the same noise for every clip. lips: to be told."""
     audio = waveform.astype(np.float32) / 32767
-    return model(face, audio, generator=torch.Generator().manual_seed(seed)).frames[:frames]
+    return model(face, audio, generator=torch.Generator().manual_seed(seed), lips=lips).frames[:frames]
 
 
 def group_figures(clips: list[Measured], frechet: FeatureNetwork | None) -> dict[str, Figures]:
@@ -209,8 +224,8 @@ def metrics_table(result: dict) -> str:
     for table in group_tables(result):
         spread = "; ± is half of the mean's 95% interval" if table.clips > 2 else ""
         lines.append(f"{table.group} identities, {table.clips} clip{'s' * (table.clips != 1)}{spread}")
-        lines.append(f"  {'':<26}" + "".join(f"{row:>18}" for row in table.columns))
-        lines += [f"  {name:<26}" + "".join(f"{text:>18}" for text in cells) for name, cells in table.lines.items()]
+        lines.append(f"  {'':<26}" + "".join(f" {row:>14}" for row in table.columns))
+        lines += [f"  {name:<26}" + "".join(f" {text:>14}" for text in cells) for name, cells in table.lines.items()]
     return "\n".join(lines)
 
 
@@ -243,4 +258,5 @@ def group_tables(result: dict, decimals: Mapping[str, int] | None = None) -> lis
 def cell(mean: float | None, half: float | None, places: int = 3) -> str:
     if mean is None:
         return "-"
+    places = places if abs(mean) < 100 else 1
     return f"{mean:.{places}f}" if half is None else f"{mean:.{places}f} ±{half:.{places}f}"

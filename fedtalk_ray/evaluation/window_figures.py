@@ -13,7 +13,7 @@ import torch
 
 from fedtalk_ray.errors import ShardError
 from fedtalk_ray.evaluation import metrics
-from fedtalk_ray.media.face_template import mouth_mask
+from fedtalk_ray.media.face_template import mouth_mask, region_edges
 from fedtalk_ray.model.autoencoder import decode_latents
 from fedtalk_ray.model.denoiser import bare_denoiser
 from fedtalk_ray.model.device import pick_device
@@ -88,13 +88,17 @@ def measure_windows(model: TalkingHeadPipeline, batch: WindowBatch, seed: int) -
     generated = generate_windows(model.denoiser, model.scheduler, batch, seed, DEFAULT_STEPS)
     made, true = (decode_latents(model.autoencoder, latents.flatten(0, 1)) for latents in (generated, truth))
     moved = [sum(metrics.temporal_jitter(clip) for clip in np.split(frames, len(truth))) for frames in (made, true)]
+    # What latents say nothing of is blank in both.
+    left, top, right, bottom = region_edges(made.shape[1], base.region)
     return {
         "loss": float(torch.stack(losses).mean()),
         "motion_error": motion_error(generated, truth),
         "mouth_agreement": motion_agreement(
-            *(base.to_residual(each.to(base.device), batch.reference) for each in (generated, truth))
+            base.to_residual(generated.to(base.device), batch.reference),
+            base.to_residual(truth.to(base.device), batch.reference),
+            base.region,
         ),
-        "psnr": metrics.psnr(made, true),
+        "psnr": metrics.psnr(made[:, top:bottom, left:right], true[:, top:bottom, left:right]),
         "mouth_psnr": metrics.mouth_psnr(made, true),
         "jitter_ratio": moved[0] / moved[1],
     }
@@ -107,13 +111,13 @@ def motion_error(generated: torch.Tensor, truth: torch.Tensor) -> float:
     return float(error / true_motion.abs().mean().clamp(min=1e-8))
 
 
-def motion_agreement(generated: torch.Tensor, truth: torch.Tensor) -> float:
+def motion_agreement(generated: torch.Tensor, truth: torch.Tensor, region: str = "face") -> float:
     """Correlation in [-1, 1] of generated and true mouth cells around their means, residuals [B, T, C, h, w].
 
     Means are taken cell by cell over all windows, so a mouth that is merely in the right place agrees with nothing.
     0 where either does not move.
     """
-    mouth = torch.from_numpy(mouth_mask(truth.shape[-1])).to(truth.device).bool()
+    mouth = torch.from_numpy(mouth_mask(truth.shape[-1], region)).to(truth.device).bool()
     made, true = (values[..., mouth].double().flatten(0, 1) for values in (generated, truth))
     made, true = made - made.mean(0), true - true.mean(0)
     size = float(made.norm() * true.norm())

@@ -90,7 +90,8 @@ def generate(
     count = frame_count(len(sound), rate)
     for note in notes:
         print(f"reference {reference}: {note}", file=sys.stderr)
-    made = model.stream(aligned, sound, generator=torch.Generator().manual_seed(0), block=FPS)
+    generator = torch.Generator().manual_seed(0)
+    made = model.stream(aligned, sound, generator=generator, block=FPS, soft_border=scene is None)
     if scene is None:
         frames: Iterator[np.ndarray] = map(enlarge, made)
     else:

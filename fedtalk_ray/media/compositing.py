@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 
-_CENTRE, _REACH = (0.5, 0.73), (0.36, 0.25)  # of the mask's ellipse: from below the eyes to the chin
+_CENTRE, _REACH = (0.5, 0.73), (0.33, 0.25)  # of the mask's ellipse: from below the eyes to the chin
 _SOFT = 0.10  # width of its border
 _LIGHT_SIDE = 32  # pixels a side at which light is matched
 

@@ -8,7 +8,7 @@ the part that shards depend on.
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import diffusers
 import numpy as np
@@ -20,9 +20,13 @@ from diffusers.models.autoencoders.vae import DecoderOutput
 from torch import nn
 
 from fedtalk_ray.errors import UserError
+from fedtalk_ray.model.lower_face import LowerFaceAutoencoder
+from fedtalk_ray.model.patch_basis import patch_basis
 
 DEFAULT_AUTOENCODER = "patch"
 """The name under which commands and configurations ask for a fresh `PatchAutoencoder`."""
+LOWER_FACE = "lower-face"
+"""The name of a fresh `LowerFaceAutoencoder`."""
 
 
 class AutoencoderError(UserError):
@@ -46,7 +50,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         scaling_factor: float = 1.0,
     ) -> None:
         super().__init__()
-        basis = torch.from_numpy(_patch_basis(patch, luma_coefficients, chroma_coefficients))
+        basis = torch.from_numpy(patch_basis(patch, luma_coefficients, chroma_coefficients))
         self.latent_channels = len(basis)
         self.encoder = nn.Conv2d(3, self.latent_channels, patch, stride=patch, bias=False)
         self.encoder.weight.data.copy_(basis)
@@ -76,33 +80,30 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         return DecoderOutput(sample=self.decode(self.encode(sample).latents).sample)
 
 
-def _patch_basis(patch: int, luma: int, chroma: int) -> np.ndarray:
-    """Orthonormal rows [luma + 2 * chroma, 3, patch, patch]: low frequencies first, more of them for brightness."""
-    ticks = np.arange(patch)
-    cosine = np.cos(np.pi * (2 * ticks + 1) * ticks[:, None] / (2 * patch))
-    cosine /= np.linalg.norm(cosine, axis=1, keepdims=True)
-    # Brightness, blue against yellow, red against green: near the principal colours of faces.
-    colours = np.array([[1, 1, 1], [-1, -1, 2], [1, -1, 0]]) / np.sqrt([[3], [6], [2]])
-    frequencies = sorted(((u, v) for u in ticks for v in ticks), key=lambda uv: (uv[0] ** 2 + uv[1] ** 2, uv))
-    rows = [
-        colour[:, None, None] * np.outer(cosine[u], cosine[v])
-        for colour, count in zip(colours, (luma, chroma, chroma), strict=True)
-        for u, v in frequencies[:count]
-    ]
-    return np.stack(rows).astype(np.float32)
+OWN_AUTOENCODERS = (PatchAutoencoder, LowerFaceAutoencoder)
+
+
+def sees_reference(autoencoder: Any) -> TypeGuard[LowerFaceAutoencoder]:
+    """Whether it decodes onto a picture of the person, and takes detail from it."""
+    return isinstance(autoencoder, LowerFaceAutoencoder)
+
+
+def region_of(autoencoder: ModelMixin) -> str:
+    """What part of a crop its latents are of (`face_template.REGIONS`)."""
+    return getattr(autoencoder, "region", "face")
 
 
 def load_autoencoder(source: str) -> ModelMixin:
-    """A fresh `PatchAutoencoder` for "patch", else the autoencoder at a local folder or hub id, in evaluation mode.
+    """A fresh one of ours for "patch" and "lower-face", else the one at a local folder or hub id; in evaluation mode.
 
     The folder may be an autoencoder's own or a pipeline's (its `autoencoder/` or `vae/` is taken). Any diffusers class
     with `encode` and `decode` works (`AutoencoderKL`, `AutoencoderTiny`, ...). Raises `AutoencoderError`.
     """
-    if source == DEFAULT_AUTOENCODER:
-        # The residual network starts from a seed, so that two fresh autoencoders are the same one.
+    if source in (DEFAULT_AUTOENCODER, LOWER_FACE):
+        # The decoder starts from a seed, so that two fresh autoencoders are the same one.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return PatchAutoencoder().eval()
+            return (PatchAutoencoder() if source == DEFAULT_AUTOENCODER else LowerFaceAutoencoder()).eval()
     folder = Path(source)
     for name in ("autoencoder", "vae"):
         if (folder / name / "config.json").is_file():
@@ -110,7 +111,7 @@ def load_autoencoder(source: str) -> ModelMixin:
     try:
         config = PatchAutoencoder.load_config(str(folder) if folder.is_dir() else source)
         name = config.get("_class_name", "") if isinstance(config, dict) else ""
-        model_class = PatchAutoencoder if name == "PatchAutoencoder" else getattr(diffusers, name, None)
+        model_class = {each.__name__: each for each in OWN_AUTOENCODERS}.get(name) or getattr(diffusers, name, None)
         if model_class is None or not hasattr(model_class, "decode"):
             raise AutoencoderError(f"{source}: holds {name or 'no class name'}, which is no autoencoder of diffusers")
         return model_class.from_pretrained(str(folder) if folder.is_dir() else source).eval()
@@ -141,24 +142,50 @@ def encode_pixels(autoencoder: ModelMixin, pixels: torch.Tensor) -> torch.Tensor
 
 
 def decode_latents(
-    autoencoder: ModelMixin, latents: torch.Tensor, batch: int = 32, detail: torch.Tensor | None = None
+    autoencoder: ModelMixin,
+    latents: torch.Tensor,
+    batch: int = 32,
+    *,
+    face: np.ndarray | None = None,
+    detail: torch.Tensor | None = None,
+    soft_border: bool = True,
 ) -> np.ndarray:
     """Frames uint8 [T, S, S, 3] of scaled latents float [T, C, h, w].
 
-    detail: pixels [3, S, S] on the scale of [-1, 1], added to every frame.
+    face: the person's reference crop, uint8 [S, S, 3], for an autoencoder that takes detail from it; others ignore it.
+    soft_border: of the part that was made, to the rest of that crop. detail: pixels [3, S, S] on the scale of [-1, 1],
+    added to every frame.
     """
+    reference = None if face is None else frames_to_pixels(face[None])
     pieces = []
     with torch.inference_mode():
         for begin in range(0, len(latents), batch):
-            pixels = decode_pixels(autoencoder, latents[begin : begin + batch])
+            pixels = decode_pixels(autoencoder, latents[begin : begin + batch], reference, soft_border)
             pieces.append(pixels_to_frames(pixels if detail is None else pixels + detail.to(pixels)))
     return np.concatenate(pieces)
 
 
-def decode_pixels(autoencoder: ModelMixin, latents: torch.Tensor) -> torch.Tensor:
-    """Pixels [T, 3, S, S], within about [-1, 1], of scaled latents [T, C, h, w]; on the autoencoder's device."""
-    code = latents.to(autoencoder.device, autoencoder.dtype)
-    return autoencoder.decode(code / scaling_factor(autoencoder)).sample
+def decode_pixels(
+    autoencoder: ModelMixin,
+    latents: torch.Tensor,
+    reference: torch.Tensor | None = None,
+    soft_border: bool = True,
+) -> torch.Tensor:
+    """Pixels [T, 3, S, S], within about [-1, 1], of scaled latents [T, C, h, w]; on the autoencoder's device.
+
+    reference: pixels [T or 1, 3, S, S] for an autoencoder that takes detail from them; others ignore it, and
+    soft_border with it.
+    """
+    code = latents.to(autoencoder.device, autoencoder.dtype) / scaling_factor(autoencoder)
+    if reference is not None and sees_reference(autoencoder):
+        return autoencoder.decode(code, reference.to(code), soft_border).sample
+    return autoencoder.decode(code).sample
+
+
+@torch.no_grad()
+def through(autoencoder: ModelMixin, pixels: torch.Tensor) -> torch.Tensor:
+    """Pixels [T, 3, S, S] as their latents alone say them, without a reference."""
+    return decode_pixels(autoencoder, encode_pixels(autoencoder, pixels))
 
 
 def scaling_factor(autoencoder: ModelMixin) -> float:

@@ -33,7 +33,8 @@ class TalkingHeadDenoiser(MotionUnits, ModelMixin, ConfigMixin):
 
     Shapes: B windows of T frames, C latent channels of h x w cells. `prediction_type` says what the output means
     ("sample" is x0) and is stored so that a pipeline's scheduler agrees. `speech` names the features that `speech_hops`
-    and `mel_bins` are the shape of, `identity` the face embedding of `identity_dimensions` numbers (0: none). Of the
+    and `mel_bins` are the shape of, `identity` the face embedding of `identity_dimensions` numbers (0: none), `region`
+    the part of the crop that latents are of (`face_template.REGIONS`). Of the
     `motions` numbers of a motion code the first `lip_numbers` are a lip shape (`MotionUnits.lip_shape`).
     """
 
@@ -56,6 +57,7 @@ class TalkingHeadDenoiser(MotionUnits, ModelMixin, ConfigMixin):
         speech: str = "log-mel",
         identity: str = "none",
         identity_dimensions: int = 0,
+        region: str = "face",
     ) -> None:
         super().__init__()
         if prediction_type not in PREDICTION_TYPES:
@@ -96,7 +98,7 @@ class TalkingHeadDenoiser(MotionUnits, ModelMixin, ConfigMixin):
         self.conv_out = nn.Conv2d(width, latent_channels, 3, padding=1)
         _start_at_zero(self.conv_out)
 
-        self.add_units(latent_channels, latent_size, lip_numbers)
+        self.add_units(latent_channels, latent_size, lip_numbers, region)
         self.gradient_checkpointing = False
 
     def speech_motion(self, speech: torch.Tensor) -> torch.Tensor:

@@ -17,9 +17,11 @@ class MotionUnits:
     """A part of every denoiser, a torch module, which calls `add_units` when it is made."""
 
     register_buffer: Callable[..., None]
+    region: str
 
-    def add_units(self, channels: int, side: int, lip_numbers: int) -> None:
-        """Buffers for so many latent channels of side x side cells and numbers of a lip shape."""
+    def add_units(self, channels: int, side: int, lip_numbers: int, region: str = "face") -> None:
+        """Buffers for so many latent channels of side x side cells of a region and numbers of a lip shape."""
+        self.region = region
         self.reference_mean: torch.Tensor
         self.reference_std: torch.Tensor
         self.residual_std: torch.Tensor
@@ -36,8 +38,12 @@ class MotionUnits:
         self.liveliness: torch.Tensor
         self.detail: torch.Tensor
         self.register_buffer("certainty", torch.ones(side, side))
-        self.register_buffer("liveliness", 1 - mouth_blend(side))
+        self.register_buffer("liveliness", 1 - mouth_blend(side, region))
         self.register_buffer("detail", torch.zeros(side, side))
+
+    def mouth(self) -> torch.Tensor:
+        """The mouth's cells as float32 [h, w], 1 inside and 0 outside."""
+        return torch.from_numpy(mouth_mask(self.certainty.shape[-1], self.region))
 
     def knows_lips(self) -> bool:
         """Whether lip axes were fixed (`training.phases.units`): pipelines of older versions have none."""
@@ -69,6 +75,6 @@ class MotionUnits:
         return self.certainty * mean + self.liveliness * (sample - mean)
 
 
-def mouth_blend(side: int) -> torch.Tensor:
+def mouth_blend(side: int, region: str = "face") -> torch.Tensor:
     """[side, side], 1 in the mouth region and 0 elsewhere, over a soft edge of a cell on either side."""
-    return nn.functional.avg_pool2d(torch.from_numpy(mouth_mask(side))[None], 3, stride=1, padding=1)[0]
+    return nn.functional.avg_pool2d(torch.from_numpy(mouth_mask(side, region))[None], 3, stride=1, padding=1)[0]

@@ -29,7 +29,9 @@ from fedtalk_ray.model.autoencoder import (
     encoder_fingerprint,
     frames_to_pixels,
     load_autoencoder,
+    region_of,
     scaling_factor,
+    sees_reference,
 )
 from fedtalk_ray.model.denoiser import TalkingHeadDenoiser, bare_denoiser
 from fedtalk_ray.model.embedded import find_model
@@ -96,9 +98,13 @@ class TalkingHeadPipeline(DiffusionPipeline):
         num_inference_steps: int = DEFAULT_STEPS,
         guidance_scale: float = DEFAULT_GUIDANCE,
         generator: torch.Generator | None = None,
+        lips: np.ndarray | None = None,
     ) -> TalkingHeadOutput:
-        """face: aligned crop uint8 [S, S, 3]. audio: float32 [N] at 16 kHz. Makes a frame for every 40 ms begun."""
-        parts = list(self._pieces(face, audio, num_inference_steps, guidance_scale, generator))
+        """face: aligned crop uint8 [S, S, 3]. audio: float32 [N] at 16 kHz. Makes a frame for every 40 ms begun.
+
+        lips: `media.lips.lip_motion` of each of these frames, float32 [T, LIP_MOTION], in place of what is heard.
+        """
+        parts = list(self._pieces(face, audio, num_inference_steps, guidance_scale, generator, lips))
         frames, latents = zip(*parts, strict=True)
         return TalkingHeadOutput(frames=np.concatenate(frames), latents=torch.cat(latents))
 
@@ -110,18 +116,27 @@ class TalkingHeadPipeline(DiffusionPipeline):
         guidance_scale: float = DEFAULT_GUIDANCE,
         generator: torch.Generator | None = None,
         block: int = FPS,
+        soft_border: bool = True,
     ) -> Iterator[np.ndarray]:
         """The frames of `__call__`, to the bit, in blocks uint8 [block, S, S, 3]; the last one may be shorter.
 
-        Only the sound, its features and a few windows lie in memory, however long the sound is.
+        soft_border: False leaves what is made of a lower face as it is up to its edge, for who lays it over another
+        picture. Only the sound, its features and a few windows lie in memory, however long the sound is.
         """
         if block < 1:
             raise ValueError(f"block is {block}; it must be at least 1 frame")
-        pieces = self._pieces(face, audio, num_inference_steps, guidance_scale, generator)
+        pieces = self._pieces(face, audio, num_inference_steps, guidance_scale, generator, soft_border=soft_border)
         return _cut_anew((frames for frames, _ in pieces), block)
 
     def _pieces(
-        self, face: np.ndarray, audio: np.ndarray, steps: int, guidance: float, generator: torch.Generator | None
+        self,
+        face: np.ndarray,
+        audio: np.ndarray,
+        steps: int,
+        guidance: float,
+        generator: torch.Generator | None,
+        lips: np.ndarray | None = None,
+        soft_border: bool = True,
     ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
         """Frames and their latents as they get ready, always cut at the same places."""
         reference = torch.from_numpy(encode_frames(self.autoencoder, face[None]))[0]
@@ -140,17 +155,28 @@ class TalkingHeadPipeline(DiffusionPipeline):
             guidance,
             generator,
             identity=who,
+            lips=None if lips is None else self._lip_shapes(lips, len(speech)),
         )
         detail = self._kept_detail(face, reference)
-        return ((decode_latents(self.autoencoder, piece, detail=detail), piece) for piece in latents)
+        decode = partial(decode_latents, self.autoencoder, face=face, detail=detail, soft_border=soft_border)
+        return ((decode(piece), piece) for piece in latents)
+
+    def _lip_shapes(self, lips: np.ndarray, frames: int) -> torch.Tensor:
+        if len(lips) != frames:
+            raise ValueError(f"lips of {len(lips)} frames are told for a sound of {frames}")
+        base = bare_denoiser(self.denoiser)
+        return base.lip_shape(torch.from_numpy(lips).to(base.device, torch.float32))
 
     def at_rest(self, face: np.ndarray) -> np.ndarray:
-        """The face uint8 [S, S, 3] as `__call__` would show it if nothing of it moved."""
+        """The face uint8 [S, S, 3] as `stream` without a soft border would show it if nothing of it moved."""
         reference = torch.from_numpy(encode_frames(self.autoencoder, face[None]))
-        return decode_latents(self.autoencoder, reference, detail=self._kept_detail(face, reference[0]))[0]
+        detail = self._kept_detail(face, reference[0])
+        return decode_latents(self.autoencoder, reference, face=face, detail=detail, soft_border=False)[0]
 
-    def _kept_detail(self, face: np.ndarray, reference: torch.Tensor) -> torch.Tensor:
-        """How much of `lost_detail` is shown: pixels [3, S, S]."""
+    def _kept_detail(self, face: np.ndarray, reference: torch.Tensor) -> torch.Tensor | None:
+        """How much of `lost_detail` is shown: pixels [3, S, S]; None where the autoencoder takes it from the face."""
+        if sees_reference(self.autoencoder):
+            return None
         weight = bare_denoiser(self.denoiser).detail[None, None].cpu()
         weight = torch.nn.functional.interpolate(weight, face.shape[:2], mode="bilinear")[0]
         return weight * self.lost_detail(face, reference)
@@ -223,9 +249,11 @@ def new_pipeline(autoencoder: str, latent_channels: int, latent_size: int, **set
 
     settings: of `TalkingHeadDenoiser`, beyond the latents' shape.
     """
-    denoiser = TalkingHeadDenoiser(latent_channels=latent_channels, latent_size=latent_size, **settings)
-    scheduler = make_scheduler(denoiser.config.prediction_type)
-    return TalkingHeadPipeline(load_autoencoder(autoencoder), denoiser, scheduler)
+    loaded = load_autoencoder(autoencoder)
+    denoiser = TalkingHeadDenoiser(
+        latent_channels=latent_channels, latent_size=latent_size, region=region_of(loaded), **settings
+    )
+    return TalkingHeadPipeline(loaded, denoiser, make_scheduler(denoiser.config.prediction_type))
 
 
 def make_critic(pipeline: TalkingHeadPipeline) -> FaceCritic | None:

@@ -43,10 +43,11 @@ def sample_clip(
     generator: torch.Generator | None = None,
     batch: int = DEFAULT_BATCH,
     identity: torch.Tensor | None = None,
+    lips: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """All of `sample_stream` in one tensor: latents float32 [T, C, h, w] on the CPU."""
     return torch.cat(
-        list(sample_stream(denoiser, scheduler, reference, speech, steps, guidance, generator, batch, identity))
+        list(sample_stream(denoiser, scheduler, reference, speech, steps, guidance, generator, batch, identity, lips))
     )
 
 
@@ -60,11 +61,12 @@ def sample_stream(
     generator: torch.Generator | None = None,
     batch: int = DEFAULT_BATCH,
     identity: torch.Tensor | None = None,
+    lips: torch.Tensor | None = None,
 ) -> Iterator[torch.Tensor]:
     """Yields a clip in order, latents float32 [n, C, h, w] on the CPU, T frames in all: what `denoiser.shown` makes of
     `sample_parts`, which says what the arguments are."""
     base = bare_denoiser(denoiser)
-    parts = sample_parts(denoiser, scheduler, reference, speech, steps, guidance, generator, batch, identity)
+    parts = sample_parts(denoiser, scheduler, reference, speech, steps, guidance, generator, batch, identity, lips)
     face = reference.to(base.device)
     for mean, sample in parts:
         yield base.from_residual(base.shown(mean, sample)[None], face[None])[0].float().cpu()
@@ -81,13 +83,15 @@ def sample_parts(
     generator: torch.Generator | None = None,
     batch: int = DEFAULT_BATCH,
     identity: torch.Tensor | None = None,
+    lips: torch.Tensor | None = None,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yields the first step's mean and the last step's sample, residuals [n, C, h, w] in order, T frames in all.
 
     reference: latents [C, h, w]. speech: [T, hops, mel], T >= 1; it may be a view that overlaps itself, only what a
-    group of windows needs is copied. identity: the face's embedding [D], for a denoiser that takes one. The sample is
-    steadied (`_steadied`); with one step it is the mean. Memory does not depend on T. Noise is drawn on the CPU, frame
-    after frame: a seeded `generator` means the same clip on every device.
+    group of windows needs is copied. identity: the face's embedding [D], for a denoiser that takes one. lips: shapes
+    [T, L] (`MotionUnits.lip_shape`) in place of those that are heard. The sample is steadied (`_steadied`); with one
+    step it is the mean. Memory does not depend on T. Noise is drawn on the CPU, frame after frame: a seeded `generator`
+    means the same clip on every device.
     """
     base = bare_denoiser(denoiser)
     device, window = base.device, base.config.window
@@ -102,8 +106,9 @@ def sample_parts(
 
     def predict(timestep: torch.Tensor, windows: torch.Tensor, group: list[int]) -> torch.Tensor:
         places = torch.tensor(group)[:, None] + torch.arange(window)
-        sounds = speech[places.clamp(max=total - 1)].to(device)
-        return _predict(denoiser, windows, timestep, sounds, reference, identity, guidance)
+        places = places.clamp(max=total - 1)
+        shapes = None if lips is None else lips[places].to(device)
+        return _predict(denoiser, windows, timestep, speech[places].to(device), reference, identity, guidance, shapes)
 
     channels = len(reference)
     noise = _noise(length, tuple(reference.shape), generator, device)
@@ -222,12 +227,13 @@ def _predict(
     reference: torch.Tensor,
     identity: torch.Tensor | None,
     guidance: float,
+    lips: torch.Tensor | None,
 ) -> torch.Tensor:
     """The one call of the denoiser: windows [B, T, C, h, w] with their sounds [B, T, hops, mel], guided if asked."""
     count = len(windows)
     faces, times = reference.expand(count, *reference.shape), timestep.expand(count)
     who = None if identity is None else identity.to(windows.device).expand(count, -1)
-    predicted = denoiser(windows, times, sounds, faces, None, who)
+    predicted = denoiser(windows, times, sounds, faces, None, who, lips)
     if guidance != 1:
         silent = torch.zeros(count, dtype=torch.bool, device=windows.device)
         without = denoiser(windows, times, sounds, faces, silent, who)

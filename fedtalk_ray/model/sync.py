@@ -12,7 +12,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
-from fedtalk_ray.media.face_template import MOUTH_BOX
+from fedtalk_ray.media.face_template import mouth_edges
 
 SPAN = 5
 """Frames that one judgement looks at, 0.2 s; shorter mouths say too little (SyncNet takes five as well)."""
@@ -45,9 +45,10 @@ class SyncNetwork(ModelMixin, ConfigMixin):
         dimensions: int = 64,
         dropout: float = 0.2,
         speech: str = "log-mel",
+        region: str = "face",
     ) -> None:
         super().__init__()
-        left, top, right, bottom = (round(edge * latent_size) for edge in MOUTH_BOX)
+        left, top, right, bottom = mouth_edges(latent_size, region)
         self.mouth = (slice(top, bottom), slice(left, right))
         # At most 3 x 4 places, so that the network does not grow with the picture.
         self.places = (min(3, -(-(bottom - top) // 2)), min(4, -(-(right - left) // 2)))

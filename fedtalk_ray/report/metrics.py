@@ -21,6 +21,7 @@ METRICS: dict[str, tuple[str, str]] = {
     "psnr": ("PSNR, dB", UP),
     "mouth_psnr": ("PSNR of the mouth, dB", UP),
     "ssim": ("SSIM", UP),
+    "mouth_sharpness": ("sharpness of the mouth / truth's", ONE),
     LPIPS: ("LPIPS", DOWN),
     ST_LPIPS: ("ST-LPIPS", DOWN),
     FID: ("FID", DOWN),
@@ -36,7 +37,8 @@ METRICS: dict[str, tuple[str, str]] = {
 }
 """Metric -> its words, and which way is better. A metric that is not here is shown under its own name."""
 
-DECIMALS = {"psnr": 2, "mouth_psnr": 2, FID: 1, FRECHET_LITE0: 1, "frames_per_second": 1, "jitter_ratio": 2}
+TWO_PLACES = ("psnr", "mouth_psnr", "jitter_ratio", "mouth_sharpness")
+DECIMALS = {FID: 1, FRECHET_LITE0: 1, "frames_per_second": 1} | dict.fromkeys(TWO_PLACES, 2)
 """Digits after the point where three would say more than is known."""
 
 JITTER = "jitter_ratio"

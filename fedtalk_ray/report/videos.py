@@ -170,7 +170,8 @@ def players(run: RunFolder, people: People, name: str, client: str | None, budge
         spoken = speak(own, piece.frames[0], piece.waveform, len(piece.frames), seed=0)
         caption = f"The same with the client's own identity adapter{f', of round {after}' if after else ''}."
         yield player("personalised", caption, spoken)
-    decoded = decode_latents(model.autoencoder, torch.from_numpy(piece.latents.astype(np.float32)))
+    latents = torch.from_numpy(piece.latents.astype(np.float32))
+    decoded = decode_latents(model.autoencoder, latents, face=piece.frames[0])
     yield player(
         "autoencoder alone", "Every real frame encoded and decoded: no picture of the model can be better.", decoded
     )

@@ -21,7 +21,7 @@ from fedtalk_ray.media.identity_embedding import NO_IDENTITY, clip_identity, fra
 from fedtalk_ray.media.lips import face_landmarks
 from fedtalk_ray.media.speech import LOG_MEL, load_speech_features
 from fedtalk_ray.media.video import FPS, SAMPLE_RATE, VideoError
-from fedtalk_ray.model.autoencoder import encode_frames, encoder_fingerprint, load_autoencoder
+from fedtalk_ray.model.autoencoder import encode_frames, encoder_fingerprint, load_autoencoder, sees_reference
 from fedtalk_ray.model.device import pick_device
 from fedtalk_ray.outputs import new_folder
 from fedtalk_ray.progress import ticker
@@ -68,12 +68,14 @@ def prepare(
     trained on, though they cannot be clients).
     Raises `CorpusError` when more than half of the clips had to be rejected; then nothing is written.
     """
-    if size % SIZE_STEP or size < 2 * SIZE_STEP:
-        raise CorpusError(f"--size {size}: must be a multiple of {SIZE_STEP}, at least {2 * SIZE_STEP}")
+    encoder = load_autoencoder(autoencoder)
+    step = encoder.size_step if sees_reference(encoder) else SIZE_STEP
+    if size % step or size < 2 * step:
+        raise CorpusError(f"--size {size}: must be a multiple of {step}, at least {2 * step}, for {autoencoder!r}")
     names = sorted({source.identity for source in sources})
     held_back = unseen_names(own_test_set(sources) if unseen is None else unseen, names)
     # All three are loaded here too, so that a source that cannot be used is refused before any clip is read.
-    fingerprint = encoder_fingerprint(load_autoencoder(autoencoder))
+    fingerprint = encoder_fingerprint(encoder)
     load_speech_features(speech)
     dimensions = 0 if identity == NO_IDENTITY else load_identity_embedder(identity).dimensions
     with new_folder(out, overwrite) as folder:

@@ -20,14 +20,23 @@ def vary_windows(pipeline: TalkingHeadPipeline, batch: PictureBatch, rng: np.ran
 
     Mirrored pictures have the same lip shapes (`media.lips.lip_motion`).
     """
-    config = bare_denoiser(pipeline.denoiser).config
-    seen = torch.cat([batch.reference[:, None], batch.frames], dim=1).numpy()
-    pixels = torch.cat([vary_pictures(window, rng) for window in seen])
-    sounds = [vary_speech(window.numpy(), rng, config.speech == LOG_MEL) for window in batch.speech]
-    latents = encode_pixels(pipeline.autoencoder, pixels.to(pipeline.autoencoder.device)).cpu()
+    pixels, speech = vary_seen_and_heard(batch, rng, bare_denoiser(pipeline.denoiser).config.speech)
+    latents = encode_pixels(pipeline.autoencoder, pixels.flatten(0, 1).to(pipeline.autoencoder.device)).cpu()
     latents = latents.unflatten(0, (len(batch), -1))
-    speech = torch.from_numpy(np.stack(sounds))
     return WindowBatch(latents[:, 1:], speech, latents[:, 0], batch.identity, batch.lips)
+
+
+def vary_seen_and_heard(
+    batch: PictureBatch, rng: np.random.Generator, speech: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pixels float32 [B, 1 + T, 3, S, S] in [-1, 1], the reference first, and sounds float32 [B, T, hops, bins].
+
+    speech: which features the sounds are.
+    """
+    seen = torch.cat([batch.reference[:, None], batch.frames], dim=1).numpy()
+    pixels = torch.stack([vary_pictures(window, rng) for window in seen])
+    sounds = [vary_speech(window.numpy(), rng, speech == LOG_MEL) for window in batch.speech]
+    return pixels, torch.from_numpy(np.stack(sounds))
 
 
 def vary_pictures(frames: np.ndarray, rng: np.random.Generator) -> torch.Tensor:

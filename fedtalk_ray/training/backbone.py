@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from fedtalk_ray.errors import ShardError
+from fedtalk_ray.model.autoencoder import region_of
 from fedtalk_ray.model.denoiser import bare_denoiser
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline, fingerprint, load_pipeline, new_pipeline
 from fedtalk_ray.shards.format import Manifest
@@ -45,6 +46,9 @@ def check_fits(manifest: Manifest, pipeline: TalkingHeadPipeline, where: str) ->
     manifest.check_autoencoder(fingerprint(pipeline), where)
     settings = bare_denoiser(pipeline.denoiser).config
     manifest.check_conditions(settings.speech, settings.identity, where)
+    made_for, latents_of = bare_denoiser(pipeline.denoiser).region, region_of(pipeline.autoencoder)
+    if made_for != latents_of:
+        raise ShardError(f"{where} is damaged: its denoiser is for the {made_for}, its latents are of the {latents_of}")
     hops, bins = manifest.shapes["speech"]
     if (hops, bins) != (settings.speech_hops, settings.mel_bins):
         raise ShardError(

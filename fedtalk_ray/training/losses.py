@@ -78,7 +78,7 @@ def window_loss(
 
     kind = base.config.prediction_type
     target = {"sample": clean, "epsilon": noise, "v_prediction": alpha * noise - sigma * clean}[kind]
-    mask = cell_weights(clean.shape[-1], config.mouth_weight).to(device)
+    mask = cell_weights(clean.shape[-1], config.mouth_weight, base.region).to(device)
     time_weight = ((alpha / sigma) ** 2).clamp(*SNR_RANGE) if kind == "sample" else torch.ones_like(alpha)
     diffusion = (time_weight * mask * (predicted - target).square()).mean()
     tdc = motion = identity = perceptual = sync = diffusion.new_zeros(())
@@ -137,7 +137,7 @@ def to_clean(
     return ((noisy - sigma * predicted) / alpha.clamp(min=1e-3)).clamp(-6, 6)
 
 
-def cell_weights(side: int, mouth_weight: float) -> torch.Tensor:
+def cell_weights(side: int, mouth_weight: float, region: str = "face") -> torch.Tensor:
     """[side, side] weights with mean 1: `mouth_weight` times as much in the mouth region as elsewhere."""
-    weights = 1 + (mouth_weight - 1) * torch.from_numpy(mouth_mask(side))
+    weights = 1 + (mouth_weight - 1) * torch.from_numpy(mouth_mask(side, region))
     return weights / weights.mean()

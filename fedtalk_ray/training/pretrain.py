@@ -17,7 +17,7 @@ import torch
 from fedtalk_ray.config import parse_config
 from fedtalk_ray.errors import ShardError
 from fedtalk_ray.federation.server_optimizer import make_optimizer
-from fedtalk_ray.model.autoencoder import PatchAutoencoder
+from fedtalk_ray.model.autoencoder import PatchAutoencoder, sees_reference
 from fedtalk_ray.model.device import pick_device
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
 from fedtalk_ray.model.presets import PresetError, preset, sizes
@@ -42,8 +42,9 @@ SHARES: dict[PhaseName, tuple[float, float]] = {
     "identity": (0.07, 75.0),
     "sync": (0.1, 150.0),
     "speech": (0.13, 200.0),
+    "sharpness": (1.0, 3600.0),
 }
-"""Phases before the denoiser's: share of its time, and the seconds after which more taught nothing (one core)."""
+"""Phases beside the denoiser's: share of its time, and the seconds after which more taught nothing (one core)."""
 STEPS_PER_ROUND = 25
 GUESS = 1000
 """Rounds that a phase which is given time, and not rounds, is taken to have until its first one was timed."""
@@ -69,6 +70,7 @@ def federation_of_one(
     out: str | Path,
     *,
     patch: bool = True,
+    sharp: bool = False,
     steps: int | None = None,
     seed: int = 0,
     threads: int = 1,
@@ -77,16 +79,16 @@ def federation_of_one(
 ) -> TrainConfig:
     """The settings under which `fedtalk train` does what `pretrain` does.
 
-    patch: whether the autoencoder is the project's own, whose decoder can be taught. steps: of the denoiser, in whole
-    rounds; half as many go to each phase before that takes any. Nothing is calibrated of clips too few to keep any
-    aside. Raises `ShardError` for shards without training clips.
+    patch: whether the autoencoder is "patch", whose decoder can be taught; sharp: whether it is "lower-face", whose
+    decoder is taught last. steps: of the denoiser, in whole rounds; half as many go to each other phase that takes any.
+    Nothing is calibrated of clips too few to keep any aside. Raises `ShardError` for shards without training clips.
     """
     people = sum(manifest.frames(name, "train") > 0 for name in manifest.identities)
     if not people:
         raise ShardError(f"shards {shards} hold no training clip; an identity needs two clips for one to be trained on")
     pieces = sum(manifest.pieces(name, "train") for name in manifest.identities)
     held_out = any(manifest.frames(name, "val") for name in manifest.identities) or pieces >= HELD_BACK
-    able = {"decoder": patch, "identity": people > 1, "calibration": held_out}
+    able = {"decoder": patch, "sharpness": sharp, "identity": people > 1, "calibration": held_out}
     wanted = steps or STEPS_PER_ROUND
     before = {"rounds": -(-wanted // (2 * STEPS_PER_ROUND)), "steps": min(-(-wanted // 2), STEPS_PER_ROUND)}
     return parse_config(
@@ -134,7 +136,8 @@ def pretrain(
 
     What is shown of its predictions is calibrated on val clips, or on training clips kept aside (`population`).
 
-    The denoiser trains for `minutes` (or `steps`, in whole rounds), the phases before it for a share of that each.
+    The denoiser trains for `minutes` (or `steps`, in whole rounds), the phases before it for a share of that each, and
+    the decoder of "lower-face" after it for as long again.
     size: a name of `model.presets`, None for tiny. start: a pipeline to go on from (`model.pipeline.load_pipeline`), in
     place of random weights of that size. tensorboard: where the phases' losses are logged, by round. device: "auto" is
     a GPU where there is one. Raises `ShardError` for shards without training clips, that do not fit `start`, or of an
@@ -150,7 +153,16 @@ def pretrain(
         pipeline = build_pipeline(start, seed, manifest, **settings_of_size)
         patch = isinstance(pipeline.autoencoder, PatchAutoencoder)
         config = federation_of_one(
-            manifest, shards, out, patch=patch, steps=steps, seed=seed, threads=threads, loss=loss_config, start=start
+            manifest,
+            shards,
+            out,
+            patch=patch,
+            sharp=sees_reference(pipeline.autoencoder),
+            steps=steps,
+            seed=seed,
+            threads=threads,
+            loss=loss_config,
+            start=start,
         )
         people = people_of(config)
         check = frames_to_judge(people)

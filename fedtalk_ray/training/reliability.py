@@ -19,7 +19,6 @@ import torch
 from diffusers import DDIMScheduler
 
 from fedtalk_ray.errors import TrainingError
-from fedtalk_ray.media.face_template import mouth_mask
 from fedtalk_ray.model.denoiser import TalkingHeadDenoiser, bare_denoiser
 from fedtalk_ray.model.identity import FaceCritic
 from fedtalk_ray.model.sampling import sample_clip
@@ -64,7 +63,7 @@ def score_client(
         base.to_residual(latents.to(base.device), held_out.reference.to(base.device))
         for latents in (generated, held_out.latents)
     )
-    inside = torch.from_numpy(mouth_mask(true.shape[-1])).to(true.device).bool()
+    inside = base.mouth().to(true.device).bool()
     agreement = beyond_chance(made[..., inside].flatten(2), true[..., inside].flatten(2))
     if held_out.lips.shape[-1]:
         heard = hearing_beyond_chance(base, held_out)

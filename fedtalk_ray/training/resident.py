@@ -12,7 +12,7 @@ import torch
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.federation.strategies import client_weight, load_strategy
 from fedtalk_ray.messages import ClientReport
-from fedtalk_ray.model.autoencoder import PatchAutoencoder
+from fedtalk_ray.model.autoencoder import PatchAutoencoder, sees_reference, through
 from fedtalk_ray.model.denoiser import bare_denoiser
 from fedtalk_ray.model.identity import IdentityEncoder
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
@@ -25,6 +25,7 @@ from fedtalk_ray.training.phases.decoder import decoder_phase
 from fedtalk_ray.training.phases.faces import Faces
 from fedtalk_ray.training.phases.identity import identity_phase
 from fedtalk_ray.training.phases.phase import Fitted, Phase, Task
+from fedtalk_ray.training.phases.sharpness import sharpness_phase
 from fedtalk_ray.training.phases.speech import hearing_score, speech_phase
 from fedtalk_ray.training.phases.sync import sync_phase
 from fedtalk_ray.training.phases.units import Units
@@ -37,6 +38,9 @@ class ResidentModel:
     """A pipeline, the phase that it is in, and what trains it there."""
 
     def __init__(self, pipeline: TalkingHeadPipeline, config: TrainConfig, device: str = "cpu") -> None:
+        if "sharpness" in config.phases and not sees_reference(pipeline.autoencoder):
+            name = type(pipeline.autoencoder).__name__
+            raise RunError(f"phases: sharpness needs shards of --autoencoder lower-face; this pipeline has a {name}")
         self.pipeline = pipeline.to(device)
         self._config, self._device = config, device
         self._strategy = load_strategy(config.strategy)
@@ -151,9 +155,14 @@ class ResidentModel:
             return decoder_phase(pipeline.autoencoder, config.decoder, device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
+            if name == "sharpness":
+                return sharpness_phase(pipeline, config.sharpness, config.stream, config.local.true_lips, device)
             if name == "identity":
                 encoder = pipeline.identity_encoder or IdentityEncoder()
                 pipeline.register_modules(identity_encoder=encoder)
+                if sees_reference(pipeline.autoencoder):
+                    # The critic compares what latents say, and these say nothing of the upper face.
+                    return identity_phase(encoder, config.identity, device, partial(through, pipeline.autoencoder))
                 return identity_phase(encoder, config.identity, device)
             settings = base.config
             network = pipeline.sync_network or SyncNetwork(
@@ -162,6 +171,7 @@ class ResidentModel:
                 settings.speech_hops,
                 settings.mel_bins,
                 speech=settings.speech,
+                region=base.region,
             )
             network.residual_std.copy_(base.residual_std)
             pipeline.register_modules(sync_network=network)

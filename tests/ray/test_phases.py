@@ -8,13 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+import torch
 from safetensors.numpy import load_file
 
+from fedtalk_ray.corpora.listing import list_synthetic
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
 from fedtalk_ray.rounds import Federation, train
 from fedtalk_ray.runs.history import read_history
 from fedtalk_ray.settings import TrainConfig
 from fedtalk_ray.shards.format import load_manifest
+from fedtalk_ray.shards.prepare import prepare
+from fedtalk_ray.training.backbone import untrained_pipeline
 from fedtalk_ray.training.pretrain import federation_of_one, pretrain
 
 Make = Callable[..., TrainConfig]
@@ -56,6 +60,27 @@ def test_training_with_one_client_is_pretraining_to_the_bit(shards: Path, pretra
         assert any(not np.array_equal(before[n], v) for n, v in federated.items() if n.startswith(part)), part
     for part in ("autoencoder.decoder", "identity"):
         assert any(not np.array_equal(before[n], v) for n, v in federated.items() if n.startswith(part)), part
+
+
+def test_a_decoder_learns_to_be_sharp_in_rounds_as_it_does_centrally(ray_cluster: None, tmp_path: Path) -> None:
+    """From clips to shards of lower faces, through all phases of an autoencoder that sees the reference, to the bit."""
+    shards, start = tmp_path / "shards", tmp_path / "start"
+    prepare("synthetic", list_synthetic(2, 4, seed=3), shards, size=96, autoencoder="lower-face", unseen=0)
+    manifest = load_manifest(shards)
+    assert manifest.shapes["latents"] == [32, 8, 8]
+    torch.manual_seed(0)
+    untrained_pipeline(manifest, widths=(16, 32), window=4).save_pretrained(str(start))
+    pretrain(shards, tmp_path / "central", minutes=0, steps=2, start=str(start), seed=4)
+    config = federation_of_one(
+        manifest, shards, tmp_path / "federated", patch=False, sharp=True, steps=2, start=str(start), seed=4
+    )
+    assert config.phases[-1] == "sharpness"
+    train(config)
+    central, federated = weights_of(tmp_path / "central"), weights_of(tmp_path / "federated" / "pipeline")
+    before = weights_of(start)
+    assert [name for name, value in central.items() if not np.array_equal(value, federated[name])] == []
+    learned, fixed = "autoencoder.decoder.conv_out.weight", "autoencoder.encoder.weight"
+    assert not np.array_equal(before[learned], central[learned]) and np.array_equal(before[fixed], central[fixed])
 
 
 @pytest.fixture(scope="module")

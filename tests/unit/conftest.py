@@ -124,11 +124,15 @@ def tiny_landmarks(level: Any, seed: int = 0) -> Any:
 
 
 def tiny_shards(
-    folder: Path, clips: dict[str, list[int]], side: int = 32, unseen: tuple[str, ...] | None = None
+    folder: Path,
+    clips: dict[str, list[int]],
+    side: int = 32,
+    unseen: tuple[str, ...] | None = None,
+    encoder: str = "patch",
 ) -> Manifest:
     """Shards of smooth pictures whose contrast follows the loudness: for every identity, clips of so many frames.
 
-    Encoded by the default "patch" autoencoder.
+    encoder: the name of one of our own autoencoders.
     """
     import numpy as np
 
@@ -136,14 +140,14 @@ def tiny_shards(
     from fedtalk_ray.model.autoencoder import encode_frames, encoder_fingerprint, load_autoencoder
     from fedtalk_ray.shards.format import Manifest, ShardWriter
 
-    autoencoder = load_autoencoder("patch")
+    autoencoder = load_autoencoder(encoder)
     shapes = {
         "frames": [side, side, 3],
-        "latents": [16, side // 4, side // 4],
+        "latents": list(encode_frames(autoencoder, np.zeros((1, side, side, 3), np.uint8)).shape[1:]),
         "speech": list(LogMel.shape),
         "waveform": [],
     }
-    manifest = Manifest("folder", side, 25, 16_000, "patch", encoder_fingerprint(autoencoder), shapes)
+    manifest = Manifest("folder", side, 25, 16_000, encoder, encoder_fingerprint(autoencoder), shapes)
     folder.mkdir(parents=True)
     writer = ShardWriter(folder, manifest, None if unseen is None else set(unseen))
     y, x = np.mgrid[:side, :side] / side

@@ -21,8 +21,9 @@ import torch
 import torch.nn.functional as F
 
 from fedtalk_ray.errors import NothingToGive, TrainingError
+from fedtalk_ray.media.compositing import mask_of
 from fedtalk_ray.media.face_template import mouth_mask
-from fedtalk_ray.model.autoencoder import decode_pixels, frames_to_pixels
+from fedtalk_ray.model.autoencoder import decode_pixels, frames_to_pixels, sees_reference
 from fedtalk_ray.model.denoiser import TalkingHeadDenoiser, bare_denoiser
 from fedtalk_ray.model.motion_units import mouth_blend
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
@@ -153,11 +154,11 @@ class Calibration:
         """Sets certainty and liveliness from the first two sections; without the second, from least squares alone."""
         base, best = self._base, self._best(first)
         assert first is not None
-        certainty = best if second is None else best * chosen(second, len(best))
+        certainty = best if second is None else best * chosen(second, len(best), base.region)
         _, _, true, mean, added = first
         lively = factor(true - certainty.square() * mean, added).clamp(min=0).sqrt()
         base.certainty.copy_(certainty)
-        base.liveliness.copy_(lively.clamp(max=MAX_LIVELINESS) * (1 - mouth_blend(len(best))))
+        base.liveliness.copy_(lively.clamp(max=MAX_LIVELINESS) * (1 - mouth_blend(len(best), base.region)))
 
 
 def predict(pipeline: TalkingHeadPipeline, piece: Piece, seed: int) -> Prediction:
@@ -226,15 +227,20 @@ def nearness(pipeline: TalkingHeadPipeline, spoken: list[Prediction], best: torc
     for each in spoken:
         truth = frames_to_pixels(each.frames).to(base.device)
         inside = torch.from_numpy(mouth_mask(truth.shape[-1])).to(base.device)
+        around = 1 - inside
+        if sees_reference(pipeline.autoencoder):
+            # Only what is laid over the reference can come nearer.
+            around = around * torch.from_numpy(mask_of(truth.shape[-1]) > 0).to(around)
         for row, tried in zip(reached, FACTORS_TRIED, strict=True):
             shown = base.from_residual((tried * best * each.mean)[None], each.reference)[0]
-            errors = (decode_pixels(pipeline.autoencoder, shown) - truth).square().mean(1)
-            for place, region in enumerate((inside, 1 - inside)):
+            made = decode_pixels(pipeline.autoencoder, shown, frames_to_pixels(each.face[None]))
+            errors = (made - truth).square().mean(1)
+            for place, region in enumerate((inside, around)):
                 row[place] -= 10 * ((errors * region).sum((1, 2)) / region.sum()).clamp(min=1e-8).log10().mean().cpu()
     return (reached - reached[:1]) / len(spoken)
 
 
-def chosen(reached: torch.Tensor, side: int) -> torch.Tensor:
+def chosen(reached: torch.Tensor, side: int, region: str = "face") -> torch.Tensor:
     """What to multiply the least-squares factors by, [side, side]: one of `FACTORS_TRIED` in the mouth, one around it.
 
     reached: `nearness`. The largest factor whose frames come within `MAX_PSNR_LOSS_DB` of the nearest.
@@ -243,7 +249,7 @@ def chosen(reached: torch.Tensor, side: int) -> torch.Tensor:
         max(tried for tried, psnr in zip(FACTORS_TRIED, column, strict=True) if psnr >= column.max() - MAX_PSNR_LOSS_DB)
         for column in reached.T
     )
-    blend = mouth_blend(side)
+    blend = mouth_blend(side, region)
     return mouth * blend + around * (1 - blend)
 
 
@@ -251,9 +257,12 @@ def chosen(reached: torch.Tensor, side: int) -> torch.Tensor:
 def lacking_and_lost(pipeline: TalkingHeadPipeline, spoken: list[Prediction]) -> torch.Tensor:
     """[2, h, w], means over frames and clips: lost * missing, and lost^2.
 
-    `lost` is what the autoencoder loses of the reference, `missing` what the pictures that would be shown lack.
+    `lost` is what the autoencoder loses of the reference, `missing` what the pictures that would be shown lack. 0
+    for an autoencoder that takes detail from the reference itself.
     """
     base = bare_denoiser(pipeline.denoiser)
+    if sees_reference(pipeline.autoencoder):
+        return torch.zeros(2, base.config.latent_size, base.config.latent_size)
     parts = []
     for each in spoken:
         shown = base.from_residual(base.shown(each.mean, each.sample)[None], each.reference)[0]

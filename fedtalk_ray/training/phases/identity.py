@@ -1,7 +1,7 @@
 """Phase `identity`: the identity encoder learns who is who. It takes several people to tell apart, so a client of one
 has nothing to say: the phase belongs where clients hold many, as a single one that holds everything does."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
@@ -21,13 +21,19 @@ FRAMES = 3
 """Frames of each person in a step."""
 
 
-def identity_phase(encoder: IdentityEncoder, config: IdentityConfig, device: str = "cpu") -> ModuleSteps:
-    losses = partial(identity_losses, encoder, config.batch_size, device)
+Seen = Callable[[torch.Tensor], torch.Tensor]
+"""Pixels [B, 3, S, S] as a critic will see such pictures."""
+
+
+def identity_phase(
+    encoder: IdentityEncoder, config: IdentityConfig, device: str = "cpu", seen: Seen = lambda pixels: pixels
+) -> ModuleSteps:
+    losses = partial(identity_losses, encoder, config.batch_size, device, seen)
     return ModuleSteps(encoder, config, of_pieces(("client", "frames"), losses), device)
 
 
 def identity_losses(
-    encoder: IdentityEncoder, most: int, device: str, pieces: list[Piece], rng: np.random.Generator
+    encoder: IdentityEncoder, most: int, device: str, seen: Seen, pieces: list[Piece], rng: np.random.Generator
 ) -> Iterator[Loss]:
     """Supervised contrastive losses (Khosla et al. 2020): frames of one person attract, of two people repel."""
     by_person: dict[str, list[Piece]] = {}
@@ -40,7 +46,7 @@ def identity_losses(
         chosen = rng.choice(len(people), min(most, len(people)), replace=False)
         pixels = torch.cat([_augmented(random_frames(by_person[people[index]], FRAMES, rng), rng) for index in chosen])
         labels = torch.from_numpy(np.repeat(chosen, FRAMES)).to(device)
-        similarity = encoder(pixels.to(device))
+        similarity = encoder(seen(pixels.to(device)))
         logits = similarity @ similarity.T / 0.1
         other = ~torch.eye(len(labels), dtype=torch.bool, device=device)
         same = (labels[:, None] == labels[None]) & other

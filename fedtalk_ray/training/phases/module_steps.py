@@ -1,6 +1,6 @@
 """What phases share that take optimiser steps on one module: decoder, identity encoder, sync network, speech."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -27,10 +27,12 @@ class ModuleSteps:
         device: str = "cpu",
         trained: Callable[[str], bool] = lambda name: True,
         score: Score | None = None,
+        frozen_modules: Mapping[str, torch.nn.Module] | None = None,
     ) -> None:
-        """trained: which parameters, by their name. score: None where nobody asks for one."""
+        """trained: which parameters, by their name. score: None where nobody asks for one. frozen_modules:
+        others that the losses go through."""
         self._module, self._config, self._losses = module.to(device), config, losses
-        self._trained, self._score = trained, score
+        self._trained, self._score, self._others = trained, score, dict(frozen_modules or {})
 
     def _parameters(self) -> list[tuple[str, torch.nn.Parameter]]:
         return [each for each in sorted(self._module.named_parameters()) if self._trained(each[0])]
@@ -66,7 +68,10 @@ class ModuleSteps:
         self._module.eval().requires_grad_(False)
 
     def frozen(self) -> bytes:
-        return state_digest(self._module.state_dict(), (name for name, _ in self._parameters()))
+        state = dict(self._module.state_dict())
+        for part, module in self._others.items():
+            state |= {f"{part}.{name}": value for name, value in module.state_dict().items()}
+        return state_digest(state, (name for name, _ in self._parameters()))
 
 
 def of_pieces(columns: tuple[str, ...], losses: Callable[[list[Piece], np.random.Generator], Iterator[Loss]]) -> Losses:

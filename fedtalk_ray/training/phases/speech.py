@@ -48,7 +48,7 @@ def speech_phase(
     """
     if not denoiser.knows_lips():
         raise RunError("phases: speech needs a backbone that knows lip axes, and this one has none; add units")
-    mask = cell_weights(denoiser.config.latent_size, mouth_weight).to(device)
+    mask = cell_weights(denoiser.config.latent_size, mouth_weight, denoiser.region).to(device)
 
     def losses(task: Task, rng: np.random.Generator) -> Iterator[Loss]:
         batches = task.people.batches(

@@ -90,8 +90,9 @@ def test_a_size_that_does_not_divide_is_refused(tmp_path: Path) -> None:
     from fedtalk_ray.corpora.listing import CorpusError, list_synthetic
     from fedtalk_ray.shards.prepare import prepare
 
-    with pytest.raises(CorpusError, match="--size 50: must be a multiple of 16"):
-        prepare("synthetic", list_synthetic(2, 2, 0), tmp_path / "shards", size=50)
+    for encoder, size, step in (("patch", 50, 16), ("lower-face", 64, 48), ("lower-face", 48, 48)):
+        with pytest.raises(CorpusError, match=f"--size {size}: must be a multiple of {step}, at least {2 * step}"):
+            prepare("synthetic", list_synthetic(2, 2, 0), tmp_path / "shards", size=size, autoencoder=encoder)
 
 
 def test_an_identity_that_the_corpus_lacks_is_named(refused: Callable[..., str], tmp_path: Path) -> None:

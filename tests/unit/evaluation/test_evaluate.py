@@ -10,10 +10,11 @@ import torch
 
 from fedtalk_ray.errors import RunError, ShardError
 from fedtalk_ray.evaluation import metrics
-from fedtalk_ray.evaluation.evaluate import Instruments, evaluate_run, measure_clip, metrics_table, write_metrics
+from fedtalk_ray.evaluation.evaluate import TOLD, Instruments, evaluate_run, measure_clip, metrics_table, write_metrics
 from fedtalk_ray.evaluation.frechet import FeatureNetwork, frechet_distance
 from fedtalk_ray.evaluation.held_out import choose_clips, read_clips
 from fedtalk_ray.evaluation.perceptual import PerceptualDistance
+from fedtalk_ray.media.lips import lip_motion
 from fedtalk_ray.media.speech import MEL_BINS, WINDOW_HOPS
 from fedtalk_ray.model.autoencoder import load_autoencoder
 from fedtalk_ray.model.denoiser import TalkingHeadDenoiser
@@ -125,6 +126,25 @@ def test_samples_are_averaged_over_their_seeds(shards: tuple[Path, Manifest], pr
     assert np.allclose(found.features["generated"], [one[::5].mean(axis=(1, 2)) for one in made], atol=1e-3)
     assert len(found.features["copy"]) == 1
     assert found.rows["real/real"] == {}
+
+
+def test_lips_are_told_in_place_of_those_that_are_heard(shards: tuple[Path, Manifest], pretrained: Path) -> None:
+    """Those of each frame, and only to a network that knows lip axes: then another mouth comes of the same sound."""
+    folder, manifest = shards
+    model = load_released(RunFolder(pretrained))
+    clip = next(read_clips(People(folder, manifest), "test", choose_clips(manifest, "test")))
+    assert TOLD not in measure_clip(model, clip, Instruments(), None, samples=1).rows
+    torch.nn.init.normal_(model.denoiser.lip_axes, std=30, generator=torch.Generator().manual_seed(0))
+    truth, lips = clip.piece.frames, lip_motion(clip.piece.landmarks)
+    audio = clip.piece.waveform.astype(np.float32) / 32767
+
+    def made(**more: np.ndarray) -> np.ndarray:
+        return model(truth[0], audio, generator=torch.Generator().manual_seed(0), **more).frames
+
+    told = made(lips=lips)
+    assert (told != made()).any() and (told != made(lips=lips[::-1].copy())).any()
+    found = measure_clip(model, clip, Instruments(), None, samples=1).rows[TOLD]
+    assert found["psnr"] == pytest.approx(metrics.psnr(told, truth))
 
 
 def test_a_run_and_its_bare_pipeline_measure_alike(

@@ -81,6 +81,7 @@ def test_who_has_no_other_sound_is_measured_without_that_row(
     assert clip.other_sound is None
     pipeline = untrained_pipeline(people.manifest, widths=(16, 32), window=4).to("cpu")
     found = measure_clip(pipeline, clip, Instruments(), None, samples=1)
+    assert "true lips told" not in found.rows, "it knows no lip axes"
     assert "other sound" not in found.rows and found.rows["generated"]["lip_gap"] is None
 
 

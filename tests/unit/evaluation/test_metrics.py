@@ -70,6 +70,30 @@ def test_ssim_does_not_lose_precision_to_autocast() -> None:
     assert 0.9 < plain < 0.99
 
 
+def test_sharpness_of_stripes_by_hand() -> None:
+    """Columns of 100 + d and 100 in turn have a Laplacian of 2d: at twice the contrast four times the energy."""
+    weak, strong = flat(100, 100), flat(100, 100)
+    weak[:, :, ::2], strong[:, :, ::2] = 110, 120
+    assert metrics.sharpness_ratio(strong, weak) == pytest.approx(4)
+    assert metrics.sharpness_ratio(weak, strong) == pytest.approx(0.25)
+    assert metrics.sharpness_ratio(weak + 50, weak) == pytest.approx(1)
+
+
+def test_sharpness_is_the_mouths_alone_and_of_a_blank_it_is_one_or_endless() -> None:
+    side = 50
+    left, top, right, bottom = (round(edge * side) for edge in MOUTH_BOX)
+    truth = noise((2, side, side, 3))
+    elsewhere = noise((2, side, side, 3), seed=1)
+    elsewhere[:, top - 1 : bottom + 1, left - 1 : right + 1] = truth[:, top - 1 : bottom + 1, left - 1 : right + 1]
+    assert metrics.sharpness_ratio(elsewhere, truth) == pytest.approx(1)
+    assert metrics.sharpness_ratio(flat(3, 3), flat(9, 9)) == 1
+    assert metrics.sharpness_ratio(noise((2, 16, 16, 3)), flat(9, 9)) == math.inf
+    with pytest.raises(ValueError, match="must have one shape"):
+        metrics.sharpness_ratio(flat(1), flat(1, 1))
+    with pytest.raises(ValueError, match="known in square crops only; these frames are 20x16"):
+        metrics.sharpness_ratio(noise((2, 16, 20, 3)), noise((2, 16, 20, 3)))
+
+
 def test_jitter_of_a_ramp() -> None:
     assert metrics.temporal_jitter(flat(0, 5, 10, 15)) == pytest.approx(5 / 255)
     assert metrics.temporal_jitter(flat(0, 255, 0)) == 1.0

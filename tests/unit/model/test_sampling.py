@@ -271,3 +271,26 @@ def test_a_steadied_sample_strays_from_the_mean_only_quickly() -> None:
         swing = 1 - 2 * (frames % 2)
         # Of seven frames of a swing four are the middle one's opposite and three are like it.
         assert torch.allclose(steadied(swing, cut)[3:-3], swing[3:-3] * (1 + 1 / 7), atol=1e-5)
+
+
+def test_every_window_is_told_the_lips_of_its_own_frames(make_denoiser) -> None:
+    """In one step, by the definition: windows of the clip, each with its lips, blended."""
+    denoiser = make_denoiser().eval()
+    window, frames = denoiser.config.window, 11
+    reference, speech = clip(denoiser, frames)
+    lips = torch.randn(frames, denoiser.config.lip_numbers, generator=seeded(6))
+    scheduler = make_scheduler("sample")
+    scheduler.set_timesteps(1)
+    sums, weights = torch.zeros(frames, *reference.shape), torch.zeros(frames, 1, 1, 1)
+    for begin in sorted({*range(0, frames - window + 1, window // 2), frames - window}):
+        part = slice(begin, begin + window)
+        nothing = torch.zeros(1, window, *reference.shape)
+        with torch.no_grad():
+            told = denoiser(nothing, scheduler.timesteps, speech[None, part], reference[None], lips=lips[None, part])[0]
+        blend = torch.tensor([min(place + 1, window - place) for place in range(window)])[:, None, None, None]
+        sums[part] += blend * told
+        weights[part] += blend
+    made = sample_clip(denoiser, make_scheduler("sample"), reference, speech, steps=1, lips=lips)
+    torch.testing.assert_close(made, denoiser.from_residual((sums / weights)[None], reference[None])[0])
+    heard = sample_clip(denoiser, make_scheduler("sample"), reference, speech, steps=1)
+    assert (made - heard).abs().max() > 1e-3

@@ -11,12 +11,16 @@ import torch
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.model.identity import IdentityEncoder
 from fedtalk_ray.model.sync import SyncNetwork
-from fedtalk_ray.recipe import PHASES, STATISTICS_ROUNDS, PhaseName, PhaseRounds
+from fedtalk_ray.recipe import PHASES as EVERY_PHASE
+from fedtalk_ray.recipe import STATISTICS_ROUNDS, PhaseName, PhaseRounds
 from fedtalk_ray.settings import TrainConfig
 from fedtalk_ray.shards.people import People
 from fedtalk_ray.training.backbone import untrained_pipeline
 from fedtalk_ray.training.phases.phase import task_of
 from fedtalk_ray.training.resident import ResidentModel
+
+PHASES: tuple[PhaseName, ...] = tuple(name for name in EVERY_PHASE if name != "sharpness")
+"""All that a pipeline around the autoencoder "patch" goes through."""
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from fedtalk_ray.errors import NothingToGive, TrainingError
 from fedtalk_ray.model import adapters
 from fedtalk_ray.model.autoencoder import decode_latents, decode_pixels, encode_frames
 from fedtalk_ray.model.motion_units import mouth_blend
-from fedtalk_ray.model.pipeline import TalkingHeadPipeline
+from fedtalk_ray.model.pipeline import TalkingHeadPipeline, new_pipeline
 from fedtalk_ray.shards.format import Piece
 from fedtalk_ray.training.phases.calibration import (
     FACTORS_TRIED,
@@ -21,6 +21,7 @@ from fedtalk_ray.training.phases.calibration import (
     Calibration,
     Prediction,
     chosen,
+    lacking_and_lost,
     nearness,
 )
 
@@ -191,9 +192,9 @@ def test_of_many_or_large_pictures_only_some_are_decoded(
         residual[0] = 0
     decoded = []
 
-    def decode(autoencoder: torch.nn.Module, latents: torch.Tensor) -> torch.Tensor:
+    def decode(autoencoder: torch.nn.Module, latents: torch.Tensor, *face: torch.Tensor) -> torch.Tensor:
         decoded.append(len(latents))
-        return decode_pixels(autoencoder, latents)
+        return decode_pixels(autoencoder, latents, *face)
 
     monkeypatch.setattr("fedtalk_ray.training.phases.calibration.decode_pixels", decode)
     monkeypatch.setattr("fedtalk_ray.training.phases.calibration.MAX_PIXELS", 23 * (4 * SIDE) ** 2)
@@ -334,3 +335,22 @@ def test_rounds_do_not_change_what_all_clients_have_in_common(lively, make_confi
     assert phase.frozen() == before
     next(pipeline.denoiser.parameters()).data += 1
     assert phase.frozen() != before
+
+
+def test_of_a_lower_face_only_what_is_laid_over_the_picture_is_judged() -> None:
+    """Everything is predicted twice too large: half is right around the mouth too, however much eyes and hair move."""
+    torch.manual_seed(0)
+    pipeline = new_pipeline("lower-face", 32, SIDE, widths=(16, 32), window=4)
+    generator, side = torch.Generator().manual_seed(0), 12 * SIDE
+    spoken = []
+    for number in range(2):
+        face = np.random.default_rng(number).integers(60, 200, (1, side, side, 3), np.uint8)
+        reference = torch.from_numpy(encode_frames(pipeline.autoencoder, face))
+        truth = 0.3 * torch.randn(20, 32, SIDE, SIDE, generator=generator)
+        latents = pipeline.denoiser.from_residual(truth[None], reference)[0]
+        frames = decode_latents(pipeline.autoencoder, latents, face=face[0])
+        frames[:, : side // 3] = np.random.default_rng(9).integers(0, 256, frames[:, : side // 3].shape, np.uint8)
+        spoken.append(Prediction(face[0], reference, frames, truth, 2 * truth, 2 * truth))
+    best = torch.ones(SIDE, SIDE)
+    assert torch.equal(chosen(nearness(pipeline, spoken, best), SIDE, "lower face"), 0.5 * best)
+    assert not lacking_and_lost(pipeline, spoken).any(), "its detail comes from the reference"

@@ -1,5 +1,6 @@
 """The identity encoder learns who is who, from a client that holds several people."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,23 @@ def test_the_identity_encoder_learns_who_is_who(pieces: list[Piece], all_rounds)
     assert gap() > before + 0.3
     assert answers[-1].losses["identity"] < answers[0].losses["identity"]
     assert not encoder.training and not any(parameter.requires_grad for parameter in encoder.parameters())
+
+
+def test_faces_are_told_apart_by_what_a_critic_will_see_of_them(pieces: list[Piece], make_task) -> None:
+    """Of pictures whose upper half is dark the upper half teaches nothing."""
+
+    def update(change: int, seen: Any) -> bytes:
+        encoder, changed = new_encoder(), [replace(piece, frames=piece.frames.copy()) for piece in pieces]
+        for piece in changed:
+            piece.frames[:, :10] ^= change
+        phase = identity_phase(encoder, IdentityConfig(steps=2), seen=seen)
+        return phase.fit(make_task(changed, phase.initial())).update.tobytes()
+
+    def lower(pixels: torch.Tensor) -> torch.Tensor:
+        return torch.cat([torch.zeros_like(pixels[:, :, :16]), pixels[:, :, 16:]], dim=2)
+
+    assert update(0, lower) == update(255, lower)
+    assert update(0, lambda pixels: pixels) != update(255, lambda pixels: pixels)
 
 
 def test_the_first_loss_is_the_contrastive_one_by_hand(pieces: list[Piece], make_task, monkeypatch) -> None:

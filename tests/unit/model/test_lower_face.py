@@ -1,0 +1,214 @@
+"""The autoencoder of the lower face: what it leaves alone, what it keeps, and what it takes from the reference."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedtalk_ray.errors import ShardError
+from fedtalk_ray.evaluation import metrics
+from fedtalk_ray.evaluation.window_figures import measure_windows
+from fedtalk_ray.media.compositing import mask_of
+from fedtalk_ray.media.face_template import MOUTH_BOX, mouth_mask
+from fedtalk_ray.media.lips import LIP_MOTION
+from fedtalk_ray.model.autoencoder import (
+    decode_latents,
+    encode_frames,
+    encoder_fingerprint,
+    load_autoencoder,
+    pixels_to_frames,
+    region_of,
+    sees_reference,
+)
+from fedtalk_ray.model.lower_face import LowerFaceAutoencoder
+from fedtalk_ray.model.pipeline import TalkingHeadPipeline, load_pipeline, new_pipeline
+from fedtalk_ray.shards.windows import WindowBatch
+from fedtalk_ray.training.backbone import check_fits, untrained_pipeline
+from fedtalk_ray.training.reliability import generate_windows
+
+SIDE = 48
+
+
+def noise_frames(count: int, seed: int = 0, side: int = SIDE) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+
+
+def awake(seed: int = 0) -> LowerFaceAutoencoder:
+    """One whose decoder does something."""
+    torch.manual_seed(seed)
+    autoencoder = LowerFaceAutoencoder(widths=(8, 16)).eval()
+    torch.nn.init.normal_(autoencoder.decoder.conv_out.weight, std=0.1)
+    return autoencoder
+
+
+def test_latents_are_of_the_lower_face_alone() -> None:
+    """Of 48 pixels those from 8 to 40 and from 16 down: other pixels change no latent, and each of these does."""
+    autoencoder, frames = awake(), noise_frames(2)
+    before = encode_frames(autoencoder, frames)
+    assert before.shape == (2, 32, 4, 4)
+    outside = frames.copy()
+    outside[:, :16], outside[:, :, :8], outside[:, :, 40:] = 0, 0, 0
+    assert (encode_frames(autoencoder, outside) == before).all()
+    for row, column in ((16, 8), (47, 39)):
+        changed = frames.copy()
+        changed[:, row, column] ^= 255
+        assert (encode_frames(autoencoder, changed) != before).any()
+
+
+def test_latents_have_the_energy_of_what_they_keep() -> None:
+    """The rows are orthonormal: smooth pictures keep all of it, and noise 32 of 192 parts."""
+    autoencoder = LowerFaceAutoencoder()
+    rows = autoencoder.encoder.weight.flatten(1).double()
+    assert rows.shape == (32, 192) and torch.allclose(rows @ rows.T, torch.eye(32, dtype=torch.double), atol=1e-6)
+    noise = torch.randn(64, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    kept = autoencoder.encode(noise).latents.square().sum() / autoencoder.window(noise).square().sum()
+    assert float(kept) == pytest.approx(32 / 192, abs=0.01)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), side=st.sampled_from([48, 96, 144]))
+def test_outside_the_mask_the_reference_stays_to_the_bit(seed: int, side: int) -> None:
+    frame = noise_frames(1, seed, side)[0]
+    cells = side // 12
+    latents = torch.randn(3, 32, cells, cells, generator=torch.Generator().manual_seed(seed)) * 5
+    made = decode_latents(awake(seed % 7), latents, face=frame)
+    outside = mask_of(side) == 0
+    assert (made[:, outside] == frame[outside]).all()
+    assert (made[:, ~outside] != frame[~outside]).mean() > 0.5
+
+
+@pytest.mark.parametrize("side", [48, 96, 144, 240])
+def test_the_mask_lies_within_the_lower_face(side: int) -> None:
+    """So that no edge of it shows."""
+    whole = torch.from_numpy(mask_of(side))[None, None].expand(1, 3, -1, -1)
+    assert float(LowerFaceAutoencoder().window(whole).sum()) == pytest.approx(float(whole.sum()))
+
+
+def test_untrained_a_face_at_rest_is_its_own_picture() -> None:
+    """Its latents bring back what the encoder keeps, and the reference what it drops."""
+    autoencoder, frames = load_autoencoder("lower-face"), noise_frames(1)
+    made = decode_latents(autoencoder, torch.from_numpy(encode_frames(autoencoder, frames)), face=frames[0])
+    assert np.abs(made.astype(int) - frames).max() <= 1
+
+
+def test_a_reference_serves_one_frame_or_many() -> None:
+    autoencoder, frames = awake(), noise_frames(3)
+    pixels = torch.from_numpy(frames).permute(0, 3, 1, 2) / 127.5 - 1
+    latents = autoencoder.encode(pixels).latents
+    with torch.no_grad():
+        together = autoencoder.decode(latents, pixels[:1]).sample
+        each = autoencoder.decode(latents, pixels[:1].expand(3, -1, -1, -1)).sample
+        alone = autoencoder.decode(latents[2:], pixels[:1]).sample
+    torch.testing.assert_close(together, each)
+    torch.testing.assert_close(together[2:], alone)
+
+
+def test_without_a_reference_the_lower_face_lies_on_grey() -> None:
+    autoencoder = awake()
+    made = autoencoder.decode(torch.ones(1, 32, 4, 4)).sample
+    assert made.shape == (1, 3, SIDE, SIDE) and not made[:, :, :16].any() and made.any()
+
+
+def test_gradients_reach_latents_and_decoder() -> None:
+    autoencoder = awake()
+    latents = torch.randn(1, 32, 4, 4, requires_grad=True)
+    autoencoder.decode(latents, torch.rand(1, 3, SIDE, SIDE)).sample.sum().backward()
+    assert latents.grad is not None and bool(latents.grad.any())
+    assert all(parameter.grad is not None for parameter in autoencoder.decoder.parameters())
+
+
+def test_it_is_saved_and_loaded_as_diffusers_does(tmp_path: Path) -> None:
+    autoencoder, frames = awake(), noise_frames(2)
+    autoencoder.save_pretrained(str(tmp_path))
+    loaded = load_autoencoder(str(tmp_path))
+    latents = torch.from_numpy(encode_frames(autoencoder, frames))
+    made, again = (decode_latents(each, latents, face=frames[0]) for each in (autoencoder, loaded))
+    assert (made == again).all()
+    assert encoder_fingerprint(loaded) == encoder_fingerprint(autoencoder) == encoder_fingerprint(awake(1))
+
+
+def test_what_it_is_to_others() -> None:
+    """Two fresh ones are the same; shards of another serve it not; who asks for its region is told."""
+    one, other = load_autoencoder("lower-face"), load_autoencoder("lower-face")
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    patch = load_autoencoder("patch")
+    assert encoder_fingerprint(one) != encoder_fingerprint(patch)
+    assert (region_of(one), region_of(patch)) == ("lower face", "face")
+    assert sees_reference(one) and not sees_reference(patch)
+
+
+def test_the_mouth_lies_at_the_same_pixels_in_the_crop_and_in_its_lower_face() -> None:
+    """Of 240 pixels: 62 to 178 and 130 to 221 in the crop, 40 to the left of which and 80 above which it begins."""
+    crop, window = mouth_mask(240), mouth_mask(160, "lower face")
+    assert [round(edge * 240) for edge in MOUTH_BOX] == [62, 130, 178, 221]
+    np.testing.assert_array_equal(crop[80:, 40:200], window)
+
+
+def speaking(wake_zeros) -> TalkingHeadPipeline:
+    """A pipeline whose mouth moves with noise and sound, if not rightly."""
+    torch.manual_seed(0)
+    pipeline = new_pipeline("lower-face", 32, 4, widths=(16, 32), window=4)
+    wake_zeros(pipeline.denoiser)
+    pipeline.denoiser.eval()
+    return pipeline
+
+
+def test_a_pipeline_speaks_with_the_lower_face_alone(wake_zeros) -> None:
+    pipeline, face = speaking(wake_zeros), noise_frames(1)[0]
+    audio = np.random.default_rng(0).normal(0, 0.1, 640 * 9).astype(np.float32)
+    made = pipeline(face, audio, generator=torch.Generator().manual_seed(0)).frames
+    outside = mask_of(SIDE) == 0
+    assert (made[:, outside] == face[outside]).all() and (made[0] != made[1]).any()
+    blocks = list(pipeline.stream(face, audio, generator=torch.Generator().manual_seed(0), block=4))
+    assert (np.concatenate(blocks) == made).all()
+    assert np.abs(pipeline.at_rest(face).astype(int) - face).max() <= 1
+    bare = np.concatenate(
+        list(pipeline.stream(face, audio, generator=torch.Generator().manual_seed(0), soft_border=False))
+    )
+    # Of 48 pixels the lower face is those from 8 to 40 and from 16 down; inside the mask's full part nothing changes.
+    assert (bare[:, 16:, 8:40] != face[16:, 8:40]).mean() > 0.9
+    assert (bare[:, :16] == face[:16]).all() and (bare[:, :, :8] == face[:, :8]).all()
+    assert (bare[:, mask_of(SIDE) == 1] == made[:, mask_of(SIDE) == 1]).all()
+    assert pipeline.frame_size() == SIDE
+    assert pipeline.denoiser.region == pipeline.denoiser.config.region == "lower face"
+
+
+def test_a_saved_pipeline_knows_its_region(wake_zeros, tmp_path: Path) -> None:
+    pipeline = speaking(wake_zeros)
+    pipeline.save_pretrained(str(tmp_path))
+    loaded = load_pipeline(str(tmp_path))
+    assert loaded.denoiser.region == "lower face" and isinstance(loaded.autoencoder, LowerFaceAutoencoder)
+    assert load_pipeline("fedtalk-tiny").denoiser.region == "face"
+
+
+def test_windows_are_measured_where_latents_say_something(wake_zeros) -> None:
+    """Pictures without a reference are grey above the lower face: that must not count as well predicted."""
+    pipeline, generator = speaking(wake_zeros), torch.Generator().manual_seed(0)
+    latents = torch.randn(2, 4, 32, 4, 4, generator=generator)
+    windows = WindowBatch(latents, torch.randn(2, 4, 44, 40, generator=generator), latents[:, 0])
+    found = measure_windows(pipeline, windows, 5)
+    made = generate_windows(pipeline.denoiser, pipeline.scheduler, windows, 5, 2)
+    pictures, truth = (
+        pixels_to_frames(pipeline.autoencoder.window(pipeline.autoencoder.decode(each.flatten(0, 1)).sample))
+        for each in (made, latents)
+    )
+    assert pictures.shape == (8, 32, 32, 3)
+    assert found["psnr"] == pytest.approx(metrics.psnr(pictures, truth), abs=0.02)
+
+
+def test_lips_are_told_for_every_frame_or_not_at_all(wake_zeros) -> None:
+    pipeline, face = speaking(wake_zeros), noise_frames(1)[0]
+    with pytest.raises(ValueError, match="lips of 8 frames are told for a sound of 9"):
+        pipeline(face, np.zeros(640 * 9, np.float32), lips=np.zeros((8, LIP_MOTION), np.float32))
+
+
+def test_a_denoiser_for_another_region_is_refused(make_shards, tmp_path: Path) -> None:
+    manifest = make_shards(tmp_path / "shards", {"s1": [16, 16]}, 48, encoder="lower-face")
+    pipeline = untrained_pipeline(manifest, widths=(16, 32), window=4)
+    check_fits(manifest, pipeline, "models/mine")
+    pipeline.denoiser.region = "face"
+    with pytest.raises(ShardError, match="models/mine is damaged: its denoiser is for the face, its latents are of"):
+        check_fits(manifest, pipeline, "models/mine")
