@@ -3,9 +3,9 @@ own picture.
 
 The mean of all faces that a lip shape may mean is soft. So the decoder is shown such means beside the reference, and is
 taught by the true pictures in two ways: to come near them, and to look like them to an adversary that sees the
-reference too. (The hinge loss of 1802.05957; what the adversary sees stands in for a perceptual network, as in
-1711.11585, so that no weights are needed that somebody else trained.) The adversary is learned in the same rounds and
-summed like the decoder, and is thrown away at the end.
+reference too. (The hinge loss of 1802.05957 with the gradient penalty of 1801.04406; what the adversary sees stands in
+for a perceptual network, as in 1711.11585, so that no weights are needed that somebody else trained.) The adversary is
+learned in the same rounds and summed like the decoder, and is thrown away at the end.
 """
 
 import copy
@@ -136,9 +136,13 @@ class Painter:
     ) -> Loss:
         """face: the reference, masked like the others."""
         adversary, config = self.networks.adversary, self._config
+        true = true.detach().requires_grad_()
         real, real_seen = adversary(true, face)
         fake, _ = adversary(made.detach(), face)
         learned = F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+        if config.gradient_penalty:
+            (slope,) = torch.autograd.grad(real.sum(), true, create_graph=True)
+            learned = learned + config.gradient_penalty / 2 * slope.square().sum((1, 2, 3)).mean()
         terms = {"near": float(near.detach()), "adversary": float(learned.detach())}
         if not judged:
             return near + learned, terms

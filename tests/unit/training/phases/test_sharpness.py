@@ -217,6 +217,27 @@ def test_the_adversary_makes_a_mouth_rough_that_its_mean_leaves_smooth(people: P
     assert roughness(adversarial=0.05, perceptual=0.1) > 3 * roughness(adversarial=0.0, perceptual=0.0)
 
 
+def test_the_penalty_is_half_the_squared_slope_at_true_pictures(people: People) -> None:
+    """Of an adversary that only sums what it sees, weighted by w, over 32 x 32 pixels of 3 colours: 3072 w^2 / 2."""
+
+    class Linear(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.tensor(0.01))
+
+        def forward(self, windows: torch.Tensor, reference: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+            return (self.weight * windows).sum((1, 2, 3)), [windows]
+
+    def learned(penalty: float) -> float:
+        painter = painter_of(people, gradient_penalty=penalty)
+        painter.networks.adversary = Linear()
+        windows = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+        _, terms = painter._with_adversary(torch.zeros(()), windows, windows, windows, False)
+        return terms["adversary"]
+
+    assert learned(0.7) - learned(0.0) == pytest.approx(0.7 / 2 * 3072 * 0.01**2, rel=1e-4)
+
+
 def test_an_adversary_learns_to_tell_rough_from_smooth() -> None:
     torch.manual_seed(0)
     adversary = Adversary((8, 16))
