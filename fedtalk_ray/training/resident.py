@@ -38,9 +38,8 @@ class ResidentModel:
     """A pipeline, the phase that it is in, and what trains it there."""
 
     def __init__(self, pipeline: TalkingHeadPipeline, config: TrainConfig, device: str = "cpu") -> None:
-        if "sharpness" in config.phases and not sees_reference(pipeline.autoencoder):
-            name = type(pipeline.autoencoder).__name__
-            raise RunError(f"phases: sharpness needs shards of --autoencoder lower-face; this pipeline has a {name}")
+        if "sharpness" in config.phases:
+            check_can_be_sharp(pipeline)
         self.pipeline = pipeline.to(device)
         self._config, self._device = config, device
         self._strategy = load_strategy(config.strategy)
@@ -176,3 +175,12 @@ class ResidentModel:
             network.residual_std.copy_(base.residual_std)
             pipeline.register_modules(sync_network=network)
             return sync_phase(network, pipeline.autoencoder, config.sync, device)
+
+
+def check_can_be_sharp(pipeline: TalkingHeadPipeline) -> None:
+    """Raises `RunError` for a pipeline that the phase `sharpness` can teach nothing."""
+    if not sees_reference(pipeline.autoencoder):
+        name = type(pipeline.autoencoder).__name__
+        raise RunError(f"phases: sharpness needs shards of --autoencoder lower-face; this pipeline has a {name}")
+    if bare_denoiser(pipeline.denoiser).config.prediction_type == "epsilon":
+        raise RunError("phases: sharpness paints the mean, and a network that predicts noise (epsilon) has none")

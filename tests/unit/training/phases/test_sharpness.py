@@ -262,3 +262,9 @@ def test_a_pipeline_around_another_autoencoder_is_refused_before_anything_trains
     config: TrainConfig = make_config(phases=sorted({when, "faces", "sharpness"}, key=PHASES.index))
     with pytest.raises(RunError, match="sharpness needs shards of --autoencoder lower-face; this pipeline has a Patch"):
         ResidentModel(untrained_pipeline(manifest, widths=(16, 32), window=4), config)
+
+
+def test_a_network_that_predicts_noise_has_no_mean_to_paint(people: People, make_config) -> None:
+    pipeline = untrained_pipeline(people.manifest, widths=(16, 32), window=4, prediction_type="epsilon")
+    with pytest.raises(RunError, match=r"a network that predicts noise \(epsilon\) has none"):
+        ResidentModel(pipeline, make_config(phases=["faces", "sharpness"]))
