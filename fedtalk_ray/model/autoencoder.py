@@ -21,7 +21,7 @@ from torch import nn
 
 from fedtalk_ray.errors import UserError
 from fedtalk_ray.model.lower_face import LowerFaceAutoencoder
-from fedtalk_ray.model.patch_basis import patch_basis
+from fedtalk_ray.model.patch_basis import patch_encoder
 
 DEFAULT_AUTOENCODER = "patch"
 """The name under which commands and configurations ask for a fresh `PatchAutoencoder`."""
@@ -50,11 +50,8 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         scaling_factor: float = 1.0,
     ) -> None:
         super().__init__()
-        basis = torch.from_numpy(patch_basis(patch, luma_coefficients, chroma_coefficients))
-        self.latent_channels = len(basis)
-        self.encoder = nn.Conv2d(3, self.latent_channels, patch, stride=patch, bias=False)
-        self.encoder.weight.data.copy_(basis)
-        self.encoder.requires_grad_(False)
+        self.encoder = patch_encoder(patch, luma_coefficients, chroma_coefficients)
+        self.latent_channels = self.encoder.out_channels
         self.decoder = nn.Sequential(
             nn.Conv2d(self.latent_channels, 2 * decoder_width, 3, padding=1),
             nn.SiLU(),
@@ -153,8 +150,8 @@ def decode_latents(
     """Frames uint8 [T, S, S, 3] of scaled latents float [T, C, h, w].
 
     face: the person's reference crop, uint8 [S, S, 3], for an autoencoder that takes detail from it; others ignore it.
-    soft_border: of the part that was made, to the rest of that crop. detail: pixels [3, S, S] on the scale of [-1, 1],
-    added to every frame.
+    soft_border: what was made passes softly into the rest of that crop, else with an edge. detail: pixels [3, S, S] on
+    the scale of [-1, 1], added to every frame.
     """
     reference = None if face is None else frames_to_pixels(face[None])
     pieces = []

@@ -2,9 +2,9 @@
 
 Speech moves the lower face, so that is where latents are spent: above it a picture stays as it is, to the bit. The
 encoder is a fixed orthonormal transform (8x8 cosine basis times an opponent-colour basis, the low frequencies), so
-shards can be prepared before anything was trained. What it drops, skin, teeth, stubble, the decoder takes from the
-person's reference picture: untrained, it adds the reference's own detail; the phase `sharpness` teaches it where that
-belongs when the mouth has moved.
+shards can be prepared before anything was trained. What it drops, the finest detail, the decoder takes from a reference
+picture of the person: untrained, it adds the reference's own; the phase `sharpness` teaches it to paint what a
+prediction leaves soft.
 """
 
 import math
@@ -20,7 +20,7 @@ from torch import nn
 
 from fedtalk_ray.media.compositing import mask_of
 from fedtalk_ray.media.face_template import REGIONS, region_edges
-from fedtalk_ray.model.patch_basis import patch_basis
+from fedtalk_ray.model.patch_basis import patch_encoder
 
 FOLD = 4
 """Pixels a side that the decoder takes together: it works on windows of a quarter of the side."""
@@ -45,11 +45,8 @@ class LowerFaceAutoencoder(ModelMixin, ConfigMixin):
         scaling_factor: float = 1.0,
     ) -> None:
         super().__init__()
-        basis = torch.from_numpy(patch_basis(patch, luma_coefficients, chroma_coefficients))
-        self.latent_channels = len(basis)
-        self.encoder = nn.Conv2d(3, self.latent_channels, patch, stride=patch, bias=False)
-        self.encoder.weight.data.copy_(basis)
-        self.encoder.requires_grad_(False)
+        self.encoder = patch_encoder(patch, luma_coefficients, chroma_coefficients)
+        self.latent_channels = self.encoder.out_channels
         self.decoder = ReferenceDecoder(*widths)
 
     @property
@@ -75,8 +72,8 @@ class LowerFaceAutoencoder(ModelMixin, ConfigMixin):
     ) -> Any:
         """Crops [B, 3, S, S]: `windows` of these latents, laid over the reference [B or 1, 3, S, S].
 
-        soft_border: of the mask with which a face is put back into its picture; without it all of the lower face is
-        what was made. Without a reference it lies on grey, and is as soft as the latents.
+        soft_border: laid by the mask with which a face is put back into its picture (`media.compositing`); else all of
+        the lower face is what was made. Without a reference it lies on grey, and is as soft as the latents.
         """
         side = round(self.side(z.shape[-1]) / (REGIONS[self.region][2] - REGIONS[self.region][0]))
         if reference is None:
@@ -85,8 +82,9 @@ class LowerFaceAutoencoder(ModelMixin, ConfigMixin):
             whole, made = reference.expand(len(z), -1, -1, -1), self.windows(z, reference)
         left, top, right, bottom = region_edges(side, self.region)
         laid = F.pad(made, (left, side - right, top, side - bottom))
-        mask = torch.from_numpy(mask_of(side)).to(z)
-        if not soft_border:
+        if soft_border:
+            mask = torch.from_numpy(mask_of(side)).to(z)
+        else:
             mask = F.pad(torch.ones_like(made[:1, :1]), (left, side - right, top, side - bottom))
         sample = torch.where(mask > 0, whole + mask * (laid - whole), whole)
         return DecoderOutput(sample=sample) if return_dict else (sample,)

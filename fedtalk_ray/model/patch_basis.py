@@ -1,6 +1,16 @@
 """The fixed transform of our own autoencoders: cosine patches times opponent colours, as orthonormal rows."""
 
 import numpy as np
+import torch
+from torch import nn
+
+
+def patch_encoder(patch: int, luma: int, chroma: int) -> nn.Conv2d:
+    """Pictures [B, 3, H, W] to coefficients [B, luma + 2 * chroma, H / patch, W / patch]; nobody trains it."""
+    basis = torch.from_numpy(patch_basis(patch, luma, chroma))
+    encoder = nn.Conv2d(3, len(basis), patch, stride=patch, bias=False)
+    encoder.weight.data.copy_(basis)
+    return encoder.requires_grad_(False)
 
 
 def patch_basis(patch: int, luma: int, chroma: int) -> np.ndarray:

@@ -5,6 +5,7 @@ step; here they run one after another in this process. `fedtalk train` with the 
 the same weights.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,9 +43,10 @@ SHARES: dict[PhaseName, tuple[float, float]] = {
     "identity": (0.07, 75.0),
     "sync": (0.1, 150.0),
     "speech": (0.13, 200.0),
-    "sharpness": (1.0, 3600.0),
+    "sharpness": (1.0, math.inf),
 }
-"""Phases beside the denoiser's: share of its time, and the seconds after which more taught nothing (one core)."""
+"""Phases beside the denoiser's: share of its time, and the seconds after which more taught nothing (one core). How long
+`sharpness` goes on teaching was not measured."""
 STEPS_PER_ROUND = 25
 GUESS = 1000
 """Rounds that a phase which is given time, and not rounds, is taken to have until its first one was timed."""
