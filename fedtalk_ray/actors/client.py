@@ -56,7 +56,9 @@ class ClientSlot:
         self._run = RunFolder(Path(config.run))
         self._people = people_of(config)
         self._model = ResidentModel(
-            build_pipeline(config.pretrained, config.seed, self._people.manifest), config, device
+            build_pipeline(config.pretrained, config.seed, self._people.manifest, "speech" in config.phases),
+            config,
+            device,
         )
         return self.enter(config.phases[0], {})
 

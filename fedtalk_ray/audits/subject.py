@@ -54,7 +54,10 @@ class Subject:
         self.config = as_it_is_now(config, checkpoint.clip_norm)
         self.people = people_of(self.config)
         self.trainer = LocalTrainer(
-            build_pipeline(self.config.pretrained, self.config.seed, self.people.manifest), self.config
+            build_pipeline(
+                self.config.pretrained, self.config.seed, self.people.manifest, "speech" in self.config.phases
+            ),
+            self.config,
         )
         self.start = adapters.to_vector(self.trainer.shared())
         self.released = adapters.to_vector(released_trainer(run, self.config).shared())

@@ -101,6 +101,12 @@ class TalkingHeadDenoiser(MotionUnits, ModelMixin, ConfigMixin):
         self.add_units(latent_channels, latent_size, lip_numbers, region)
         self.gradient_checkpointing = False
 
+    def hear_by(self, speech: str, hops: int, bins: int) -> None:
+        """From now on hears windows [hops, bins] of other features, by an untrained encoder of torch's generator."""
+        encoder = SpeechEncoder(hops, bins, int(self.config.motions))
+        self.speech_encoder = encoder.to(self.device, self.dtype).train(self.training)
+        self.register_to_config(speech=speech, speech_hops=hops, mel_bins=bins)
+
     def speech_motion(self, speech: torch.Tensor) -> torch.Tensor:
         """The motion that the sound alone suggests: residuals [B, T, C, h, w] in standard deviations."""
         return self.speech_map(self.speech_encoder(speech))

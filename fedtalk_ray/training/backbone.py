@@ -11,19 +11,34 @@ from fedtalk_ray.model.pipeline import TalkingHeadPipeline, fingerprint, load_pi
 from fedtalk_ray.shards.format import Manifest
 
 
-def build_pipeline(pretrained: str | None, seed: int, manifest: Manifest, **settings: Any) -> TalkingHeadPipeline:
+def build_pipeline(
+    pretrained: str | None, seed: int, manifest: Manifest, hears_anew: bool = False, **settings: Any
+) -> TalkingHeadPipeline:
     """Loads the pipeline `pretrained`, or makes an untrained one around the shards' autoencoder, drawn from `seed`.
 
-    settings: of an untrained `TalkingHeadDenoiser`. Raises `ShardError` when the shards were encoded by another
-    autoencoder than the pipeline's.
+    hears_anew: whether hearing is taught after this (the phase `speech`); then a pipeline that hears other features
+    than the shards' keeps all that it can paint, and what hears in it is drawn anew. settings: of an untrained
+    `TalkingHeadDenoiser`. Raises `ShardError` for shards that the pipeline was not made for.
     """
-    if pretrained is not None:
-        pipeline = load_pipeline(pretrained)
-        check_fits(manifest, pipeline, pretrained)
-        return pipeline
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return untrained_pipeline(manifest, **settings)
+        if pretrained is None:
+            return untrained_pipeline(manifest, **settings)
+        pipeline = load_pipeline(pretrained)
+        if hears_anew:
+            _hear_as_in(manifest, pipeline)
+        check_fits(manifest, pipeline, pretrained)
+        return pipeline
+
+
+def _hear_as_in(manifest: Manifest, pipeline: TalkingHeadPipeline) -> None:
+    """A fresh speech encoder where the shards hold other features, of which a sync network knows nothing either."""
+    denoiser = bare_denoiser(pipeline.denoiser)
+    hops, bins = manifest.shapes["speech"]
+    heard = denoiser.config
+    if (heard.speech, heard.speech_hops, heard.mel_bins) != (manifest.speech, hops, bins):
+        denoiser.hear_by(manifest.speech, hops, bins)
+        pipeline.register_modules(sync_network=None)
 
 
 def untrained_pipeline(manifest: Manifest, **settings: Any) -> TalkingHeadPipeline:

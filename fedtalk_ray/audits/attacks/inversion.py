@@ -75,7 +75,8 @@ class Faces:
 def attack(subject: Subject, effort: Effort) -> Outcome:
     """Cosine and PSNR for one update in the clear, and for what the run's own attackers hold of it."""
     outcome, config = Outcome("inversion", KNOWS), one_step(subject.config)
-    trainer = LocalTrainer(build_pipeline(config.pretrained, config.seed, subject.people.manifest), config)
+    hears_anew = "speech" in config.phases
+    trainer = LocalTrainer(build_pipeline(config.pretrained, config.seed, subject.people.manifest, hears_anew), config)
     if trainer.critic is None:
         raise RunError("the pipeline has no identity encoder, so what is recovered cannot be shown")
     victim, seed = subject.members[0], derive_seed(subject.config.seed, "inversion")

@@ -23,7 +23,7 @@ from fedtalk_ray.recipe import SpeechConfig
 from fedtalk_ray.shards.windows import Wanted, WindowBatch
 from fedtalk_ray.slot_settings import StreamConfig
 from fedtalk_ray.training.augment import vary_speech
-from fedtalk_ray.training.losses import cell_weights
+from fedtalk_ray.training.losses import error_weights
 from fedtalk_ray.training.optimise import Loss
 from fedtalk_ray.training.phases.module_steps import ModuleSteps
 from fedtalk_ray.training.phases.phase import Score, Task
@@ -48,7 +48,6 @@ def speech_phase(
     """
     if not denoiser.knows_lips():
         raise RunError("phases: speech needs a backbone that knows lip axes, and this one has none; add units")
-    mask = cell_weights(denoiser.config.latent_size, mouth_weight, denoiser.region).to(device)
 
     def losses(task: Task, rng: np.random.Generator) -> Iterator[Loss]:
         batches = task.people.batches(
@@ -60,6 +59,7 @@ def speech_phase(
             stream=stream,
             wanted=WANTED,
         )
+        mask = error_weights(denoiser, mouth_weight)
         return (speech_loss(denoiser, batch, mask, rng, device, autocast) for batch in batches)
 
     return ModuleSteps(denoiser, config, losses, device, lambda name: name.startswith(SPEECH_PARTS), score)
@@ -83,7 +83,7 @@ def speech_loss(
     device: str,
     autocast: bool,
 ) -> Loss:
-    """How far shapes and motion are from what the sound says. mask: [h, w], what each cell's motion counts."""
+    """How far shapes and motion are from what the sound says. mask: [C, h, w], `error_weights`."""
     check_sound(batch.speech)
     varied = [vary_speech(window.numpy(), rng, denoiser.config.speech == LOG_MEL) for window in batch.speech]
     moved = batch.to(device)

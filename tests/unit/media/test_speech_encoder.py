@@ -61,17 +61,17 @@ def burst(seconds: float, begin: float, length: float) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_frame_k_hears_100_ms_before_and_after_its_own_middle(models: dict[str, Path], kind: str) -> None:
-    """What a click in the middle of frame 20 moves lies around step 4.5 of its window, 6.5 of the one before."""
+def test_frame_k_hears_220_ms_before_and_after_its_own_middle(models: dict[str, Path], kind: str) -> None:
+    """What a click in the middle of frame 20 moves lies around step 10.5 of its window, 12.5 of the one before."""
     features = load_speech_features(str(models[kind]))
-    assert features.source == str(models[kind]) and features.shape == (10, 16 if kind == "whisper" else 24)
+    assert features.source == str(models[kind]) and features.shape == (22, 16 if kind == "whisper" else 24)
     audio = np.full(40 * 640, 1e-3, np.float32) * np.resize([1, -1], 40 * 640)
     clicked = audio.copy()
     clicked[20 * 640 + 316 : 20 * 640 + 324] += 0.02
     moved = np.abs(features.windows(clicked, 40) - features.windows(audio, 40)).sum(axis=2)
     moved = np.maximum(0, moved - 2 * np.median(moved))  # attention carries a little of the click to everywhere
-    middles = [moved[frame] @ np.arange(10) / moved[frame].sum() for frame in (19, 20, 21)]
-    assert middles == pytest.approx([6.5, 4.5, 2.5], abs=0.25)
+    middles = [moved[frame] @ np.arange(22) / moved[frame].sum() for frame in (19, 20, 21)]
+    assert middles == pytest.approx([12.5, 10.5, 8.5], abs=0.25)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -84,22 +84,62 @@ def test_sound_that_comes_40_ms_later_is_heard_a_frame_later(models: dict[str, P
 
 
 def test_whisper_hears_as_its_own_encoder_does(models: dict[str, Path]) -> None:
-    """The library's own way, on sound that begins 70 ms late: its vector j is centred on 20 j ms."""
+    """The library's own way, on sound that begins 190 ms late: its vector j is centred on 20 j ms."""
     import transformers as t
 
     audio = burst(3.0, 0.0, 3.0)
     extractor = t.WhisperFeatureExtractor()
-    mel = extractor(np.pad(audio, (1120, 0)), sampling_rate=16_000, return_tensors="pt").input_features
+    mel = extractor(np.pad(audio, (3040, 0)), sampling_rate=16_000, return_tensors="pt").input_features
     with torch.no_grad():
         hidden = t.WhisperModel.from_pretrained(models["whisper"]).encoder(mel).last_hidden_state[0].numpy()
     windows = load_speech_features(str(models["whisper"])).windows(audio, 75)
     for frame in (0, 1, 40, 74):
-        assert windows[frame] == pytest.approx(hidden[2 * frame : 2 * frame + 10], abs=1e-4)
+        assert windows[frame] == pytest.approx(hidden[2 * frame : 2 * frame + 22], abs=1e-4)
+
+
+@pytest.fixture(scope="session")
+def converted(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same Whisper, written by CTranslate2's own converter; its words do not matter to the encoder."""
+    import ctranslate2
+    import transformers as t
+
+    loader = ctranslate2.converters.transformers.WhisperLoader()
+    spec = loader.get_model_spec(t.WhisperForConditionalGeneration.from_pretrained(models["whisper"]))
+    spec.register_vocabulary([f"word{index}" for index in range(60)])
+    spec.validate()
+    folder = tmp_path_factory.mktemp("converted") / "whisper"
+    folder.mkdir()
+    spec.save(str(folder))
+    return folder
+
+
+@pytest.mark.parametrize("seconds", [3.0, 33.0])
+def test_whisper_hears_the_same_in_ctranslate2s_format(
+    models: dict[str, Path], converted: Path, seconds: float
+) -> None:
+    audio = burst(seconds, 0.2, seconds - 0.5)
+    here, there = (load_speech_features(str(folder)) for folder in (models["whisper"], converted))
+    assert here.shape == there.shape
+    frames = round(25 * seconds)
+    assert there.windows(audio, frames) == pytest.approx(here.windows(audio, frames), abs=1e-4)
+
+
+def test_a_damaged_ctranslate2_folder_is_one_line(converted: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.bin").write_bytes((converted / "model.bin").read_bytes()[:1000])
+    with pytest.raises(SpeechError, match=r"cannot be loaded as CTranslate2's Whisper") as caught:
+        load_speech_features(str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_without_ctranslate2_its_format_says_what_to_install(converted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ctranslate2", None)  # as if it were not installed
+    with pytest.raises(SpeechError, match=r"CTranslate2's format .*: pip install 'fedtalk-ray\[ctranslate2\]'"):
+        load_speech_features(str(converted))
 
 
 @pytest.mark.parametrize("normalised", [True, False])
 def test_wav2vec2_hears_as_the_model_does(models: dict[str, Path], tmp_path: Path, normalised: bool) -> None:
-    """80 ms of silence and 40 samples more before the sound (a vector sees 400 samples and moves on by 320).
+    """200 ms of silence and 40 samples more before the sound (a vector sees 400 samples and moves on by 320).
 
     Whether the level is taken out is the model's own saying, in preprocessor_config.json.
     """
@@ -111,11 +151,11 @@ def test_wav2vec2_hears_as_the_model_does(models: dict[str, Path], tmp_path: Pat
     audio = burst(1.0, 0.0, 1.0) + 0.05
     level = (audio - audio.mean()) / np.sqrt(audio.var() + 1e-7) if normalised else audio
     with torch.no_grad():
-        hidden = model(torch.from_numpy(np.pad(level, (1320, 1320)))[None]).last_hidden_state[0].numpy()
+        hidden = model(torch.from_numpy(np.pad(level, (3240, 3240)))[None]).last_hidden_state[0].numpy()
     windows = load_speech_features(str(tmp_path)).windows(audio, 25)
-    assert len(hidden) == 58
+    assert len(hidden) == 70
     for frame in (0, 12, 24):
-        assert windows[frame] == pytest.approx(hidden[2 * frame : 2 * frame + 10], abs=1e-4)
+        assert windows[frame] == pytest.approx(hidden[2 * frame : 2 * frame + 22], abs=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["whisper", "wav2vec2"])
@@ -124,8 +164,8 @@ def test_sound_of_any_length_gives_a_window_a_frame(models, kind: str, samples: 
     features = load_speech_features(str(models[kind]))
     windows = features.windows(burst(samples / 16_000, 0.0, samples / 16_000), frames)
     assert windows.shape == (frames, *features.shape) and windows.dtype == np.float32 and np.isfinite(windows).all()
-    # Windows of neighbouring frames share eight of their ten steps.
-    assert (windows[1:, :8] == windows[:-1, 2:]).all()
+    # Windows of neighbouring frames share 20 of their 22 steps.
+    assert (windows[1:, :20] == windows[:-1, 2:]).all()
 
 
 @settings(max_examples=60, deadline=None)

@@ -62,6 +62,40 @@ def test_shards_that_a_pipeline_was_not_made_for_are_refused(make_shards, tmp_pa
     assert "\n" not in str(caught.value)
 
 
+def test_where_hearing_is_taught_a_pipeline_that_hears_otherwise_keeps_what_it_can_paint(make_shards, tmp_path) -> None:
+    make_shards(tmp_path / "shards", {"s1": [30, 30]})
+    manifest = load_manifest(tmp_path / "shards")
+    torch.manual_seed(5)
+    before = new_pipeline("patch", 16, 8, speech="models/whisper-tiny", speech_hops=22, mel_bins=384)
+    before.save_pretrained(str(tmp_path / "before"))
+    with pytest.raises(ShardError, match="with --speech log-mel, but"):
+        build_pipeline(str(tmp_path / "before"), 0, manifest)
+
+    one, again, other = (
+        build_pipeline(str(tmp_path / "before"), seed, manifest, hears_anew=True) for seed in (0, 0, 1)
+    )
+    one.save_pretrained(str(tmp_path / "after"))
+    after = TalkingHeadPipeline.from_pretrained(str(tmp_path / "after"))
+    check_fits(manifest, after, "here")
+    made = after.denoiser.state_dict()
+    for name, value in before.denoiser.state_dict().items():
+        if name.startswith("speech_encoder."):
+            drawn = [pipeline.denoiser.state_dict()[name] for pipeline in (one, again, other)]
+            assert torch.equal(drawn[0], drawn[1]) and torch.equal(made[name], drawn[0])
+        else:
+            assert torch.equal(made[name], value), name
+    assert not torch.equal(one.denoiser.speech_encoder.conv1.weight, other.denoiser.speech_encoder.conv1.weight)
+
+
+def test_a_pipeline_that_hears_the_same_keeps_its_hearing_too(make_shards, tmp_path) -> None:
+    make_shards(tmp_path / "shards", {"s1": [30, 30]})
+    before = new_pipeline("patch", 16, 8)
+    before.save_pretrained(str(tmp_path / "before"))
+    after = build_pipeline(str(tmp_path / "before"), 0, load_manifest(tmp_path / "shards"), hears_anew=True)
+    for name, value in before.denoiser.state_dict().items():
+        assert torch.equal(after.denoiser.state_dict()[name], value), name
+
+
 def test_shards_of_another_frame_size_are_refused(make_shards, tmp_path) -> None:
     make_shards(tmp_path / "shards", {"s1": [30, 30]})
     with pytest.raises(ShardError, match=r"hold faces of 32 pixels \(8 latent cells a side\), but here makes 16 cells"):

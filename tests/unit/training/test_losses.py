@@ -155,7 +155,8 @@ def test_every_term_by_its_formula(make_denoiser, make_windows, kind: str) -> No
     target = {"sample": clean, "epsilon": noise, "v_prediction": alpha * noise - sigma * clean}[kind]
     # Signal to noise, clamped, where the network predicts x0; even weights where it does not.
     weight = (cumulative / (1 - cumulative)).clamp(*SNR_RANGE) if kind == "sample" else torch.ones(3, 1, 1, 1, 1)
-    mask = cell_weights(8, 3.0)
+    spread = denoiser.residual_std
+    mask = cell_weights(8, 3.0) * (spread / spread.mean())[:, None, None]
     error = predicted - target
     expected = {
         "diffusion": (weight * mask * error**2).mean(),
