@@ -10,7 +10,7 @@ import numpy as np
 from fedtalk_ray.corpora import layouts, synthetic
 from fedtalk_ray.corpora.source import ClipSource, CorpusError
 from fedtalk_ray.media.faces import crop_faces, face_transforms
-from fedtalk_ray.media.video import SAMPLE_RATE, Footage, has_sound, read_audio, sound_of
+from fedtalk_ray.media.video import SAMPLE_RATE, has_sound, read_audio, sound_of
 
 _NAMES_SHOWN = 20
 
@@ -79,10 +79,12 @@ def named(names: list[str]) -> str:
 class Clip:
     """One clip on its way into shards.
 
-    frames: how many. crops: aligned face crops uint8 [size, size, 3], made one at a time. audio: float32 [N].
+    frames: how many. crops: aligned face crops uint8 [size, size, 3], made one at a time. places: where each lies in
+    its picture, float32 [frames, 2, 3]. audio: float32 [N].
     """
 
     frames: int
+    places: np.ndarray
     crops: Iterator[np.ndarray]
     audio: np.ndarray
 
@@ -92,15 +94,18 @@ def open_clip(source: ClipSource, size: int) -> Clip:
 
     Raises `media.video.VideoError` or `media.faces.NoFaceError` when the clip cannot be used.
     """
-    if source.path is None:
+    excerpt = source.excerpt()
+    if excerpt is None:
         drawn = synthetic.render_clip(
             source.synthetic_identity, source.synthetic_clip, seed=source.seed, size=size, kind=source.kind
         )
-        return Clip(len(drawn.video.frames), iter(drawn.video.frames), drawn.video.audio)
+        count = len(drawn.video.frames)
+        places = np.tile(np.array([[size, 0, 0], [0, size, 0]], np.float32), (count, 1, 1))
+        return Clip(count, places, iter(drawn.video.frames), drawn.video.audio)
     audio = sound_beside(source)
-    footage = Footage(source.path, source.begin, source.end, source.crop)
+    footage = excerpt.footage()
     transforms = face_transforms(footage)
-    return Clip(len(transforms), crop_faces(footage, transforms, size), audio)
+    return Clip(len(transforms), transforms.astype(np.float32), crop_faces(footage, transforms, size), audio)
 
 
 def sound_beside(source: ClipSource) -> np.ndarray:

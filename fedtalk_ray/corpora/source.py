@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedtalk_ray.errors import UserError
+from fedtalk_ray.media.excerpt import Excerpt
 from fedtalk_ray.media.video import WHOLE_PICTURE, Box
 
 
@@ -36,6 +37,10 @@ class ClipSource:
     sound: str | None = None
     held_out: bool = False
     kind: str = "synthetic"
+
+    def excerpt(self) -> Excerpt | None:
+        """Its pictures; None for a clip that is drawn."""
+        return None if self.path is None else Excerpt(self.path, self.begin, self.end, self.crop)
 
     def row(self) -> dict:
         """All fields as a row of one kind for every clip: "" stands for None, a list for the box."""

@@ -2,10 +2,11 @@
 
 Columns of the table: *generated* (right sound), *other sound* (the same faces driven by another clip's sound: a model
 whose lips follow the sound must do worse here), *true lips told* (every frame's true lip shape in place of what is
-heard: what is wrong here was painted wrongly, the rest misheard), *copy* (the first frame repeated: the floor),
-*autoencoder* (every frame through the autoencoder and back: the ceiling) and *real/real* (real pictures against other
-real pictures: what identity and the Fréchet distance come to when nothing is generated). Groups: identities that took
-part, and those nobody trained on.
+heard: what is wrong here was painted wrongly, the rest misheard), *dubbed* (the clip's own frames saying another
+sentence, as `generate` makes it of a video; its lips are held against that sentence's), *copy* (the first frame
+repeated: the floor), *autoencoder* (every frame through the autoencoder and back: the ceiling) and *real/real* (real
+pictures against other real pictures: what identity and the Fréchet distance come to when nothing is generated).
+Groups: identities that took part, and those nobody trained on.
 """
 
 import json
@@ -19,14 +20,18 @@ import numpy as np
 import torch
 
 from fedtalk_ray.errors import ShardError
-from fedtalk_ray.evaluation.clip_figures import Figures, measure, measure_truth, real_figures
+from fedtalk_ray.evaluation import metrics
+from fedtalk_ray.evaluation.clip_figures import Figures, Truth, measure, measure_truth, real_figures
 from fedtalk_ray.evaluation.frechet import FeatureNetwork, frechet_distance, halves, load_features
 from fedtalk_ray.evaluation.held_out import GROUPS, Clip, HeldOut, another_real_clip, choose_clips, read_clips
 from fedtalk_ray.evaluation.judge import IdentityJudge
 from fedtalk_ray.evaluation.perceptual import PerceptualDistance, load_perceptual
 from fedtalk_ray.evaluation.statistics import half_widths, merge
+from fedtalk_ray.generation.scene import dubbed_crops
+from fedtalk_ray.generation.whole_picture import speak_in
 from fedtalk_ray.media.dlib_models import MissingModelError
-from fedtalk_ray.media.lips import lip_motion
+from fedtalk_ray.media.lips import lip_aperture, lip_motion
+from fedtalk_ray.media.speech import spoken
 from fedtalk_ray.model.autoencoder import decode_latents
 from fedtalk_ray.model.denoiser import bare_denoiser
 from fedtalk_ray.model.device import pick_device
@@ -38,7 +43,7 @@ from fedtalk_ray.shards.format import load_manifest
 from fedtalk_ray.shards.people import People, speakers
 from fedtalk_ray.training.backbone import check_fits
 
-GENERATED, OTHER_SOUND, TOLD = "generated", "other sound", "true lips told"
+GENERATED, OTHER_SOUND, TOLD, DUBBED = "generated", "other sound", "true lips told", "dubbed"
 COPY, AUTOENCODER, REAL = "copy", "autoencoder", "real/real"
 
 
@@ -172,6 +177,8 @@ def measure_clip(
     if bare_denoiser(model.denoiser).knows_lips() and len(piece.landmarks):
         lips = lip_motion(piece.landmarks)
         add(TOLD, [speak(model, piece.frames[0], piece.waveform, count, seed, lips) for seed in range(samples)])
+    if clip.dubbed_with is not None:
+        result.rows[DUBBED] = merge([dubbed_figures(model, clip, truth, seed) for seed in range(samples)])
     add(COPY, [np.repeat(piece.frames[:1], count, axis=0)])
     latents = torch.from_numpy(piece.latents.astype(np.float32))
     add(AUTOENCODER, [decode_latents(model.autoencoder, latents, face=piece.frames[0])])
@@ -184,6 +191,24 @@ def measure_clip(
     made["lip_gap"] = None if wrong is None else made["lip_correlation_spoken"] - wrong
     made["frames_per_second"] = samples * count / seconds
     return result
+
+
+def dubbed_figures(model: TalkingHeadPipeline, clip: Clip, truth: Truth, seed: int) -> Figures:
+    """Of the clip's crops, as far as the other sentence goes: how its lips are followed, and how sharp and how lively
+    the pictures are, beside the clip as it was."""
+    assert clip.dubbed_with is not None
+    waveform, lips = clip.dubbed_with
+    count = min(len(lips), len(clip.piece.frames))
+    sound = waveform.astype(np.float32) / 32767
+    generator = torch.Generator().manual_seed(seed)
+    frames = np.concatenate(list(speak_in(dubbed_crops(clip.piece), model, sound, count, generator)))
+    speech = spoken(sound, len(lips))
+    speech = slice(speech.start, min(speech.stop, count))
+    return {
+        "mouth_sharpness": metrics.sharpness_ratio(frames, truth.frames[:count]),
+        "jitter_ratio": metrics.jitter_ratio(frames, truth.frames[:count]),
+        "lip_correlation_spoken": metrics.correlation(lip_aperture(frames)[speech], lips[speech]),
+    }
 
 
 def speak(
@@ -204,7 +229,7 @@ def group_figures(clips: list[Measured], frechet: FeatureNetwork | None) -> dict
     rows = {row: merge([clip.rows[row] for clip in clips if row in clip.rows]) for row in clips[0].rows}
     if frechet is not None:
         true = [clip.features[REAL][0] for clip in clips]
-        for row in set(rows) - {REAL}:
+        for row in set(rows) - {REAL, DUBBED}:
             seeds = zip(*(clip.features[row] for clip in clips), strict=True)
             distances = [frechet_distance(np.concatenate(one), np.concatenate(true)) for one in seeds]
             rows[row] |= merge([{frechet.name: distance} for distance in distances])
@@ -218,14 +243,22 @@ def write_metrics(result: dict, path: str | Path) -> None:
         place.write_text(json.dumps(result, indent=1, allow_nan=False))
 
 
+DECIMALS = {"psnr": 2, "mouth_psnr": 2, "frames_per_second": 1}
+"""Digits after the point in the table that is printed, where they are not 3."""
+NAME, CELL = 22, 12
+"""Characters of a metric's name and of mean and interval: seven rows of the result fit 120 columns."""
+
+
 def metrics_table(result: dict) -> str:
     """The result as the table that people read: a line a metric, a column a row of the result, mean and interval."""
     lines = []
-    for table in group_tables(result):
+    for table in group_tables(result, DECIMALS):
         spread = "; ± is half of the mean's 95% interval" if table.clips > 2 else ""
         lines.append(f"{table.group} identities, {table.clips} clip{'s' * (table.clips != 1)}{spread}")
-        lines.append(f"  {'':<26}" + "".join(f" {row:>14}" for row in table.columns))
-        lines += [f"  {name:<26}" + "".join(f" {text:>14}" for text in cells) for name, cells in table.lines.items()]
+        widths = [max(len(row), CELL) for row in table.columns]
+        for name, cells in {"": table.columns, **table.lines}.items():
+            padded = [f" {text:>{width}}" for text, width in zip(cells, widths, strict=True)]
+            lines.append(f"  {name:<{NAME}}{''.join(padded)}")
     return "\n".join(lines)
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedtalk_ray.errors import ShardError
-from fedtalk_ray.shards.format import EVERY_COLUMN, Manifest, Piece
+from fedtalk_ray.media.lips import aperture_of
+from fedtalk_ray.shards.format import EVERY_COLUMN, LANDMARKS, Manifest, Piece
 from fedtalk_ray.shards.people import People
 
 GROUPS = ("seen", "unseen")
@@ -18,21 +19,29 @@ SPLITS = {"val": ("val",), "test": ("test",), "held-out": ("val", "test")}
 
 @dataclass(frozen=True)
 class HeldOut:
-    """One clip to measure. other_sound: (identity, clip) whose sound drives the control row; None without another."""
+    """One clip to measure. other_sound: (identity, clip) whose sound drives the control row; None without another.
+
+    dubbed_with: another sentence, the person's own where there is one, that the clip's pictures are to say.
+    """
 
     group: str
     identity: str
     clip: str
     other_sound: tuple[str, str] | None
+    dubbed_with: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A `HeldOut` with its data: its first piece, and the other sound as int16, as long as its own, if any."""
+    """A `HeldOut` with its data: its first piece, and the other sound as int16, as long as its own, if any.
+
+    dubbed_with: the sound int16 of the sentence to be said, and how its own lips moved, float32 [T].
+    """
 
     entry: HeldOut
     piece: Piece
     other_sound: np.ndarray | None
+    dubbed_with: tuple[np.ndarray, np.ndarray] | None = None
 
 
 def choose_clips(
@@ -59,8 +68,10 @@ def choose_clips(
         for index, clip in enumerate(clips):
             if clip in kept:
                 later = (others[(index + step) % len(others)] for step in range(1, len(others)))
-                other = next((each for each in later if each != clip), None)
-                chosen.append(HeldOut(group, clip[0], clip[2], None if other is None else (other[0], other[2])))
+                sentences = [(each[0], each[2]) for each in later if each != clip]
+                other = next(iter(sentences), None)
+                dubbed = next((each for each in sentences if each[0] == clip[0]), other)
+                chosen.append(HeldOut(group, clip[0], clip[2], other, dubbed))
     if not chosen:
         raise ShardError(f"the shards hold no clip in split {split!r}")
     return chosen
@@ -68,19 +79,21 @@ def choose_clips(
 
 def read_clips(people: People, split: str, entries: list[HeldOut]) -> Iterator[Clip]:
     """The clips of `entries` in their order, one in memory at a time; all the other sounds are held."""
-    sounds: dict[tuple[str, str], np.ndarray] = {}
-    wanted = {entry.other_sound for entry in entries if entry.other_sound is not None}
+    sounds: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
+    wanted = {other for entry in entries for other in (entry.other_sound, entry.dubbed_with) if other is not None}
     for identity in sorted({identity for identity, _ in wanted}):
-        for piece in _first_pieces(people, identity, split, ("waveform",)):
+        for piece in _first_pieces(people, identity, split, ("waveform", LANDMARKS)):
             if (identity, piece.clip) in wanted:
-                sounds[identity, piece.clip] = piece.waveform
+                sounds[identity, piece.clip] = piece.waveform, aperture_of(piece.landmarks)
     by_name = {(entry.identity, entry.clip): entry for entry in entries}
     for identity in dict.fromkeys(entry.identity for entry in entries):
         for piece in _first_pieces(people, identity, split):
             entry = by_name.get((identity, piece.clip))
             if entry is not None:
-                other = None if entry.other_sound is None else sounds[entry.other_sound]
-                yield Clip(entry, piece, None if other is None else np.resize(other, len(piece.waveform)))
+                other = None if entry.other_sound is None else sounds[entry.other_sound][0]
+                dubbed = None if entry.dubbed_with is None else sounds[entry.dubbed_with]
+                dubbed = dubbed if dubbed is not None and len(dubbed[1]) and len(piece.landmarks) else None
+                yield Clip(entry, piece, None if other is None else np.resize(other, len(piece.waveform)), dubbed)
 
 
 def _first_pieces(

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from fedtalk_ray.errors import UserError
-from fedtalk_ray.generation.scene import Dubbed, Scene, Still
-from fedtalk_ray.generation.whole_picture import put_back
+from fedtalk_ray.generation.scene import Scene, Still, dubbed_file, dubbed_pictures
+from fedtalk_ray.generation.whole_picture import speak_in
 from fedtalk_ray.media.encoding import write_video
 from fedtalk_ray.media.faces import DETECT_EVERY, NoFaceError
 from fedtalk_ray.media.pictures import read_still
@@ -66,7 +66,7 @@ def generate(
     """Lets the reference face speak the sound, with the client's own adapter if one is named.
 
     reference, audio: a file (picture or clip; sound or clip), or CLIENT/CLIP of `shards`. The whole picture is written,
-    a clip's own frames with another mouth; with `crop`, of an aligned picture and of shards, the network's frames
+    a clip's own frames with another mouth; with `crop`, of an aligned picture and of drawn clips, the network's frames
     alone. face: which one of several, from the left, from 1; None for the largest. hold_still: a photo neither blinks
     nor sways. What a user should know is printed on stderr. Raises `UserError`s; then there is no `out`, or the one
     that was there before.
@@ -79,23 +79,19 @@ def generate(
     sound = find_sound(audio, shards)
     model = load_released(folder, client, pick_device(device))
     size = model.frame_size()
-    scene = None if crop else find_scene(reference, size, len(sound), face, not hold_still)
+    scene = None if crop else find_scene(reference, size, len(sound), face, not hold_still, shards)
     notes: tuple[str, ...]
+    generator = torch.Generator().manual_seed(0)
     if scene is None:
-        aligned, notes = find_face(reference, size, shards, face)
-        rate = Fraction(FPS)
+        (aligned, notes), rate = find_face(reference, size, shards, face), Fraction(FPS)
+        count = frame_count(len(sound), rate)
+        frames: Iterator[np.ndarray] = map(enlarge, model.stream(aligned, sound, generator=generator, block=FPS))
     else:
-        aligned, notes = scene.reference.crop(size), scene.notes
-        rate = scene.rate
-    count = frame_count(len(sound), rate)
+        notes, rate = scene.notes, scene.rate
+        count = frame_count(len(sound), rate)
+        frames = _named(reference, speak_in(scene, model, sound, count, generator))
     for note in notes:
         print(f"reference {reference}: {note}", file=sys.stderr)
-    generator = torch.Generator().manual_seed(0)
-    made = model.stream(aligned, sound, generator=generator, block=FPS, soft_border=scene is None)
-    if scene is None:
-        frames: Iterator[np.ndarray] = map(enlarge, made)
-    else:
-        frames = _named(reference, put_back(scene, made, model.at_rest(aligned), count))
     if count > LONG_SECONDS * rate:
         blocks, what = (-(-count // FPS), "seconds made") if scene is None else (count, "frames made")
         frames = progress(frames, blocks, what)
@@ -103,11 +99,16 @@ def generate(
     return Written(count, float(count / rate))
 
 
-def find_scene(reference: str, size: int, samples: int, face: int | None, moves: bool) -> Scene | None:
-    """What the sound is put into; None for a crop: CLIENT/CLIP of shards, and a picture of exactly size x size pixels,
-    which is taken as aligned already. samples: of the sound. Raises `InputError`."""
+def find_scene(
+    reference: str, size: int, samples: int, face: int | None, moves: bool, shards: str | None = None
+) -> Scene | None:
+    """What the sound is put into; None for a crop: CLIENT/CLIP of shards that is drawn or whose pictures are gone, and
+    a picture of exactly size x size pixels, which is taken as aligned already. samples: of the sound. Raises
+    `InputError`.
+    """
     if not _is_file(reference, "reference"):
-        return None
+        _only_face(reference, face)
+        return dubbed_pictures(_held_out(reference, shards, "reference"))
     with _naming(reference):
         still = read_still(reference)
         picture = first_picture(reference) if still is None else still
@@ -115,7 +116,7 @@ def find_scene(reference: str, size: int, samples: int, face: int | None, moves:
             return None
         if still is None and not moves:
             print(f"reference {reference}: --hold-still is for photos; a video keeps its own motion", file=sys.stderr)
-        return Dubbed(reference, samples, face) if still is None else Still(still, face, moves)
+        return dubbed_file(reference, samples, face) if still is None else Still(still, face, moves)
 
 
 def find_face(reference: str, size: int, shards: str | None, face: int | None = None) -> Portrait:

@@ -4,8 +4,9 @@ A video goes back and forth where the sound is longer. Its frames are decoded on
 so that memory grows neither with its length nor with its pictures.
 """
 
+import logging
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice, repeat
@@ -16,12 +17,17 @@ import numpy as np
 from PIL import Image
 
 from fedtalk_ray.generation.still_life import StillLife
+from fedtalk_ray.media.excerpt import excerpt_of
 from fedtalk_ray.media.faces import oversampling, warp
 from fedtalk_ray.media.following import FollowedFace, follow_face
+from fedtalk_ray.media.lips import aperture_of
 from fedtalk_ray.media.portrait import locate_face
-from fedtalk_ray.media.video import FPS, KEPT_BYTES, Footage, VideoError, VideoFormat, format_of, frames_of
+from fedtalk_ray.media.video import FPS, KEPT_BYTES, Footage, VideoError, VideoFormat, format_of
 from fedtalk_ray.model.pipeline import frame_count
 from fedtalk_ray.progress import progress
+from fedtalk_ray.shards.format import Piece
+
+_LOG = logging.getLogger(__name__)
 
 PIECE_BYTES = 64 << 20
 """Decoded frames that are held at once where a video is gone through backwards."""
@@ -85,28 +91,35 @@ class Still:
             yield Shown(*self._life.swayed(picture, number), 1.0)
 
 
-class Dubbed:
-    """A video file, in its own size and rate; of a longer one what so many samples of sound need, None for all.
+class Pictures(Protocol):
+    """Frames uint8 [H, W, 3], to be gone through again: all, or those from number first to before number end."""
 
-    face: as `follow_face` takes it. Raises `VideoError` and `NoFaceError`.
-    """
+    def __iter__(self) -> Iterator[np.ndarray]: ...
+
+    def part(self, first: int, end: int) -> Iterator[np.ndarray]: ...
+
+
+class Dubbed:
+    """Pictures in their own size and rate, in each of which one face is followed."""
 
     relit = True
 
-    def __init__(self, path: str | Path, samples: int | None = None, face: int | None = None) -> None:
-        shown = format_of(path)
-        if shown.hdr:
-            raise VideoError(f"{path}: is HDR ({shown.hdr}); convert it to 8-bit SDR (BT.709) first")
-        self.rate, self.pixel_aspect = shown.rate, shown.pixel_aspect
-        self._path = path
-        end = math.inf if samples is None else float(frame_count(samples, self.rate) / self.rate)
-        self._footage = Footage(path, end=end, rate=self.rate)
-        self._face = follow_face(_Watched(self._footage, round(min(end, shown.seconds) * self.rate)), face, self.rate)
+    def __init__(
+        self,
+        pictures: Pictures,
+        face: FollowedFace,
+        rate: Fraction = Fraction(FPS),
+        pixel_aspect: Fraction = Fraction(1),
+        notes: tuple[str, ...] = (),
+    ) -> None:
+        self._pictures, self._face = pictures, face
+        self.rate, self.pixel_aspect, self.notes = rate, pixel_aspect, notes
         # Where the mouth is closed least of it is hidden. While a stretch fades in the face may be half turned.
-        best = int(np.nanargmin(self._face.openness + 10 * (self._face.opacity < 1)))
-        picture = next(islice(self._footage, best, None))
-        self.reference = Shown(even(picture), self._face.transforms[best], 1.0)
-        self.notes = tuple(_notes(self._face, shown, face))
+        best = int(np.nanargmin(face.openness + 10 * (face.opacity < 1)))
+        picture = next(islice(pictures, best, None), None)
+        if picture is None:
+            raise VideoError(f"has no frame {best} any more")
+        self.reference = Shown(even(picture), face.transforms[best], 1.0)
 
     def frames(self, count: int) -> Iterator[Shown]:
         total = len(self._face.opacity)
@@ -115,7 +128,7 @@ class Dubbed:
             forth = (made - 1) // max(1, total - 1) % 2 == 0  # the frame at each turn is shown once
             numbers = range(total) if made == 0 else range(1, total) if forth else range(total - 2, -1, -1)
             numbers = numbers if total > 1 else range(1)
-            pictures = iter(self._footage) if made == 0 else self._in_order(numbers)
+            pictures = iter(self._pictures) if made == 0 else self._in_order(numbers)
             for number, picture in zip(numbers, pictures, strict=False):
                 if made == count:
                     return
@@ -126,20 +139,77 @@ class Dubbed:
         """Frames by their numbers, up or down."""
         size = self.reference.picture.nbytes
         if size * len(self._face.opacity) <= KEPT_BYTES:
-            kept = list(self._footage)
+            kept = list(self._pictures)
             yield from (kept[number] for number in numbers)
             return
         together = max(1, PIECE_BYTES // size)
         for at in range(0, len(numbers), together):
             piece = numbers[at : at + together]
             first, last = min(piece), max(piece)
-            pictures = list(self._part(first, last + 1))
+            pictures = list(self._pictures.part(first, last + 1))
             yield from pictures if piece.step > 0 else reversed(pictures)
 
-    def _part(self, first: int, end: int) -> Iterator[np.ndarray]:
-        return frames_of(
-            self._path, float(first / self.rate), float(end / self.rate), rate=self.rate, from_picture=True
-        )
+
+def dubbed_file(path: str | Path, samples: int | None = None, face: int | None = None) -> Dubbed:
+    """A video file; of a longer one what so many samples of sound need, None for all.
+
+    face: as `follow_face` takes it. Raises `VideoError` and `NoFaceError`.
+    """
+    shown = format_of(path)
+    if shown.hdr:
+        raise VideoError(f"{path}: is HDR ({shown.hdr}); convert it to 8-bit SDR (BT.709) first")
+    end = math.inf if samples is None else float(frame_count(samples, shown.rate) / shown.rate)
+    footage = Footage(path, end=end, rate=shown.rate)
+    followed = follow_face(_Watched(footage, round(min(end, shown.seconds) * shown.rate)), face, shown.rate)
+    return Dubbed(footage, followed, shown.rate, shown.pixel_aspect, tuple(_notes(followed, shown, face)))
+
+
+def dubbed_pictures(pieces: Sequence[Piece]) -> Dubbed | None:
+    """Neighbouring pieces of a clip in its own pictures; None where there are none: it is drawn, or they are gone."""
+    first, excerpt = pieces[0], excerpt_of(pieces[0].footage)
+    places = np.concatenate([piece.places for piece in pieces])
+    if excerpt is None or not len(places):
+        return None
+    openness = np.concatenate([aperture_of(piece.landmarks) for piece in pieces])
+    face = FollowedFace(places.astype(np.float64), np.ones(len(places)), openness.astype(np.float64), 0)
+    try:
+        return Dubbed(_FromFrame(excerpt.footage(), first.begin), face)
+    except VideoError as error:
+        _LOG.warning("%s/%s is shown by its crops: %s", first.client, first.clip, error)
+        return None
+
+
+def dubbed_crops(piece: Piece) -> Dubbed:
+    """A piece that has landmarks, in its crops."""
+    openness, side = aperture_of(piece.landmarks).astype(np.float64), piece.frames.shape[1]
+    places = np.tile(np.array([[side, 0, 0], [0, side, 0]], np.float64), (len(openness), 1, 1))
+    return Dubbed(_Crops(piece.frames), FollowedFace(places, np.ones(len(openness)), openness, 0))
+
+
+class _Crops:
+    """Frames that are in memory."""
+
+    def __init__(self, frames: np.ndarray) -> None:
+        self._frames = frames
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return iter(self._frames)
+
+    def part(self, first: int, end: int) -> Iterator[np.ndarray]:
+        return iter(self._frames[first:end])
+
+
+class _FromFrame:
+    """Footage from a frame on."""
+
+    def __init__(self, footage: Footage, begin: int) -> None:
+        self._footage, self._begin = footage, begin
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return islice(self._footage, self._begin, None)
+
+    def part(self, first: int, end: int) -> Iterator[np.ndarray]:
+        return self._footage.part(self._begin + first, self._begin + end)
 
 
 def even(picture: np.ndarray) -> np.ndarray:

@@ -8,16 +8,27 @@ from collections.abc import Iterator
 from fractions import Fraction
 
 import numpy as np
+import torch
 
 from fedtalk_ray.generation.scene import Scene
 from fedtalk_ray.media.compositing import light_between, mask_of, paste, resized
 from fedtalk_ray.media.video import FPS
+from fedtalk_ray.model.pipeline import TalkingHeadPipeline
 
 LARGEST_PATCH = 512
 """Pixels a side at which a face is composed, at most; larger faces get it enlarged."""
 
 KEEPS_DETAIL = 12.0
 """Change of brightness, of 255, at which the picture's own detail gives way by half to what was made."""
+
+
+def speak_in(
+    scene: Scene, model: TalkingHeadPipeline, sound: np.ndarray, count: int, generator: torch.Generator
+) -> Iterator[np.ndarray]:
+    """The scene's first `count` frames, with its face saying `sound` (float32 [N]): blocks uint8 [1, H, W, 3]."""
+    face = scene.reference.crop(model.frame_size())
+    made = model.stream(face, sound, generator=generator, soft_border=False)
+    return put_back(scene, made, model.at_rest(face), count)
 
 
 def put_back(scene: Scene, made: Iterator[np.ndarray], rest: np.ndarray, count: int) -> Iterator[np.ndarray]:

@@ -188,6 +188,13 @@ class Footage:
             yield frame
         self._complete = fits
 
+    def part(self, first: int, end: int) -> Iterator[np.ndarray]:
+        """Its frames from number first to before number end, which may lie behind its last."""
+        if self._complete:
+            return iter(self._kept[first:end])
+        path, begin, _, crop, rate = self._span
+        return frames_of(path, begin + float(first / rate), begin + float(end / rate), crop, rate, begin == 0)
+
 
 def first_picture(path: str | Path) -> np.ndarray:
     """The first frame of a clip, uint8 [H, W, 3]. Raises `VideoError`."""

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.evaluation.evaluate import AUTOENCODER, COPY, GENERATED, group_tables
+from fedtalk_ray.evaluation.evaluate import DECIMALS as PRINTED
 from fedtalk_ray.evaluation.frechet import FID, FRECHET_LITE0
 from fedtalk_ray.evaluation.held_out import GROUPS
 from fedtalk_ray.evaluation.perceptual import LPIPS, ST_LPIPS
@@ -37,8 +38,7 @@ METRICS: dict[str, tuple[str, str]] = {
 }
 """Metric -> its words, and which way is better. A metric that is not here is shown under its own name."""
 
-TWO_PLACES = ("psnr", "mouth_psnr", "jitter_ratio", "mouth_sharpness")
-DECIMALS = {FID: 1, FRECHET_LITE0: 1, "frames_per_second": 1} | dict.fromkeys(TWO_PLACES, 2)
+DECIMALS = PRINTED | {FID: 1, FRECHET_LITE0: 1, "jitter_ratio": 2, "mouth_sharpness": 2}
 """Digits after the point where three would say more than is known."""
 
 JITTER = "jitter_ratio"

@@ -7,7 +7,7 @@ shown only where the client is named.
 import base64
 import io
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +18,8 @@ from PIL import Image
 from fedtalk_ray.errors import RunError, ShardError
 from fedtalk_ray.evaluation.evaluate import speak
 from fedtalk_ray.generation.generate import VIDEO_SCALE, enlarge
+from fedtalk_ray.generation.scene import dubbed_pictures
+from fedtalk_ray.generation.whole_picture import speak_in
 from fedtalk_ray.media.encoding import write_video
 from fedtalk_ray.media.video import VideoError, first_picture
 from fedtalk_ray.model.autoencoder import decode_latents
@@ -154,26 +156,34 @@ def players(run: RunFolder, people: People, name: str, client: str | None, budge
     piece = next(people.pieces(name, split_shown(people, name)))
     sound = piece.waveform.astype(np.float32) / 32767
 
-    def player(title: str, caption: str, frames: np.ndarray) -> Player:
-        scale = max(1, min(VIDEO_SCALE, SIDE // frames.shape[1]))
+    def player(title: str, caption: str, frames: np.ndarray | Iterable[np.ndarray]) -> Player:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "player.mp4"
-            write_video(file, enlarge(frames, scale), sound)
+            write_video(file, frames, sound)
             return Player(title, caption, *budget.embed(file))
 
-    yield player("ground truth", "The real clip.", piece.frames)
+    def crops(frames: np.ndarray) -> np.ndarray:
+        return enlarge(frames, max(1, min(VIDEO_SCALE, SIDE // frames.shape[1])))
+
+    yield player("ground truth", "The real clip.", crops(piece.frames))
     spoken = speak(model, piece.frames[0], piece.waveform, len(piece.frames), seed=0)
-    yield player("shared model", "Generated from the clip's first frame and its sound.", spoken)
+    yield player("shared model", "Generated from the clip's first frame and its sound.", crops(spoken))
+    scene = dubbed_pictures([piece])
+    if scene is not None:
+        put = speak_in(scene, model, sound, len(piece.frames), torch.Generator().manual_seed(0))
+        yield player("in its picture", "The clip's own pictures, with a mouth made from its sound.", put)
     if client is not None:
         after = ClientFolder.written_after(run.own_adapter(client))
         own = load_released(run, client, pick_device())
         spoken = speak(own, piece.frames[0], piece.waveform, len(piece.frames), seed=0)
         caption = f"The same with the client's own identity adapter{f', of round {after}' if after else ''}."
-        yield player("personalised", caption, spoken)
+        yield player("personalised", caption, crops(spoken))
     latents = torch.from_numpy(piece.latents.astype(np.float32))
     decoded = decode_latents(model.autoencoder, latents, face=piece.frames[0])
     yield player(
-        "autoencoder alone", "Every real frame encoded and decoded: no picture of the model can be better.", decoded
+        "autoencoder alone",
+        "Every real frame encoded and decoded: no picture of the model can be better.",
+        crops(decoded),
     )
 
 

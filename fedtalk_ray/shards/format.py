@@ -38,8 +38,16 @@ IDENTITY = "identity"
 LANDMARKS = "landmarks"
 """The bytes column of each frame's 68 points, float32 [68, 2] (`media.lips.face_landmarks`); shards of older versions
 have none."""
-EVERY_COLUMN = (*ARRAYS, LANDMARKS)
+PLACES = "places"
+"""The bytes column of where each frame's crop lies in its picture, float32 [2, 3] (`media.faces.face_transforms`);
+shards of older versions have none."""
+EVERY_COLUMN = (*ARRAYS, LANDMARKS, PLACES)
 """All bytes columns that hold something for every frame."""
+FOOTAGE = "footage"
+"""The text column that says which part of which file the clip's pictures are (`media.excerpt`); "" for a drawn clip,
+whose crops are its pictures, and no column in shards of older versions."""
+OPTIONAL = (LANDMARKS, PLACES, FOOTAGE)
+"""Columns that shards of older versions do not have."""
 
 
 @dataclass
@@ -48,8 +56,9 @@ class Piece:
 
     frames: uint8 [T, S, S, 3]. latents: float16 [T, C, h, w], scaled. speech: float16 [T, hops, mel].
     waveform: int16 [N] at `SAMPLE_RATE`. identity: float32 [D], the clip's embedding, a unit vector; D is 0 where none
-    was prepared. landmarks: float32 [T, 68, 2], (x, y) in fractions of the crop's side. A column that was not read, or
-    that the shards do not have, is an empty array, an empty name or 0.
+    was prepared. landmarks: float32 [T, 68, 2], (x, y) in fractions of the crop's side. places: float32 [T, 2, 3], from
+    fractions of the crop's side to pixels of its picture. footage: where those pictures are. A column that was not
+    read, or that the shards do not have, is an empty array, an empty text or 0.
     """
 
     client: str
@@ -61,6 +70,8 @@ class Piece:
     waveform: np.ndarray
     identity: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     landmarks: np.ndarray = field(default_factory=lambda: np.zeros((0, 68, 2), np.float32))
+    places: np.ndarray = field(default_factory=lambda: np.zeros((0, 2, 3), np.float32))
+    footage: str = ""
 
 
 @dataclass
@@ -228,17 +239,24 @@ class ShardWriter:
         metadata = {"fedtalk": json.dumps({"schema_version": SCHEMA_VERSION, "shapes": manifest.shapes})}
         self._schema = pa.schema(
             [("client", pa.string()), ("clip", pa.string()), ("begin", pa.int64())]
-            + [(name, pa.binary()) for name in (*ARRAYS, IDENTITY, LANDMARKS)],
+            + [(name, pa.binary()) for name in (*ARRAYS, IDENTITY, LANDMARKS, PLACES)]
+            + [(FOOTAGE, pa.string())],
             metadata=metadata,
         )
 
     def add(
-        self, client: str, clip: str, arrays: dict[str, np.ndarray], begin: int = 0, length: int | None = None
+        self,
+        client: str,
+        clip: str,
+        arrays: dict[str, np.ndarray],
+        begin: int = 0,
+        length: int | None = None,
+        footage: str = "",
     ) -> None:
         """One clip, or the part of it that begins at a frame where a piece does; parts arrive in order.
 
-        arrays: as in `Piece`, for all frames of the part; "identity" and "landmarks" may be left out when there are
-        none. length: of the whole clip in frames, None where this is all of it.
+        arrays: as in `Piece`, for all frames of the part; "identity", "landmarks" and "places" may be left out when
+        there are none. length: of the whole clip in frames, None where this is all of it. footage: as in `Piece`.
         """
         if client != self._client:
             self._close_client()
@@ -264,11 +282,14 @@ class ShardWriter:
             raise ValueError(f"frames {begin} to {begin + frames} of clip {clip!r} are no whole pieces that come next")
         for first, last in itertools.pairwise(inside):
             here = slice(first - begin, last - begin)
-            row = {name: arrays[name][here].astype(kind).tobytes() for name, kind in ARRAYS.items()}
+            row: dict[str, bytes | str] = {
+                name: arrays[name][here].astype(kind).tobytes() for name, kind in ARRAYS.items()
+            }
             sound = slice(here.start * samples, here.stop * samples)
             row["waveform"] = arrays["waveform"][sound].astype(np.int16).tobytes()
             row[IDENTITY] = identity.tobytes()
-            row[LANDMARKS] = np.asarray(arrays.get(LANDMARKS, ()), np.float32)[here].tobytes()
+            row |= {name: np.asarray(arrays.get(name, ()), np.float32)[here].tobytes() for name in (LANDMARKS, PLACES)}
+            row[FOOTAGE] = footage
             self._add_row(split, {"client": client, "clip": clip, "begin": first, **row})
 
     def close(self) -> Manifest:

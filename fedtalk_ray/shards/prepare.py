@@ -30,6 +30,7 @@ from fedtalk_ray.shards.format import (
     IDENTITY,
     LANDMARKS,
     PIECE_FRAMES,
+    PLACES,
     Manifest,
     ShardWriter,
     piece_bounds,
@@ -97,7 +98,7 @@ def prepare(
                     shapes = {name: list(arrays[name].shape[1:]) for name in ARRAYS}
                     manifest.shapes = shapes
                     writer = ShardWriter(folder, manifest, held_back)
-                writer.add(row["identity"], row["clip"], arrays, row["begin"], row["total"])
+                writer.add(row["identity"], row["clip"], arrays, row["begin"], row["total"], row["footage"])
                 if row["begin"] + row["length"] == row["total"]:
                     tick()
         if writer is None or 2 * len(rejects) > len(sources):
@@ -162,7 +163,7 @@ def _read(item: dict, size: int) -> Iterator[dict]:
     source = ClipSource.from_row(item)
     row = {"identity": source.identity, "clip": source.clip, "path": item["path"], "reason": "", "length": 0,
            "begin": 0, "total": 0, "size": size, "frames": b"", "faces": b"", "waveform": b"",
-           "landmarks": b""}  # fmt: skip
+           "landmarks": b"", "places": b"", "footage": ""}  # fmt: skip
     try:
         clip = open_clip(source, size)
         if clip.frames < MIN_FRAMES:
@@ -172,7 +173,8 @@ def _read(item: dict, size: int) -> Iterator[dict]:
         return
     samples = clip.frames * SAMPLE_RATE // FPS
     wave = np.pad(clip.audio[:samples], (0, max(0, samples - len(clip.audio)))).astype(np.float32)
-    row |= {"total": clip.frames, "waveform": wave.tobytes()}
+    excerpt = source.excerpt()
+    row |= {"total": clip.frames, "waveform": wave.tobytes(), "footage": excerpt.text() if excerpt else ""}
     bounds = piece_bounds(clip.frames, pieces_of(clip.frames)).tolist()
     together = max(1, PART_BYTES // (3 * size * size * PIECE_FRAMES))
     for first in range(0, len(bounds) - 1, together):
@@ -181,7 +183,8 @@ def _read(item: dict, size: int) -> Iterator[dict]:
         if begin == 0:
             row["faces"] = frames[frames_to_embed(len(frames))].tobytes()
         points = face_landmarks(frames).tobytes()
-        yield row | {"begin": begin, "length": end - begin, "frames": frames.tobytes(), "landmarks": points}
+        part = {"frames": frames.tobytes(), "landmarks": points, "places": clip.places[begin:end].tobytes()}
+        yield row | part | {"begin": begin, "length": end - begin}
 
 
 class _Encode:
@@ -235,4 +238,5 @@ def _arrays(row: dict) -> dict[str, np.ndarray]:
         "waveform": np.frombuffer(row["waveform"], np.int16),
         IDENTITY: np.frombuffer(row["embedding"], np.float32),
         LANDMARKS: np.frombuffer(row["landmarks"], np.float32).reshape(length, 68, 2),
+        PLACES: np.frombuffer(row["places"], np.float32).reshape(length, 2, 3),
     }

@@ -16,7 +16,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fedtalk_ray.errors import ShardError
-from fedtalk_ray.shards.format import ARRAYS, EVERY_COLUMN, IDENTITY, LANDMARKS, FileEntry, Manifest, Piece, entry_of
+from fedtalk_ray.shards.format import (
+    ARRAYS,
+    EVERY_COLUMN,
+    FOOTAGE,
+    IDENTITY,
+    LANDMARKS,
+    OPTIONAL,
+    PLACES,
+    FileEntry,
+    Manifest,
+    Piece,
+    entry_of,
+)
 from fedtalk_ray.shards.storage import beneath, files_in, is_remote, located
 
 OPEN_FILES = 8
@@ -104,7 +116,7 @@ class GroupReader:
             parquet = _opened(group.file, group.entry, check)
             stored = parquet.schema_arrow
             names = [
-                *(name for name in self._columns if name != LANDMARKS or name in stored.names),
+                *(name for name in self._columns if name not in OPTIONAL or name in stored.names),
                 *stored_identity(stored),
             ]
             self._open[key] = parquet, names
@@ -126,7 +138,7 @@ def read_pieces(
 
     only: the positions of the pieces to read, else all.
     """
-    reader = GroupReader(manifest.shapes, ("client", "clip", "begin", *columns))
+    reader = GroupReader(manifest.shapes, ("client", "clip", "begin", *columns, *((FOOTAGE,) * (PLACES in columns))))
     try:
         for group in list_groups(root, manifest, client, split, only):
             yield from reader.read(group)
@@ -141,14 +153,13 @@ def stored_identity(schema: pa.Schema) -> list[str]:
 
 def decode_row(row: dict[str, Any], shapes: dict[str, list[int]]) -> Piece:
     """A row with its bytes as arrays; columns that are not there are empty, numbers 0."""
-    arrays = {
+    values: dict[str, Any] = {name: row.get(name) or "" for name in ("client", "clip", FOOTAGE)}
+    values |= {
         name: np.frombuffer(row.get(name, b""), dtype).reshape(-1, *shapes[name]) for name, dtype in ARRAYS.items()
     }
-    identity = np.frombuffer(row.get(IDENTITY, b""), np.float32)
-    points = np.frombuffer(row.get(LANDMARKS, b""), np.float32).reshape(-1, 68, 2)
-    return Piece(
-        row.get("client", ""), row.get("clip", ""), row.get("begin", 0), **arrays, identity=identity, landmarks=points
-    )
+    for name, shape in ((IDENTITY, ()), (LANDMARKS, (68, 2)), (PLACES, (2, 3))):
+        values[name] = np.frombuffer(row.get(name, b""), np.float32).reshape(-1, *shape)
+    return Piece(begin=row.get("begin", 0), **values)
 
 
 def _cells(column: pa.ChunkedArray) -> list[Any]:

@@ -30,6 +30,7 @@ from fedtalk_ray.settings import ServerConfig, TrainConfig
 from fedtalk_ray.shards.format import Manifest, load_manifest
 from fedtalk_ray.shards.people import People, people_of
 from fedtalk_ray.shards.population import EVERYBODY, HELD_BACK
+from fedtalk_ray.shards.storage import is_remote
 from fedtalk_ray.tracking.tensorboard import TensorBoardLog
 from fedtalk_ray.training.backbone import build_pipeline
 from fedtalk_ray.training.model_card import Recipe, model_card
@@ -113,6 +114,8 @@ def federation_of_one(
                 "weight_decay": 0.02,
                 "loss": (loss or LossConfig()).model_dump(),
             },
+            # One client holds everything, which makes a large one, and no cluster is there to read ahead.
+            "stream": {"reader": "auto" if is_remote(shards) else "direct"},
             "slots": {"count": 1, "threads": threads},
         },
         "pretrain",

@@ -18,7 +18,7 @@ from fedtalk_ray.corpora.listing import (
     synthetic,
 )
 from fedtalk_ray.media.encoding import write_video
-from fedtalk_ray.media.faces import NoFaceError
+from fedtalk_ray.media.faces import NoFaceError, oversampling, warp
 from fedtalk_ray.media.video import Video, VideoError
 
 
@@ -130,6 +130,29 @@ def test_a_file_is_decoded_and_its_face_cropped(tmp_path: Path) -> None:
     assert abs(len(video.audio) - 15 * 640) < 1100
     shrunk = clip.frames.reshape(15, 64, 2, 64, 2, 3).mean((2, 4))
     assert np.abs(video.frames - shrunk)[:, 8:-8, 8:-8].mean() < 14, "the same face in the same place"
+
+
+def test_it_is_known_where_each_crop_lies_in_its_picture(tmp_path: Path) -> None:
+    head = synthetic.render_clip(2, 0, size=128, seconds=0.6).video
+    frames = np.full((15, 200, 220, 3), 128, np.uint8)
+    for number in range(15):
+        frames[number, 30:158, 50 + number : 178 + number] = head.frames[number]
+    write_video(tmp_path / "a.mp4", frames, head.audio)
+    source = ClipSource("ann", "a", str(tmp_path / "a.mp4"))
+    clip, excerpt = open_clip(source, 64), source.excerpt()
+    assert clip.places.shape == (15, 2, 3) and clip.places.dtype == np.float32 and excerpt is not None
+    for number, (crop, picture) in enumerate(zip(clip.crops, excerpt.footage(), strict=True)):
+        again = warp(picture, clip.places[number], 64, oversampling(clip.places, 64))
+        assert np.abs(again.astype(int) - crop).mean() < 0.1
+        # The template's eyes lie where the drawn head has them: 128 pixels a side, moved by a pixel a frame.
+        assert (clip.places[number] @ (0.5, 0.5, 1) - (50 + number + 64, 30 + 64)) == pytest.approx([0, 0], abs=4)
+
+
+def test_a_drawn_clips_crops_are_its_pictures() -> None:
+    source = list_corpus("synthetic", None, identities=1, clips=1)[0]
+    clip = open_clip(source, 16)
+    assert source.excerpt() is None and len(clip.places) == clip.frames
+    assert (clip.places @ (0.25, 0.75, 1) == (4, 12)).all()
 
 
 def test_a_clip_that_cannot_be_used_says_why(tmp_path: Path) -> None:

@@ -10,7 +10,15 @@ import torch
 
 from fedtalk_ray.errors import RunError, ShardError
 from fedtalk_ray.evaluation import metrics
-from fedtalk_ray.evaluation.evaluate import TOLD, Instruments, evaluate_run, measure_clip, metrics_table, write_metrics
+from fedtalk_ray.evaluation.evaluate import (
+    DUBBED,
+    TOLD,
+    Instruments,
+    evaluate_run,
+    measure_clip,
+    metrics_table,
+    write_metrics,
+)
 from fedtalk_ray.evaluation.frechet import FeatureNetwork, frechet_distance
 from fedtalk_ray.evaluation.held_out import choose_clips, read_clips
 from fedtalk_ray.evaluation.perceptual import PerceptualDistance
@@ -147,6 +155,31 @@ def test_lips_are_told_in_place_of_those_that_are_heard(shards: tuple[Path, Mani
     assert found["psnr"] == pytest.approx(metrics.psnr(told, truth))
 
 
+def test_a_dubbed_clip_is_held_against_the_sentence_that_it_says(
+    shards: tuple[Path, Manifest], pretrained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lips against those of the clip whose sound it is; sharpness and jitter against its own frames."""
+    folder, manifest = shards
+    model = load_released(RunFolder(pretrained))
+    clip = next(read_clips(People(folder, manifest), "test", choose_clips(manifest, "test")))
+    assert set(measure_clip(model, clip, Instruments(), None, samples=1).rows[DUBBED]) == {
+        "mouth_sharpness", "jitter_ratio", "lip_correlation_spoken"
+    }  # fmt: skip
+    sound, lips = clip.dubbed_with
+    asked = []
+
+    def own_frames(scene, model, audio, count, generator):
+        asked.append((audio, count))
+        yield from (shown.picture[None] for shown in scene.frames(count))
+
+    monkeypatch.setattr("fedtalk_ray.evaluation.evaluate.speak_in", own_frames)
+    monkeypatch.setattr("fedtalk_ray.evaluation.evaluate.lip_aperture", lambda frames: 3 * lips[: len(frames)] + 1)
+    found = measure_clip(model, clip, Instruments(), None, samples=1).rows[DUBBED]
+    assert found == {"mouth_sharpness": 1, "jitter_ratio": 1, "lip_correlation_spoken": pytest.approx(1)}
+    assert (asked[0][0] == sound.astype(np.float32) / 32767).all()
+    assert asked[0][1] == min(len(lips), len(clip.piece.frames))
+
+
 def test_a_run_and_its_bare_pipeline_measure_alike(
     shards: tuple[Path, Manifest], pretrained: Path, tmp_path: Path
 ) -> None:
@@ -166,8 +199,8 @@ def test_table_fits_a_screen_and_json_is_strict(result: dict, tmp_path: Path) ->
     assert max(len(line) for line in lines) <= 120
     psnr = next(line for line in lines if line.split()[0] == "psnr").split()
     rows = result["groups"]["seen"]
-    assert psnr[1] == f"{rows['generated']['psnr']:.3f}"
-    assert psnr[2] == f"±{result['half_widths_95']['seen']['generated']['psnr']:.3f}"
+    assert psnr[1] == f"{rows['generated']['psnr']:.2f}"
+    assert psnr[2] == f"±{result['half_widths_95']['seen']['generated']['psnr']:.2f}"
     assert psnr[-1] == "-"
     write_metrics(result, tmp_path / "metrics.json")
     assert json.loads((tmp_path / "metrics.json").read_text()) == result

@@ -7,6 +7,7 @@ import pytest
 from fedtalk_ray.errors import ShardError
 from fedtalk_ray.evaluation.evaluate import Instruments, measure_clip
 from fedtalk_ray.evaluation.held_out import another_real_clip, choose_clips, read_clips
+from fedtalk_ray.media.lips import aperture_of
 from fedtalk_ray.shards.format import ClipEntry, Manifest
 from fedtalk_ray.shards.people import People
 from fedtalk_ray.shards.reader import read_pieces
@@ -33,6 +34,18 @@ def test_each_clip_hears_the_next_of_its_group() -> None:
         ("unseen", "w0", ("u", "u0")),
     ]
     assert [entry.clip for entry in choose_clips(manifest(b="xv", a="xvv", u="t"), "val")] == ["a1", "a2", "b1"]
+
+
+def test_each_clip_is_dubbed_with_its_own_persons_next_sentence_where_there_is_one() -> None:
+    found = choose_clips(manifest(b="xvt", a="xvtt", u="t", w="t"), "test")
+    assert [(entry.clip, entry.dubbed_with) for entry in found] == [
+        ("a2", ("a", "a3")),
+        ("a3", ("a", "a2")),
+        ("b2", ("a", "a2")),
+        ("u0", ("w", "w0")),
+        ("w0", ("u", "u0")),
+    ]
+    assert choose_clips(manifest(u="t"), "test")[0].dubbed_with is None
 
 
 def test_held_out_is_val_and_test_together(tmp_path: Path, make_shards: Callable[..., Manifest]) -> None:
@@ -96,6 +109,8 @@ def test_clips_are_read_with_their_sounds_cut_or_repeated(tmp_path: Path, make_s
     assert (short.other_sound == long.piece.waveform[: 8 * 640]).all()
     assert (long.other_sound == np.concatenate([short.piece.waveform, short.piece.waveform[: 4 * 640]])).all()
     assert [clip.entry for clip in read_clips(People(shards, people), "test", entries[1:])] == entries[1:]
+    sound, lips = short.dubbed_with
+    assert (sound == long.piece.waveform).all() and (lips == aperture_of(long.piece.landmarks)).all()
 
 
 def test_another_real_clip_is_the_persons_next_whatever_its_split(

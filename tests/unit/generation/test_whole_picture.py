@@ -15,7 +15,7 @@ from fedtalk_ray.commands.cli import main
 from fedtalk_ray.corpora.synthetic import render_clip
 from fedtalk_ray.generation import scene as scenes
 from fedtalk_ray.generation.generate import find_scene
-from fedtalk_ray.generation.scene import Dubbed, Still, even
+from fedtalk_ray.generation.scene import Still, dubbed_file, even
 from fedtalk_ray.generation.whole_picture import at_rate, put_back
 from fedtalk_ray.media.compositing import mask_of
 from fedtalk_ray.media.encoding import write_video
@@ -124,7 +124,7 @@ def test_every_frame_comes_once_in_its_turn_and_backwards_too(
     )
     monkeypatch.setattr(scenes, "KEPT_BYTES", 0)
     monkeypatch.setattr(scenes, "PIECE_BYTES", 1_000_000)
-    dubbed = Dubbed(clip)
+    dubbed = dubbed_file(clip)
     turns = [*range(36), *range(34, -1, -1), *range(1, 12)]
     for shown, number in zip(dubbed.frames(len(turns)), turns, strict=True):
         assert place_of(shown.picture) == pytest.approx(40 + 2 * number, abs=1)
@@ -151,7 +151,7 @@ def test_a_clip_of_a_rate_that_varies_keeps_its_speed(picture, tmp_path: Path) -
     """Thirty frames a second, every third missing: where the head is at a time stays so."""
     times = [Fraction(k, 30) for k in range(60) if k % 3]
     clip = write(tmp_path / "c.mp4", [picture(width=320, x=40 + int(60 * time)) for time in times], times, rate=30)
-    dubbed = Dubbed(clip)
+    dubbed = dubbed_file(clip)
     for number, shown in enumerate(dubbed.frames(20)):
         expected = 40 + 60 * (number / dubbed.rate + times[0]) + SIDE / 2
         assert abs(float(shown.transform @ (0.5, 0, 1) @ (1, 0)) - float(expected)) < 8
@@ -159,7 +159,7 @@ def test_a_clip_of_a_rate_that_varies_keeps_its_speed(picture, tmp_path: Path) -
 
 def test_outside_the_mask_a_clip_stays_to_the_bit(picture, tmp_path: Path) -> None:
     clip = write(tmp_path / "c.mp4", [picture(x=50 + k) for k in range(12)])
-    dubbed = Dubbed(clip)
+    dubbed = dubbed_file(clip)
     white = np.full((12, 64, 64, 3), 255, np.uint8)
     rest = np.zeros((64, 64, 3), np.uint8)
     for shown, frame in zip(dubbed.frames(12), put_back(dubbed, iter([white]), rest, 12), strict=True):
@@ -178,7 +178,7 @@ def test_a_longer_sound_goes_back_and_forth(picture, tmp_path: Path, monkeypatch
     def shown(size: int) -> list[np.ndarray]:
         monkeypatch.setattr(scenes, "KEPT_BYTES", size)
         monkeypatch.setattr(scenes, "PIECE_BYTES", 400_000)
-        return [each.picture for each in Dubbed(clip).frames(len(turns))]
+        return [each.picture for each in dubbed_file(clip).frames(len(turns))]
 
     kept, decoded = shown(1 << 30), shown(0)
     for number, turn in enumerate(turns):
@@ -189,7 +189,7 @@ def test_a_longer_sound_goes_back_and_forth(picture, tmp_path: Path, monkeypatch
 
 def test_only_what_the_sound_needs_of_a_clip_is_looked_at(picture, tmp_path: Path) -> None:
     clip = write(tmp_path / "c.mp4", [picture()] * 10 + [picture(x=None)] * 60)
-    assert not Dubbed(clip, 6400).notes and Dubbed(clip).notes
+    assert not dubbed_file(clip, 6400).notes and dubbed_file(clip).notes
 
 
 def test_a_face_that_leaves_is_told_and_left_alone(made, picture, tmp_path: Path) -> None:
@@ -250,16 +250,16 @@ def test_the_shape_of_pixels_goes_through(made, picture, tmp_path: Path) -> None
 def test_hdr_is_refused_and_ten_bits_are_told(picture, tmp_path: Path) -> None:
     hdr = write(tmp_path / "h.mp4", [picture()] * 2, color_trc=18)
     with pytest.raises(VideoError, match=r"is HDR \(HLG\); convert it to 8-bit SDR"):
-        Dubbed(hdr)
+        dubbed_file(hdr)
     deep = write(tmp_path / "d.mp4", [picture()] * 2, pix_fmt="yuv420p10le")
-    assert Dubbed(deep).notes == ("its 10 bits a colour become 8",)
+    assert dubbed_file(deep).notes == ("its 10 bits a colour become 8",)
 
 
 @pytest.mark.parametrize(("seconds", "frames"), [(1.01, 26), (0.01, 2), (0.4, 10), (0.081, 3)])
 def test_a_clip_is_looked_at_as_far_as_it_is_shown(picture, tmp_path: Path, seconds: float, frames: int) -> None:
     clip = write(tmp_path / "c.mp4", [picture(x=40 + 2 * k) for k in range(40)])
     samples = round(seconds * SAMPLE_RATE)
-    dubbed = Dubbed(clip, samples)
+    dubbed = dubbed_file(clip, samples)
     assert frame_count(samples, dubbed.rate) == frames
     places = [place_of(shown.picture) for shown in dubbed.frames(frames)]
     assert places == pytest.approx([40 + 2 * k for k in range(frames)], abs=1)

@@ -235,9 +235,9 @@ def test_every_metric_has_words_and_a_direction(make_run: MakeRun, plain_record:
     names = {name for rows in result["groups"].values() for figures in rows.values() for name in figures}
     assert names and names <= set(METRICS)
     seen = next(table for table in tables_of_groups(result) if table.title.startswith("Seen identities"))
-    assert seen.columns == ["generated", "other sound", "copy", "autoencoder"]
+    assert seen.columns == ["generated", "other sound", "dubbed", "copy", "autoencoder"]
     psnr = next(line for line in seen.lines if line.metric == "PSNR, dB")
-    assert psnr.better == "↑" and psnr.cells[2] == f"{result['groups']['seen']['copy']['psnr']:.2f}"
+    assert psnr.better == "↑" and psnr.cells[3] == f"{result['groups']['seen']['copy']['psnr']:.2f}"
 
 
 def test_the_page_shows_an_unseen_person_and_a_client_only_when_named(make_run: MakeRun, plain_record: Record) -> None:

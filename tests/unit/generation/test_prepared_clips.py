@@ -1,0 +1,128 @@
+"""Clips of shards in their own pictures again: where they lie on disk, with the face where `prepare` found it."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from fedtalk_ray.commands.cli import main
+from fedtalk_ray.corpora.listing import open_clip
+from fedtalk_ray.corpora.source import ClipSource
+from fedtalk_ray.corpora.synthetic import render_clip
+from fedtalk_ray.generation.samples import write_sample
+from fedtalk_ray.generation.scene import dubbed_crops, dubbed_pictures
+from fedtalk_ray.media.encoding import write_video
+from fedtalk_ray.media.lips import aperture_of, face_landmarks
+from fedtalk_ray.media.speech import LogMel, speech_windows
+from fedtalk_ray.model.autoencoder import encode_frames, encoder_fingerprint, load_autoencoder
+from fedtalk_ray.shards.format import Manifest, Piece, ShardWriter, load_manifest
+from fedtalk_ray.shards.people import People
+
+SIDE, COUNT = 32, 30
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> Path:
+    """Shards of one clip of a head that moves to the right, a pixel a frame, in a picture of 200 x 160."""
+    head = render_clip(2, 0, size=110, seconds=COUNT / 25).video
+    frames = np.full((COUNT, 160, 200, 3), 128, np.uint8)
+    for number in range(COUNT):
+        frames[number, 20:130, 30 + number : 140 + number] = head.frames[number]
+    write_video(tmp_path / "film.mp4", frames, head.audio)
+    source = ClipSource("ann", "one", str(tmp_path / "film.mp4"))
+    clip, excerpt, encoder = open_clip(source, SIDE), source.excerpt(), load_autoencoder("patch")
+    assert excerpt is not None
+    crops = np.stack(list(clip.crops))
+    arrays = {
+        "frames": crops,
+        "latents": encode_frames(encoder, crops).astype(np.float16),
+        "speech": speech_windows(clip.audio, COUNT).astype(np.float16),
+        "waveform": (np.resize(clip.audio, COUNT * 640) * 32767).astype(np.int16),
+        "landmarks": face_landmarks(crops),
+        "places": clip.places,
+    }
+    shapes = {"frames": [SIDE, SIDE, 3], "latents": [16, 8, 8], "speech": list(LogMel.shape), "waveform": []}
+    manifest = Manifest("folder", SIDE, 25, 16_000, "patch", encoder_fingerprint(encoder), shapes)
+    (tmp_path / "shards").mkdir()
+    writer = ShardWriter(tmp_path / "shards", manifest, {"ann"})
+    writer.add("ann", "one", arrays, footage=excerpt.text())
+    writer.close()
+    return tmp_path / "shards"
+
+
+@pytest.fixture
+def piece(prepared: Path) -> Piece:
+    return next(People(prepared, load_manifest(prepared)).pieces("ann", "test"))
+
+
+def test_the_pictures_are_the_films_with_the_face_where_it_was_found(piece: Piece) -> None:
+    scene = dubbed_pictures([piece])
+    assert scene is not None
+    shown = list(scene.frames(COUNT))
+    assert all(each.picture.shape == (160, 200, 3) and each.opacity == 1 for each in shown)
+    differences = [np.abs(each.crop(SIDE).astype(int) - crop) for each, crop in zip(shown, piece.frames, strict=True)]
+    assert np.mean(differences) < 1
+    closed = int(aperture_of(piece.landmarks).argmin())
+    assert (scene.reference.transform == piece.places[closed]).all()
+
+
+def test_a_later_piece_begins_where_it_does_in_the_film(piece: Piece) -> None:
+    arrays = {name: getattr(piece, name)[20:] for name in ("frames", "landmarks", "places")}
+    later = dubbed_pictures([replace(piece, begin=20, **arrays)])
+    scene = dubbed_pictures([piece])
+    assert scene is not None and later is not None
+    whole, rest = list(scene.frames(COUNT)), list(later.frames(10))
+    assert all((one.picture == other.picture).all() for one, other in zip(rest, whole[20:], strict=True))
+
+
+def test_pieces_make_one_clip_again_and_go_back_and_forth(piece: Piece) -> None:
+    def part(begin: int, end: int) -> Piece:
+        arrays = {name: getattr(piece, name)[begin:end] for name in ("frames", "landmarks", "places")}
+        return replace(piece, begin=begin, **arrays)
+
+    joined, scene = dubbed_pictures([part(0, 12), part(12, COUNT)]), dubbed_pictures([piece])
+    assert joined is not None and scene is not None
+    for one, other in zip(joined.frames(50), scene.frames(50), strict=True):
+        assert (one.picture == other.picture).all() and (one.transform == other.transform).all()
+
+
+def test_a_film_that_is_gone_or_broken_leaves_the_crops(
+    piece: Piece, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "film.mp4").write_bytes(b"no film")
+    with caplog.at_level(logging.WARNING):
+        assert dubbed_pictures([piece]) is None
+    assert "ann/one is shown by its crops: " in caplog.text and "film.mp4: cannot be decoded" in caplog.text
+    (tmp_path / "film.mp4").unlink()
+    assert dubbed_pictures([piece]) is None
+    assert dubbed_pictures([replace(piece, footage="")]) is None
+    crops = [shown.picture for shown in dubbed_crops(piece).frames(COUNT)]
+    assert (np.stack(crops) == piece.frames).all()
+
+
+def test_samples_and_generate_show_the_whole_picture_and_crops_without_it(
+    prepared: Path, piece: Piece, make_pipeline, tmp_path: Path
+) -> None:
+    model = make_pipeline()
+    model.save_pretrained(str(tmp_path / "run" / "pipeline"))
+    given = ["--run", str(tmp_path / "run"), "--shards", str(prepared), "--out", str(tmp_path / "g.mp4")]
+
+    def sizes(*more: str) -> list[tuple[int, int, int]]:
+        write_sample(model, piece, tmp_path, "s")
+        with pytest.raises(SystemExit) as stopped:
+            main(["generate", *given, "--reference", "ann/one", "--audio", "ann/one", *more])
+        assert stopped.value.code == 0
+        found = []
+        for name in ("s", "g"):
+            with av.open(str(tmp_path / f"{name}.mp4")) as container:
+                stream = container.streams.video[0]
+                found.append((stream.width, stream.height, stream.frames))
+        return found
+
+    assert sizes() == [(200, 160, COUNT), (200, 160, COUNT)]
+    assert sizes("--crop")[1] == (4 * SIDE, 4 * SIDE, COUNT)
+    (tmp_path / "film.mp4").unlink()
+    assert sizes() == [(4 * SIDE, 4 * SIDE, COUNT), (4 * SIDE, 4 * SIDE, COUNT)]
