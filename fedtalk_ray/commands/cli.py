@@ -59,8 +59,12 @@ def prepare(
         str, typer.Option(help='"patch", "lower-face", a folder, or a hub id of diffusers.')
     ] = "patch",
     speech: Annotated[
-        str, typer.Option(help='"log-mel", or a folder or hub id of Whisper, wav2vec2, HuBERT or WavLM.')
-    ] = "log-mel",
+        str | None,
+        typer.Option(
+            help='"log-mel", or a folder or hub id of Whisper, wav2vec2, HuBERT or WavLM. Without it '
+            "openai/whisper-tiny for real voices, log-mel for drawn people's."
+        ),
+    ] = None,
     identity: Annotated[
         str, typer.Option(help='"none", "dlib", "facenet", "facenet:WEIGHTS.pt", or an ONNX face network.')
     ] = "none",
@@ -86,7 +90,7 @@ def prepare(
     Example: `fedtalk prepare --corpus grid --root data/grid --out shards/grid`
     """
     from fedtalk_ray.actors.connection import connect
-    from fedtalk_ray.corpora.listing import at_most, list_corpus, only_identities, own_test_set
+    from fedtalk_ray.corpora.listing import at_most, list_corpus, only_identities, own_test_set, usual_speech
     from fedtalk_ray.shards.prepare import REJECTS, parse_unseen
     from fedtalk_ray.shards.prepare import prepare as run_prepare
 
@@ -105,7 +109,7 @@ def prepare(
         out,
         size=size,
         autoencoder=autoencoder,
-        speech=speech,
+        speech=speech or usual_speech(corpus),
         identity=identity,
         unseen=held_back,
         overwrite=overwrite,

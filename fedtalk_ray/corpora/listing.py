@@ -10,6 +10,7 @@ import numpy as np
 from fedtalk_ray.corpora import layouts, synthetic
 from fedtalk_ray.corpora.source import ClipSource, CorpusError
 from fedtalk_ray.media.faces import crop_faces, face_transforms
+from fedtalk_ray.media.speech import LOG_MEL, PRETRAINED
 from fedtalk_ray.media.video import SAMPLE_RATE, has_sound, read_audio, sound_of
 
 _NAMES_SHOWN = 20
@@ -67,6 +68,11 @@ def at_most(sources: list[ClipSource], clips: int) -> list[ClipSource]:
 def own_test_set(sources: list[ClipSource]) -> list[str] | None:
     """The identities of the corpus's own test set, None where it defines none."""
     return sorted({source.identity for source in sources if source.held_out}) or None
+
+
+def usual_speech(corpus: str) -> str:
+    """What a corpus's voices are heard by unless asked otherwise (`media.speech.load_speech_features`)."""
+    return LOG_MEL if corpus in synthetic.KINDS else PRETRAINED
 
 
 def named(names: list[str]) -> str:

@@ -11,6 +11,10 @@ from fedtalk_ray.media.video import FPS, SAMPLE_RATE
 LOG_MEL = "log-mel"
 """The name under which commands and manifests ask for this module's own features."""
 
+PRETRAINED = "openai/whisper-tiny"
+"""The hub id of the smallest speech model that hears real voices better than log-mel spectra tell them
+(`speech_encoder.WINDOW_FRAMES` has figures)."""
+
 HOP = 160
 """Samples between two spectra: 10 ms, so four spectra a video frame."""
 

@@ -242,7 +242,7 @@ def _loaded(source: str, load: Callable[[], Any]) -> Any:
     try:
         return load()
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split()).split(". ")[0][:200]
         raise SpeechError(f"speech source {source!r} cannot be loaded ({reason}); {_WANTED}") from error
 
 

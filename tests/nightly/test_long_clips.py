@@ -73,7 +73,17 @@ def test_memory_does_not_grow_with_a_clips_length(
         (root / "ann").mkdir(parents=True)
         clip = str(write_talk(root / "ann" / "talk.mp4", seconds))
         arguments = {
-            "prepare": ["prepare", "--corpus", "folder", "--root", str(root), "--out", str(root / "shards")],
+            "prepare": [
+                "prepare",
+                "--corpus",
+                "folder",
+                "--root",
+                str(root),
+                "--out",
+                str(root / "shards"),
+                "--speech",
+                "log-mel",
+            ],
             "generate": ["generate", "--run", "fedtalk-tiny", "--reference", clip, "--audio", clip],
         }[command]
         if command == "generate":

@@ -16,6 +16,7 @@ from fedtalk_ray.corpora.listing import (
     open_clip,
     own_test_set,
     synthetic,
+    usual_speech,
 )
 from fedtalk_ray.media.encoding import write_video
 from fedtalk_ray.media.faces import NoFaceError, oversampling, warp
@@ -146,6 +147,13 @@ def test_it_is_known_where_each_crop_lies_in_its_picture(tmp_path: Path) -> None
         assert np.abs(again.astype(int) - crop).mean() < 0.1
         # The template's eyes lie where the drawn head has them: 128 pixels a side, moved by a pixel a frame.
         assert (clip.places[number] @ (0.5, 0.5, 1) - (50 + number + 64, 30 + 64)) == pytest.approx([0, 0], abs=4)
+
+
+def test_real_voices_are_heard_by_a_pretrained_model_unless_asked_otherwise() -> None:
+    assert [usual_speech(corpus) for corpus in ("synthetic", "puppets", "grid", "folder")] == [
+        *("log-mel", "log-mel"),
+        *("openai/whisper-tiny", "openai/whisper-tiny"),
+    ]
 
 
 def test_a_drawn_clips_crops_are_its_pictures() -> None:

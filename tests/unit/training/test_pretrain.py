@@ -124,7 +124,7 @@ def test_phases_that_cannot_be_are_left_out(shards: Path, make_shards, tmp_path:
     """The decoder of an autoencoder that was published, and who is who of one person."""
     manifest = load_manifest(shards)
     assert "decoder" not in federation_of_one(manifest, shards, tmp_path, patch=False).phases
-    # However large its only client, no cluster is looked for; where every read waits for a network Ray Data reads ahead.
+    # However large its only client, no cluster is looked for; only where reads wait for a network Ray Data reads ahead.
     assert federation_of_one(manifest, shards, tmp_path).stream.reader == "direct"
     assert federation_of_one(manifest, "s3://bucket/shards", tmp_path).stream.reader == "auto"
     make_shards(tmp_path / "one", {"s1": [16, 16]})
