@@ -67,6 +67,7 @@ def measure(
         "mouth_psnr": metrics.mouth_psnr(frames, truth.frames),
         "ssim": metrics.ssim(frames, truth.frames),
         "mouth_sharpness": metrics.sharpness_ratio(frames, truth.frames),
+        "seam": metrics.seam_ratio(frames, truth.frames),
     }
     if perceptual is not None:
         figures[perceptual.name] = perceptual(frames, truth.frames)

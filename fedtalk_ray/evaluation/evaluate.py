@@ -58,21 +58,23 @@ class Instruments:
     def needed(self, figures: Collection[str]) -> "Instruments":
         """Without the slow ones that none of these figures comes from."""
         perceptual = self.perceptual if self.perceptual and self.perceptual.name in figures else None
-        frechet = self.frechet if self.frechet and self.frechet.name in figures else None
+        frechet = self.frechet if self.frechet and set(self.frechet.names()) & set(figures) else None
         return Instruments(self.judge, perceptual, frechet)
 
     def names(self) -> list[str]:
         """Figures that are measured beside plain arithmetic and the judge's."""
-        return [each.name for each in (self.perceptual, self.frechet) if each is not None]
+        found = [self.perceptual.name] if self.perceptual else []
+        return [*found, *(self.frechet.names() if self.frechet else ())]
 
 
 @dataclass
 class Measured:
-    """One clip: its figures by row, and each row's features, one array [k, D] a noise seed (the truth's under REAL)."""
+    """One clip: its figures by row, and each row's features by what they are for (`FeatureNetwork.names`), arrays
+    [k, D], one dictionary a noise seed (the truth's under REAL)."""
 
     entry: HeldOut
     rows: dict[str, Figures] = field(default_factory=dict)
-    features: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    features: dict[str, list[dict[str, np.ndarray]]] = field(default_factory=dict)
 
 
 def load_instruments(judge: str | Path | None) -> tuple[Instruments, list[str]]:
@@ -165,7 +167,7 @@ def measure_clip(
             [measure(frames, truth, instruments.judge, instruments.perceptual) for frames in clips]
         )
         if instruments.frechet is not None:
-            result.features[row] = [instruments.frechet.features(frames) for frames in clips]
+            result.features[row] = [instruments.frechet.features_by_name(frames) for frames in clips]
 
     count = len(piece.frames)
     began = perf_counter()
@@ -184,7 +186,7 @@ def measure_clip(
     add(AUTOENCODER, [decode_latents(model.autoencoder, latents, face=piece.frames[0])])
     result.rows[REAL] = real_figures(truth)
     if instruments.frechet is not None:
-        result.features[REAL] = [instruments.frechet.features(piece.frames)]
+        result.features[REAL] = [instruments.frechet.features_by_name(piece.frames)]
     made = result.rows[GENERATED]
     wrong = result.rows.get(OTHER_SOUND, {}).get("lip_correlation_spoken")
     assert made["lip_correlation_spoken"] is not None  # a correlation is always a number
@@ -228,12 +230,13 @@ def group_figures(clips: list[Measured], frechet: FeatureNetwork | None) -> dict
     """Means over clips by row; Fréchet distances between the sets of all frames, the mean over noise seeds."""
     rows = {row: merge([clip.rows[row] for clip in clips if row in clip.rows]) for row in clips[0].rows}
     if frechet is not None:
-        true = [clip.features[REAL][0] for clip in clips]
-        for row in set(rows) - {REAL, DUBBED}:
-            seeds = zip(*(clip.features[row] for clip in clips), strict=True)
-            distances = [frechet_distance(np.concatenate(one), np.concatenate(true)) for one in seeds]
-            rows[row] |= merge([{frechet.name: distance} for distance in distances])
-        rows[REAL][frechet.name] = frechet_distance(*halves(true))
+        for name in frechet.names():
+            true = [clip.features[REAL][0][name] for clip in clips]
+            for row in set(rows) - {REAL, DUBBED}:
+                seeds = zip(*(clip.features[row] for clip in clips), strict=True)
+                made = [np.concatenate([each[name] for each in one]) for one in seeds]
+                rows[row] |= merge([{name: frechet_distance(each, np.concatenate(true))} for each in made])
+            rows[REAL][name] = frechet_distance(*halves(true))
     return rows
 
 
@@ -243,7 +246,8 @@ def write_metrics(result: dict, path: str | Path) -> None:
         place.write_text(json.dumps(result, indent=1, allow_nan=False))
 
 
-DECIMALS = {"psnr": 2, "mouth_psnr": 2, "frames_per_second": 1}
+LIPS = ("lip_correlation", "lip_correlation_spoken", "lip_gap")
+DECIMALS = {"frames_per_second": 1} | dict.fromkeys(("psnr", "mouth_psnr", *LIPS), 2)
 """Digits after the point in the table that is printed, where they are not 3."""
 NAME, CELL = 22, 12
 """Characters of a metric's name and of mean and interval: seven rows of the result fit 120 columns."""

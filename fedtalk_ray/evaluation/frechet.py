@@ -21,8 +21,11 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from fedtalk_ray.evaluation.weights import UNUSABLE, impatient, obtainable
 from fedtalk_ray.media.dlib_models import MissingModelError
+from fedtalk_ray.media.face_template import mouth_edges
 
-FID, FRECHET_LITE0 = "fid", "frechet_efficientnet_lite0"
+FID, FRECHET_LITE0 = "fid", "frechet_lite0"
+OF_MOUTHS = "_mouth"
+"""What the figure of the mouth region alone has behind its name."""
 
 FRAME_STEP = 5
 """Every fifth frame of a clip counts: 40 ms later a face looks the same, and each costs 30 ms on one core."""
@@ -51,6 +54,16 @@ class FeatureNetwork:
                 picture = torch.from_numpy(np.ascontiguousarray(frame.transpose(2, 0, 1))[None])
                 rows.append(self.network(picture)[0].float().numpy())
         return np.stack(rows)
+
+    def names(self) -> tuple[str, str]:
+        """What its two distances are called: of whole crops, and of their mouth regions."""
+        return self.name, self.name + OF_MOUTHS
+
+    def features_by_name(self, crops: np.ndarray) -> dict[str, np.ndarray]:
+        """`features` for each of `names`, of aligned crops uint8 [T, S, S, 3]."""
+        left, top, right, bottom = mouth_edges(crops.shape[1])
+        parts = (crops, crops[:, top:bottom, left:right])
+        return {name: self.features(part) for name, part in zip(self.names(), parts, strict=True)}
 
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float | None:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
+from fedtalk_ray.media.compositing import mask_of
 from fedtalk_ray.media.face_template import mouth_mask
 
 PSNR_CEILING = 10 * float(np.log10(255.0**2 * 12))
@@ -59,6 +60,26 @@ def sharpness_ratio(generated: np.ndarray, truth: np.ndarray) -> float:
     """
     _check_crops(generated, truth)
     ours, theirs = (_laplacian_energy(clip) for clip in (generated, truth))
+    if theirs == 0.0:
+        return 1.0 if ours == 0.0 else float("inf")
+    return ours / theirs
+
+
+def seam_ratio(generated: np.ndarray, truth: np.ndarray) -> float:
+    """How steep brightness is across the border of what is painted, over the truth: more than 1 is a seam that shows.
+
+    generated, truth: uint8 [T, S, S, 3], aligned square crops. The border is where a face is laid softly over its
+    picture (`media.compositing.mask_of`); steepness is the mean size of the slope at right angles to it. Against a
+    blank truth it is infinite, 1 for a blank.
+    """
+    _check_crops(generated, truth)
+    mask = mask_of(generated.shape[1])
+    down, across = np.gradient(mask)
+    border = (mask > 0) & (mask < 1)
+    length = np.hypot(down, across)[border] + 1e-12
+    ours, theirs = (
+        _steepness(clip, border, down[border] / length, across[border] / length) for clip in (generated, truth)
+    )
     if theirs == 0.0:
         return 1.0 if ours == 0.0 else float("inf")
     return ours / theirs
@@ -131,6 +152,14 @@ def _laplacian_energy(clip: np.ndarray) -> float:
         light = frame.astype(np.float64).mean(-1)
         around = light[:-2, 1:-1] + light[2:, 1:-1] + light[1:-1, :-2] + light[1:-1, 2:]
         total += float(np.square(around - 4 * light[1:-1, 1:-1])[inside].mean())
+    return total / len(clip)
+
+
+def _steepness(clip: np.ndarray, border: np.ndarray, down: np.ndarray, across: np.ndarray) -> float:
+    total = 0.0
+    for frame in clip:
+        below, beside = np.gradient(frame.astype(np.float64).mean(-1))
+        total += float(np.abs(below[border] * down + beside[border] * across).mean())
     return total / len(clip)
 
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.evaluation.evaluate import AUTOENCODER, COPY, GENERATED, group_tables
 from fedtalk_ray.evaluation.evaluate import DECIMALS as PRINTED
-from fedtalk_ray.evaluation.frechet import FID, FRECHET_LITE0
+from fedtalk_ray.evaluation.frechet import FID, FRECHET_LITE0, OF_MOUTHS
 from fedtalk_ray.evaluation.held_out import GROUPS
 from fedtalk_ray.evaluation.perceptual import LPIPS, ST_LPIPS
 
@@ -23,10 +23,13 @@ METRICS: dict[str, tuple[str, str]] = {
     "mouth_psnr": ("PSNR of the mouth, dB", UP),
     "ssim": ("SSIM", UP),
     "mouth_sharpness": ("sharpness of the mouth / truth's", ONE),
+    "seam": ("slope across the border of what is painted / truth's", ONE),
     LPIPS: ("LPIPS", DOWN),
     ST_LPIPS: ("ST-LPIPS", DOWN),
     FID: ("FID", DOWN),
     FRECHET_LITE0: ("Fréchet distance (EfficientNet-Lite0)", DOWN),
+    FID + OF_MOUTHS: ("FID of mouths", DOWN),
+    FRECHET_LITE0 + OF_MOUTHS: ("Fréchet distance of mouths (EfficientNet-Lite0)", DOWN),
     "jitter_ratio": ("jitter / truth's", ONE),
     "lip_correlation": ("lip correlation, whole clip", UP),
     "lip_correlation_spoken": ("lip correlation, while somebody speaks", UP),
@@ -38,7 +41,8 @@ METRICS: dict[str, tuple[str, str]] = {
 }
 """Metric -> its words, and which way is better. A metric that is not here is shown under its own name."""
 
-DECIMALS = PRINTED | {FID: 1, FRECHET_LITE0: 1, "jitter_ratio": 2, "mouth_sharpness": 2}
+DISTANCES = [name + part for name in (FID, FRECHET_LITE0) for part in ("", OF_MOUTHS)]
+DECIMALS = PRINTED | dict.fromkeys(DISTANCES, 1) | dict.fromkeys(("jitter_ratio", "mouth_sharpness", "seam"), 2)
 """Digits after the point where three would say more than is known."""
 
 JITTER = "jitter_ratio"

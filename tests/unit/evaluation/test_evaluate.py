@@ -22,6 +22,7 @@ from fedtalk_ray.evaluation.evaluate import (
 from fedtalk_ray.evaluation.frechet import FeatureNetwork, frechet_distance
 from fedtalk_ray.evaluation.held_out import choose_clips, read_clips
 from fedtalk_ray.evaluation.perceptual import PerceptualDistance
+from fedtalk_ray.media.face_template import MOUTH_BOX
 from fedtalk_ray.media.lips import lip_motion
 from fedtalk_ray.media.speech import MEL_BINS, WINDOW_HOPS
 from fedtalk_ray.model.autoencoder import load_autoencoder
@@ -108,7 +109,7 @@ def test_rows_hold_what_their_names_say(result: dict, shards: tuple[Path, Manife
     assert rows["generated"]["lip_gap"] == pytest.approx(gap)
     assert rows["generated"]["frames_per_second"] > 0
     assert all("frames_per_second" not in rows[row] for row in ("other sound", "copy", "autoencoder", "real/real"))
-    assert rows["real/real"].keys() == {"identity_other_clip", "colour_distance"}
+    assert rows["real/real"].keys() == {"identity_other_clip", "colour_distance", "colour_distance_mouth"}
 
 
 def test_frechet_compares_all_frames_of_the_group(result: dict, shards: tuple[Path, Manifest]) -> None:
@@ -131,7 +132,12 @@ def test_samples_are_averaged_over_their_seeds(shards: tuple[Path, Manifest], pr
     assert (made[0] != made[1]).any()
     found = measure_clip(model, clip, Instruments(frechet=INSTRUMENTS.frechet), None, samples=2)
     assert found.rows["generated"]["psnr"] == pytest.approx(np.mean([metrics.psnr(one, truth) for one in made]))
-    assert np.allclose(found.features["generated"], [one[::5].mean(axis=(1, 2)) for one in made], atol=1e-3)
+    features = [each["colour_distance"] for each in found.features["generated"]]
+    assert np.allclose(features, [one[::5].mean(axis=(1, 2)) for one in made], atol=1e-3)
+    left, top, right, bottom = (round(edge * made[0].shape[1]) for edge in MOUTH_BOX)
+    mouths = [each["colour_distance_mouth"] for each in found.features["generated"]]
+    expected = [one[::5, top:bottom, left:right].mean(axis=(1, 2)) for one in made]
+    assert np.allclose(mouths, expected, atol=1e-3)
     assert len(found.features["copy"]) == 1
     assert found.rows["real/real"] == {}
 
@@ -229,7 +235,8 @@ def test_shards_of_another_encoder_are_refused(
 
 
 def test_only_the_instruments_that_a_figure_needs_are_kept() -> None:
-    assert INSTRUMENTS.names() == ["l1", "colour_distance"]
+    assert INSTRUMENTS.names() == ["l1", "colour_distance", "colour_distance_mouth"]
+    assert INSTRUMENTS.needed({"colour_distance_mouth"}).names() == ["colour_distance", "colour_distance_mouth"]
     some = INSTRUMENTS.needed({"l1", "psnr"})
     assert some.names() == ["l1"] and some.judge is INSTRUMENTS.judge
     assert INSTRUMENTS.needed({"psnr"}).names() == [] == Instruments().needed({"l1"}).names()

@@ -82,7 +82,7 @@ def test_efficientnet_lite0_pools_its_last_layer() -> None:
     with torch.no_grad():
         expected = whole(torch.from_numpy(pixels.transpose(2, 0, 1)[None]).float())[0]
         found = whole._fc(torch.from_numpy(network.features(frame[None])))[0]
-    assert network.name == "frechet_efficientnet_lite0"
+    assert network.name == "frechet_lite0"
     assert found.numpy() == pytest.approx(expected.numpy(), abs=1e-3)
 
 

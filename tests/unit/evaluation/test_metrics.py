@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from fedtalk_ray.evaluation import metrics
+from fedtalk_ray.media.compositing import mask_of
 from fedtalk_ray.media.face_template import MOUTH_BOX
 
 
@@ -77,6 +78,26 @@ def test_sharpness_of_stripes_by_hand() -> None:
     assert metrics.sharpness_ratio(strong, weak) == pytest.approx(4)
     assert metrics.sharpness_ratio(weak, strong) == pytest.approx(0.25)
     assert metrics.sharpness_ratio(weak + 50, weak) == pytest.approx(1)
+
+
+def test_a_seam_is_what_is_steeper_across_the_border_than_the_truth() -> None:
+    """Brightness that follows the mask is as steep as the mask times what it rises by; along the border it may vary."""
+    side = 96
+    mask = mask_of(side)[None, :, :, None]
+    soft, steep = (np.repeat((20 + rise * mask).round().astype(np.uint8), 3, -1) for rise in (60, 180))
+    assert metrics.seam_ratio(steep, soft) == pytest.approx(3, rel=0.03)
+    assert metrics.seam_ratio(soft, soft) == 1 and metrics.seam_ratio(soft + 70, soft) == 1
+    elsewhere = soft.copy()
+    inside, outside = mask_of(side) == 1, mask_of(side) == 0
+    elsewhere[:, inside] = 255
+    elsewhere[:, outside] = 0
+    pasted = np.where(mask > 0.5, elsewhere, soft)
+    assert metrics.seam_ratio(pasted, soft) > 1
+    # A row of pixels that crosses no border changes nothing.
+    far = soft.copy()
+    far[:, :8] = noise((1, 8, side, 3))
+    assert metrics.seam_ratio(far, soft) == 1
+    assert metrics.seam_ratio(flat(3, 3), flat(9, 9)) == 1 and metrics.seam_ratio(soft, flat(9, side=side)) == math.inf
 
 
 def test_sharpness_is_the_mouths_alone_and_of_a_blank_it_is_one_or_endless() -> None:
