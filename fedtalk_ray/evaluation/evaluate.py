@@ -141,7 +141,7 @@ def evaluate_run(
         "identity_adapters": len(adapted),
         "groups": {group: group_figures(clips, instruments.frechet) for group, clips in groups.items()},
         "half_widths_95": {
-            group: {row: half_widths([clip.rows[row] for clip in clips]) for row in clips[0].rows}
+            group: {row: half_widths([clip.rows[row] for clip in clips if row in clip.rows]) for row in clips[0].rows}
             for group, clips in groups.items()
         },
         "per_clip": [
@@ -206,10 +206,14 @@ def dubbed_figures(model: TalkingHeadPipeline, clip: Clip, truth: Truth, seed: i
     frames = np.concatenate(list(speak_in(dubbed_crops(clip.piece), model, sound, count, generator)))
     speech = spoken(sound, len(lips))
     speech = slice(speech.start, min(speech.stop, count))
+    # Of a sentence that only begins after this clip has ended nothing is said.
+    said = speech.stop - speech.start > 1
+    agreement = metrics.correlation(lip_aperture(frames)[speech], lips[speech]) if said else None
     return {
         "mouth_sharpness": metrics.sharpness_ratio(frames, truth.frames[:count]),
+        "seam": metrics.seam_ratio(frames, truth.frames[:count]),
         "jitter_ratio": metrics.jitter_ratio(frames, truth.frames[:count]),
-        "lip_correlation_spoken": metrics.correlation(lip_aperture(frames)[speech], lips[speech]),
+        "lip_correlation_spoken": agreement,
     }
 
 

@@ -66,7 +66,8 @@ def sharpness_ratio(generated: np.ndarray, truth: np.ndarray) -> float:
 
 
 def seam_ratio(generated: np.ndarray, truth: np.ndarray) -> float:
-    """How steep brightness is across the border of what is painted, over the truth: more than 1 is a seam that shows.
+    """How steep brightness is across the border of what is painted, over the truth: a hard seam raises it, and what is
+    softer there than the truth lowers it, so read it beside the sharpness.
 
     generated, truth: uint8 [T, S, S, 3], aligned square crops. The border is where a face is laid softly over its
     picture (`media.compositing.mask_of`); steepness is the mean size of the slope at right angles to it. Against a

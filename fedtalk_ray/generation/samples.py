@@ -1,6 +1,7 @@
 """Samples to look at: a video with its sound, and a contact sheet of truth above and generated below."""
 
 from collections.abc import Iterator, Mapping
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,10 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from fedtalk_ray.generation.generate import enlarge
-from fedtalk_ray.generation.scene import dubbed_crops, dubbed_pictures
+from fedtalk_ray.generation.scene import Dubbed, dubbed_crops, dubbed_pictures
 from fedtalk_ray.generation.whole_picture import speak_in
 from fedtalk_ray.media.encoding import write_video
+from fedtalk_ray.media.video import VideoError
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
 from fedtalk_ray.model.released import load_released, open_model
 from fedtalk_ray.outputs import new_file
@@ -23,27 +25,35 @@ def write_sample(pipeline: TalkingHeadPipeline, piece: Piece, folder: Path, name
     Returns the frames of the second, uint8.
     """
     audio = piece.waveform.astype(np.float32) / 32767
-    write_video(folder / f"{name}.mp4", pictures_spoken(pipeline, piece), audio)
+    scene = dubbed_pictures([piece])
+    try:
+        pictures, aspect = spoken_in(scene, pipeline, piece)
+        write_video(folder / f"{name}.mp4", pictures, audio, pixel_aspect=aspect)
+    except VideoError:
+        if scene is None:
+            raise
+        pictures, _ = spoken_in(None, pipeline, piece)
+        write_video(folder / f"{name}.mp4", pictures, audio)
     frames = pipeline(piece.frames[0], audio, generator=torch.Generator().manual_seed(0)).frames[: len(piece.frames)]
     rows = [(f"{piece.client}/{piece.clip}  ground truth", piece.frames), ("generated from its first frame", frames)]
     write_png(folder / f"{name}.png", contact_sheet(rows))
     return frames
 
 
-def pictures_spoken(pipeline: TalkingHeadPipeline, piece: Piece) -> Iterator[np.ndarray]:
-    """A clip's own pictures with a mouth made from its sound, as it is written to videos: blocks uint8 [n, H, W, 3].
+def spoken_in(
+    scene: Dubbed | None, pipeline: TalkingHeadPipeline, piece: Piece
+) -> tuple[Iterator[np.ndarray], Fraction]:
+    """A clip's own pictures with a mouth made from its sound: blocks uint8 [n, H, W, 3], and how wide their pixels are.
 
-    Crops, of a drawn clip or where pictures cannot be had, are enlarged; clips without landmarks are spoken from their
-    first frame.
+    scene: those pictures; None for its crops, enlarged. Clips without landmarks are spoken from their first frame.
     """
     audio, count = piece.waveform.astype(np.float32) / 32767, len(piece.frames)
     generator = torch.Generator().manual_seed(0)
-    if not len(piece.landmarks):
-        return iter([enlarge(pipeline(piece.frames[0], audio, generator=generator).frames[:count])])
-    scene = dubbed_pictures([piece])
     if scene is not None:
-        return speak_in(scene, pipeline, audio, count, generator)
-    return map(enlarge, speak_in(dubbed_crops(piece), pipeline, audio, count, generator))
+        return speak_in(scene, pipeline, audio, count, generator), scene.pixel_aspect
+    if not len(piece.landmarks):
+        return iter([enlarge(pipeline(piece.frames[0], audio, generator=generator).frames[:count])]), Fraction(1)
+    return map(enlarge, speak_in(dubbed_crops(piece), pipeline, audio, count, generator)), Fraction(1)
 
 
 def write_comparison(piece: Piece, models: Mapping[str, str | Path], path: Path) -> None:

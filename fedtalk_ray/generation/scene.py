@@ -32,6 +32,9 @@ _LOG = logging.getLogger(__name__)
 PIECE_BYTES = 64 << 20
 """Decoded frames that are held at once where a video is gone through backwards."""
 
+SAME_PICTURE = 6.0
+"""Mean difference, of 255, of a crop from what is cut out again in its place: what decoders differ by is far below."""
+
 LARGEST_PHOTO = 1920
 """Pixels on the longer side of the video that a photo becomes: more hardly any player shows, and each frame costs."""
 
@@ -139,7 +142,7 @@ class Dubbed:
         """Frames by their numbers, up or down."""
         size = self.reference.picture.nbytes
         if size * len(self._face.opacity) <= KEPT_BYTES:
-            kept = list(self._pictures)
+            kept = list(islice(self._pictures, len(self._face.opacity)))
             yield from (kept[number] for number in numbers)
             return
         together = max(1, PIECE_BYTES // size)
@@ -166,17 +169,24 @@ def dubbed_file(path: str | Path, samples: int | None = None, face: int | None =
 
 def dubbed_pictures(pieces: Sequence[Piece]) -> Dubbed | None:
     """Neighbouring pieces of a clip in its own pictures; None where there are none: it is drawn, or they are gone."""
-    first, excerpt = pieces[0], excerpt_of(pieces[0].footage)
+    excerpt = excerpt_of(pieces[0].footage)
     places = np.concatenate([piece.places for piece in pieces])
-    if excerpt is None or not len(places):
+    openness = np.concatenate([aperture_of(piece.landmarks) for piece in pieces]).astype(np.float64)
+    if excerpt is None or not len(places) == len(openness) > 0:
         return None
-    openness = np.concatenate([aperture_of(piece.landmarks) for piece in pieces])
-    face = FollowedFace(places.astype(np.float64), np.ones(len(places)), openness.astype(np.float64), 0)
+    face = FollowedFace(places.astype(np.float64), np.ones(len(places)), openness, 0)
     try:
-        return Dubbed(_FromFrame(excerpt.footage(), first.begin), face)
-    except VideoError as error:
-        _LOG.warning("%s/%s is shown by its crops: %s", first.client, first.clip, error)
+        pixel_aspect = format_of(excerpt.path).pixel_aspect
+        scene = Dubbed(_FromFrame(excerpt.footage(), pieces[0].begin), face, pixel_aspect=pixel_aspect)
+    except VideoError:
+        _LOG.warning("a clip is shown by its crops: its file can no longer be read")
         return None
+    crops = np.concatenate([piece.frames for piece in pieces])
+    there = scene.reference.crop(crops.shape[1])
+    if np.abs(there.astype(int) - crops[int(openness.argmin())]).mean() > SAME_PICTURE:
+        _LOG.warning("a clip is shown by its crops: its file is no longer the one that was prepared")
+        return None
+    return scene
 
 
 def dubbed_crops(piece: Piece) -> Dubbed:

@@ -29,9 +29,13 @@ class Excerpt:
 
 
 def excerpt_of(text: str) -> Excerpt | None:
-    """What `Excerpt.text` wrote; None for "", and for a file that is no longer there."""
+    """What `Excerpt.text` wrote; None for "", and for a file that is no longer there or may not be looked at."""
     if not text:
         return None
     said = json.loads(text)
     left, top, width, height = said.get("crop", WHOLE_PICTURE)
-    return Excerpt(**said | {"crop": (left, top, width, height)}) if Path(said["path"]).is_file() else None
+    try:
+        there = Path(said["path"]).is_file()
+    except OSError:
+        there = False
+    return Excerpt(**said | {"crop": (left, top, width, height)}) if there else None

@@ -48,6 +48,18 @@ def read_still(path: str | Path) -> np.ndarray | None:
         raise VideoError(f"{path}: cannot be decoded ({error.__class__.__name__}: {error})") from error
 
 
+def smaller(frames: np.ndarray, longest: int) -> np.ndarray:
+    """Frames uint8 [T, H, W, 3] brought down to `longest` pixels on the longer side, both even, where it is longer."""
+    height, width = frames.shape[1:3]
+    if max(height, width) <= longest:
+        return frames
+    size = (
+        max(2, width * longest // max(height, width) // 2 * 2),
+        max(2, height * longest // max(height, width) // 2 * 2),
+    )
+    return np.stack([np.array(Image.fromarray(frame).resize(size, Image.Resampling.BOX)) for frame in frames])
+
+
 def _as_rgb(picture: Image.Image, path: Path) -> Image.Image:
     if picture.mode == "F":
         raise VideoError(f"{path}: has floating-point pixels, whose range nobody can know; save it with 8 bits")

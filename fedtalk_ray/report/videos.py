@@ -18,9 +18,10 @@ from PIL import Image
 from fedtalk_ray.errors import RunError, ShardError
 from fedtalk_ray.evaluation.evaluate import speak
 from fedtalk_ray.generation.generate import VIDEO_SCALE, enlarge
+from fedtalk_ray.generation.samples import spoken_in
 from fedtalk_ray.generation.scene import dubbed_pictures
-from fedtalk_ray.generation.whole_picture import speak_in
 from fedtalk_ray.media.encoding import write_video
+from fedtalk_ray.media.pictures import smaller
 from fedtalk_ray.media.video import VideoError, first_picture
 from fedtalk_ray.model.autoencoder import decode_latents
 from fedtalk_ray.model.device import pick_device
@@ -34,6 +35,9 @@ from fedtalk_ray.training.backbone import check_fits
 
 SIDE = 256
 """Pixels to which small faces are enlarged; larger ones stay as they are."""
+
+PICTURE_SIDE = 480
+"""Pixels of the longer side to which whole pictures are brought down."""
 
 BUDGET = 6_000_000
 """Bytes of all videos together, so that with base64's third the page stays below 10 MB."""
@@ -123,7 +127,7 @@ def kept_samples(run: RunFolder, client: str | None, reason: str) -> Videos:
             videos.notes.append(f"There is no sample of {'an unseen person' if name is None else name}.")
             continue
         title = f"Client {name}: shown because it was asked for by name" if name else "A person nobody trained on"
-        caption = f"Spoken from the first frame of a held-out clip, after round {newest[0]}."
+        caption = f"A held-out clip with a mouth made from its sound, after round {newest[0]}."
         try:
             player = Player("model" if name else "shared model", caption, *budget.embed(newest[1]))
         except VideoError as error:
@@ -168,15 +172,11 @@ def players(run: RunFolder, people: People, name: str, client: str | None, budge
     yield player("ground truth", "The real clip.", crops(piece.frames))
     spoken = speak(model, piece.frames[0], piece.waveform, len(piece.frames), seed=0)
     yield player("shared model", "Generated from the clip's first frame and its sound.", crops(spoken))
-    scene = dubbed_pictures([piece])
-    if scene is not None:
-        put = speak_in(scene, model, sound, len(piece.frames), torch.Generator().manual_seed(0))
-        yield player("in its picture", "The clip's own pictures, with a mouth made from its sound.", put)
     if client is not None:
         after = ClientFolder.written_after(run.own_adapter(client))
         own = load_released(run, client, pick_device())
         spoken = speak(own, piece.frames[0], piece.waveform, len(piece.frames), seed=0)
-        caption = f"The same with the client's own identity adapter{f', of round {after}' if after else ''}."
+        caption = f"The shared model with the client's own identity adapter{f', of round {after}' if after else ''}."
         yield player("personalised", caption, crops(spoken))
     latents = torch.from_numpy(piece.latents.astype(np.float32))
     decoded = decode_latents(model.autoencoder, latents, face=piece.frames[0])
@@ -185,6 +185,14 @@ def players(run: RunFolder, people: People, name: str, client: str | None, budge
         "Every real frame encoded and decoded: no picture of the model can be better.",
         crops(decoded),
     )
+    scene = dubbed_pictures([piece])
+    if scene is not None:
+        put, _ = spoken_in(scene, model, piece)
+        caption = "The clip's own pictures, with a mouth that the shared model made from its sound."
+        try:
+            yield player("in its picture", caption, (smaller(block, PICTURE_SIDE) for block in put))
+        except VideoError:
+            return
 
 
 def split_shown(people: People, name: str) -> str:
@@ -201,7 +209,10 @@ def heading(run: RunFolder, people: People, name: str, client: str | None) -> tu
         return f"{name}: nobody trained on this person", which
     held = ", ".join(people.identities(name))
     holds = f", who holds clips of {held}" if held != name else ""
-    private = "A client's face is private; it is here because --client names it, so mind who gets this page. "
+    private = (
+        "A client's face is private, and so is what its pictures show beside it; they are here because --client names "
+        "it, so mind who gets this page. "
+    )
     return f"Client {name}{holds}", private + which
 
 

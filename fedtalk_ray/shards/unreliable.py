@@ -139,7 +139,7 @@ def _rewrite(file: Path, place: Path, shards: Path, manifest: Manifest, client: 
                 rows = source.read_row_group(group).to_pylist()
                 for row in rows:
                     piece = decode_row(row, manifest.shapes)
-                    # Whatever is wrong with it, its crops are no longer what its pictures show.
+                    # Its own pictures would hide what is done to its crops.
                     row |= {name: type(row[name])() for name in (PLACES, FOOTAGE) if name in row}
                     if kind == SHUFFLED:
                         order = _disorder(len(piece.frames), _rng(seed, client, piece.clip, piece.begin))

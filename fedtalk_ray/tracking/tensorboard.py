@@ -8,11 +8,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fedtalk_ray.media.video import FPS, SAMPLE_RATE, read_video
+from fedtalk_ray.media.pictures import smaller
+from fedtalk_ray.media.video import FPS, SAMPLE_RATE, frames_of, sound_of
 
 SERVER_FIGURES = ("update_norm", "survivors", "rounding_error")
 PRIVACY_FIGURES = ("epsilon", "epsilon_server", "noise_multiplier", "clip_norm", "clip_fraction")
 HELD_OUT = "held_out/loss"
+
+SHOWN_SIDE = 256
+"""Pixels of the longer side of a video: it is kept as a GIF, which at a film's size takes minutes and 100 MB."""
 
 
 class TensorBoardLog:
@@ -40,8 +44,8 @@ class TensorBoardLog:
 
     def after_sample(self, round_number: int, video: Path) -> None:
         """The sheet, the moving picture and its sound."""
-        clip = read_video(video)
-        self.sample(round_number, np.asarray(Image.open(video.with_suffix(".png"))), clip.frames, clip.audio)
+        frames = np.concatenate([smaller(frame[None], SHOWN_SIDE) for frame in frames_of(video)])
+        self.sample(round_number, np.asarray(Image.open(video.with_suffix(".png"))), frames, sound_of(video))
 
     def sample(self, round_number: int, sheet: np.ndarray, frames: np.ndarray, sound: np.ndarray) -> None:
         """A contact sheet uint8 [H, W, 3], a video uint8 [T, H, W, 3] and its sound float32 [N] in [-1, 1]."""

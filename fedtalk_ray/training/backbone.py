@@ -1,5 +1,6 @@
 """The pipeline a training starts from: a pretrained one, or an untrained one around the shards' autoencoder."""
 
+import logging
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ from fedtalk_ray.model.autoencoder import region_of
 from fedtalk_ray.model.denoiser import bare_denoiser
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline, fingerprint, load_pipeline, new_pipeline
 from fedtalk_ray.shards.format import Manifest
+
+_LOG = logging.getLogger(__name__)
 
 
 def build_pipeline(
@@ -26,17 +29,27 @@ def build_pipeline(
             return untrained_pipeline(manifest, **settings)
         pipeline = load_pipeline(pretrained)
         if hears_anew:
-            _hear_as_in(manifest, pipeline)
+            # Again: what is drawn must not depend on what loading draws.
+            torch.manual_seed(seed)
+            _hear_as_in(manifest, pipeline, pretrained)
         check_fits(manifest, pipeline, pretrained)
         return pipeline
 
 
-def _hear_as_in(manifest: Manifest, pipeline: TalkingHeadPipeline) -> None:
-    """A fresh speech encoder where the shards hold other features, of which a sync network knows nothing either."""
+def _hear_as_in(manifest: Manifest, pipeline: TalkingHeadPipeline, where: str) -> None:
+    """A fresh speech encoder where the shards hold other features, of which a sync network knows nothing either.
+
+    A network of another kind that cannot change its ears stays as it is.
+    """
     denoiser = bare_denoiser(pipeline.denoiser)
     hops, bins = manifest.shapes["speech"]
     heard = denoiser.config
-    if (heard.speech, heard.speech_hops, heard.mel_bins) != (manifest.speech, hops, bins):
+    differs = (heard.speech, heard.speech_hops, heard.mel_bins) != (manifest.speech, hops, bins)
+    if differs and hasattr(denoiser, "hear_by"):
+        _LOG.warning(
+            "%s was taught to hear by %s and the shards hold %s: it learns to hear anew", where, heard.speech,
+            manifest.speech,
+        )  # fmt: skip
         denoiser.hear_by(manifest.speech, hops, bins)
         pipeline.register_modules(sync_network=None)
 

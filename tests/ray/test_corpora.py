@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from fedtalk_ray.corpora.listing import list_corpus
+from fedtalk_ray.generation.scene import dubbed_pictures
 from fedtalk_ray.media.encoding import write_video
 from fedtalk_ray.media.video import read_video
-from fedtalk_ray.shards.format import load_manifest
+from fedtalk_ray.shards.format import Piece, load_manifest
+from fedtalk_ray.shards.people import People
 from fedtalk_ray.shards.prepare import prepare
 
 
@@ -39,3 +41,15 @@ def test_layouts_become_shards(ray_cluster: None, grid_root: Path, tmp_path: Pat
         ("AdamSmith_0-000", 50),
         ("AdamSmith_1-000", 50),
     ]
+    people = People(tmp_path / "shards", manifest)
+    for who in manifest.identities:
+        for clip in manifest.identities[who]:
+            check_pictures(people.clip(who, clip.name), 288 if who == "AdamSmith" else 224)
+
+
+def check_pictures(pieces: list[Piece], height: int) -> None:
+    """A clip's own pictures, cut out of its film in time and space: the face lies in them where the crop was taken."""
+    scene = dubbed_pictures(pieces)
+    assert scene is not None and scene.reference.picture.shape[0] == height
+    for shown, crop in zip(scene.frames(50), pieces[0].frames, strict=True):
+        assert np.abs(shown.crop(32).astype(int) - crop).mean() < 1.5

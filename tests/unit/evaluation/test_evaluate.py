@@ -169,7 +169,7 @@ def test_a_dubbed_clip_is_held_against_the_sentence_that_it_says(
     model = load_released(RunFolder(pretrained))
     clip = next(read_clips(People(folder, manifest), "test", choose_clips(manifest, "test")))
     assert set(measure_clip(model, clip, Instruments(), None, samples=1).rows[DUBBED]) == {
-        "mouth_sharpness", "jitter_ratio", "lip_correlation_spoken"
+        "mouth_sharpness", "seam", "jitter_ratio", "lip_correlation_spoken"
     }  # fmt: skip
     sound, lips = clip.dubbed_with
     asked = []
@@ -181,7 +181,7 @@ def test_a_dubbed_clip_is_held_against_the_sentence_that_it_says(
     monkeypatch.setattr("fedtalk_ray.evaluation.evaluate.speak_in", own_frames)
     monkeypatch.setattr("fedtalk_ray.evaluation.evaluate.lip_aperture", lambda frames: 3 * lips[: len(frames)] + 1)
     found = measure_clip(model, clip, Instruments(), None, samples=1).rows[DUBBED]
-    assert found == {"mouth_sharpness": 1, "jitter_ratio": 1, "lip_correlation_spoken": pytest.approx(1)}
+    assert found == {"mouth_sharpness": 1, "seam": 1, "jitter_ratio": 1, "lip_correlation_spoken": pytest.approx(1)}
     assert (asked[0][0] == sound.astype(np.float32) / 32767).all()
     assert asked[0][1] == min(len(lips), len(clip.piece.frames))
 

@@ -1,7 +1,9 @@
 """Clips of shards in their own pictures again: where they lie on disk, with the face where `prepare` found it."""
 
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -12,11 +14,13 @@ from fedtalk_ray.commands.cli import main
 from fedtalk_ray.corpora.listing import open_clip
 from fedtalk_ray.corpora.source import ClipSource
 from fedtalk_ray.corpora.synthetic import render_clip
+from fedtalk_ray.generation import samples
 from fedtalk_ray.generation.samples import write_sample
 from fedtalk_ray.generation.scene import dubbed_crops, dubbed_pictures
 from fedtalk_ray.media.encoding import write_video
 from fedtalk_ray.media.lips import aperture_of, face_landmarks
 from fedtalk_ray.media.speech import LogMel, speech_windows
+from fedtalk_ray.media.video import VideoError, format_of, frames_of
 from fedtalk_ray.model.autoencoder import encode_frames, encoder_fingerprint, load_autoencoder
 from fedtalk_ray.shards.format import Manifest, Piece, ShardWriter, load_manifest
 from fedtalk_ray.shards.people import People
@@ -95,12 +99,60 @@ def test_a_film_that_is_gone_or_broken_leaves_the_crops(
     (tmp_path / "film.mp4").write_bytes(b"no film")
     with caplog.at_level(logging.WARNING):
         assert dubbed_pictures([piece]) is None
-    assert "ann/one is shown by its crops: " in caplog.text and "film.mp4: cannot be decoded" in caplog.text
+    assert "a clip is shown by its crops: its file can no longer be read" in caplog.text
+    assert "ann" not in caplog.text and "film" not in caplog.text, "logs name nobody and no place"
     (tmp_path / "film.mp4").unlink()
     assert dubbed_pictures([piece]) is None
     assert dubbed_pictures([replace(piece, footage="")]) is None
     crops = [shown.picture for shown in dubbed_crops(piece).frames(COUNT)]
     assert (np.stack(crops) == piece.frames).all()
+
+
+def test_another_film_in_its_place_is_told_from_it(piece: Piece, tmp_path: Path) -> None:
+    """Of another size, or of somebody else: a mouth would be laid where the face was in the film of before."""
+    frames = np.stack(list(frames_of(tmp_path / "film.mp4")))
+    write_video(tmp_path / "film.mp4", frames[:, ::2, ::2], None)
+    assert dubbed_pictures([piece]) is None
+    write_video(tmp_path / "film.mp4", frames[:, :, ::-1], None)
+    assert dubbed_pictures([piece]) is None
+    write_video(tmp_path / "film.mp4", frames, None)
+    assert dubbed_pictures([piece]) is not None, "coded once more it is the same"
+
+
+def test_pixels_that_are_not_square_stay_so(piece: Piece, prepared: Path, make_pipeline, tmp_path: Path) -> None:
+    frames = np.stack(list(frames_of(tmp_path / "film.mp4")))
+    write_video(tmp_path / "film.mp4", frames, None, pixel_aspect=Fraction(16, 11))
+    scene = dubbed_pictures([piece])
+    assert scene is not None and scene.pixel_aspect == Fraction(16, 11)
+    write_sample(make_pipeline(), piece, tmp_path, "s")
+    assert format_of(tmp_path / "s.mp4").pixel_aspect == Fraction(16, 11)
+
+
+def test_a_film_that_breaks_off_leaves_a_sample_of_crops(
+    piece: Piece, make_pipeline, tmp_path: Path, monkeypatch
+) -> None:
+    def breaks_off(*_: object) -> Iterator[np.ndarray]:
+        yield np.zeros((1, 160, 200, 3), np.uint8)
+        raise VideoError("is cut off")
+
+    scene = dubbed_pictures([piece])
+    assert scene is not None
+    made = samples.speak_in
+    monkeypatch.setattr(samples, "speak_in", lambda s, *a: made(s, *a) if s is not scene else breaks_off())
+    monkeypatch.setattr(samples, "dubbed_pictures", lambda _: scene)
+    write_sample(make_pipeline(), piece, tmp_path, "s")
+    assert read_video_size(tmp_path / "s.mp4") == (4 * SIDE, 4 * SIDE, COUNT)
+
+
+def read_video_size(file: Path) -> tuple[int, int, int]:
+    with av.open(str(file)) as container:
+        stream = container.streams.video[0]
+        return stream.width, stream.height, stream.frames
+
+
+def test_landmarks_and_places_go_together(piece: Piece) -> None:
+    assert dubbed_pictures([replace(piece, landmarks=piece.landmarks[:0])]) is None
+    assert dubbed_pictures([replace(piece, places=piece.places[:0])]) is None
 
 
 def test_samples_and_generate_show_the_whole_picture_and_crops_without_it(
@@ -115,12 +167,7 @@ def test_samples_and_generate_show_the_whole_picture_and_crops_without_it(
         with pytest.raises(SystemExit) as stopped:
             main(["generate", *given, "--reference", "ann/one", "--audio", "ann/one", *more])
         assert stopped.value.code == 0
-        found = []
-        for name in ("s", "g"):
-            with av.open(str(tmp_path / f"{name}.mp4")) as container:
-                stream = container.streams.video[0]
-                found.append((stream.width, stream.height, stream.frames))
-        return found
+        return [read_video_size(tmp_path / f"{name}.mp4") for name in ("s", "g")]
 
     assert sizes() == [(200, 160, COUNT), (200, 160, COUNT)]
     assert sizes("--crop")[1] == (4 * SIDE, 4 * SIDE, COUNT)

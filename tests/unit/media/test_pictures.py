@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fedtalk_ray.media import pictures
-from fedtalk_ray.media.pictures import read_still
+from fedtalk_ray.media.pictures import read_still, smaller
 from fedtalk_ray.media.video import VideoError
 
 RNG = np.random.default_rng(0)
@@ -158,3 +158,14 @@ def test_damage_gives_a_picture_an_error_or_none_and_never_a_crash(tmp_path: Pat
         assert str(error).startswith(f"{path}: ")
     else:
         assert made is None or (made.dtype == np.uint8 and made.ndim == 3 and made.shape[2] == 3)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [((1080, 1920), (270, 480)), ((300, 100), (300, 100)), ((961, 31), (480, 14))]
+)
+def test_large_frames_become_smaller_and_keep_their_shape(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    frames = np.zeros((2, *size, 3), np.uint8)
+    frames[1, : size[0] // 2] = 200
+    found = smaller(frames, 480)
+    assert found.shape == (2, *expected, 3) and found[0].max() == 0
+    assert found[1].mean() == pytest.approx(frames[1].mean(), abs=2)

@@ -87,6 +87,16 @@ def test_where_hearing_is_taught_a_pipeline_that_hears_otherwise_keeps_what_it_c
     assert not torch.equal(one.denoiser.speech_encoder.conv1.weight, other.denoiser.speech_encoder.conv1.weight)
 
 
+def test_a_network_that_cannot_change_its_ears_is_refused_like_any_that_does_not_fit(
+    make_shards, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_shards(tmp_path / "shards", {"s1": [30, 30]})
+    new_pipeline("patch", 16, 8, speech="models/whisper-tiny").save_pretrained(str(tmp_path / "before"))
+    monkeypatch.delattr("fedtalk_ray.model.denoiser.TalkingHeadDenoiser.hear_by")
+    with pytest.raises(ShardError, match="with --speech log-mel, but"):
+        build_pipeline(str(tmp_path / "before"), 0, load_manifest(tmp_path / "shards"), hears_anew=True)
+
+
 def test_a_pipeline_that_hears_the_same_keeps_its_hearing_too(make_shards, tmp_path) -> None:
     make_shards(tmp_path / "shards", {"s1": [30, 30]})
     before = new_pipeline("patch", 16, 8)
