@@ -142,7 +142,14 @@ class TalkingHeadPipeline(DiffusionPipeline):
         reference = torch.from_numpy(encode_frames(self.autoencoder, face[None]))[0]
         config = bare_denoiser(self.denoiser).config
         # The one place where sound becomes features and a face an embedding, of the kinds that the denoiser knows.
-        speech = torch.from_numpy(_features(config.speech).windows(audio, frame_count(len(audio))))
+        features = _features(config.speech)
+        if features.shape != (config.speech_hops, config.mel_bins):
+            raise RunError(
+                f"this model hears windows of {config.speech_hops} x {config.mel_bins} of {config.speech!r}, and they "
+                f"are {features.shape[0]} x {features.shape[1]}: an older version trained it, or with another model of "
+                "that name; train it anew"
+            )
+        speech = torch.from_numpy(features.windows(audio, frame_count(len(audio))))
         who = None
         if config.identity_dimensions:
             who = torch.from_numpy(_embedder(config.identity).embed(face[None])[0])

@@ -157,9 +157,14 @@ def decode_row(row: dict[str, Any], shapes: dict[str, list[int]]) -> Piece:
     values |= {
         name: np.frombuffer(row.get(name, b""), dtype).reshape(-1, *shapes[name]) for name, dtype in ARRAYS.items()
     }
-    for name, shape in ((IDENTITY, ()), (LANDMARKS, (68, 2)), (PLACES, (2, 3))):
-        values[name] = np.frombuffer(row.get(name, b""), np.float32).reshape(-1, *shape)
-    return Piece(begin=row.get("begin", 0), **values)
+
+    def floats(name: str, *shape: int) -> np.ndarray:
+        return np.frombuffer(row.get(name, b""), np.float32).reshape(-1, *shape)
+
+    begin, identity = row.get("begin", 0), floats(IDENTITY)
+    return Piece(
+        begin=begin, identity=identity, landmarks=floats(LANDMARKS, 68, 2), places=floats(PLACES, 2, 3), **values
+    )
 
 
 def _cells(column: pa.ChunkedArray) -> list[Any]:

@@ -224,7 +224,7 @@ def test_sound_features_and_identity_are_those_the_denoiser_was_made_for(make_de
     settings = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     settings |= {"conv_dim": [32] * 7, "num_conv_pos_embeddings": 1, "num_conv_pos_embedding_groups": 2}
     transformers.Wav2Vec2Model(transformers.Wav2Vec2Config(**settings)).save_pretrained(tmp_path)
-    made_for = {"speech": str(tmp_path), "speech_hops": 10, "mel_bins": 24, "identity_dimensions": 128}
+    made_for = {"speech": str(tmp_path), "speech_hops": 22, "mel_bins": 24, "identity_dimensions": 128}
     denoiser = make_denoiser(identity="dlib", **made_for)
     autoencoder = PatchAutoencoder(luma_coefficients=2, chroma_coefficients=1, decoder_width=8).eval()
     pipeline = TalkingHeadPipeline(autoencoder, denoiser, make_scheduler("sample"))
@@ -236,6 +236,9 @@ def test_sound_features_and_identity_are_those_the_denoiser_was_made_for(make_de
     with torch.no_grad():
         pipeline.denoiser.identity_embedding.weight.zero_()
     assert (pipeline(face, audio, generator=seeded()).latents - latents).abs().max() > 1e-3
+    older = make_denoiser(**made_for | {"speech_hops": 10, "identity_dimensions": 0})
+    with pytest.raises(RunError, match=r"hears windows of 10 x 24 of '.*', and they are 22 x 24: .*; train it anew$"):
+        TalkingHeadPipeline(autoencoder, older, make_scheduler("sample"))(face, audio, generator=seeded())
 
 
 def test_the_embedded_model_is_found_by_name_unless_a_folder_of_that_name_lies_here(
