@@ -168,7 +168,7 @@ def dubbed_file(path: str | Path, samples: int | None = None, face: int | None =
 
 
 def dubbed_pictures(pieces: Sequence[Piece]) -> Dubbed | None:
-    """Neighbouring pieces of a clip in its own pictures; None where there are none: it is drawn, or they are gone."""
+    """Neighbouring pieces of a clip in its own pictures; None for a drawn clip, and where they are gone or HDR."""
     excerpt = excerpt_of(pieces[0].footage)
     places = np.concatenate([piece.places for piece in pieces])
     openness = np.concatenate([aperture_of(piece.landmarks) for piece in pieces]).astype(np.float64)
@@ -176,8 +176,10 @@ def dubbed_pictures(pieces: Sequence[Piece]) -> Dubbed | None:
         return None
     face = FollowedFace(places.astype(np.float64), np.ones(len(places)), openness, 0)
     try:
-        pixel_aspect = format_of(excerpt.path).pixel_aspect
-        scene = Dubbed(_FromFrame(excerpt.footage(), pieces[0].begin), face, pixel_aspect=pixel_aspect)
+        shown = format_of(excerpt.path)
+        if shown.hdr:
+            return None
+        scene = Dubbed(_FromFrame(excerpt.footage(), pieces[0].begin), face, pixel_aspect=shown.pixel_aspect)
     except VideoError:
         _LOG.warning("a clip is shown by its crops: its file can no longer be read")
         return None

@@ -119,6 +119,19 @@ def test_another_film_in_its_place_is_told_from_it(piece: Piece, tmp_path: Path)
     assert dubbed_pictures([piece]) is not None, "coded once more it is the same"
 
 
+def test_what_generate_refuses_as_a_file_is_no_picture_of_a_clip_either(piece: Piece, tmp_path: Path) -> None:
+    frames = list(frames_of(tmp_path / "film.mp4"))
+    with av.open(str(tmp_path / "film.mp4"), "w") as container:
+        stream = container.add_stream("h264", rate=25, options={"crf": "12"})
+        stream.height, stream.width = frames[0].shape[:2]
+        stream.pix_fmt, stream.codec_context.color_trc = "yuv420p", 16  # PQ
+        for image in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")))
+        container.mux(stream.encode())
+    assert format_of(tmp_path / "film.mp4").hdr
+    assert dubbed_pictures([piece]) is None
+
+
 def test_pixels_that_are_not_square_stay_so(piece: Piece, prepared: Path, make_pipeline, tmp_path: Path) -> None:
     frames = np.stack(list(frames_of(tmp_path / "film.mp4")))
     write_video(tmp_path / "film.mp4", frames, None, pixel_aspect=Fraction(16, 11))
