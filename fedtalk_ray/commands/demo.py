@@ -59,7 +59,8 @@ def run_demo(out: Path, overwrite: bool = False) -> None:
     print("5/5 measuring people whom nobody trained on, before the rounds and after")
     manifest = load_manifest(private)
     before, after = (
-        evaluate_run(model, private, "test", excluded=manifest.clients(), personal=False) for model in (EMBEDDED, run)
+        evaluate_run(model, private, "test", excluded=manifest.clients(), personal=False, alone=model == EMBEDDED)
+        for model in (EMBEDDED, run)
     )
     write_metrics(after, folder.metrics)
     sheet = out / "before-and-after.png"

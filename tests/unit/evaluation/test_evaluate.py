@@ -199,6 +199,18 @@ def test_a_run_and_its_bare_pipeline_measure_alike(
     assert found[0] == found[1]
 
 
+def test_generated_alone_is_what_it_is_among_the_others(
+    shards: tuple[Path, Manifest], pretrained: Path, result: dict
+) -> None:
+    found = evaluate_run(pretrained, shards[0], "test", INSTRUMENTS, alone=True)
+    for group, rows in found["groups"].items():
+        assert list(rows) == ["generated"]
+        for name, value in rows["generated"].items():
+            if name != "frames_per_second":
+                assert value == result["groups"][group]["generated"][name], name
+    assert {"lip_gap", "colour_distance"}.isdisjoint(found["groups"]["seen"]["generated"])
+
+
 def test_table_fits_a_screen_and_json_is_strict(result: dict, tmp_path: Path) -> None:
     table = metrics_table(result)
     lines = table.splitlines()
