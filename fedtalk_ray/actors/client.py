@@ -26,7 +26,7 @@ from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.seeding import derive_seed
 from fedtalk_ray.settings import TrainConfig
 from fedtalk_ray.shards.people import people_of
-from fedtalk_ray.training.backbone import build_pipeline
+from fedtalk_ray.training.backbone import start_of
 from fedtalk_ray.training.phases.phase import Halted, task_of
 from fedtalk_ray.training.resident import ResidentModel, Results
 from fedtalk_ray.training.secure_clients import SecureClients
@@ -55,11 +55,7 @@ class ClientSlot:
             torch.cuda.set_per_process_memory_fraction(config.slots.num_gpus)
         self._run = RunFolder(Path(config.run))
         self._people = people_of(config)
-        self._model = ResidentModel(
-            build_pipeline(config.pretrained, config.seed, self._people.manifest, "speech" in config.phases),
-            config,
-            device,
-        )
+        self._model = ResidentModel(start_of(config, self._people.manifest), config, device)
         return self.enter(config.phases[0], {})
 
     def enter(self, phase: PhaseName, results: Results) -> np.ndarray:

@@ -24,7 +24,7 @@ from fedtalk_ray.shards.format import Piece
 from fedtalk_ray.shards.people import people_of
 from fedtalk_ray.shards.population import Population
 from fedtalk_ray.shards.windows import WindowBatch, cut_windows, held_out_windows
-from fedtalk_ray.training.backbone import build_pipeline
+from fedtalk_ray.training.backbone import start_of
 from fedtalk_ray.training.local import LocalTrainer, batches_needed, released_trainer
 from fedtalk_ray.training.phases.faces import Faces
 from fedtalk_ray.training.phases.phase import Task
@@ -53,12 +53,7 @@ class Subject:
         self.ledger = Ledger(run.ledger)
         self.config = as_it_is_now(config, checkpoint.clip_norm)
         self.people = people_of(self.config)
-        self.trainer = LocalTrainer(
-            build_pipeline(
-                self.config.pretrained, self.config.seed, self.people.manifest, "speech" in self.config.phases
-            ),
-            self.config,
-        )
+        self.trainer = LocalTrainer(start_of(self.config, self.people.manifest), self.config)
         self.start = adapters.to_vector(self.trainer.shared())
         self.released = adapters.to_vector(released_trainer(run, self.config).shared())
         if np.array_equal(self.start, self.released):

@@ -9,6 +9,7 @@ from fedtalk_ray.errors import ShardError
 from fedtalk_ray.model.autoencoder import region_of
 from fedtalk_ray.model.denoiser import bare_denoiser
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline, fingerprint, load_pipeline, new_pipeline
+from fedtalk_ray.settings import TrainConfig
 from fedtalk_ray.shards.format import Manifest
 
 _LOG = logging.getLogger(__name__)
@@ -34,6 +35,11 @@ def build_pipeline(
             _hear_as_in(manifest, pipeline, pretrained)
         check_fits(manifest, pipeline, pretrained)
         return pipeline
+
+
+def start_of(config: TrainConfig, manifest: Manifest) -> TalkingHeadPipeline:
+    """`build_pipeline` as a configuration says it."""
+    return build_pipeline(config.pretrained, config.seed, manifest, hears_anew="speech" in config.phases)
 
 
 def _hear_as_in(manifest: Manifest, pipeline: TalkingHeadPipeline, where: str) -> None:

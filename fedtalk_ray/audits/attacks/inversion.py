@@ -26,7 +26,7 @@ from fedtalk_ray.progress import ticker
 from fedtalk_ray.seeding import derive_seed
 from fedtalk_ray.settings import TrainConfig
 from fedtalk_ray.shards.windows import WindowBatch, held_out_windows
-from fedtalk_ray.training.backbone import build_pipeline
+from fedtalk_ray.training.backbone import start_of
 from fedtalk_ray.training.local import LocalTrainer
 from fedtalk_ray.training.losses import window_loss
 
@@ -75,8 +75,7 @@ class Faces:
 def attack(subject: Subject, effort: Effort) -> Outcome:
     """Cosine and PSNR for one update in the clear, and for what the run's own attackers hold of it."""
     outcome, config = Outcome("inversion", KNOWS), one_step(subject.config)
-    hears_anew = "speech" in config.phases
-    trainer = LocalTrainer(build_pipeline(config.pretrained, config.seed, subject.people.manifest, hears_anew), config)
+    trainer = LocalTrainer(start_of(config, subject.people.manifest), config)
     if trainer.critic is None:
         raise RunError("the pipeline has no identity encoder, so what is recovered cannot be shown")
     victim, seed = subject.members[0], derive_seed(subject.config.seed, "inversion")
