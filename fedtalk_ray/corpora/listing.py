@@ -9,7 +9,7 @@ import numpy as np
 
 from fedtalk_ray.corpora import layouts, synthetic
 from fedtalk_ray.corpora.source import ClipSource, CorpusError
-from fedtalk_ray.media.faces import crop_faces, face_transforms
+from fedtalk_ray.media.faces import crop_faces, face_transforms, places_of_crops
 from fedtalk_ray.media.speech import LOG_MEL, PRETRAINED
 from fedtalk_ray.media.video import SAMPLE_RATE, has_sound, read_audio, sound_of
 
@@ -106,8 +106,7 @@ def open_clip(source: ClipSource, size: int) -> Clip:
             source.synthetic_identity, source.synthetic_clip, seed=source.seed, size=size, kind=source.kind
         )
         count = len(drawn.video.frames)
-        places = np.tile(np.array([[size, 0, 0], [0, size, 0]], np.float32), (count, 1, 1))
-        return Clip(count, places, iter(drawn.video.frames), drawn.video.audio)
+        return Clip(count, places_of_crops(size, count).astype(np.float32), iter(drawn.video.frames), drawn.video.audio)
     audio = sound_beside(source)
     footage = excerpt.footage()
     transforms = face_transforms(footage)

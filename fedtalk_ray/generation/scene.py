@@ -18,7 +18,7 @@ from PIL import Image
 
 from fedtalk_ray.generation.still_life import StillLife
 from fedtalk_ray.media.excerpt import excerpt_of
-from fedtalk_ray.media.faces import oversampling, warp
+from fedtalk_ray.media.faces import oversampling, places_of_crops, warp
 from fedtalk_ray.media.following import FollowedFace, follow_face
 from fedtalk_ray.media.lips import aperture_of
 from fedtalk_ray.media.portrait import locate_face
@@ -194,8 +194,9 @@ def dubbed_pictures(pieces: Sequence[Piece]) -> Dubbed | None:
 def dubbed_crops(piece: Piece) -> Dubbed:
     """A piece that has landmarks, in its crops."""
     openness, side = aperture_of(piece.landmarks).astype(np.float64), piece.frames.shape[1]
-    places = np.tile(np.array([[side, 0, 0], [0, side, 0]], np.float64), (len(openness), 1, 1))
-    return Dubbed(_Crops(piece.frames), FollowedFace(places, np.ones(len(openness)), openness, 0))
+    count = len(openness)
+    face = FollowedFace(places_of_crops(side, count), np.ones(count), openness, 0)
+    return Dubbed(_Crops(piece.frames), face)
 
 
 class _Crops:

@@ -45,6 +45,11 @@ def face_transforms(frames: Iterable[np.ndarray]) -> np.ndarray:
     return similarity_transforms(smooth_landmarks(find_landmarks(frames)))
 
 
+def places_of_crops(side: int, count: int) -> np.ndarray:
+    """`face_transforms` of pictures that are aligned crops already, of `side` pixels: float64 [count, 2, 3]."""
+    return np.tile(np.array([[side, 0, 0], [0, side, 0]], np.float64), (count, 1, 1))
+
+
 def crop_faces(frames: Iterable[np.ndarray], transforms: np.ndarray, size: int) -> Iterator[np.ndarray]:
     """Aligned face crops, uint8 [size, size, 3], one at a time. transforms: of `face_transforms`."""
     oversample = oversampling(transforms, size)
