@@ -29,13 +29,11 @@ class Excerpt:
 
 
 def excerpt_of(text: str) -> Excerpt | None:
-    """What `Excerpt.text` wrote; None for "", and for a file that is no longer there or may not be looked at."""
-    if not text:
-        return None
-    said = json.loads(text)
-    left, top, width, height = said.get("crop", WHOLE_PICTURE)
+    """What `Excerpt.text` wrote; None for any other text, and for a file that is gone or may not be looked at."""
     try:
-        there = Path(said["path"]).is_file()
-    except OSError:
-        there = False
-    return Excerpt(**said | {"crop": (left, top, width, height)}) if there else None
+        said = json.loads(text)
+        left, top, width, height = said.get("crop", WHOLE_PICTURE)
+        excerpt = Excerpt(**said | {"crop": (left, top, width, height)})
+        return excerpt if Path(excerpt.path).is_file() else None
+    except (ValueError, TypeError, AttributeError, OSError):
+        return None

@@ -41,6 +41,21 @@ def test_a_drawn_clip_and_a_file_that_is_gone_are_none(tmp_path: Path) -> None:
     assert excerpt_of("") is None and excerpt_of(Excerpt(str(tmp_path / "gone.mp4")).text()) is None
 
 
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "3", "{}", '{"path": 3}', '{"path": "/", "speed": 2}', '{"path": "/", "crop": [1]}']
+)
+def test_a_text_that_says_nothing_is_none(text: str) -> None:
+    assert excerpt_of(text) is None
+
+
+def test_a_file_that_may_not_be_looked_at_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Path) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    assert excerpt_of(Excerpt(str(tmp_path / "a.mp4")).text()) is None
+
+
 def test_its_footage_is_that_part_of_the_file(tmp_path: Path) -> None:
     frames = np.repeat(np.arange(0, 200, 5, dtype=np.uint8), 32 * 48 * 3).reshape(40, 32, 48, 3)
     frames[:, :16] //= 2
