@@ -9,6 +9,7 @@ import io
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -160,10 +161,12 @@ def players(run: RunFolder, people: People, name: str, client: str | None, budge
     piece = next(people.pieces(name, split_shown(people, name)))
     sound = piece.waveform.astype(np.float32) / 32767
 
-    def player(title: str, caption: str, frames: np.ndarray | Iterable[np.ndarray]) -> Player:
+    def player(
+        title: str, caption: str, frames: np.ndarray | Iterable[np.ndarray], aspect: Fraction = Fraction(1)
+    ) -> Player:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "player.mp4"
-            write_video(file, frames, sound)
+            write_video(file, frames, sound, pixel_aspect=aspect)
             return Player(title, caption, *budget.embed(file))
 
     def crops(frames: np.ndarray) -> np.ndarray:
@@ -187,10 +190,10 @@ def players(run: RunFolder, people: People, name: str, client: str | None, budge
     )
     scene = dubbed_pictures([piece])
     if scene is not None:
-        put, _ = spoken_in(scene, model, piece)
+        put, aspect = spoken_in(scene, model, piece)
         caption = "The clip's own pictures, with a mouth that the shared model made from its sound."
         try:
-            yield player("in its picture", caption, (smaller(block, PICTURE_SIDE) for block in put))
+            yield player("in its picture", caption, (smaller(block, PICTURE_SIDE) for block in put), aspect)
         except VideoError:
             return
 
