@@ -58,10 +58,9 @@ def run_demo(out: Path, overwrite: bool = False) -> None:
         generate(run, f"{who}/clip0002", f"{who}/clip0002", video, client if who == client else None, str(private))
     print("5/5 measuring people whom nobody trained on, before the rounds and after")
     manifest = load_manifest(private)
-    before, after = (
-        evaluate_run(model, private, "test", excluded=manifest.clients(), personal=False, alone=model == EMBEDDED)
-        for model in (EMBEDDED, run)
-    )
+    clients = manifest.clients()
+    before = evaluate_run(EMBEDDED, private, "test", excluded=clients, personal=False, alone=True)
+    after = evaluate_run(run, private, "test", excluded=clients, personal=False)
     write_metrics(after, folder.metrics)
     sheet = out / "before-and-after.png"
     clip = People(private, manifest).clip(unseen, "clip0002")[0]

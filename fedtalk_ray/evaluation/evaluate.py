@@ -107,7 +107,7 @@ def evaluate_run(
     run: a run's folder or a pretrained pipeline's. personal: seen clients speak with their own identity adapter where
     the run has one, of virtual clients with that of the first who holds their clips. samples: noise seeds to average
     over. limit: at most so many clips a group. excluded: identities
-    that do not count. alone: the row *generated* and no other, and no distances between sets, in a sixth of the time.
+    that do not count. alone: the row *generated* and no other, and no distances between sets, where time counts.
     Raises `UserError`s.
     """
     folder, instruments, device = open_model(run), instruments or Instruments(), pick_device(device)

@@ -12,8 +12,8 @@ LOG_MEL = "log-mel"
 """The name under which commands and manifests ask for this module's own features."""
 
 PRETRAINED = "openai/whisper-tiny"
-"""The hub id of the smallest speech model that hears real voices better than log-mel spectra tell them
-(`speech_encoder.WINDOW_FRAMES` has figures)."""
+"""The hub id of a small speech model for real voices. Its English sister, Whisper-tiny.en, tells lips better than
+log-mel spectra do (figures: `speech_encoder.WINDOW_FRAMES`)."""
 
 HOP = 160
 """Samples between two spectra: 10 ms, so four spectra a video frame."""
