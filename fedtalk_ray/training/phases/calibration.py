@@ -43,9 +43,11 @@ MAX_LIVELINESS = 1.4
 """Where a real face moves more than a sample does, the sample's motion is enlarged by so much at most. On held-out GRID
 clips it is so nearly everywhere: jitter is 0.83 times the truth's. Another 0.2 brought it up by 0.1, and took 0.001 to
 0.002 of likeness and 0.06 dB."""
+MOST_FRAMES = 15
+"""Frames of a clip that are compared with decoded ones, nine times each, evenly out of all: neighbours say the same."""
 MAX_PIXELS = 20_000_000
-"""Pixels of true frames that are compared with decoded ones, nine times each: all of sixty clips of three seconds at 64
-pixels. Of more or larger ones each clip gives fewer frames, so that what a large autoencoder decodes is bounded."""
+"""Pixels of all those frames together: 1,000 frames of 144 pixels. Of larger ones each clip gives fewer, so that what a
+large autoencoder decodes is bounded."""
 DETAIL_UNIT = 100.0
 """What products of lost and missing detail are multiplied by, being squares of a tenth and less: all figures are about
 1, as the vector is clipped and noise is added to all of it alike."""
@@ -198,8 +200,8 @@ def products(spoken: list[Prediction]) -> torch.Tensor:
 
 
 def affordable(spoken: list[Prediction]) -> list[Prediction]:
-    """The clips with so few frames of each that `MAX_PIXELS` are not exceeded, and at least one."""
-    share = MAX_PIXELS // sum(each.face[..., 0].size for each in spoken)
+    """The clips with at most `MOST_FRAMES` of each, so few that `MAX_PIXELS` are not exceeded, and at least one."""
+    share = min(MOST_FRAMES, MAX_PIXELS // sum(each.face[..., 0].size for each in spoken))
     return [each.fewer(max(1, share)) for each in spoken]
 
 

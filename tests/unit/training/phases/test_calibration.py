@@ -184,7 +184,8 @@ def test_detail_comes_back_where_the_face_keeps_still(make_pipeline, predicts, a
 def test_of_many_or_large_pictures_only_some_are_decoded(
     make_pipeline, calibrate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Four clips of 60 frames, pixels for 23: five of each clip, once for each factor and once for the detail."""
+    """Four clips of 60 frames, pixels for 23: five of each clip, once for each factor and once for the detail. Of a few
+    clips fifteen frames each are enough."""
     pipeline, generator = make_pipeline(), torch.Generator().manual_seed(0)
     means = [torch.randn(60, 4, SIDE, SIDE, generator=generator) for _ in range(4)]
     truth = [0.6 * mean for mean in means]
