@@ -158,7 +158,7 @@ def measure_model(
         "rounds": rounds,
         "shards": planned.evaluation_shards,
         "excluded": list(planned.excluded),
-        "measures": list(MEASURES),
+        "measures": list(MEASURES) if experiment.windows() else [],
         "personal": experiment.personal,
         "judge": experiment.judge,
         "videos": experiment.videos(),
@@ -167,7 +167,9 @@ def measure_model(
     }
     kept = read_figures(place)
     if kept.get("how") != how:
-        kept = {"how": how, "windows": window_figures(model, how["shards"], planned.excluded, experiment.personal)}
+        kept = {"how": how, "windows": {}}
+        if experiment.windows():
+            kept["windows"] = window_figures(model, how["shards"], planned.excluded, experiment.personal)
         if experiment.videos():
             result = evaluate_run(
                 model,

@@ -108,6 +108,10 @@ class Experiment(Section):
                 )
         return self
 
+    def windows(self) -> bool:
+        """Whether a metric is of the shards' own windows, for which a model must hear as they do."""
+        return any(metric.count(".") == 1 for metric in self.metrics)
+
     def videos(self) -> bool:
         """Whether a metric needs generated videos."""
         return bool(self.video_figures())

@@ -75,16 +75,19 @@ def untrained_pipeline(manifest: Manifest, **settings: Any) -> TalkingHeadPipeli
     return pipeline
 
 
-def check_fits(manifest: Manifest, pipeline: TalkingHeadPipeline, where: str) -> None:
-    """Raises `ShardError` when the pipeline at `where` was made for other latents, sound or faces than the shards'."""
+def check_fits(manifest: Manifest, pipeline: TalkingHeadPipeline, where: str, heard: bool = True) -> None:
+    """Raises `ShardError` when the pipeline at `where` was made for other latents, sound or faces than the shards'.
+
+    heard: whether it is given the sound features of the shards; False where it hears their sound itself.
+    """
     manifest.check_autoencoder(fingerprint(pipeline), where)
     settings = bare_denoiser(pipeline.denoiser).config
-    manifest.check_conditions(settings.speech, settings.identity, where)
+    manifest.check_conditions(settings.speech if heard else manifest.speech, settings.identity, where)
     made_for, latents_of = bare_denoiser(pipeline.denoiser).region, region_of(pipeline.autoencoder)
     if made_for != latents_of:
         raise ShardError(f"{where} is damaged: its denoiser is for the {made_for}, its latents are of the {latents_of}")
     hops, bins = manifest.shapes["speech"]
-    if (hops, bins) != (settings.speech_hops, settings.mel_bins):
+    if heard and (hops, bins) != (settings.speech_hops, settings.mel_bins):
         raise ShardError(
             f"shards hold sound windows of {hops} x {bins}, but {where} hears {settings.speech_hops} x "
             f"{settings.mel_bins}: prepare the shards again"

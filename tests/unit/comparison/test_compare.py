@@ -42,7 +42,7 @@ def run(make_shards, tmp_path_factory: pytest.TempPathFactory) -> Planned:
     make_shards(folder / "shards", {"ann": [8] * 3, "bob": [8] * 3, "guest": [8, 8]}, unseen=("guest",))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        denoiser = TalkingHeadDenoiser(latent_size=8, widths=(16, 32), window=4)
+        denoiser = TalkingHeadDenoiser(latent_channels=16, latent_size=8, widths=(16, 32), window=4)
     pipeline = TalkingHeadPipeline(load_autoencoder("patch"), denoiser, make_scheduler("sample"))
     pipeline.save_pretrained(str(folder / "run" / "pipeline"))
     lines = [{"round": 1, "held_out_loss": 0.5}, {"round": 2}, {"round": 3, "held_out_loss": 0.25}]
@@ -76,6 +76,15 @@ def test_a_run_is_measured_once_by_the_named_metrics(run: Planned, tmp_path: Pat
     assert seen == pytest.approx(psnr(truth[:1].repeat(len(truth), 0), truth)), "of bob alone: ann is excluded"
     without = measured(run, experiment(tmp_path, metrics=["unseen.loss"]), None)
     assert "videos" not in without["detail"] and kept.stat().st_mtime_ns != written
+
+
+def test_windows_are_not_measured_where_no_metric_is_of_them(run: Planned, tmp_path: Path, monkeypatch) -> None:
+    """So a model that hears other features than the shards hold has its place beside runs, by the videos it makes."""
+    monkeypatch.delattr("fedtalk_ray.comparison.compare.window_figures")
+    found = measured(run, experiment(tmp_path, metrics=["seen.copy.mouth_psnr"], baseline="good"), Instruments())
+    assert found["detail"]["windows"] == {} and found["figures"]["seen.copy.mouth_psnr"] > 0
+    with pytest.raises(NameError, match="window_figures"):
+        measured(run, experiment(tmp_path, metrics=["seen.copy.mouth_psnr", "seen.loss"]), Instruments())
 
 
 def test_a_figure_that_was_not_measured_is_named() -> None:

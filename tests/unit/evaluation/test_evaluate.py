@@ -112,6 +112,23 @@ def test_rows_hold_what_their_names_say(result: dict, shards: tuple[Path, Manife
     assert rows["real/real"].keys() == {"identity_other_clip", "colour_distance", "colour_distance_mouth"}
 
 
+def test_a_model_hears_the_clips_of_shards_that_were_prepared_for_other_ears(
+    result: dict, pretrained: Path, make_shards: Callable[..., Manifest], tmp_path: Path
+) -> None:
+    """What it says comes from the sound itself: its figures are those on shards of its own features."""
+    lengths = {who: [LENGTH] * 3 for who in "abc"} | {"u": [LENGTH] * 2}
+    make_shards(tmp_path / "shards", lengths, unseen=("u",))
+    file = tmp_path / "shards" / "manifest.json"
+    tree = json.loads(file.read_text())
+    tree["speech"], tree["shapes"]["speech"] = "models/whisper", [22, 80]
+    file.write_text(json.dumps(tree))
+    heard = evaluate_run(pretrained, tmp_path / "shards", "test", INSTRUMENTS, alone=True)
+    for group, clips in heard["groups"].items():
+        for name, value in clips["generated"].items():
+            if name not in ("frames_per_second", "colour_distance", "colour_distance_mouth"):
+                assert value == pytest.approx(result["groups"][group]["generated"][name]), name
+
+
 def test_frechet_compares_all_frames_of_the_group(result: dict, shards: tuple[Path, Manifest]) -> None:
     """Frames 0, 5 and 10 of each clip; real/real: 0 and 10 against 5, of which there are three."""
     folder, manifest = shards
