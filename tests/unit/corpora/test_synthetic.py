@@ -138,6 +138,13 @@ def test_mouth_moves_with_its_aperture_and_the_backdrop_stays():
     assert backdrop.aperture.max() > 0.1
 
 
+def test_large_crops_look_as_if_they_were_drawn_finer(monkeypatch: pytest.MonkeyPatch):
+    fast = synthetic.render_clip(3, 0, size=128, seconds=0.4).video.frames.astype(int)
+    monkeypatch.setattr("fedtalk_ray.corpora.drawn.face.FINE_BELOW", 129)
+    fine = synthetic.render_clip(3, 0, size=128, seconds=0.4).video.frames
+    assert 0 < np.abs(fast - fine).mean() < 0.3
+
+
 def test_eyes_lie_at_the_template():
     """A blink changes the picture around the middle of the eye, wherever the renderer thinks that is."""
     offsets = []
