@@ -40,6 +40,7 @@ class ResidentModel:
     def __init__(self, pipeline: TalkingHeadPipeline, config: TrainConfig, device: str = "cpu") -> None:
         if "sharpness" in config.phases:
             check_can_be_sharp(pipeline)
+        check_has_judges(pipeline, config)
         self.pipeline = pipeline.to(device)
         self._config, self._device = config, device
         self._strategy = load_strategy(config.strategy)
@@ -177,10 +178,29 @@ class ResidentModel:
             return sync_phase(network, pipeline.autoencoder, config.sync, device)
 
 
+def check_has_judges(pipeline: TalkingHeadPipeline, config: TrainConfig) -> None:
+    """Raises `RunError` where the loss asks a network that the pipeline lacks and that no phase teaches."""
+    loss = config.local.loss
+    asked = (
+        ("sync", {"sync": loss.sync}, pipeline.sync_network),
+        ("identity", {"identity": loss.identity, "perceptual": loss.perceptual}, pipeline.identity_encoder),
+    )
+    for phase, weights, network in asked:
+        for name, weight in weights.items():
+            if weight and network is None and phase not in config.phases:
+                raise RunError(
+                    f"loss {name} is {weight:g}, and this pipeline has no network for it: set it to 0, or name the "
+                    f"phase {phase} in phases"
+                )
+
+
 def check_can_be_sharp(pipeline: TalkingHeadPipeline) -> None:
     """Raises `RunError` for a pipeline that the phase `sharpness` can teach nothing."""
     if not sees_reference(pipeline.autoencoder):
         name = type(pipeline.autoencoder).__name__
-        raise RunError(f"phases: sharpness needs shards of --autoencoder lower-face; this pipeline has a {name}")
+        raise RunError(
+            f"phases: sharpness needs shards of --autoencoder lower-face; this pipeline has a {name}: name the phases "
+            "without it"
+        )
     if bare_denoiser(pipeline.denoiser).config.prediction_type == "epsilon":
         raise RunError("phases: sharpness paints the mean, and a network that predicts noise (epsilon) has none")

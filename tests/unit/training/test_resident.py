@@ -278,3 +278,22 @@ def test_under_noise_only_faces_are_weighed_by_a_score(people: People, make_conf
         assert scored[name] or report.weight == 1
         results[name] = some_result(name, model.initial)
     assert scored == {"units": False, "speech": False, "faces": True}
+
+
+@pytest.mark.parametrize(
+    ("loss", "phase"), [({"sync": 0.05}, "sync"), ({"identity": 0.1}, "identity"), ({"perceptual": 0.1}, "identity")]
+)
+def test_a_loss_whose_network_nobody_has_and_nobody_teaches_is_refused(
+    people: People, make_config, loss: dict[str, float], phase: PhaseName
+) -> None:
+    local = {"steps": 1, "identity_steps": 0, "loss": loss}
+    without = [name for name in PHASES if name != phase]
+    with pytest.raises(RunError, match=f"is 0.*: set it to 0, or name the phase {phase} in phases") as caught:
+        new_model(people, config_of(make_config, local=local, phases=without))
+    assert f"loss {next(iter(loss))} is" in str(caught.value) and "\n" not in str(caught.value)
+    assert new_model(people, config_of(make_config, local=local)).name == PHASES[0], "a phase teaches it"
+    pipeline = untrained_pipeline(people.manifest, widths=(16, 32), window=4)
+    settings = pipeline.denoiser.config
+    network = SyncNetwork(settings.latent_channels, settings.latent_size, settings.speech_hops, settings.mel_bins)
+    pipeline.register_modules(identity_encoder=IdentityEncoder(dimensions=8), sync_network=network)
+    assert ResidentModel(pipeline, config_of(make_config, local=local, phases=without)).name == PHASES[0]
