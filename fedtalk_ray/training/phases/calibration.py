@@ -108,6 +108,8 @@ class Calibration:
         if not pieces:
             raise NothingToGive("it has no held-out clip to calibrate by")
         few = pieces[:: -(-len(pieces) // MOST_CLIPS)]
+        if task.index == 2 and sees_reference(self._pipeline.autoencoder):
+            few = []  # all detail comes from the reference
         spoken = [predict(self._pipeline, piece, self._seed) for piece in until_halted(task, few)]
         if task.index == 0:
             figures = products(spoken)
@@ -201,7 +203,8 @@ def products(spoken: list[Prediction]) -> torch.Tensor:
 
 def affordable(spoken: list[Prediction]) -> list[Prediction]:
     """The clips with at most `MOST_FRAMES` of each, so few that `MAX_PIXELS` are not exceeded, and at least one."""
-    share = min(MOST_FRAMES, MAX_PIXELS // sum(each.face[..., 0].size for each in spoken))
+    pixels = sum(each.face[..., 0].size for each in spoken)
+    share = min(MOST_FRAMES, MAX_PIXELS // max(1, pixels))
     return [each.fewer(max(1, share)) for each in spoken]
 
 

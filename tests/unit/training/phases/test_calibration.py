@@ -20,6 +20,7 @@ from fedtalk_ray.training.phases.calibration import (
     MOST_CLIPS,
     Calibration,
     Prediction,
+    affordable,
     chosen,
     lacking_and_lost,
     nearness,
@@ -184,8 +185,7 @@ def test_detail_comes_back_where_the_face_keeps_still(make_pipeline, predicts, a
 def test_of_many_or_large_pictures_only_some_are_decoded(
     make_pipeline, calibrate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Four clips of 60 frames, pixels for 23: five of each clip, once for each factor and once for the detail. Of a few
-    clips fifteen frames each are enough."""
+    """Four clips of 60 frames, pixels for 23: five of each clip, once for each factor and once for the detail."""
     pipeline, generator = make_pipeline(), torch.Generator().manual_seed(0)
     means = [torch.randn(60, 4, SIDE, SIDE, generator=generator) for _ in range(4)]
     truth = [0.6 * mean for mean in means]
@@ -203,6 +203,15 @@ def test_of_many_or_large_pictures_only_some_are_decoded(
     assert decoded == [5] * 4 * (len(FACTORS_TRIED) + 1)
     # All frames say 0.6 but the first, so fewer of them say the same.
     assert torch.allclose(pipeline.denoiser.certainty, torch.tensor(0.6), atol=0.02)
+
+
+def test_a_clip_gives_fifteen_frames_at_most() -> None:
+    def clip(frames: int) -> Prediction:
+        numbers = torch.arange(frames)
+        return Prediction(np.zeros((8, 8, 3), np.uint8), numbers[:0], numbers.numpy(), numbers, numbers, numbers)
+
+    assert [len(each.frames) for each in affordable([clip(75), clip(16), clip(15), clip(4)])] == [15, 15, 15, 4]
+    assert affordable([]) == []
 
 
 @pytest.mark.parametrize(("frames", "count", "kept"), [(10, 5, [1, 3, 5, 7, 9]), (10, 1, [5]), (3, 8, [0, 1, 2])])
