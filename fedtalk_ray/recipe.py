@@ -194,6 +194,8 @@ class IdentityConfig(StepsConfig):
 class SharpnessConfig(StepsConfig):
     """The phase `sharpness`: examples are windows of a few frames, some of which are painted."""
 
+    steps: int = Field(10, ge=1)
+    """Optimiser steps of a client in one round; one takes as long as two in `faces`."""
     batch_size: int = Field(4, ge=1)
     """Windows a step."""
     frames: int = Field(2, ge=1)

@@ -178,10 +178,10 @@ class TrainConfig(Section):
     """Folder written by `fedtalk pretrain`; null starts from random weights (only with `shared: backbone`)."""
     seed: int = Field(0, ge=0)
     """Every random choice derives from it."""
-    phases: list[PhaseName] = Field(["units", "speech", "faces", "calibration"])
+    phases: list[PhaseName] = Field(["units", "speech", "faces", "calibration", "sharpness"])
     """What is taught, in the order of `recipe`. [faces] goes on from a `pretrained` that knows such people, and is
-    what a run with noise does that names nothing; decoder, identity and sync belong to a backbone from nothing, and
-    sharpness to one of lower faces."""
+    what a run with noise does that names nothing. sharpness is for shards of lower faces, decoder for those of whole
+    ones (`--autoencoder patch`); identity and sync belong to a backbone from nothing."""
     rounds: int = Field(10, ge=1)
     """Rounds of the phase `faces`, those before a resume included."""
     speech: SpeechConfig = SpeechConfig()

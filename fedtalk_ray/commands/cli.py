@@ -2,13 +2,16 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedtalk_ray.commands import cluster_options
 from fedtalk_ray.commands import privacy as privacy_commands
 from fedtalk_ray.errors import UserError
+
+if TYPE_CHECKING:
+    from fedtalk_ray.model.sampling import Sampling
 
 app = typer.Typer(
     name="fedtalk",
@@ -23,6 +26,13 @@ app.add_typer(privacy_commands.app, name="privacy")
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
 Address = Annotated[str, typer.Option(help='Ray cluster: "default", "local", "auto", or host:port.')]
+Steps = Annotated[
+    int | None,
+    typer.Option(min=1, max=1000, help="Denoising steps; 1 shows the mean of all that may be seen.", show_default="2"),
+]
+Guidance = Annotated[
+    float | None, typer.Option(min=0, help="How far the sound's effect is exaggerated.", show_default="1, not at all")
+]
 
 
 @app.command()
@@ -53,11 +63,11 @@ def prepare(
         typer.Option(help="The corpus as it was unpacked; grid and folder: ROOT/IDENTITY/CLIP."),
     ] = None,
     size: Annotated[
-        int, typer.Option(help="Side of the face crops in pixels: a multiple of 16, and of 48 for lower-face.")
-    ] = 64,
+        int, typer.Option(help="Side of the face crops in pixels: a multiple of 48 for lower-face, of 16 for patch.")
+    ] = 144,
     autoencoder: Annotated[
-        str, typer.Option(help='"patch", "lower-face", a folder, or a hub id of diffusers.')
-    ] = "patch",
+        str, typer.Option(help='"lower-face", "patch" (whole faces), a folder, or a hub id of diffusers.')
+    ] = "lower-face",
     speech: Annotated[
         str | None,
         typer.Option(
@@ -221,6 +231,9 @@ def generate(
     face: Annotated[int | None, typer.Option(help="Which face, counted from the left; else the largest.")] = None,
     crop: Annotated[bool, typer.Option("--crop", help="Write the face alone, as the network makes it.")] = False,
     hold_still: Annotated[bool, typer.Option("--hold-still", help="A photo neither blinks nor sways.")] = False,
+    seed: Annotated[int, typer.Option(help="Of the noise: the same one makes the same video.")] = 0,
+    steps: Steps = None,
+    guidance: Guidance = None,
 ) -> None:
     """Let a face speak a sound of any length, in its own picture: a photo comes alive, a clip gets another mouth.
 
@@ -228,8 +241,26 @@ def generate(
     """
     from fedtalk_ray.generation.generate import generate as run_generate
 
-    made = run_generate(run, reference, audio, out, client, shards, crop=crop, face=face, hold_still=hold_still)
+    made = run_generate(
+        run,
+        reference,
+        audio,
+        out,
+        client,
+        shards,
+        crop=crop,
+        face=face,
+        hold_still=hold_still,
+        seed=seed,
+        sampling=_sampling(steps, guidance),
+    )
     print(f"video: {out} ({made.frames} frames, {made.seconds:.2f} s)")
+
+
+def _sampling(steps: int | None, guidance: float | None) -> "Sampling":
+    from fedtalk_ray.model.sampling import USUAL, Sampling
+
+    return Sampling(USUAL.steps if steps is None else steps, USUAL.guidance if guidance is None else guidance)
 
 
 @app.command()
@@ -245,6 +276,8 @@ def evaluate(
     exclude: Annotated[
         str | None, typer.Option(help="Leave these people out, by commas: those by whom settings were chosen.")
     ] = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
 ) -> None:
     """Measure held-out clips, beside copying the reference frame and the autoencoder alone.
 
@@ -257,7 +290,8 @@ def evaluate(
         raise UserError(f"--split is {split!r}; known: {', '.join(SPLITS)}")
     instruments, missing = load_instruments(judge)
     excluded = [name.strip() for name in (exclude or "").split(",") if name.strip()]
-    result = evaluate_run(run, shards, split, instruments, not shared_only, samples, clips, excluded)
+    sampling = _sampling(steps, guidance)
+    result = evaluate_run(run, shards, split, instruments, not shared_only, samples, clips, excluded, sampling=sampling)
     write_metrics(result, out)
     print(metrics_table(result))
     for line in missing:

@@ -64,7 +64,8 @@ class Experiment(Section):
     """Each method runs once per seed, on each population; the same seeds make pairs."""
     metrics: list[str] = Field(["unseen.loss", "seen.loss", "unseen.motion_error", "seen.motion_error"], min_length=1)
     """Columns of the table; the first is the main one.
-    <seen|unseen>.<loss|motion_error|mouth_agreement|psnr|mouth_psnr|jitter_ratio>: on windows of test clips.
+    <seen|unseen>.<loss|motion_error|mouth_agreement|psnr|mouth_psnr|jitter_ratio>: on windows of test clips, for which
+    a model must hear by the shards' features.
     <seen|unseen>.<row>.<figure>, as in unseen.generated.mouth_psnr: on videos of them, as `fedtalk evaluate` measures
     them (slower; not measured when no such column is named). Clients whom a run of the pair had corrupted count in
     neither. held_out_loss: the last round's, on the clients' own val clips, corrupted ones included."""

@@ -11,7 +11,8 @@ Groups: identities that took part, and those nobody trained on.
 
 import json
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -37,6 +38,7 @@ from fedtalk_ray.model.denoiser import bare_denoiser
 from fedtalk_ray.model.device import pick_device
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
 from fedtalk_ray.model.released import load_released, open_model
+from fedtalk_ray.model.sampling import USUAL, Sampling
 from fedtalk_ray.outputs import new_file
 from fedtalk_ray.progress import progress
 from fedtalk_ray.shards.format import load_manifest
@@ -45,6 +47,7 @@ from fedtalk_ray.training.backbone import check_fits
 
 GENERATED, OTHER_SOUND, TOLD, DUBBED = "generated", "other sound", "true lips told", "dubbed"
 COPY, AUTOENCODER, REAL = "copy", "autoencoder", "real/real"
+ROWS = (GENERATED, OTHER_SOUND, TOLD, DUBBED, COPY, AUTOENCODER, REAL)
 
 
 @dataclass(frozen=True)
@@ -100,18 +103,19 @@ def evaluate_run(
     limit: int | None = None,
     excluded: Collection[str] = (),
     device: str = "auto",
-    alone: bool = False,
+    rows: Collection[str] = ROWS,
+    sampling: Sampling = USUAL,
 ) -> dict:
     """Figures of the held-out clips, each alone and averaged by group and row, as plain data for JSON.
 
     run: a run's folder or a pretrained pipeline's. personal: seen clients speak with their own identity adapter where
     the run has one, of virtual clients with that of the first who holds their clips. samples: noise seeds to average
     over. limit: at most so many clips a group. excluded: identities
-    that do not count. alone: the row *generated* and no other, and no distances between sets, where time counts.
+    that do not count. rows: which are measured beside *generated*, where time counts; distances between sets need all.
     Raises `UserError`s.
     """
     folder, instruments, device = open_model(run), instruments or Instruments(), pick_device(device)
-    if alone:
+    if set(rows) != set(ROWS):
         instruments = replace(instruments, frechet=None)
     people = People(shards, load_manifest(shards))
     for name in excluded:
@@ -132,7 +136,7 @@ def evaluate_run(
         if client is not None:
             adapted[identity] = client
         other = another_real_clip(people, identity, clip.entry.clip) if instruments.judge else None
-        measured.append(measure_clip(model, clip, instruments, other, samples, alone))
+        measured.append(measure_clip(model, clip, instruments, other, samples, rows, sampling))
     groups = {group: [clip for clip in measured if clip.entry.group == group] for group in GROUPS}
     groups = {group: clips for group, clips in groups.items() if clips}
     return {
@@ -141,6 +145,7 @@ def evaluate_run(
         "shards": str(shards),
         "split": split,
         "samples": samples,
+        "sampling": asdict(sampling),
         "clips": {group: len(clips) for group, clips in groups.items()},
         "identity_adapters": len(adapted),
         "groups": {group: group_figures(clips, instruments.frechet) for group, clips in groups.items()},
@@ -161,11 +166,12 @@ def measure_clip(
     instruments: Instruments,
     other: np.ndarray | None,
     samples: int,
-    alone: bool = False,
+    rows: Collection[str] = ROWS,
+    sampling: Sampling = USUAL,
 ) -> Measured:
     """One clip's rows; generated ones are the mean over the seeds 0 to samples - 1.
 
-    other: frames uint8 [T, S, S, 3] of another real clip of the person, or None. alone: the row *generated* only.
+    other: frames uint8 [T, S, S, 3] of another real clip of the person, or None. rows: beside *generated*.
     """
     piece = clip.piece
     truth = measure_truth(piece, instruments.judge, other)
@@ -179,34 +185,37 @@ def measure_clip(
             result.features[row] = [instruments.frechet.features_by_name(frames) for frames in clips]
 
     count = len(piece.frames)
+    said = partial(speak, model, piece.frames[0], frames=count, sampling=sampling)
     began = perf_counter()
-    generated = [speak(model, piece.frames[0], piece.waveform, count, seed) for seed in range(samples)]
+    generated = [said(piece.waveform, seed) for seed in range(samples)]
     seconds = perf_counter() - began
     add(GENERATED, generated)
     result.rows[GENERATED]["frames_per_second"] = samples * count / seconds
-    if alone:
-        return result
-    if clip.other_sound is not None:
-        add(OTHER_SOUND, [speak(model, piece.frames[0], clip.other_sound, count, seed) for seed in range(samples)])
-    if bare_denoiser(model.denoiser).knows_lips() and len(piece.landmarks):
+    if OTHER_SOUND in rows and clip.other_sound is not None:
+        add(OTHER_SOUND, [said(clip.other_sound, seed) for seed in range(samples)])
+    if TOLD in rows and bare_denoiser(model.denoiser).knows_lips() and len(piece.landmarks):
         lips = lip_motion(piece.landmarks)
-        add(TOLD, [speak(model, piece.frames[0], piece.waveform, count, seed, lips) for seed in range(samples)])
-    if clip.dubbed_with is not None:
-        result.rows[DUBBED] = merge([dubbed_figures(model, clip, truth, seed) for seed in range(samples)])
-    add(COPY, [np.repeat(piece.frames[:1], count, axis=0)])
-    latents = torch.from_numpy(piece.latents.astype(np.float32))
-    add(AUTOENCODER, [decode_latents(model.autoencoder, latents, face=piece.frames[0])])
-    result.rows[REAL] = real_figures(truth)
+        add(TOLD, [said(piece.waveform, seed, lips=lips) for seed in range(samples)])
+    if DUBBED in rows and clip.dubbed_with is not None:
+        result.rows[DUBBED] = merge([dubbed_figures(model, clip, truth, seed, sampling) for seed in range(samples)])
+    if COPY in rows:
+        add(COPY, [np.repeat(piece.frames[:1], count, axis=0)])
+    if AUTOENCODER in rows:
+        latents = torch.from_numpy(piece.latents.astype(np.float32))
+        add(AUTOENCODER, [decode_latents(model.autoencoder, latents, face=piece.frames[0])])
+    if REAL in rows:
+        result.rows[REAL] = real_figures(truth)
     if instruments.frechet is not None:
         result.features[REAL] = [instruments.frechet.features_by_name(piece.frames)]
-    made = result.rows[GENERATED]
-    wrong = result.rows.get(OTHER_SOUND, {}).get("lip_correlation_spoken")
-    assert made["lip_correlation_spoken"] is not None  # a correlation is always a number
-    made["lip_gap"] = None if wrong is None else made["lip_correlation_spoken"] - wrong
+    if OTHER_SOUND in rows:
+        made = result.rows[GENERATED]
+        wrong = result.rows.get(OTHER_SOUND, {}).get("lip_correlation_spoken")
+        assert made["lip_correlation_spoken"] is not None  # a correlation is always a number
+        made["lip_gap"] = None if wrong is None else made["lip_correlation_spoken"] - wrong
     return result
 
 
-def dubbed_figures(model: TalkingHeadPipeline, clip: Clip, truth: Truth, seed: int) -> Figures:
+def dubbed_figures(model: TalkingHeadPipeline, clip: Clip, truth: Truth, seed: int, sampling: Sampling) -> Figures:
     """Of the clip's crops, as far as the other sentence goes: how its lips are followed, and how sharp and how lively
     the pictures are, beside the clip as it was."""
     assert clip.dubbed_with is not None
@@ -214,7 +223,8 @@ def dubbed_figures(model: TalkingHeadPipeline, clip: Clip, truth: Truth, seed: i
     count = min(len(lips), len(clip.piece.frames))
     sound = waveform.astype(np.float32) / 32767
     generator = torch.Generator().manual_seed(seed)
-    frames = np.concatenate(list(speak_in(dubbed_crops(clip.piece), model, sound, count, generator)))
+    blocks = speak_in(dubbed_crops(clip.piece), model, sound, count, generator, sampling)
+    frames = np.concatenate(list(blocks))
     speech = spoken(sound, len(lips))
     speech = slice(speech.start, min(speech.stop, count))
     # Of a sentence that only begins after this clip has ended nothing is said.
@@ -232,13 +242,15 @@ def speak(
     model: TalkingHeadPipeline,
     face: np.ndarray,
     waveform: np.ndarray,
-    frames: int,
     seed: int,
+    frames: int,
     lips: np.ndarray | None = None,
+    sampling: Sampling = USUAL,
 ) -> np.ndarray:
     """Generated frames for int16 sound, cut to `frames`; the same noise for every clip. lips: to be told."""
     audio = waveform.astype(np.float32) / 32767
-    return model(face, audio, generator=torch.Generator().manual_seed(seed), lips=lips).frames[:frames]
+    generator = torch.Generator().manual_seed(seed)
+    return model(face, audio, sampling.steps, sampling.guidance, generator, lips).frames[:frames]
 
 
 def group_figures(clips: list[Measured], frechet: FeatureNetwork | None) -> dict[str, Figures]:
@@ -273,12 +285,19 @@ def metrics_table(result: dict) -> str:
     lines = []
     for table in group_tables(result, DECIMALS):
         spread = "; ± is half of the mean's 95% interval" if table.clips > 2 else ""
-        lines.append(f"{table.group} identities, {table.clips} clip{'s' * (table.clips != 1)}{spread}")
+        clips = f"{table.clips} clip{'s' * (table.clips != 1)}{unusual_sampling(result)}"
+        lines.append(f"{table.group} identities, {clips}{spread}")
         widths = [max(len(row), CELL) for row in table.columns]
         for name, cells in {"": table.columns, **table.lines}.items():
             padded = [f" {text:>{width}}" for text, width in zip(cells, widths, strict=True)]
             lines.append(f"  {name:<{NAME}}{''.join(padded)}")
     return "\n".join(lines)
+
+
+def unusual_sampling(result: dict) -> str:
+    """In words, how the clips of a result of `evaluate_run` were sampled; empty where it was as always."""
+    chosen = {name: value for name, value in result.get("sampling", {}).items() if value != asdict(USUAL)[name]}
+    return "".join(f", {name} {value:g}" for name, value in chosen.items())
 
 
 @dataclass(frozen=True)

@@ -28,12 +28,14 @@ from fedtalk_ray.media.video import (
 from fedtalk_ray.model.device import pick_device
 from fedtalk_ray.model.pipeline import frame_count
 from fedtalk_ray.model.released import load_released, open_model
+from fedtalk_ray.model.sampling import USUAL, Sampling
 from fedtalk_ray.progress import progress
 from fedtalk_ray.shards.format import Piece, load_manifest
 from fedtalk_ray.shards.people import People
 
-VIDEO_SCALE = 4
-"""Crops are written this much larger than the model's frames: players show a 64 pixel face as a stamp."""
+CROP_SIDE, MOST_ENLARGED = 256, 4
+"""Crops are written as the whole multiple of the frames that is nearest to so many pixels a side, and at most so many
+times as large: players show a small face as a stamp."""
 
 LONG_SECONDS = 10
 """Longer clips show a progress bar."""
@@ -62,14 +64,16 @@ def generate(
     crop: bool = False,
     face: int | None = None,
     hold_still: bool = False,
+    seed: int = 0,
+    sampling: Sampling = USUAL,
 ) -> Written:
     """Lets the reference face speak the sound, with the client's own adapter if one is named.
 
     reference, audio: a file (picture or clip; sound or clip), or CLIENT/CLIP of `shards`. The whole picture is written,
     a clip's own frames with another mouth; with `crop`, of an aligned picture and of drawn clips, the network's frames
     alone. face: which one of several, from the left, from 1; None for the largest. hold_still: a photo neither blinks
-    nor sways. What a user should know is printed on stderr. Raises `UserError`s; then there is no `out`, or the one
-    that was there before.
+    nor sways. seed: of the noise; the same one means the same video. What a user should know is printed on stderr.
+    Raises `UserError`s; then there is no `out`, or the one that was there before.
     """
     out = Path(out)
     _check_out(out, reference, audio)
@@ -81,15 +85,16 @@ def generate(
     size = model.frame_size()
     scene = None if crop else find_scene(reference, size, len(sound), face, not hold_still, shards)
     notes: tuple[str, ...]
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     if scene is None:
         (aligned, notes), rate = find_face(reference, size, shards, face), Fraction(FPS)
         count = frame_count(len(sound), rate)
-        frames: Iterator[np.ndarray] = map(enlarge, model.stream(aligned, sound, generator=generator, block=FPS))
+        crops = model.stream(aligned, sound, sampling.steps, sampling.guidance, generator, FPS)
+        frames: Iterator[np.ndarray] = map(enlarge, crops)
     else:
         notes, rate = scene.notes, scene.rate
         count = frame_count(len(sound), rate)
-        frames = _named(reference, speak_in(scene, model, sound, count, generator))
+        frames = _named(reference, speak_in(scene, model, sound, count, generator, sampling))
     for note in notes:
         print(f"reference {reference}: {note}", file=sys.stderr)
     if count > LONG_SECONDS * rate:
@@ -228,8 +233,9 @@ def _held_out(name: str, shards: str | None, role: str) -> list[Piece]:
     raise InputError(f"{role} {name}: shards {shards} hold no such clip; there are {shown}")
 
 
-def enlarge(frames: np.ndarray, scale: int = VIDEO_SCALE) -> np.ndarray:
-    """uint8 [T, S, S, 3] to [T, S * scale, S * scale, 3], bicubic."""
+def enlarge(frames: np.ndarray) -> np.ndarray:
+    """uint8 [T, S, S, 3] to about `CROP_SIDE` a side, bicubic."""
+    scale = min(max(1, round(CROP_SIDE / frames.shape[1])), MOST_ENLARGED)
     pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float()
     larger = torch.nn.functional.interpolate(pixels, scale_factor=scale, mode="bicubic", align_corners=False)
     return larger.round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()

@@ -14,6 +14,7 @@ from fedtalk_ray.generation.scene import Scene
 from fedtalk_ray.media.compositing import light_between, mask_of, paste, resized
 from fedtalk_ray.media.video import FPS
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
+from fedtalk_ray.model.sampling import USUAL, Sampling
 
 LARGEST_PATCH = 512
 """Pixels a side at which a face is composed, at most; larger faces get it enlarged."""
@@ -23,11 +24,16 @@ KEEPS_DETAIL = 12.0
 
 
 def speak_in(
-    scene: Scene, model: TalkingHeadPipeline, sound: np.ndarray, count: int, generator: torch.Generator
+    scene: Scene,
+    model: TalkingHeadPipeline,
+    sound: np.ndarray,
+    count: int,
+    generator: torch.Generator,
+    sampling: Sampling = USUAL,
 ) -> Iterator[np.ndarray]:
     """The scene's first `count` frames, with its face saying `sound` (float32 [N]): blocks uint8 [1, H, W, 3]."""
     face = scene.reference.crop(model.frame_size())
-    made = model.stream(face, sound, generator=generator, soft_border=False)
+    made = model.stream(face, sound, sampling.steps, sampling.guidance, generator, soft_border=False)
     return put_back(scene, made, model.at_rest(face), count)
 
 

@@ -23,7 +23,7 @@ from fedtalk_ray.errors import UserError
 from fedtalk_ray.model.lower_face import LowerFaceAutoencoder
 from fedtalk_ray.model.patch_basis import patch_encoder
 
-DEFAULT_AUTOENCODER = "patch"
+WHOLE_FACE = "patch"
 """The name under which commands and configurations ask for a fresh `PatchAutoencoder`."""
 LOWER_FACE = "lower-face"
 """The name of a fresh `LowerFaceAutoencoder`."""
@@ -96,11 +96,11 @@ def load_autoencoder(source: str) -> ModelMixin:
     The folder may be an autoencoder's own or a pipeline's (its `autoencoder/` or `vae/` is taken). Any diffusers class
     with `encode` and `decode` works (`AutoencoderKL`, `AutoencoderTiny`, ...). Raises `AutoencoderError`.
     """
-    if source in (DEFAULT_AUTOENCODER, LOWER_FACE):
+    if source in (WHOLE_FACE, LOWER_FACE):
         # The decoder starts from a seed, so that two fresh autoencoders are the same one.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return (PatchAutoencoder() if source == DEFAULT_AUTOENCODER else LowerFaceAutoencoder()).eval()
+            return (PatchAutoencoder() if source == WHOLE_FACE else LowerFaceAutoencoder()).eval()
     folder = Path(source)
     for name in ("autoencoder", "vae"):
         if (folder / name / "config.json").is_file():
@@ -115,8 +115,8 @@ def load_autoencoder(source: str) -> ModelMixin:
     except OSError as error:
         reason = str(error).splitlines()[0]
         raise AutoencoderError(
-            f'autoencoder {source!r} cannot be loaded: {reason} Give "patch", a folder written by save_pretrained, '
-            "or a hub id."
+            f'autoencoder {source!r} cannot be loaded: {reason} Give "lower-face", "patch", a folder written by '
+            "save_pretrained, or a hub id."
         ) from error
 
 

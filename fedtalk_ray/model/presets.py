@@ -39,7 +39,9 @@ class Preset:
     frame_size: int
     """Side of the face crops in pixels."""
     autoencoder: str
-    """"patch" or a hub id, as `model.autoencoder.load_autoencoder` takes it."""
+    """"lower-face", "patch" or a hub id, as `model.autoencoder.load_autoencoder` takes it."""
+    region: str
+    """The part of the crop that latents are of (`media.face_template.REGIONS`)."""
     latent_channels: int
     latent_size: int
     """Side of the latents in cells; a multiple of 2 ** (levels - 1), since each level but the last halves it."""
@@ -56,9 +58,9 @@ class Preset:
 PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
-        Preset("tiny", 64, "patch", 16, 16, (48, 80, 112), 1, 8, 8, 0.1),
-        Preset("base", 256, "stabilityai/sd-vae-ft-mse", 4, 32, (256, 512, 768), 2, 16, 32, 0.1),
-        Preset("large", 512, "stabilityai/sd-vae-ft-mse", 4, 64, (320, 640, 960, 1280), 2, 16, 64, 0.1),
+        Preset("tiny", 144, "lower-face", "lower face", 32, 12, (48, 80, 112), 1, 8, 8, 0.1),
+        Preset("base", 256, "stabilityai/sd-vae-ft-mse", "face", 4, 32, (256, 512, 768), 2, 16, 32, 0.1),
+        Preset("large", 512, "stabilityai/sd-vae-ft-mse", "face", 4, 64, (320, 640, 960, 1280), 2, 16, 64, 0.1),
     )
 }
 
@@ -74,7 +76,7 @@ def preset(name: str) -> Preset:
 def sizes(preset: Preset) -> dict[str, Any]:
     """The arguments of `TalkingHeadDenoiser` that do not follow from the latents."""
     arguments = asdict(preset)
-    for elsewhere in ("name", "frame_size", "autoencoder", "latent_channels", "latent_size"):
+    for elsewhere in ("name", "frame_size", "autoencoder", "region", "latent_channels", "latent_size"):
         del arguments[elsewhere]
     return arguments
 
@@ -84,7 +86,7 @@ def build(preset: Preset, **overrides: Any) -> TalkingHeadDenoiser:
 
     Weights are drawn from torch's global generator. Under `torch.device("meta")` it takes no memory.
     """
-    latents = {"latent_channels": preset.latent_channels, "latent_size": preset.latent_size}
+    latents = {"latent_channels": preset.latent_channels, "latent_size": preset.latent_size, "region": preset.region}
     return TalkingHeadDenoiser(**sizes(preset) | latents | overrides)
 
 

@@ -12,6 +12,7 @@ elsewhere a sample, or a face would be too still.
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial, reduce
 
 import torch
@@ -31,6 +32,17 @@ STEADIED_FRAMES = 7
 speakers) that gave the whole face 0.23 and 0.21 dB and its likeness 0.004 and 0.007, for as much motion."""
 DEFAULT_BATCH = 8
 """Windows that the denoiser predicts at once. On a CPU core 2 to 32 are about equally fast, 8 a little the fastest."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What whoever lets a face speak may choose beside the seed. steps: at least 1. guidance: 0 hears nothing."""
+
+    steps: int = DEFAULT_STEPS
+    guidance: float = DEFAULT_GUIDANCE
+
+
+USUAL = Sampling()
 
 
 def sample_clip(

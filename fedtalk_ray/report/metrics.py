@@ -4,12 +4,12 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from fedtalk_ray.errors import RunError
-from fedtalk_ray.evaluation.evaluate import AUTOENCODER, COPY, GENERATED, group_tables
+from fedtalk_ray.evaluation.evaluate import AUTOENCODER, COPY, GENERATED, group_tables, unusual_sampling
 from fedtalk_ray.evaluation.evaluate import DECIMALS as PRINTED
 from fedtalk_ray.evaluation.frechet import FID, FRECHET_LITE0, OF_MOUTHS
 from fedtalk_ray.evaluation.held_out import GROUPS
@@ -70,6 +70,7 @@ class _Metrics(BaseModel):
     shards: str = ""
     split: str
     samples: int
+    sampling: dict[Literal["steps", "guidance"], float] = {}
     clips: dict[str, int]
     identity_adapters: int
     groups: dict[str, dict[str, Figures]]
@@ -134,7 +135,7 @@ def tables_of_groups(metrics: dict[str, Any]) -> list[Table]:
             lines.append(Line(words, better, ["" if cell == "-" else cell for cell in cells]))
         clips = "1 clip: an example and no measurement" if table.clips == 1 else f"{table.clips} clips"
         own = ", with their own identity adapters" if table.group == SEEN and metrics["identity_adapters"] else ""
-        title = f"{table.group.capitalize()} identities{own}, {clips}"
+        title = f"{table.group.capitalize()} identities{own}, {clips}{unusual_sampling(metrics)}"
         tables.append(Table(title, table.columns, lines, worse_than_copying(metrics["groups"][table.group])))
     return tables
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from fedtalk_ray.errors import RunError, ShardError
 from fedtalk_ray.evaluation.evaluate import speak
-from fedtalk_ray.generation.generate import VIDEO_SCALE, enlarge
+from fedtalk_ray.generation.generate import enlarge
 from fedtalk_ray.generation.samples import spoken_in
 from fedtalk_ray.generation.scene import dubbed_pictures
 from fedtalk_ray.media.encoding import write_video
@@ -33,9 +33,6 @@ from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.settings import TrainConfig
 from fedtalk_ray.shards.people import People, people_of
 from fedtalk_ray.training.backbone import check_fits
-
-SIDE = 256
-"""Pixels to which small faces are enlarged; larger ones stay as they are."""
 
 PICTURE_SIDE = 480
 """Pixels of the longer side to which whole pictures are brought down."""
@@ -169,24 +166,21 @@ def players(run: RunFolder, people: People, name: str, client: str | None, budge
             write_video(file, frames, sound, pixel_aspect=aspect)
             return Player(title, caption, *budget.embed(file))
 
-    def crops(frames: np.ndarray) -> np.ndarray:
-        return enlarge(frames, max(1, min(VIDEO_SCALE, SIDE // frames.shape[1])))
-
-    yield player("ground truth", "The real clip.", crops(piece.frames))
-    spoken = speak(model, piece.frames[0], piece.waveform, len(piece.frames), seed=0)
-    yield player("shared model", "Generated from the clip's first frame and its sound.", crops(spoken))
+    yield player("ground truth", "The real clip.", enlarge(piece.frames))
+    spoken = speak(model, piece.frames[0], piece.waveform, seed=0, frames=len(piece.frames))
+    yield player("shared model", "Generated from the clip's first frame and its sound.", enlarge(spoken))
     if client is not None:
         after = ClientFolder.written_after(run.own_adapter(client))
         own = load_released(run, client, pick_device())
-        spoken = speak(own, piece.frames[0], piece.waveform, len(piece.frames), seed=0)
+        spoken = speak(own, piece.frames[0], piece.waveform, seed=0, frames=len(piece.frames))
         caption = f"The shared model with the client's own identity adapter{f', of round {after}' if after else ''}."
-        yield player("personalised", caption, crops(spoken))
+        yield player("personalised", caption, enlarge(spoken))
     latents = torch.from_numpy(piece.latents.astype(np.float32))
     decoded = decode_latents(model.autoencoder, latents, face=piece.frames[0])
     yield player(
         "autoencoder alone",
         "Every real frame encoded and decoded: no picture of the model can be better.",
-        crops(decoded),
+        enlarge(decoded),
     )
     scene = dubbed_pictures([piece])
     if scene is not None:

@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import ray
 import ray.data
+import torch
+from diffusers import ModelMixin
 
 from fedtalk_ray.corpora.listing import ClipSource, CorpusError, named, open_clip, own_test_set
 from fedtalk_ray.media.faces import NoFaceError
@@ -21,7 +23,13 @@ from fedtalk_ray.media.identity_embedding import NO_IDENTITY, clip_identity, fra
 from fedtalk_ray.media.lips import face_landmarks
 from fedtalk_ray.media.speech import LOG_MEL, load_speech_features
 from fedtalk_ray.media.video import FPS, SAMPLE_RATE, VideoError
-from fedtalk_ray.model.autoencoder import encode_frames, encoder_fingerprint, load_autoencoder, sees_reference
+from fedtalk_ray.model.autoencoder import (
+    encode_frames,
+    encode_pixels,
+    encoder_fingerprint,
+    load_autoencoder,
+    sees_reference,
+)
 from fedtalk_ray.model.device import pick_device
 from fedtalk_ray.outputs import new_folder
 from fedtalk_ray.progress import ticker
@@ -38,8 +46,8 @@ from fedtalk_ray.shards.format import (
 )
 
 REJECTS = "rejects.csv"
-SIZE_STEP = 16
-"""Crops are whole patches of 4 pixels, and the denoiser halves their number twice."""
+CELLS_STEP = 4
+"""Latents are so many cells a side, or a multiple: the denoiser halves their number twice."""
 
 MIN_FRAMES = 25
 """Shorter clips are rejected: a second of speech is the least to learn or to score from."""
@@ -53,8 +61,8 @@ def prepare(
     sources: list[ClipSource],
     out: str | Path,
     *,
-    size: int = 64,
-    autoencoder: str = "patch",
+    size: int = 144,
+    autoencoder: str = "lower-face",
     speech: str = LOG_MEL,
     identity: str = NO_IDENTITY,
     unseen: int | Sequence[str] | None = None,
@@ -70,7 +78,7 @@ def prepare(
     Raises `CorpusError` when more than half of the clips had to be rejected; then nothing is written.
     """
     encoder = load_autoencoder(autoencoder)
-    step = encoder.size_step if sees_reference(encoder) else SIZE_STEP
+    step = size_step(encoder)
     if size % step or size < 2 * step:
         raise CorpusError(f"--size {size}: must be a multiple of {step}, at least {2 * step}, for {autoencoder!r}")
     names = sorted({source.identity for source in sources})
@@ -114,6 +122,16 @@ def prepare(
             table.writerows(rejects)
         writer.close()
     return manifest
+
+
+def size_step(encoder: ModelMixin) -> int:
+    """Crops must be so many pixels a side, or a multiple, for the latents to be whole cells that can be halved."""
+    if sees_reference(encoder):
+        return encoder.size_step
+    side = 64
+    with torch.no_grad():
+        cells = encode_pixels(encoder, torch.zeros(1, 3, side, side)).shape[-1]
+    return CELLS_STEP * side // cells
 
 
 def unseen_names(unseen: int | Sequence[str] | None, names: list[str]) -> set[str] | None:

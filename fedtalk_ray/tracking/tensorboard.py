@@ -15,7 +15,7 @@ SERVER_FIGURES = ("update_norm", "survivors", "rounding_error")
 PRIVACY_FIGURES = ("epsilon", "epsilon_server", "noise_multiplier", "clip_norm", "clip_fraction")
 HELD_OUT = "held_out/loss"
 
-SHOWN_SIDE = 256
+SHOWN_SIDE = 288
 """Pixels of the longer side of a video: it is kept as a GIF, which at a film's size takes minutes and 100 MB."""
 
 

@@ -189,8 +189,8 @@ def check_has_judges(pipeline: TalkingHeadPipeline, config: TrainConfig) -> None
         for name, weight in weights.items():
             if weight and network is None and phase not in config.phases:
                 raise RunError(
-                    f"loss {name} is {weight:g}, and this pipeline has no network for it: set it to 0, or name the "
-                    f"phase {phase} in phases"
+                    f"loss {name} is {weight:g}, and neither has this pipeline a network for it nor does a phase "
+                    f"{phase} teach one: set it to 0, name that phase, or begin with a model that has one"
                 )
 
 

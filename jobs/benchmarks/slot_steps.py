@@ -87,6 +87,7 @@ def main() -> None:
             "run": folder,
             "shards": chosen.shards,
             "pretrained": chosen.pretrained,
+            "phases": ["faces"],
             "aggregation": "plain",
             "strategy": {"name": "uniform"},
             "local": {"steps": chosen.steps, "identity_steps": 0},

@@ -37,7 +37,7 @@ from fedtalk_ray.shards.windows import LATENTS
 from fedtalk_ray.slot_settings import StreamConfig
 
 SHAPES = {"frames": [64, 64, 3], "latents": [48, 16, 16], "speech": [4, 80], "waveform": []}
-"""As `fedtalk prepare --size 64` writes them."""
+"""A row's arrays, whole faces of 64 pixels: small rows are the harder case."""
 WINDOW = 5
 PER_FRAME = 640
 HEAD = "| GB | reader | held before, MiB | at the peak above it, MiB | stream, MB/s | bare pyarrow, MB/s | share |"

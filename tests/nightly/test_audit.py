@@ -11,9 +11,10 @@ import pytest
 
 pytestmark = pytest.mark.timeout(7200)
 
+SMALL = "prepare --corpus synthetic --size 32 --autoencoder patch"
 PREPARED = [
-    "prepare --corpus synthetic --size 32 --identities 100 --clips 1 --unseen 0 --seed 7 --out shards/public32",
-    "prepare --corpus synthetic --size 32 --identities 48 --clips 3 --unseen 24 --seed 12 --out shards/audit32",
+    f"{SMALL} --identities 100 --clips 1 --unseen 0 --seed 7 --out shards/public32",
+    f"{SMALL} --identities 48 --clips 3 --unseen 24 --seed 12 --out shards/audit32",
     "pretrain --shards shards/public32 --out models/young32 --steps 300",
 ]
 """What jobs/configs/audit.yaml names as coming before it."""

@@ -41,7 +41,7 @@ def shards(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from fedtalk_ray.shards.prepare import prepare
 
     out = tmp_path_factory.mktemp("data") / "shards"
-    prepare("synthetic", list_synthetic(4, 4, seed=3), out, size=32, unseen=1)
+    prepare("synthetic", list_synthetic(4, 4, seed=3), out, size=32, autoencoder="patch", unseen=1)
     return out
 
 
@@ -59,7 +59,7 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "pretrained"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        denoiser = TalkingHeadDenoiser(latent_size=8, widths=(16, 32), window=4)
+        denoiser = TalkingHeadDenoiser(latent_channels=16, latent_size=8, widths=(16, 32), window=4)
         encoder = IdentityEncoder(dimensions=8, widths=(8, 16))
     pipeline = TalkingHeadPipeline(load_autoencoder("patch"), denoiser, make_scheduler("sample"), encoder)
     pipeline.save_pretrained(str(folder))

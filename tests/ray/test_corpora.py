@@ -32,7 +32,7 @@ def test_layouts_become_shards(ray_cluster: None, grid_root: Path, tmp_path: Pat
     (hdtf / "WDA_crop_wh.txt").write_text("AdamSmith_0.mp4 360 360 0 288\nAdamSmith_1.mp4 360 360 0 288\n")
     (hdtf / "WDA_resolution.txt").write_text("AdamSmith.mp4 288\n")
     sources = [*list_corpus("lrs3", tmp_path / "lrs3"), *list_corpus("hdtf", hdtf)]
-    prepare("lrs3", sources, tmp_path / "shards", size=32)
+    prepare("lrs3", sources, tmp_path / "shards", size=32, autoencoder="patch")
     manifest = load_manifest(tmp_path / "shards")
     assert manifest.clients() == ["0af00UcTOSc", "AdamSmith"] and manifest.unseen() == ["-0Fi83BHQsM"]
     assert manifest.rejected == 0

@@ -46,7 +46,7 @@ def test_bad_clips_among_good_ones_are_set_aside_with_their_reason(
     (corpus / "s4" / "broken.mp4").write_bytes(b"not a video" * 100)
     noise = np.random.default_rng(0).integers(0, 255, (30, 96, 96, 3), dtype=np.uint8)
     write_video(corpus / "s4" / "noface.mp4", noise, np.zeros(19_200, np.float32))
-    manifest = prepare("folder", list_corpus("folder", corpus), tmp_path / "shards", size=32)
+    manifest = prepare("folder", list_corpus("folder", corpus), tmp_path / "shards", size=32, autoencoder="patch")
     assert len(manifest.identities["s4"]) == 3 and manifest.rejected == 2
     with open(tmp_path / "shards" / "rejects.csv") as file:
         reasons = {row["clip"]: row["reason"] for row in csv.DictReader(file)}
@@ -59,7 +59,7 @@ def test_more_than_half_rejected_is_an_error_and_leaves_nothing(ray_cluster: Non
     for name in ("one", "two"):
         (tmp_path / "corpus" / "a" / f"{name}.mp4").write_bytes(b"noise")
     with pytest.raises(CorpusError, match="2 of 2 clips were rejected"):
-        prepare("folder", list_corpus("folder", tmp_path / "corpus"), tmp_path / "shards", size=32)
+        prepare("folder", list_corpus("folder", tmp_path / "corpus"), tmp_path / "shards", size=32, autoencoder="patch")
     assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
 
 

@@ -44,7 +44,7 @@ PRIVACY = {"insecure_min_survivors": 2, "samples_cap": 400, "clip_norm": 1.0}
 def crowd(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Seven clients with three clips each, 32 x 32 pixels, and one unseen identity."""
     out = tmp_path_factory.mktemp("data") / "crowd"
-    prepare("synthetic", list_synthetic(8, 3, seed=4), out, size=32, unseen=1)
+    prepare("synthetic", list_synthetic(8, 3, seed=4), out, size=32, autoencoder="patch", unseen=1)
     return out
 
 

@@ -258,9 +258,10 @@ def test_phases_that_cannot_be_run_are_refused(changes: dict, says: str) -> None
 
 def test_three_lines_are_a_whole_recipe() -> None:
     config = parse_config(MINIMAL, "t")
-    assert [phase.name for phase in config.plan] == ["units", "speech", "faces", "calibration"]
+    assert [phase.name for phase in config.plan] == ["units", "speech", "faces", "calibration", "sharpness"]
     first = 1
-    for phase, rounds in zip(config.plan, (1, config.speech.rounds, config.rounds, 3), strict=True):
+    counts = (1, config.speech.rounds, config.rounds, 3, config.sharpness.rounds)
+    for phase, rounds in zip(config.plan, counts, strict=True):
         assert (phase.first, phase.count) == (first, rounds)
         assert {config.phase_at(number).name for number in range(phase.first, phase.last + 1)} == {phase.name}
         first += rounds
@@ -293,5 +294,5 @@ def test_noise_brings_poisson_cohorts_and_exact_lora_sums_with_it() -> None:
     quiet, noisy = parse_config(MINIMAL, "t"), parse_config(MINIMAL | {"privacy": SKELLAM}, "t")
     assert (quiet.aggregation, quiet.poisson, quiet.trained_factors) == ("secure", False, "ab")
     assert (noisy.aggregation, noisy.poisson, noisy.trained_factors) == ("secure", True, "ffa")
-    assert (quiet.phases, noisy.phases) == (["units", "speech", "faces", "calibration"], ["faces"])
+    assert (quiet.phases, noisy.phases) == (["units", "speech", "faces", "calibration", "sharpness"], ["faces"])
     assert parse_config(MINIMAL | {"privacy": SKELLAM, "lora_aggregation": "ab"}, "t").trained_factors == "ab"

@@ -87,10 +87,15 @@ def test_one_bad_split_is_refused(refused: Callable[..., str], tmp_path: Path) -
 
 
 def test_a_size_that_does_not_divide_is_refused(tmp_path: Path) -> None:
+    from diffusers import AutoencoderTiny
+
     from fedtalk_ray.corpora.listing import CorpusError, list_synthetic
     from fedtalk_ray.shards.prepare import prepare
 
-    for encoder, size, step in (("patch", 50, 16), ("lower-face", 64, 48), ("lower-face", 48, 48)):
+    eighth = AutoencoderTiny(encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4)
+    eighth.save_pretrained(tmp_path / "eighth")
+    cases = (("patch", 50, 16), ("lower-face", 64, 48), ("lower-face", 48, 48), (str(tmp_path / "eighth"), 144, 32))
+    for encoder, size, step in cases:
         with pytest.raises(CorpusError, match=f"--size {size}: must be a multiple of {step}, at least {2 * step}"):
             prepare("synthetic", list_synthetic(2, 2, 0), tmp_path / "shards", size=size, autoencoder=encoder)
 

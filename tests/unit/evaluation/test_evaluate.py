@@ -29,6 +29,7 @@ from fedtalk_ray.model.autoencoder import load_autoencoder
 from fedtalk_ray.model.denoiser import TalkingHeadDenoiser
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
 from fedtalk_ray.model.released import load_released
+from fedtalk_ray.model.sampling import Sampling
 from fedtalk_ray.model.schedule import make_scheduler
 from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.shards.format import Manifest
@@ -122,7 +123,7 @@ def test_a_model_hears_the_clips_of_shards_that_were_prepared_for_other_ears(
     tree = json.loads(file.read_text())
     tree["speech"], tree["shapes"]["speech"] = "models/whisper", [22, 80]
     file.write_text(json.dumps(tree))
-    heard = evaluate_run(pretrained, tmp_path / "shards", "test", INSTRUMENTS, alone=True)
+    heard = evaluate_run(pretrained, tmp_path / "shards", "test", INSTRUMENTS, rows=())
     for group, clips in heard["groups"].items():
         for name, value in clips["generated"].items():
             if name not in ("frames_per_second", "colour_distance", "colour_distance_mouth"):
@@ -191,7 +192,7 @@ def test_a_dubbed_clip_is_held_against_the_sentence_that_it_says(
     sound, lips = clip.dubbed_with
     asked = []
 
-    def own_frames(scene, model, audio, count, generator):
+    def own_frames(scene, model, audio, count, *_):
         asked.append((audio, count))
         yield from (shown.picture[None] for shown in scene.frames(count))
 
@@ -219,13 +220,30 @@ def test_a_run_and_its_bare_pipeline_measure_alike(
 def test_generated_alone_is_what_it_is_among_the_others(
     shards: tuple[Path, Manifest], pretrained: Path, result: dict
 ) -> None:
-    found = evaluate_run(pretrained, shards[0], "test", INSTRUMENTS, alone=True)
+    found = evaluate_run(pretrained, shards[0], "test", INSTRUMENTS, rows=())
     for group, rows in found["groups"].items():
         assert list(rows) == ["generated"]
         for name, value in rows["generated"].items():
             if name != "frames_per_second":
                 assert value == result["groups"][group]["generated"][name], name
     assert {"lip_gap", "colour_distance"}.isdisjoint(found["groups"]["seen"]["generated"])
+
+
+def test_all_rows_that_are_spoken_are_sampled_as_was_asked(
+    shards: tuple[Path, Manifest], pretrained: Path, result: dict
+) -> None:
+    found = evaluate_run(pretrained, shards[0], "test", sampling=Sampling(steps=1, guidance=3.0))
+    assert found["sampling"] == {"steps": 1, "guidance": 3.0} and result["sampling"] == {"steps": 2, "guidance": 1.0}
+    assert "identities, 3 clips, steps 1, guidance 3; ±" in metrics_table(found)
+    assert "identities, 3 clips; ±" in metrics_table(result)
+    for group, rows in found["groups"].items():
+        for row, figures in rows.items():
+            same = figures.get("jitter_ratio") == result["groups"][group][row].get("jitter_ratio")
+            assert same == (row in ("copy", "autoencoder", "real/real")), row
+    clip = next(read_clips(People(*shards), "test", choose_clips(shards[1], "test")))
+    model, sound = load_released(RunFolder(pretrained)), clip.piece.waveform.astype(np.float32) / 32767
+    true = model(clip.piece.frames[0], sound, 1, 3.0, torch.Generator().manual_seed(0)).frames
+    assert found["per_clip"][0]["rows"]["generated"]["psnr"] == metrics.psnr(true, clip.piece.frames)
 
 
 def test_table_fits_a_screen_and_json_is_strict(result: dict, tmp_path: Path) -> None:

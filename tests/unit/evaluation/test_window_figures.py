@@ -82,7 +82,7 @@ def run_and_shards(make_shards, tmp_path_factory: pytest.TempPathFactory):
     manifest = make_shards(folder / "shards", clips, unseen=("guest",))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        denoiser = TalkingHeadDenoiser(latent_size=8, widths=(16, 32), window=4).eval()
+        denoiser = TalkingHeadDenoiser(latent_channels=16, latent_size=8, widths=(16, 32), window=4).eval()
     pipeline = TalkingHeadPipeline(load_autoencoder("patch"), denoiser, make_scheduler("sample"))
     pipeline.save_pretrained(str(folder / "run" / "pipeline"))
     return folder / "run", folder / "shards", manifest, pipeline

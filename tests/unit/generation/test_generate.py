@@ -1,5 +1,6 @@
 """`fedtalk generate` on whatever people have: each case works, or says in one line why not and leaves nothing."""
 
+import itertools
 import json
 import math
 import os
@@ -19,13 +20,15 @@ from scipy.io import wavfile
 
 from fedtalk_ray.commands.cli import main
 from fedtalk_ray.corpora.synthetic import render_clip
-from fedtalk_ray.generation.generate import find_face
+from fedtalk_ray.generation.generate import enlarge, find_face
 from fedtalk_ray.media.encoding import write_video
 from fedtalk_ray.media.lips import lip_aperture
-from fedtalk_ray.media.video import FPS, SAMPLE_RATE, first_picture, read_video
+from fedtalk_ray.media.video import FPS, SAMPLE_RATE, first_picture, read_audio, read_video
 from fedtalk_ray.model import adapters
-from fedtalk_ray.model.embedded import EMBEDDED, find_model
+from fedtalk_ray.model.embedded import EMBEDDED
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline, load_pipeline
+from fedtalk_ray.model.released import load_released, open_model
+from fedtalk_ray.model.sampling import USUAL, Sampling
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -151,7 +154,9 @@ def test_ten_minutes_take_no_more_memory_than_a_moment(command, files: Path, tmp
     wavfile.write(files / "a.wav", 8000, np.full(600 * 8000, 128, np.uint8))
     blocks: list[weakref.ref[np.ndarray]] = []
 
-    def stream(self, crop: np.ndarray, sound: np.ndarray, *, block: int, **_: object) -> Iterator[np.ndarray]:
+    def stream(
+        self, crop: np.ndarray, sound: np.ndarray, steps: int, guidance: float, generator: object, block: int
+    ) -> Iterator[np.ndarray]:
         for _ in range(0, len(sound), block * 640):
             made = np.full((block, 8, 8, 3), 90, np.uint8)
             blocks.append(weakref.ref(made))
@@ -168,14 +173,25 @@ def test_ten_minutes_take_no_more_memory_than_a_moment(command, files: Path, tmp
 
 
 def test_a_mouth_is_nearly_still_in_silence() -> None:
-    if not find_model(EMBEDDED).is_dir():
-        pytest.skip(f"no {EMBEDDED} in this checkout, and an untrained mouth shows nothing")
-    model, clip = load_pipeline(EMBEDDED), render_clip(3, 0, size=64, seconds=2.0).video
+    model, clip = load_pipeline(EMBEDDED), render_clip(3, 0, size=144, seconds=2.0).video
     spoken, silent = (
         lip_aperture(model(clip.frames[0], level * clip.audio, generator=torch.Generator().manual_seed(0)).frames).std()
         for level in (1, 0)
     )
     assert silent < 0.4 * spoken
+
+
+def test_seed_steps_and_guidance_are_the_users(works, run: Path, files: Path) -> None:
+    model, sound = load_released(open_model(run)), read_audio(files / "voice.wav")
+    aligned = find_face(str(files / "face.png"), model.frame_size(), None).crop
+    chosen = ((), ("--seed", "7"), ("--steps", "1"), ("--guidance", "3"))
+    seeds, samplings = (0, 7, 0, 0), (USUAL, USUAL, Sampling(steps=1), Sampling(guidance=3))
+    made = [works(*options)[0] for options in chosen]
+    assert all((one != other).any() for one, other in itertools.combinations(made, 2))
+    for frames, seed, sampling in zip(made, seeds, samplings, strict=True):
+        generator = torch.Generator().manual_seed(seed)
+        true = model(aligned, sound, sampling.steps, sampling.guidance, generator).frames
+        assert np.abs(frames.astype(int) - enlarge(true)).mean() < 6, "but for what the video's coding loses"
 
 
 def test_a_sound_that_cannot_be_used_is_refused(refused, files: Path) -> None:

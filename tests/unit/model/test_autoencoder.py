@@ -206,7 +206,9 @@ def test_a_folder_without_a_usable_autoencoder_is_one_clear_line(damage, says: s
 
 @pytest.mark.parametrize("source", ["/no/such/folder", "no-such/autoencoder", "not a name"])
 def test_a_place_that_does_not_exist_is_one_clear_line(source: str) -> None:
-    with pytest.raises(AutoencoderError, match=f"'{source}' cannot be loaded: .* Give \"patch\", a folder") as caught:
+    with pytest.raises(
+        AutoencoderError, match=f'\'{source}\' cannot be loaded: .* Give "lower-face", "patch", a folder'
+    ) as caught:
         load_autoencoder(source)
     assert "\n" not in str(caught.value)
 

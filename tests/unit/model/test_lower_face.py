@@ -181,7 +181,9 @@ def test_a_saved_pipeline_knows_its_region(wake_zeros, tmp_path: Path) -> None:
     pipeline.save_pretrained(str(tmp_path))
     loaded = load_pipeline(str(tmp_path))
     assert loaded.denoiser.region == "lower face" and isinstance(loaded.autoencoder, LowerFaceAutoencoder)
-    assert load_pipeline("fedtalk-tiny").denoiser.region == "face"
+    whole = new_pipeline("patch", 16, 8, widths=(16, 32), window=4)
+    whole.save_pretrained(str(tmp_path / "whole"))
+    assert load_pipeline(str(tmp_path / "whole")).denoiser.region == "face"
 
 
 def test_windows_are_measured_where_latents_say_something(wake_zeros) -> None:

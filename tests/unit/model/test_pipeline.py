@@ -252,7 +252,7 @@ def test_the_embedded_model_is_found_by_name_unless_a_folder_of_that_name_lies_h
 
 def test_the_embedded_model_is_complete_small_and_says_how_it_was_made() -> None:
     pipeline = load_pipeline(EMBEDDED)
-    assert pipeline.frame_size() == 64 and pipeline.identity_encoder is not None and pipeline.sync_network is not None
+    assert pipeline.frame_size() == 144 and pipeline.identity_encoder is not None and pipeline.sync_network is not None
     folder = find_model(EMBEDDED)
     assert sum(file.stat().st_size for file in folder.rglob("*.safetensors")) < 30e6
     card = (folder / "README.md").read_text()

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from fedtalk_ray.errors import UserError
 from fedtalk_ray.model import adapters
-from fedtalk_ray.model.autoencoder import encode_pixels, load_autoencoder
+from fedtalk_ray.model.autoencoder import encode_pixels, load_autoencoder, region_of
 from fedtalk_ray.model.denoiser import TalkingHeadDenoiser
 from fedtalk_ray.model.presets import PRESETS, PresetError, build, count_parameters, preset, training_memory
 from fedtalk_ray.model.schedule import make_scheduler
@@ -26,8 +26,8 @@ from fedtalk_ray.recipe import LossConfig
 from fedtalk_ray.shards.windows import WindowBatch
 from fedtalk_ray.training.losses import window_loss
 
-PARAMETERS = {"tiny": 2_985_712, "base": 177_712_548, "large": 594_056_484}
-ADAPTER = {"tiny": 312_000, "base": 2_591_296, "large": 5_449_792}
+PARAMETERS = {"tiny": 3_012_608, "base": 177_712_548, "large": 594_056_484}
+ADAPTER = {"tiny": 316_096, "base": 2_591_296, "large": 5_449_792}
 """Values of a LoRA adapter of rank 8."""
 
 by_name = pytest.mark.parametrize("name", PRESETS)
@@ -78,9 +78,9 @@ def rows(printed: str) -> dict[str, list[str]]:
     return {row[0]: row for row in cells}
 
 
-def test_tiny_is_todays_default() -> None:
+def test_tiny_is_as_wide_and_deep_as_a_denoiser_of_whom_nobody_asked_a_size() -> None:
     default = inspect.signature(TalkingHeadDenoiser.__init__).parameters
-    for name in ("latent_channels", "latent_size", "widths", "blocks_per_level", "window", "motions", "dropout"):
+    for name in ("widths", "blocks_per_level", "window", "motions", "dropout"):
         assert getattr(PRESETS["tiny"], name) == default[name].default, name
 
 
@@ -107,7 +107,8 @@ def stable_diffusions() -> AutoencoderKL:
 def test_a_preset_is_found_under_its_name_and_its_autoencoder_makes_its_latents(name: str) -> None:
     size = preset(name)
     assert size.name == name
-    autoencoder = load_autoencoder("patch") if size.autoencoder == "patch" else stable_diffusions()
+    autoencoder = load_autoencoder(size.autoencoder) if name == "tiny" else stable_diffusions()
+    assert region_of(autoencoder) == size.region == build(size).region
     latents = encode_pixels(autoencoder, torch.zeros(1, 3, size.frame_size, size.frame_size, device=autoencoder.device))
     assert latents.shape == (1, size.latent_channels, size.latent_size, size.latent_size)
 
@@ -173,14 +174,15 @@ def test_memory_grows_with_the_batch_and_shrinks_with_checkpointing_and_bfloat16
     assert again.activations < four / 2 and again.total < by_batch[2].total
     half = training_memory(PRESETS["tiny"], 4, 8, False, 2)
     assert half.weights * 2 == by_batch[2].weights
-    assert half.activations == pytest.approx(four / 2, rel=0.01)
+    # What stays float32 (statistics of the normalisation) is a larger part of the smaller latents: 1.6 percent.
+    assert half.activations == pytest.approx(four / 2, rel=0.02)
 
 
 def test_weights_and_optimiser_by_hand() -> None:
     memory = training_memory(PRESETS["tiny"], 1, 8, False)
     # The identity adapter has rank 4, half the shared one's, and leaves out what hears: three convolutions (40 to 96
-    # channels in 5 taps, 96 to 96 in 5 and in 3), their 11 last hops to 8 numbers, and those to 16 x 16 x 16 cells.
-    hearing = (40 * 5 + 96) + (96 * 5 + 96) + (96 * 3 + 96) + (96 * 11 + 8) + (8 + 16**3)
+    # channels in 5 taps, 96 to 96 in 5 and in 3), their 11 last hops to 8 numbers, and those to 32 x 12 x 12 cells.
+    hearing = (40 * 5 + 96) + (96 * 5 + 96) + (96 * 3 + 96) + (96 * 11 + 8) + (8 + 32 * 12**2)
     assert memory.weights == 4 * (PARAMETERS["tiny"] + ADAPTER["tiny"] + ADAPTER["tiny"] // 2 - 4 * hearing)
     # A gradient and AdamW's two moments.
     assert memory.optimiser == 4 * 3 * ADAPTER["tiny"]

@@ -236,6 +236,9 @@ def test_every_metric_has_words_and_a_direction(make_run: MakeRun, plain_record:
     assert names and names <= set(METRICS)
     seen = next(table for table in tables_of_groups(result) if table.title.startswith("Seen identities"))
     assert seen.columns == ["generated", "other sound", "dubbed", "copy", "autoencoder"]
+    assert seen.title == "Seen identities, 2 clips"
+    steps = tables_of_groups(result | {"sampling": {"steps": 1.0, "guidance": 1.0}})
+    assert "Seen identities, 2 clips, steps 1" in [table.title for table in steps]
     psnr = next(line for line in seen.lines if line.metric == "PSNR, dB")
     assert psnr.better == "↑" and psnr.cells[3] == f"{result['groups']['seen']['copy']['psnr']:.2f}"
 

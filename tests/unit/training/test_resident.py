@@ -288,7 +288,7 @@ def test_a_loss_whose_network_nobody_has_and_nobody_teaches_is_refused(
 ) -> None:
     local = {"steps": 1, "identity_steps": 0, "loss": loss}
     without = [name for name in PHASES if name != phase]
-    with pytest.raises(RunError, match=f"is 0.*: set it to 0, or name the phase {phase} in phases") as caught:
+    with pytest.raises(RunError, match=f"is 0.*nor does a phase {phase} teach one: set it to 0, name that") as caught:
         new_model(people, config_of(make_config, local=local, phases=without))
     assert f"loss {next(iter(loss))} is" in str(caught.value) and "\n" not in str(caught.value)
     assert new_model(people, config_of(make_config, local=local)).name == PHASES[0], "a phase teaches it"
