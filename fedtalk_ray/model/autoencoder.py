@@ -7,7 +7,6 @@ the part that shards depend on.
 """
 
 import hashlib
-from pathlib import Path
 from typing import Any, TypeGuard
 
 import diffusers
@@ -20,6 +19,7 @@ from diffusers.models.autoencoders.vae import DecoderOutput
 from torch import nn
 
 from fedtalk_ray.errors import UserError
+from fedtalk_ray.model.embedded import find_model
 from fedtalk_ray.model.lower_face import LowerFaceAutoencoder
 from fedtalk_ray.model.patch_basis import patch_encoder
 
@@ -93,15 +93,16 @@ def region_of(autoencoder: ModelMixin) -> str:
 def load_autoencoder(source: str) -> ModelMixin:
     """A fresh one of ours for "patch" and "lower-face", else the one at a local folder or hub id; in evaluation mode.
 
-    The folder may be an autoencoder's own or a pipeline's (its `autoencoder/` or `vae/` is taken). Any diffusers class
-    with `encode` and `decode` works (`AutoencoderKL`, `AutoencoderTiny`, ...). Raises `AutoencoderError`.
+    The folder may be an autoencoder's own or a pipeline's (its `autoencoder/` or `vae/` is taken), "fedtalk-tiny" the
+    embedded one's. Any diffusers class with `encode` and `decode` works (`AutoencoderKL`, `AutoencoderTiny`, ...).
+    Raises `AutoencoderError`.
     """
     if source in (WHOLE_FACE, LOWER_FACE):
         # The decoder starts from a seed, so that two fresh autoencoders are the same one.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             return (PatchAutoencoder() if source == WHOLE_FACE else LowerFaceAutoencoder()).eval()
-    folder = Path(source)
+    folder = find_model(source)
     for name in ("autoencoder", "vae"):
         if (folder / name / "config.json").is_file():
             folder = folder / name

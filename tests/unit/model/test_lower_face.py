@@ -176,6 +176,13 @@ def test_a_pipeline_speaks_with_the_lower_face_alone(wake_zeros) -> None:
     assert pipeline.denoiser.region == pipeline.denoiser.config.region == "lower face"
 
 
+def test_the_embedded_models_autoencoder_is_found_by_its_name() -> None:
+    """Shards that do not fit it are to be prepared again with --autoencoder fedtalk-tiny, says the refusal."""
+    found = load_autoencoder("fedtalk-tiny")
+    assert isinstance(found, LowerFaceAutoencoder)
+    assert encoder_fingerprint(found) == encoder_fingerprint(load_autoencoder("lower-face"))
+
+
 def test_a_saved_pipeline_knows_its_region(wake_zeros, tmp_path: Path) -> None:
     pipeline = speaking(wake_zeros)
     pipeline.save_pretrained(str(tmp_path))
