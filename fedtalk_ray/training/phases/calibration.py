@@ -109,7 +109,7 @@ class Calibration:
             raise NothingToGive("it has no held-out clip to calibrate by")
         few = pieces[:: -(-len(pieces) // MOST_CLIPS)]
         if task.index == 2 and sees_reference(self._pipeline.autoencoder):
-            few = []  # all detail comes from the reference
+            few = []  # `lacking_and_lost` is 0 then, whatever is said
         spoken = [predict(self._pipeline, piece, self._seed) for piece in until_halted(task, few)]
         if task.index == 0:
             figures = products(spoken)
