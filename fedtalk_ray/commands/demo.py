@@ -30,7 +30,7 @@ from fedtalk_ray.training.personalize import personalize
 CLIENTS, UNSEEN, CLIPS, SEED = 8, 2, 4, 0
 PERSONALIZE_STEPS = 30
 BASELINES = (OTHER_SOUND, COPY, AUTOENCODER)
-"""What stands in the table beside the model; `fedtalk evaluate` has more, and takes twice as long."""
+"""What stands in the table beside the model; `fedtalk evaluate` has more, and takes longer."""
 TAUGHT = {
     "lip_correlation_spoken": "lips follow the sound (correlation while somebody speaks)",
     "mouth_psnr": "the mouth's picture (PSNR, dB)",

@@ -11,6 +11,7 @@ elsewhere a sample, or a face would be too still.
 """
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial, reduce
@@ -18,6 +19,7 @@ from functools import partial, reduce
 import torch
 from diffusers import DDIMScheduler
 
+from fedtalk_ray.errors import UserError
 from fedtalk_ray.model.denoiser import bare_denoiser
 from fedtalk_ray.model.schedule import noise_levels
 
@@ -36,10 +38,17 @@ DEFAULT_BATCH = 8
 
 @dataclass(frozen=True)
 class Sampling:
-    """What whoever lets a face speak may choose beside the seed. steps: at least 1. guidance: 0 hears nothing."""
+    """What whoever lets a face speak may choose beside the seed. steps: at least 1. guidance: 0 hears nothing.
+
+    Raises `UserError` for a guidance that is negative or no finite number.
+    """
 
     steps: int = DEFAULT_STEPS
     guidance: float = DEFAULT_GUIDANCE
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.guidance < math.inf:
+            raise UserError(f"guidance is {self.guidance:g}; it must be a number, 0 or more")
 
 
 USUAL = Sampling()

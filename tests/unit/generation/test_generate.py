@@ -20,6 +20,7 @@ from scipy.io import wavfile
 
 from fedtalk_ray.commands.cli import main
 from fedtalk_ray.corpora.synthetic import render_clip
+from fedtalk_ray.errors import UserError
 from fedtalk_ray.generation.generate import enlarge, find_face
 from fedtalk_ray.media.encoding import write_video
 from fedtalk_ray.media.lips import lip_aperture
@@ -192,6 +193,13 @@ def test_seed_steps_and_guidance_are_the_users(works, run: Path, files: Path) ->
         generator = torch.Generator().manual_seed(seed)
         true = model(aligned, sound, sampling.steps, sampling.guidance, generator).frames
         assert np.abs(frames.astype(int) - enlarge(true)).mean() < 6, "but for what the video's coding loses"
+
+
+def test_an_endless_guidance_is_refused(refused) -> None:
+    assert refused("--guidance", "inf") == "guidance is inf; it must be a number, 0 or more"
+    for number in (-1.0, np.nan):
+        with pytest.raises(UserError, match=f"guidance is {number:g}; it must be"):
+            Sampling(guidance=number)
 
 
 def test_a_sound_that_cannot_be_used_is_refused(refused, files: Path) -> None:
