@@ -29,7 +29,7 @@ from fedtalk_ray.comparison.tables import (
     write_markdown,
 )
 from fedtalk_ray.errors import RunError, UserError
-from fedtalk_ray.evaluation.evaluate import Instruments, evaluate_run, load_instruments
+from fedtalk_ray.evaluation.evaluate import ROWS, Instruments, evaluate_run, load_instruments
 from fedtalk_ray.evaluation.statistics import WonBack, won_back
 from fedtalk_ray.evaluation.window_figures import MEASURES, window_figures
 from fedtalk_ray.federation.privacy_plan import with_noise
@@ -154,6 +154,8 @@ def measure_model(
     place: Path,
 ) -> dict[str, Any]:
     """What the experiment's metrics need of a model, by kind. place: where it is kept with how it was measured."""
+    # Distances between sets of pictures are taken from all rows.
+    rows = ROWS if instruments and instruments.frechet else experiment.video_rows()
     how: dict[str, Any] = {
         "rounds": rounds,
         "shards": planned.evaluation_shards,
@@ -163,6 +165,7 @@ def measure_model(
         "judge": experiment.judge,
         "videos": experiment.videos(),
         "instruments": instruments.names() if instruments else [],
+        "rows": list(rows),
         "clips": experiment.clips,
     }
     kept = read_figures(place)
@@ -179,6 +182,7 @@ def measure_model(
                 personal=experiment.personal,
                 limit=experiment.clips,
                 excluded=planned.excluded,
+                rows=rows,
             )
             kept["videos"] = result["groups"]
         with new_file(place) as partial:

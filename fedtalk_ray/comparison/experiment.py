@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from fedtalk_ray.config import assignment, parse, parse_config, read_yaml, set_key
 from fedtalk_ray.errors import ConfigError
+from fedtalk_ray.evaluation.evaluate import OTHER_SOUND, ROWS
 from fedtalk_ray.evaluation.window_figures import GROUPS, MEASURES
 from fedtalk_ray.recipe import Section
 from fedtalk_ray.settings import TrainConfig
@@ -120,6 +121,13 @@ class Experiment(Section):
     def video_figures(self) -> set[str]:
         """The figures of videos that metrics name."""
         return {metric.split(".")[2] for metric in self.metrics if metric.count(".") == 2}
+
+    def video_rows(self) -> tuple[str, ...]:
+        """The rows of videos that the metrics look at or that figures of theirs compare with, in their order."""
+        named = {metric.split(".")[1] for metric in self.metrics if metric.count(".") == 2}
+        if "lip_gap" in self.video_figures():
+            named.add(OTHER_SOUND)
+        return tuple(row for row in ROWS if row in named)
 
 
 @dataclass(frozen=True)
