@@ -26,7 +26,7 @@ from fedtalk_ray.actors.pool import SlotPool, result_of
 from fedtalk_ray.actors.ray_errors import RoundLost
 from fedtalk_ray.actors.secure_round import secure_round
 from fedtalk_ray.errors import UserError
-from fedtalk_ray.federation.cohorts import Sampler, check_poisson
+from fedtalk_ray.federation.cohorts import Sampler, check_cohorts
 from fedtalk_ray.federation.privacy_plan import sampling_rate, with_noise
 from fedtalk_ray.federation.roster import RosterFile, extend_roster
 from fedtalk_ray.federation.secure_aggregator import BudgetSpent, limits_of
@@ -56,7 +56,7 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
     clients = people.clients
     assert clients is not None
     if not resume:
-        check_poisson(config, len(clients))
+        check_cohorts(config, len(clients))
     config = with_noise(config, len(clients))
     sampler = Sampler(config, clients)
     run = RunFolder(Path(config.run))

@@ -52,7 +52,9 @@ class View:
         self._keys = keys
         self.session = protocol.session_of(self.context, keys)
         self._points = protocol.points(keys)
-        self._graph = neighbours(list(keys), self.session, self._limits.complete_up_to)
+        self._graph = neighbours(
+            list(keys), self.session, cohort=len(exchange.plan.cohort), complete_up_to=self._limits.complete_up_to
+        )
 
     @property
     def masked(self) -> dict[str, np.ndarray]:
@@ -66,13 +68,13 @@ class View:
         for holder, message in self.messages.get("unmask", {}).items():
             for share in message.self_mask_shares:
                 shares.setdefault(share.owner, {})[self._points[holder]] = share.value
-        needed = self._limits.threshold(len(self._points))
+        needed = self._limits.threshold(len(self.exchange.plan.cohort))
         enough = {owner: dict(sorted(held.items())[:needed]) for owner, held in shares.items() if len(held) >= needed}
         return {owner: shamir.reconstruct(held) for owner, held in enough.items()}
 
     def opened_twice(self) -> list[str]:
         """Clients of whom the server could open both secrets: then it has their vectors."""
-        needed = self._limits.threshold(len(self._points))
+        needed = self._limits.threshold(len(self.exchange.plan.cohort))
         revealed: dict[str, int] = {}
         for message in self.messages.get("unmask", {}).values():
             for share in message.masking_key_shares:

@@ -51,17 +51,17 @@ def summed(
     survivors, dimension = len(updates), len(next(iter(updates.values())))
     size = config.cohort.model_copy(update={"size": max(survivors, config.cohort.size)})
     codec = make_codec(config.model_copy(update={"cohort": size}), dimension)
-    parties, bound = most_parties(survivors, limits_of(config.privacy)), clip_norm_of(config.privacy)
+    cohort, bound = largest_cohort(survivors, limits_of(config.privacy)), clip_norm_of(config.privacy)
     total = np.zeros(codec.length, np.uint32)
     for client, update in updates.items():
-        total += codec.encode(update, weights[client], bound, parties, rng)
-    averaged = codec.decode(total, survivors, parties, bound)
+        total += codec.encode(update, weights[client], bound, cohort, rng)
+    averaged = codec.decode(total, survivors, cohort, bound)
     if config.privacy.mechanism == "none":
         return averaged.update.astype(np.float64) * sum(min(weights[client], 1.0) for client in updates)
     return averaged.update.astype(np.float64) * codec.denominator
 
 
-def most_parties(survivors: int, limits: Limits) -> int:
+def largest_cohort(survivors: int, limits: Limits) -> int:
     """The largest cohort whose sum may be opened with so many survivors: they carry the least noise then."""
     return max((n for n in range(survivors, 2 * survivors + 2) if limits.survivors(n) <= survivors), default=survivors)
 

@@ -13,7 +13,7 @@ import csv
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from math import ceil, comb
+from math import ceil, comb, floor
 from pathlib import Path
 from typing import Any
 
@@ -84,19 +84,31 @@ class Sampler:
         return self._config.strategy.gamma * np.array([scores.get(client, best) for client in present], float)
 
 
-def check_poisson(config: TrainConfig, population: int) -> None:
-    """Raises `ConfigError` where Poisson cohorts of this size would often be too small to be opened."""
-    if config.aggregation != "secure" or not config.poisson:
+def check_cohorts(config: TrainConfig, population: int) -> None:
+    """Raises `ConfigError` where sums could not be opened: of Poisson cohorts that are often too small, or of cohorts
+    of whom too few are waited for."""
+    if config.aggregation != "secure":
         return
-    floor, size = limits_of(config.privacy).floor, config.cohort.size
-    share = too_small(population, size, floor)
+    if not config.poisson:
+        size, over = config.cohort.size, config.cohort.over_select
+        asked, limits = min(population, ceil(size * (1 + over))), limits_of(config.privacy)
+        if over and size < limits.survivors(asked) <= asked:
+            most = max((n for n in range(size, asked) if limits.survivors(n) <= size), default=size)
+            raise ConfigError(
+                f"cohort.over_select {over:g} asks {asked} clients and waits for {size}, but of {asked} asked no sum "
+                f"of fewer than {limits.survivors(asked)} is opened; take {floor(100 * (most / size - 1)) / 100:g} or "
+                "less"
+            )
+        return
+    fewest, size = limits_of(config.privacy).floor, config.cohort.size
+    share = too_small(population, size, fewest)
     if share > MOST_TOO_SMALL:
         larger = range(size + 1, population + 1)
-        enough = next((each for each in larger if too_small(population, each, floor) <= MOST_TOO_SMALL), None)
-        mend = f"set cohort.size to {enough} or more" if enough else f"it takes {floor} clients or more"
+        enough = next((each for each in larger if too_small(population, each, fewest) <= MOST_TOO_SMALL), None)
+        mend = f"set cohort.size to {enough} or more" if enough else f"it takes {fewest} clients or more"
         raise ConfigError(
             f"cohort.size {size} is the mean of Poisson cohorts: of {population} clients, {100 * share:.0f}% of "
-            f"rounds would have fewer than {floor} and be given up; {mend}"
+            f"rounds would have fewer than {fewest} and be given up; {mend}"
         )
 
 

@@ -118,7 +118,7 @@ class SecureAggregator:
             raise Aborted(Code.LOST)
         self._exchange = None
         self.survivors = len(exchange.survivors)
-        return self.codec.decode(exchange.total(), self.survivors, exchange.parties, plan.clip_norm)
+        return self.codec.decode(exchange.total(), self.survivors, len(plan.cohort), plan.clip_norm)
 
     def check_budget(self, exchange: int, round_number: int, cohort: list[str]) -> None:
         """Raises `BudgetSpent` when one more round would go beyond `privacy.epsilon`."""

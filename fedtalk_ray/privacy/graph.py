@@ -1,10 +1,11 @@
 """Who shares masks with whom: everybody with everybody, or above 64 clients a random ring with many neighbours.
 
-Guarantee (Bell et al. 2020), against a server with some of the clients: the ring's order comes from the hash of
-everybody's fresh keys, not from the server, so that a client's neighbours are a random sample of the round. Not
-covered: a server that makes up many clients (Sybils) and their keys until the order suits it.
+Guarantee: what `tolerated` says holds wherever on the ring the colluders stand, so that it does not matter that whoever
+advertises last, or decides who is heard, has a say in the order. Degree and threshold follow from the cohort as it was
+planned and not from who advertised, whom a server could choose. The order comes from the hash of everybody's fresh keys
+(Bell et al. 2020): against a server that is merely curious a client's neighbours are a random sample of the round.
 
->>> neighbours(["c", "a", "b"], bytes(32))["a"]
+>>> neighbours(["c", "a", "b"], bytes(32), cohort=3)["a"]
 ('b', 'c')
 """
 
@@ -15,35 +16,56 @@ from collections.abc import Sequence
 COMPLETE_UP_TO = 64
 
 
-def degree(clients: int, complete_up_to: int = COMPLETE_UP_TO) -> int:
+def degree(cohort: int, complete_up_to: int = COMPLETE_UP_TO) -> int:
     """Neighbours of each client: all others up to 64 clients, then an even number near 4.5 log2(n): 36 of 256."""
-    if clients <= complete_up_to:
-        return clients - 1
-    return 2 * math.ceil(4.5 * math.log2(clients) / 2)
+    if cohort <= complete_up_to:
+        return cohort - 1
+    return 2 * math.ceil(4.5 * math.log2(cohort) / 2)
 
 
-def threshold(clients: int, complete_up_to: int = COMPLETE_UP_TO) -> int:
-    """Shares that give a secret back, of those of a client's holders (its neighbours and itself): 2n/3 + 1 on the
-    complete graph, 5/8 on the ring, both rounded down.
+def threshold(cohort: int, complete_up_to: int = COMPLETE_UP_TO) -> int:
+    """t, the shares that give a secret back: 2h/3 + 1, rounded down, of the h that hold one when all of the cohort are
+    there (a client's neighbours and itself).
 
-    A server that tells two stories needs two sets of t holders, which have 2t - h of h in common: a third of the
-    complete graph and a quarter of a ring's neighbourhood (9 of 37 at 256 clients; with t just over one half it would
-    be 3). The more it needs, the fewer may drop out: 14 of those 37.
+    The larger t is, the more of them must lie to open a vector (`tolerated`), and the fewer may drop out: a third.
     """
-    holders = degree(clients, complete_up_to) + 1
-    return 2 * holders // 3 + 1 if clients <= complete_up_to else 5 * holders // 8
+    return 2 * (degree(cohort, complete_up_to) + 1) // 3 + 1
+
+
+def tolerated(cohort: int, complete_up_to: int = COMPLETE_UP_TO) -> int:
+    """Clients that may be in league with a lying server, however they are placed, before it can open less than the
+    policy allows.
+
+    To tell two stories about a client, the server needs two sets of t of its holders, which have 2t - h in common. To
+    cut an arc out of the ring, the clients at its two ends must not mind that nothing comes from beyond: with k
+    neighbours, the i-th from an end has i - 1 + k/2 on the arc and wants t - 1, so t - 1 - k/2 at each end must lie.
+    """
+    neighbours_of_each = degree(cohort, complete_up_to)
+    needed = threshold(cohort, complete_up_to)
+    stories = 2 * needed - (neighbours_of_each + 1)
+    if cohort <= complete_up_to:
+        return stories - 1
+    return min(stories, 2 * (needed - 1 - neighbours_of_each // 2)) - 1
 
 
 def neighbours(
-    clients: Sequence[str], session: bytes, complete_up_to: int = COMPLETE_UP_TO
+    clients: Sequence[str], session: bytes, *, cohort: int, complete_up_to: int = COMPLETE_UP_TO
 ) -> dict[str, tuple[str, ...]]:
-    """Each client's neighbours, sorted. `session` orders the ring (Harary: k/2 to each side)."""
-    if len(clients) <= complete_up_to:
+    """Each client's neighbours among `clients`, sorted. `session` orders the ring (Harary: k/2 to each side).
+
+    cohort: how many clients were planned, at least as many as there are.
+    """
+    if cohort <= complete_up_to:
         everybody = sorted(clients)
         return {client: tuple(other for other in everybody if other != client) for client in everybody}
-    ring = sorted(clients, key=lambda client: hashlib.sha256(session + client.encode()).digest())
-    side, size = degree(len(clients), complete_up_to) // 2, len(ring)
+    ring = order(clients, session)
+    side, size = degree(cohort, complete_up_to) // 2, len(ring)
     return {
         client: tuple(sorted(ring[(place + step) % size] for step in range(-side, side + 1) if step))
         for place, client in enumerate(ring)
     }
+
+
+def order(clients: Sequence[str], session: bytes) -> list[str]:
+    """Around the ring."""
+    return sorted(clients, key=lambda client: hashlib.sha256(session + client.encode()).digest())

@@ -80,13 +80,16 @@ class Limits:
     floor: int = PRODUCTION_FLOOR
     complete_up_to: int = COMPLETE_UP_TO
 
-    def threshold(self, clients: int) -> int:
-        """Shamir's t among a client's holders, for `clients` that advertised keys."""
-        return threshold(clients, self.complete_up_to)
+    def threshold(self, cohort: int) -> int:
+        """Shamir's t among a client's holders, for a planned cohort of so many."""
+        return threshold(cohort, self.complete_up_to)
 
-    def survivors(self, clients: int) -> int:
-        """m_min = max(2n/3 + 1 rounded down, floor): fewest masked inputs whose sum may be opened."""
-        return max(2 * clients // 3 + 1, self.floor)
+    def survivors(self, cohort: int) -> int:
+        """m_min = max(2n/3 + 1 rounded down, floor): fewest masked inputs whose sum may be opened.
+
+        n is the cohort as it was planned, which every signature covers: who advertised is what a server says.
+        """
+        return max(2 * cohort // 3 + 1, self.floor)
 
 
 @dataclass(frozen=True)

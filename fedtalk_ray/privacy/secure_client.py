@@ -1,11 +1,13 @@
 """A client's side of the secure protocol, for one round: a plain state machine without network, clock or Ray.
 
 Guarantee, against an honest but curious server together with fewer than t of this client's h holders, and against a
-server that lies together with fewer than 2t - h of them: of this client's vector they learn nothing but what the sum
-over at least `Limits.survivors` clients tells. The client answers every stage at most once
-and only in order; whatever looks wrong makes it raise `Aborted`, drop its secrets, and answer nothing more. Against
-active servers this rests on the pinned keys (`keys.Roster`) and on the consistency stage: a client opens self masks of
-survivors and pairwise masks of dropouts only for a set that enough of its holders have signed.
+server that lies together with up to `graph.tolerated` clients: of this client's vector they learn nothing but what the
+sum over at least `Limits.survivors` clients of the planned cohort, those in league among them, tells.
+
+The client answers every stage at most once and only in order; whatever looks wrong makes it raise `Aborted`, drop its
+secrets, and answer nothing more. Against active servers this rests on the pinned keys (`keys.Roster`), on limits that
+follow from the planned cohort alone, and on the consistency stage: a client opens self masks of survivors and pairwise
+masks of dropouts only for a set that enough of its holders have signed.
 
 A round of three by hand (the server's side is `secure_server.SecureServer`):
 
@@ -62,11 +64,6 @@ class SecureClient:
         self._seed = os.urandom(KEY_BYTES)
         self._held: dict[str, tuple[bytes, bytes]] = {}
 
-    @property
-    def parties(self) -> int:
-        """n: clients that advertised keys, known after `share`."""
-        return len(self._keys)
-
     def advertise(self) -> bytes:
         """Stage 0: this round's public keys."""
         self._enter("advertise")
@@ -77,11 +74,13 @@ class SecureClient:
         self._enter("share")
         self._keys = self._checked_keys(self._receive(frame, Advertised).advertisements)
         self._session = protocol.session_of(self._context, self._keys)
-        self._neighbours = neighbours(list(self._keys), self._session, self._limits.complete_up_to)[self._name]
-        holders = (*self._neighbours, self._name)
-        threshold = self._limits.threshold(self.parties)
-        if len(holders) < threshold or self.parties < self._limits.survivors(self.parties):
-            raise self._abort(Code.TOO_FEW, f"{self.parties} clients advertised keys")
+        planned, advertised = len(self._cohort), len(self._keys)
+        if advertised < self._limits.survivors(planned):
+            raise self._abort(Code.TOO_FEW, f"{advertised} clients of a cohort of {planned} advertised keys")
+        self._neighbours = neighbours(
+            list(self._keys), self._session, cohort=planned, complete_up_to=self._limits.complete_up_to
+        )[self._name]
+        holders, threshold = (*self._neighbours, self._name), self._limits.threshold(planned)
         points = protocol.points(self._keys)
         dealt_at = [points[holder] for holder in holders]
         seeds = shamir.split(self._seed, threshold, dealt_at)
@@ -101,7 +100,7 @@ class SecureClient:
             raise self._abort(Code.WRONG_SHARES, "shares of strangers, or two of one client")
         for share in delivered:
             self._unseal(share.owner, share.ciphertext)
-        if len(self._held) < self._limits.threshold(self.parties):
+        if len(self._held) < self._limits.threshold(len(self._cohort)):
             raise self._abort(Code.TOO_FEW, "too few of the shares dealt to this client can be read")
         self._partners = set(owners)
         masked = vector.copy()
@@ -123,7 +122,7 @@ class SecureClient:
         strangers = (self._survivors & set(self._neighbours)) - self._partners
         if not known or strangers or self._name not in self._survivors:
             raise self._abort(Code.INCONSISTENT, "the survivors are not among those who shared")
-        if len(survivors) < self._limits.survivors(self.parties):
+        if len(survivors) < self._limits.survivors(len(self._cohort)):
             raise self._abort(Code.TOO_FEW, f"{len(survivors)} survivors")
         self._confirmed = protocol.survivors_hash(self._session, survivors)
         return self._send(Consistency(self._name, self._confirmed))
@@ -138,7 +137,8 @@ class SecureClient:
         holders = {*self._neighbours, self._name}
         if survivors != self._survivors or dropped & holders != (self._partners - survivors) & holders:
             raise self._abort(Code.INCONSISTENT, "not the survivors that were confirmed")
-        if self._signatures(request.confirmations, holders & survivors) < self._limits.threshold(self.parties):
+        needed = self._limits.threshold(len(self._cohort))
+        if self._signatures(request.confirmations, holders & survivors) < needed:
             raise self._abort(Code.TOO_FEW, "too few clients confirmed the survivors")
         seeds = tuple(Share(owner, held[0]) for owner, held in sorted(self._held.items()) if owner in survivors)
         keys = tuple(Share(owner, held[1]) for owner, held in sorted(self._held.items()) if owner in dropped)

@@ -58,11 +58,6 @@ class SecureServer:
         self.stage = STAGES[0]
         self.survivors: tuple[str, ...] = ()
 
-    @property
-    def parties(self) -> int:
-        """n: clients that advertised keys."""
-        return len(self._frames["advertise"])
-
     def plan_frame(self) -> bytes:
         """The signed plan, which comes before stage 0."""
         return protocol.seal_frame(self._key, protocol.run_context(self._plan.run), self._plan)
@@ -92,7 +87,7 @@ class SecureServer:
             raise Aborted(Code.WRONG_STAGE, "the round is over")
         alive = sorted(self._frames[self.stage])
         closed, self.stage = self.stage, "over"
-        needed = self._limits.survivors(self.parties)
+        needed = self._limits.survivors(len(self._plan.cohort))
         # In the last stage every secret needs a threshold of its own, which is looked at there.
         if closed != "unmask" and len(alive) < needed:
             raise Aborted(Code.TOO_FEW, f"{len(alive)} clients after {closed}, {needed} are needed")
@@ -116,7 +111,8 @@ class SecureServer:
 
     def _close_advertise(self, alive: list[str]) -> dict[str, bytes]:
         self.session = protocol.session_of(self._context, self._keys)
-        self._neighbours = neighbours(alive, self.session, self._limits.complete_up_to)
+        planned = len(self._plan.cohort)
+        self._neighbours = neighbours(alive, self.session, cohort=planned, complete_up_to=self._limits.complete_up_to)
         self._points = protocol.points(alive)
         frame = self._signed(Advertised(tuple(self._frames["advertise"][client] for client in alive)))
         return dict.fromkeys(alive, frame)
@@ -203,7 +199,7 @@ class SecureServer:
 
     def _recover(self, shares: dict[str, bytes], is_right: Callable[[bytes], bool]) -> bytes:
         """A secret from any t shares that give the right one: a dealer may have dealt a holder a wrong share."""
-        needed = self._limits.threshold(self.parties)
+        needed = self._limits.threshold(len(self._plan.cohort))
         if len(shares) < needed:
             raise Aborted(Code.CANNOT_UNMASK, f"{len(shares)} good shares of a secret, {needed} are needed")
         # Sets in their order would keep the first holder for hundreds of tries; at random each is left out soon.

@@ -108,9 +108,9 @@ class UpdateCodec:
         return Noise(self._config.mechanism, self._multiplier, self.sensitivity, self.length)
 
     def encode(
-        self, update: np.ndarray, weight: float, clip_norm: float, parties: int, rng: np.random.Generator
+        self, update: np.ndarray, weight: float, clip_norm: float, cohort: int, rng: np.random.Generator
     ) -> np.ndarray:
-        """uint32 [D + 2]. update: float32 [D]. weight: omega_k. parties: clients that share the noise.
+        """uint32 [D + 2]. update: float32 [D]. weight: omega_k. cohort: clients planned, who share the noise.
 
         Raises `Aborted` for values that are not finite.
         """
@@ -129,15 +129,15 @@ class UpdateCodec:
         integers = to_integers(np.concatenate([clipped, extra]), self.scale, rng, self._norm)
         if self._config.mechanism == "skellam":
             try:
-                integers += noise.skellam(self.length, self._share(parties), rng)
+                integers += noise.skellam(self.length, self._share(cohort), rng)
             except ValueError as error:
-                raise Aborted(Code.TOO_FEW, f"{parties} clients cannot make the noise: {error}") from error
+                raise Aborted(Code.TOO_FEW, f"{cohort} clients cannot make the noise: {error}") from error
         return to_ring(integers)
 
-    def decode(self, total: np.ndarray, survivors: int, parties: int, clip_norm: float) -> Averaged:
+    def decode(self, total: np.ndarray, survivors: int, cohort: int, clip_norm: float) -> Averaged:
         """The averaged update from the opened sum, uint32 [D + 2]. Raises `Aborted` for one no honest clients make."""
         values = from_ring(total, self.scale)
-        deviation = self._deviation(survivors, parties) / self.scale
+        deviation = self._deviation(survivors, cohort) / self.scale
         honest = survivors * self.sensitivity / self.scale
         spread = deviation * (math.sqrt(self.length) + _SIGMAS)
         # Without noise no value that is written is larger than one.
@@ -187,16 +187,16 @@ class UpdateCodec:
             return np.zeros(dimension)
         return noise.gaussian(dimension, self._multiplier * self._thinned * self.sensitivity / self.scale)
 
-    def _share(self, parties: int) -> float:
+    def _share(self, cohort: int) -> float:
         return noise.client_variance(
             noise_multiplier=self._multiplier * self._thinned,
             sensitivity=self.sensitivity,
-            survivors=self._limits.survivors(parties),
+            survivors=self._limits.survivors(cohort),
             colluders=self._config.colluders,
         )
 
-    def _deviation(self, survivors: int, parties: int) -> float:
+    def _deviation(self, survivors: int, cohort: int) -> float:
         """Of the noise in a sum over so many survivors, in steps."""
         if self._config.mechanism != "skellam":
             return 0.0
-        return math.sqrt(survivors * self._share(parties))
+        return math.sqrt(survivors * self._share(cohort))

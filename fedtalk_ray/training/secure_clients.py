@@ -118,7 +118,7 @@ class SecureClients:
             return bytes(getattr(side, stage)(frame))
         update, weight = self._updates.pop(client)
         assert self._plan is not None
-        vector = self._codec.encode(update, weight, self._plan.clip_norm, side.parties, system_rng())
+        vector = self._codec.encode(update, weight, self._plan.clip_norm, len(self._plan.cohort), system_rng())
         masked = side.mask(frame, vector)
         state = self._state(client)
         taken = {"participations": state.get("participations", 0) + 1, "masked": self._plan.round}

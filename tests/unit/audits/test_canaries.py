@@ -8,7 +8,7 @@ import pytest
 
 from fedtalk_ray.audits.attack import Outcome
 from fedtalk_ray.audits.attacks.canaries import audit_rounds, canary_scores
-from fedtalk_ray.audits.views import most_parties
+from fedtalk_ray.audits.views import largest_cohort
 from fedtalk_ray.privacy import noise, update_codec
 from fedtalk_ray.privacy.accounting import Noise, Rounds, epsilon
 from fedtalk_ray.privacy.protocol import Limits
@@ -74,8 +74,8 @@ def test_scores_are_those_of_the_vectors_that_were_let_in(secure: Any) -> None:
 
 def test_the_sums_carry_the_least_noise_that_the_guarantee_counts_on() -> None:
     for survivors in range(8, 200):
-        parties = most_parties(survivors, Limits())
-        assert Limits().survivors(parties) <= survivors < Limits().survivors(parties + 1)
+        cohort = largest_cohort(survivors, Limits())
+        assert Limits().survivors(cohort) <= survivors < Limits().survivors(cohort + 1)
 
 
 def test_rounds_that_too_few_joined_are_not_opened(secure: Any) -> None:

@@ -74,7 +74,7 @@ class Run:
                     answers.append(clients[name].advertise())
                 elif stage == "mask":
                     update = np.full(DIMENSION, 0.1, np.float32)
-                    vector = codec.encode(update, 1.0, plan.clip_norm, clients[name].parties, system_rng())
+                    vector = codec.encode(update, 1.0, plan.clip_norm, len(plan.cohort), system_rng())
                     answers.append(clients[name].mask(frame, vector))
                 else:
                     answers.append(getattr(clients[name], stage)(frame))

@@ -16,7 +16,7 @@ from fedtalk_ray.errors import ConfigError
 from fedtalk_ray.federation.cohorts import (
     Sampler,
     Trace,
-    check_poisson,
+    check_cohorts,
     read_trace,
     too_small,
     weighted_cohort,
@@ -169,13 +169,26 @@ def test_weights_decide_without_replacement() -> None:
         assert drawn[tuple(pair)] / 20_000 == pytest.approx(chance, abs=0.012)
 
 
+def test_asking_more_clients_than_can_be_done_without_is_refused() -> None:
+    """The floor follows from who was asked: of 18 twelve are no two thirds and one, of 17 they are."""
+
+    def check(over: float, clients: int = 64) -> None:
+        tree = {"run": "r", "shards": "s", "pretrained": "p", "cohort": {"size": 12, "over_select": over}}
+        check_cohorts(parse_config(tree, "test"), clients)
+
+    with pytest.raises(ConfigError, match=r"asks 18 clients and waits for 12, .* fewer than 13 .* take 0.41 or less"):
+        check(0.5)
+    check(0.41)
+    check(0.5, clients=17)
+
+
 def test_a_poisson_cohort_that_would_often_be_too_small_is_refused() -> None:
     """B11: of 64 clients at the floor of 8, 44% of the rounds are given up. The share is scipy's own binomial."""
 
     def check(size: int, clients: int = 64) -> None:
         tree = {"run": "r", "shards": "s", "pretrained": "p", "cohort": {"size": size}}
         noise = {"mechanism": "skellam", "noise_multiplier": 1.0, "clip_norm": 1.0}
-        check_poisson(parse_config(tree | {"privacy": noise}, "test"), clients)
+        check_cohorts(parse_config(tree | {"privacy": noise}, "test"), clients)
 
     with pytest.raises(ConfigError, match=r"64 clients, 44% of rounds .* fewer than 8 .* cohort.size to 12 or more"):
         check(8)

@@ -159,7 +159,7 @@ def network(make_exchange: Make, pasts: dict[int, Exchange], opened: Counter[str
             server = self.exchange.server
             if server.stage == "open":
                 assert set(server.survivors) == self.masked
-                assert len(self.masked) >= max(2 * server.parties // 3 + 1, 3)
+                assert len(self.masked) >= max(2 * len(self.names) // 3 + 1, 3)
                 self.exchange.check_sum()
                 opened["right"] += 1
             else:

@@ -37,13 +37,13 @@ def updates_of(clients: int, dimension: int, norm: float = 1.0, seed: int = 0) -
 
 
 def encoded(
-    codec: UpdateCodec, updates: np.ndarray, weights: Any, clip_norm: float, parties: int | None = None, seed: int = 0
+    codec: UpdateCodec, updates: np.ndarray, weights: Any, clip_norm: float, cohort: int | None = None, seed: int = 0
 ) -> np.ndarray:
     """uint32 [clients, D + 2]: what each client would mask."""
     rng = np.random.default_rng([seed, 1])
     return np.stack(
         [
-            codec.encode(update, float(weight), clip_norm, parties or len(updates), rng)
+            codec.encode(update, float(weight), clip_norm, cohort or len(updates), rng)
             for update, weight in zip(updates, np.broadcast_to(weights, len(updates)), strict=True)
         ]
     )
@@ -149,7 +149,7 @@ def test_skellam_noise_in_a_sum_is_as_the_formula_says(survivors: int, colluders
         clip_norm=clip_norm,
     )
     updates, weights = updates_of(survivors, dimension, norm=2.0), weights_like("isfa", survivors, 0)
-    total = summed(encoded(codec, updates, weights, clip_norm, parties=24, seed=survivors))
+    total = summed(encoded(codec, updates, weights, clip_norm, cohort=24, seed=survivors))
     opened = codec.decode(total, survivors, 24, clip_norm)
 
     weighted = updates * weights[:, None].astype(np.float64)
@@ -171,7 +171,7 @@ def test_gaussian_noise_is_added_once_whoever_drops_out(survivors: int) -> None:
     dimension, multiplier, clip_norm, mean_weight = 20_000, 1.3, 0.5, 0.4
     codec = codec_of(dimension, 24, multiplier, mechanism="gaussian", mean_weight=mean_weight, clip_norm=clip_norm)
     updates = updates_of(survivors, dimension, norm=clip_norm)
-    vectors = encoded(codec, updates, 1.0, clip_norm, parties=24)
+    vectors = encoded(codec, updates, 1.0, clip_norm, cohort=24)
     sent = vectors.astype(np.int32)[:, :dimension] / codec.scale
     assert np.abs(sent - updates / clip_norm).max() < 1 / codec.scale * (1 + 1e-6)
 
