@@ -35,6 +35,13 @@ from fedtalk_ray.training.secure_clients import SecureClients
 class ClientSlot:
     """Holds the model and works through chunks of clients."""
 
+    ASKED = frozenset(
+        {"start", "enter", "lora_pairs", "backbone", "enrol", "train", "answer", "fit"}
+        | {"held_out_loss", "lip_agreement", "sample", "export"}
+    )
+    """All that whoever calls a slot may ask of it. None of it signs what the caller likes, and none returns a client's
+    figures where these are secret."""
+
     def __init__(self, config: TrainConfig) -> None:
         self._config = config
         self._stopped = 0
@@ -86,14 +93,15 @@ class ClientSlot:
         """Lets a call of `fit` or `train`, by its number, end with the clients that are done. Heard while it works."""
         self._stopped = max(self._stopped, call)
 
-    def train(self, clients: list[str], round_number: int, shared: np.ndarray, plan: bytes, call: int = 1) -> Answers:
+    def train(self, clients: list[str], shared: np.ndarray, plan: bytes, call: int = 1) -> Answers:
         """Secure rounds: trains these clients and keeps their updates here; says only who is ready.
 
+        plan: the server's signed one; the round is the one that it names, by which clients know what they answered.
         call: its number for `stop`, larger than those before.
         """
         ready, refused = [], Counter[str]()
         try:
-            self._secure.open_round(plan)
+            round_number = self._secure.open_round(plan).round
         except Aborted as error:
             return Answers((), {str(error.code): len(clients)})
         for client in clients:
@@ -103,6 +111,7 @@ class ClientSlot:
                 self._secure.offer(client, update, report.weight)
                 ready.append(client)
             except Aborted as error:
+                print(f"{client} takes no part in round {round_number}: {error}", flush=True)
                 refused[str(error.code)] += 1
             except Halted:
                 break

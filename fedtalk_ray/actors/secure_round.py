@@ -29,7 +29,7 @@ def secure_round(
     refused: Counter[str] = Counter()
     counts: dict[str, int] = {"cohort": len(cohort)}
     started = monotonic()
-    seats = _train(pool, number, cohort, shared, plan, enough, refused)
+    seats = _train(pool, cohort, shared, plan, enough, refused)
     counts["trained"] = sum(len(clients) for _, clients in seats)
     # Who refused did answer: with too few left the protocol itself gives the round up, and the run goes on.
     answered = len(cohort) - sum(refused[why] for why in (DIED, LATE))
@@ -64,7 +64,6 @@ def secure_round(
 
 def _train(
     pool: SlotPool,
-    number: int,
     cohort: list[str],
     shared: Any,
     plan: bytes,
@@ -75,7 +74,6 @@ def _train(
     outcomes = pool.run(
         "train",
         cohort,
-        number,
         shared,
         plan,
         stoppable=True,

@@ -11,6 +11,7 @@ from typing import Any
 import ray
 
 from fedtalk_ray.actors.connection import actor_name
+from fedtalk_ray.errors import RunError
 from fedtalk_ray.settings import TrainConfig
 from fedtalk_ray.tracking.prometheus import SlotMemory
 
@@ -22,7 +23,8 @@ class SlotProcess:
     """Holds an object and calls its methods; says on a thread of its own what it is at, and hears there to stop."""
 
     def __init__(self, held: str | type, config: TrainConfig, name: str) -> None:
-        """held: a class made with the configuration, or where it is, as "module:Name". name: the actor's."""
+        """held: a class made with the configuration, or where it is, as "module:Name"; its `ASKED` lists what may be
+        called. name: the actor's."""
         if isinstance(held, str):
             module, _, kind = held.partition(":")
             made: Any = getattr(import_module(module), kind)
@@ -38,6 +40,9 @@ class SlotProcess:
         return f"{type(self._held).__name__}({self._run})"
 
     def call(self, method: str, *arguments: Any, **keywords: Any) -> Any:
+        """What the held object's `ASKED` lists, and nothing else of it. Raises `RunError`."""
+        if method not in self._held.ASKED:
+            raise RunError(f"a slot is not asked for {method!r}; there are {', '.join(sorted(self._held.ASKED))}")
         # What it works on is said anew by calls that turn to a client.
         self._held.working_on = ""
         self._at = method

@@ -98,6 +98,7 @@ def settings_for(audited: Round, folder: Path) -> TrainConfig:
     return config.model_copy(
         update={
             "run": str(folder),
+            "phases": ["faces"],
             "privacy": privacy.model_copy(update={"epsilon": None}),
             "cohort": config.cohort.model_copy(update={"size": size}),
         }

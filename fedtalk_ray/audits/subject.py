@@ -1,6 +1,5 @@
 """The run that is attacked: its model before and after, its people, and fresh rounds of its own local training."""
 
-import json
 from collections.abc import Mapping
 from functools import cached_property, partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from fedtalk_ray.errors import RunError
 from fedtalk_ray.federation.secure_aggregator import limits_of
 from fedtalk_ray.federation.strategies import client_weight, load_strategy
 from fedtalk_ray.model import adapters
+from fedtalk_ray.privacy.client_record import ClientRecord
 from fedtalk_ray.privacy.ledger import Ledger
 from fedtalk_ray.progress import progress
 from fedtalk_ray.runs.client_folder import ClientFolder
@@ -189,8 +189,7 @@ def was_summed(client: ClientFolder, aggregation: str, rounds: int) -> bool:
     before = client.adapter_before(rounds + 1) is not None
     if not before and client.participations(oldest) <= (client.written_after(oldest) or 0) - rounds:
         return False
-    state = client.protocol_state
-    return aggregation == "plain" or (state.is_file() and "masked" in json.loads(state.read_text()))
+    return aggregation == "plain" or ClientRecord(client.protocol_state).read().masked > 0
 
 
 def spread(people: list[str], most: int) -> list[str]:

@@ -47,6 +47,7 @@ class Code(StrEnum):
     OVERLAP = "overlap"
     NOT_FINITE = "not finite"
     NOTHING_TO_GIVE = "nothing to give"
+    RECORD_DAMAGED = "record damaged"
     CAP_REACHED = "participation cap reached"
     CANNOT_UNMASK = "cannot unmask"
     SUM_TOO_LARGE = "sum too large"

@@ -4,27 +4,23 @@ Every client keeps its secrets as a device of its own would: its signing key and
 this round's keys and its update in a `SecureClient` object here. Nothing of it is put into Ray's object store; what
 `answer` returns is signed, masked or encrypted.
 
-What is kept (`runs.client_folder`): the signing key; the last exchange and masked round, rounds taken part in, and the
-roster as last seen.
+What is kept (`runs.client_folder`): the signing key, and what was answered (`privacy.client_record`).
 """
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from fedtalk_ray.federation.roster import Pin, RosterFile
 from fedtalk_ray.federation.secure_aggregator import limits_of, make_codec
 from fedtalk_ray.messages import Answers, Plan
-from fedtalk_ray.outputs import new_file
+from fedtalk_ray.privacy.client_record import ClientRecord, answered_may_go_on
 from fedtalk_ray.privacy.keys import SigningKey
 from fedtalk_ray.privacy.noise import system_rng
-from fedtalk_ray.privacy.protocol import Aborted, Code
+from fedtalk_ray.privacy.protocol import STAGES, Aborted, Code
 from fedtalk_ray.privacy.secure_client import SecureClient, check_plan, open_plan
 from fedtalk_ray.recipe import PhaseName
 from fedtalk_ray.runs.checkpoints import config_digest
@@ -37,7 +33,7 @@ class SecureClients:
 
     def __init__(self, config: TrainConfig, phase: PhaseName, dimension: int, backbone: bytes) -> None:
         """phase: whose rounds these are. backbone: SHA-256 of what this slot's model has frozen."""
-        self._config, self.backbone = config, backbone
+        self._config, self._phase, self.backbone = config, phase, backbone
         self._codec = make_codec(config, dimension, phase)
         self._digest = config_digest(config)
         self._sides: dict[str, SecureClient] = {}
@@ -52,35 +48,37 @@ class SecureClients:
         return {client: self._signing_key(client).public for client in clients}
 
     def open_round(self, frame: bytes) -> Plan:
-        """The server's plan, and an end to whatever another one was about. Raises `Aborted`."""
+        """The server's plan, and an end to whatever another one was about. Raises `Aborted`.
+
+        The plan's number is the one that everything goes by: the phase, the clients' random choices, and what of them
+        was answered before. Statistics, which are the same at every call, are so asked for once in a run.
+        """
         if frame == self._frame and self._plan is not None:
             # Another chunk of the same exchange.
             return self._plan
         self._sides, self._updates, self._plan = {}, {}, None
         roster, run = self._file.read()
-        self._roster, self._plan, self._frame = roster, open_plan(frame, roster, run), frame
-        return self._plan
+        plan = open_plan(frame, roster, run)
+        if not 1 <= plan.round <= self._config.all_rounds or self._config.phase_at(plan.round).name != self._phase:
+            raise Aborted(Code.NOT_PINNED, f"round {plan.round} is none of the phase {self._phase}")
+        self._roster, self._plan, self._frame = roster, plan, frame
+        return plan
 
     def join(self, client: str, shared: np.ndarray) -> None:
         """Lets a client look at the plan before it trains. Raises `Aborted` when it will not take part."""
-        plan, state = self._plan, self._state(client)
+        plan, answered = self._plan, self._record(client).read()
         assert plan is not None
-        if "roster" in state and not self._file.keeps(Pin(**state["roster"])):
+        if answered.roster is not None and not self._file.keeps(Pin(*answered.roster)):
             raise Aborted(Code.NOT_PINNED, "the roster does not begin with what this client saw before")
         check_plan(
             plan,
             client,
-            last_exchange=state.get("exchange", 0),
+            last_exchange=answered.exchange,
             backbone=self.backbone,
             shared=hashlib.sha256(np.ascontiguousarray(shared).tobytes()).digest(),
             config=self._digest,
         )
-        if plan.round <= state.get("masked", 0):
-            # Two sums over one round, whose survivors differ by one client, would tell that client's update.
-            raise Aborted(Code.OLD_ROUND, f"round {plan.round} has this client's masked update already")
-        cap = self._config.privacy.participation_cap
-        if cap is not None and state.get("participations", 0) >= cap:
-            raise Aborted(Code.CAP_REACHED)
+        answered_may_go_on(answered, plan.round, self._config.privacy.participation_cap)
         key = self._signing_key(client)
         self._sides[client] = SecureClient(client, key, self._roster, plan, limits_of(self._config.privacy))
 
@@ -91,8 +89,11 @@ class SecureClients:
     def answer(self, stage: str, frames: Mapping[str, bytes]) -> tuple[Answers, list[np.ndarray]]:
         """Every client's signed answer to one stage, as uint8 arrays, which Ray does not copy.
 
-        frames: what the server sent to each. A client that finds something wrong is silent from then on.
+        frames: what the server sent to each. A client that finds something wrong is silent from then on. Raises
+        `ValueError` for what is no stage.
         """
+        if stage not in STAGES:
+            raise ValueError(f"{stage!r} is no stage of the protocol")
         answered, refused, payload = [], Counter[str](), []
         for client in sorted(frames.keys() & self._sides.keys()):
             try:
@@ -106,32 +107,23 @@ class SecureClients:
         return Answers(tuple(answered), dict(refused)), payload
 
     def _answer(self, client: str, stage: str, frame: bytes) -> bytes:
-        side = self._sides[client]
+        side, plan = self._sides[client], self._plan
+        assert plan is not None
         if stage == "advertise":
-            # Before anything is sent: an exchange that was answered is never answered again. Until then another slot
-            # may take the client up.
-            assert self._plan is not None
-            seen = {"roster": asdict(self._file.pin()), "exchange": self._plan.exchange}
-            self._keep(client, self._state(client) | seen)
+            # Until now another slot may have taken the client up.
+            pin = self._file.pin()
+            self._record(client).begin(plan.exchange, (pin.length, pin.digest))
             return side.advertise()
         if stage != "mask":
             return bytes(getattr(side, stage)(frame))
         update, weight = self._updates.pop(client)
-        assert self._plan is not None
-        vector = self._codec.encode(update, weight, self._plan.clip_norm, len(self._plan.cohort), system_rng())
+        vector = self._codec.encode(update, weight, plan.clip_norm, len(plan.cohort), system_rng())
         masked = side.mask(frame, vector)
-        state = self._state(client)
-        taken = {"participations": state.get("participations", 0) + 1, "masked": self._plan.round}
-        self._keep(client, state | taken)
+        self._record(client).mask(plan.round, self._config.privacy.participation_cap)
         return masked
 
     def _signing_key(self, client: str) -> SigningKey:
         return SigningKey.kept_in(self._run.client(client).signing_key)
 
-    def _state(self, client: str) -> dict[str, Any]:
-        path = self._run.client(client).protocol_state
-        return dict(json.loads(path.read_text())) if path.exists() else {}
-
-    def _keep(self, client: str, state: dict[str, Any]) -> None:
-        with new_file(self._run.client(client).protocol_state) as place:
-            place.write_text(json.dumps(state))
+    def _record(self, client: str) -> ClientRecord:
+        return ClientRecord(self._run.client(client).protocol_state)

@@ -17,6 +17,8 @@ from fedtalk_ray.settings import TrainConfig
 class Stops:
     """Stands where `ClientSlot` would."""
 
+    ASKED = frozenset({"start", "fit"})
+
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
 

@@ -37,6 +37,8 @@ class Counting:
     listens to nobody, and "fall" kills the process when it is told to stop.
     """
 
+    ASKED = frozenset({"start", "pid", "work"})
+
     def __init__(self, config: TrainConfig) -> None:
         self.stopped = 0
 

@@ -1,0 +1,88 @@
+"""What a client has answered in a run, on its own disk: the last exchange, the last round, how often it took part.
+
+Guarantee, to the client: an exchange, and a round, is answered once, whatever the server numbers them, whoever asks at
+the same time in another process, and whatever is killed when: what is written is on disk before the answer leaves, and
+numbers only grow. A record that cannot be read ends the client's part in a run.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from fedtalk_ray.outputs import new_file, writing
+from fedtalk_ray.privacy.protocol import Aborted, Code
+
+
+@dataclass(frozen=True)
+class Answered:
+    """exchange: the last one that this client answered. masked: the last round that it sent a masked update of.
+    participations: in how many rounds. roster: length and SHA-256 of the roster as it saw it then."""
+
+    exchange: int = 0
+    masked: int = 0
+    participations: int = 0
+    roster: tuple[int, str] | None = None
+
+
+class ClientRecord:
+    """One client's, in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read(self) -> Answered:
+        """As it stands. Raises `Aborted` for a damaged file: who does not know what it answered must not go on."""
+        try:
+            found = json.loads(self._path.read_text()) if self._path.exists() else {}
+            roster = found.pop("roster", None)
+            return Answered(**found, roster=None if roster is None else (int(roster[0]), str(roster[1])))
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise Aborted(
+                Code.RECORD_DAMAGED, f"{self._path} cannot be read ({error}), and tells what this client answered"
+            ) from error
+
+    def begin(self, exchange: int, roster: tuple[int, str]) -> None:
+        """Before the first answer of an exchange. Raises `Aborted` where it, or a later one, was answered already."""
+        with self._alone():
+            answered = self.read()
+            if exchange <= answered.exchange:
+                raise Aborted(Code.OLD_ROUND, f"exchange {exchange}, the last one was {answered.exchange}")
+            self._write(replace(answered, exchange=exchange, roster=roster))
+
+    def mask(self, round_number: int, cap: int | None) -> None:
+        """Before a masked update leaves. Raises `Aborted` for a round that has one, and beyond `cap` rounds."""
+        with self._alone():
+            answered = self.read()
+            answered_may_go_on(answered, round_number, cap)
+            self._write(replace(answered, masked=round_number, participations=answered.participations + 1))
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """While no other process reads and writes it."""
+        lock = self._path.with_name(f".{self._path.name}.lock")
+        with writing(lock):
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            with open(lock, "w") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                yield
+
+    def _write(self, answered: Answered) -> None:
+        with new_file(self._path) as place, open(place, "w") as file:
+            json.dump(asdict(answered), file)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def answered_may_go_on(answered: Answered, round_number: int, cap: int | None) -> None:
+    """Raises `Aborted` where a client has answered a round already, or `cap` rounds.
+
+    Two sums over one round, whose survivors differ by one client, would tell that client's update.
+    """
+    if round_number <= answered.masked:
+        raise Aborted(Code.OLD_ROUND, f"round {round_number} has this client's masked update already")
+    if cap is not None and answered.participations >= cap:
+        raise Aborted(Code.CAP_REACHED)

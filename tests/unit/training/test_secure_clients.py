@@ -1,0 +1,183 @@
+"""The clients of a slot in secure rounds: each round is answered once, whoever else asks and whatever it is called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedtalk_ray.actors.client import ClientSlot
+from fedtalk_ray.actors.slot import SlotProcess
+from fedtalk_ray.config import parse_config
+from fedtalk_ray.errors import RunError
+from fedtalk_ray.federation.roster import extend_roster
+from fedtalk_ray.federation.server import ParameterServer
+from fedtalk_ray.privacy.client_record import Answered, ClientRecord
+from fedtalk_ray.privacy.keys import SigningKey
+from fedtalk_ray.privacy.protocol import Aborted, Code
+from fedtalk_ray.runs.checkpoints import Checkpoint, config_fingerprint, save_checkpoint
+from fedtalk_ray.runs.folder import RunFolder
+from fedtalk_ray.settings import TrainConfig
+from fedtalk_ray.training.secure_clients import SecureClients
+
+COHORT = [f"c{place}" for place in range(8)]
+BACKBONE = bytes(32)
+MODEL = np.zeros(4, np.float32)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> TrainConfig:
+    tree = {"run": str(tmp_path / "run"), "shards": "s", "pretrained": "p", "cohort": {"size": 8}, "rounds": 3}
+    return parse_config(tree | {"phases": ["units", "faces"]}, "test")
+
+
+@pytest.fixture
+def slot(config: TrainConfig) -> Callable[..., SecureClients]:
+    """Another slot of the run, in a phase."""
+    run = RunFolder(Path(config.run))
+    save_checkpoint(run.checkpoints, Checkpoint(0, MODEL, {}), config_fingerprint(config))
+
+    def make(phase: Any = "faces") -> SecureClients:
+        return SecureClients(config, phase, len(MODEL), BACKBONE)
+
+    extend_roster(run.roster, SigningKey.kept_in(run.server_key).public, make().enrol(COHORT))
+    return make
+
+
+class Liar:
+    """A server that numbers rounds as it likes, over one model."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self._config = config
+
+    def plan(self, number: int) -> tuple[ParameterServer, bytes]:
+        server = ParameterServer(self._config.run, self._config)
+        server._round = number - 1
+        return server, server.begin(number, COHORT, BACKBONE)
+
+
+def refused(code: Code, work: Callable[[], object]) -> None:
+    with pytest.raises(Aborted) as caught:
+        work()
+    assert caught.value.code == code
+
+
+def joined(clients: SecureClients, frame: bytes, who: str = "c0") -> SecureClients:
+    clients.open_round(frame)
+    clients.join(who, MODEL)
+    clients.offer(who, np.ones(4, np.float32), 1.0)
+    return clients
+
+
+@pytest.mark.parametrize(
+    ("phase", "number", "fits"),
+    [
+        ("units", 1, True),
+        ("faces", 1, False),
+        ("units", 2, False),
+        ("faces", 2, True),
+        ("faces", 4, True),
+        ("faces", 5, False),
+        ("units", 0, False),
+    ],
+)
+def test_the_number_of_the_plan_decides_the_phase(
+    config: TrainConfig, slot: Callable[..., SecureClients], phase: str, number: int, fits: bool
+) -> None:
+    """Statistics do not change from call to call: a second sum of them over other clients would tell who was left out.
+    There is one number for them, and what has a number is answered once."""
+    clients = slot(phase)
+    frame = Liar(config).plan(number)[1]
+    if fits:
+        assert clients.open_round(frame).round == number
+    else:
+        refused(Code.NOT_PINNED, lambda: clients.open_round(frame))
+
+
+def test_a_client_trains_for_the_number_that_it_remembers() -> None:
+    """A call that named another round than the plan trained the same update for a second sum."""
+    assert list(signature(ClientSlot.train).parameters) == ["self", "clients", "shared", "plan", "call"]
+
+
+def test_two_slots_that_take_up_one_client_do_not_both_answer(
+    config: TrainConfig, slot: Callable[..., SecureClients]
+) -> None:
+    """Both join before either answers, as a lying driver can have it."""
+    _, frame = Liar(config).plan(2)
+    one, other = joined(slot(), frame), joined(slot(), frame)
+    assert one.answer("advertise", {"c0": b""})[0].clients == ("c0",)
+    answers, payload = other.answer("advertise", {"c0": b""})
+    assert (answers.clients, answers.refused, payload) == ((), {str(Code.OLD_ROUND): 1}, [])
+
+
+def test_two_exchanges_over_one_round_get_one_masked_update(
+    config: TrainConfig, slot: Callable[..., SecureClients]
+) -> None:
+    """The second exchange begins before the first has the client's update; their sums would differ by a client."""
+    masked = []
+    runs = []
+    for _ in range(2):
+        server, frame = Liar(config).plan(2)
+        clients = slot()
+        for who in COHORT:
+            joined(clients, frame, who)
+        runs.append((server, clients, dict.fromkeys(COHORT, b"")))
+    for stage in ("advertise", "share", "mask"):
+        for index, (server, clients, frames) in enumerate(runs):
+            answers, payload = clients.answer(stage, frames)
+            if stage == "mask":
+                masked.append((answers.clients, answers.refused))
+            else:
+                runs[index] = (server, clients, server.collect(stage, payload).frames)
+    assert masked == [(tuple(COHORT), {}), ((), {str(Code.OLD_ROUND): 8})]
+
+
+@pytest.mark.parametrize("asked", ["_abort", "seal", "__init__", "send", "", "Advertise", "_send"])
+def test_a_slot_answers_the_stages_of_the_protocol_and_nothing_else(
+    config: TrainConfig, slot: Callable[..., SecureClients], asked: str
+) -> None:
+    """Whatever method of a client was named got a signature."""
+    clients = joined(slot(), Liar(config).plan(2)[1])
+    with pytest.raises(ValueError, match="is no stage of the protocol"):
+        clients.answer(asked, {"c0": b""})
+
+
+def test_a_process_calls_what_a_slot_lists_and_nothing_else(config: TrainConfig) -> None:
+    process = SlotProcess(ClientSlot, config, "slot")
+    for asked in ("_fit_one", "_secure", "__class__", "stop", "_load"):
+        with pytest.raises(RunError, match=f"not asked for '{asked}'"):
+            process.call(asked)
+    assert all(callable(getattr(ClientSlot, name)) for name in ClientSlot.ASKED)
+
+
+# What is kept.
+
+
+def test_a_record_only_grows_and_survives(tmp_path: Path) -> None:
+    record = ClientRecord(tmp_path / "protocol.json")
+    assert record.read() == Answered()
+    record.begin(4, (10, "ab"))
+    record.mask(2, None)
+    again = ClientRecord(tmp_path / "protocol.json")
+    assert again.read() == Answered(4, 2, 1, (10, "ab"))
+    refused(Code.OLD_ROUND, lambda: again.begin(4, (10, "ab")))
+    refused(Code.OLD_ROUND, lambda: again.mask(2, None))
+    refused(Code.CAP_REACHED, lambda: again.mask(3, 1))
+    assert again.read() == Answered(4, 2, 1, (10, "ab"))
+    again.mask(3, 2)
+    assert again.read().participations == 2
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"exchange": 1, "more": 2}', '{"roster": 5}'])
+def test_a_client_whose_record_is_damaged_takes_no_part(
+    config: TrainConfig, slot: Callable[..., SecureClients], content: str
+) -> None:
+    clients = slot()
+    clients.open_round(Liar(config).plan(2)[1])
+    RunFolder(Path(config.run)).client("c0").protocol_state.write_text(content)
+    refused(Code.RECORD_DAMAGED, lambda: clients.join("c0", MODEL))
+    clients.join("c1", MODEL)
