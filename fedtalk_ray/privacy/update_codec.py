@@ -86,7 +86,8 @@ class UpdateCodec:
                 f"privacy.colluders is {config.colluders}, and a sum of {limits.survivors(fewest)} clients may be "
                 "opened: nobody would be left to add noise; lower it"
             )
-        reach = largest + _SIGMAS * self._deviation(largest, largest) / self.scale
+        in_the_ring = self._deviation(largest, largest) if config.mechanism == "skellam" else 0.0
+        reach = largest + _SIGMAS * in_the_ring / self.scale
         if not check_range(reach, self.scale):
             raise ConfigError(
                 f"privacy.scale_bits is {bits}: a sum over {largest} clients with its noise could reach "
@@ -135,8 +136,12 @@ class UpdateCodec:
         return to_ring(integers)
 
     def decode(self, total: np.ndarray, survivors: int, cohort: int, clip_norm: float) -> Averaged:
-        """The averaged update from the opened sum, uint32 [D + 2]. Raises `Aborted` for one no honest clients make."""
+        """The averaged update from the opened sum, uint32 [D + 2]. Raises `Aborted` for one no honest clients make.
+
+        Central noise comes first: whether a sum is thrown away is told, and must not be told of the exact one.
+        """
         values = from_ring(total, self.scale)
+        values = values + self._central_noise(len(values))
         deviation = self._deviation(survivors, cohort) / self.scale
         honest = survivors * self.sensitivity / self.scale
         spread = deviation * (math.sqrt(self.length) + _SIGMAS)
@@ -153,15 +158,13 @@ class UpdateCodec:
             rounding = clip_norm * math.sqrt(survivors * self.dimension) / (2 * self.scale * self.zoom * weight)
             norm = float(np.linalg.norm(update))
             return Averaged(update, 1 - bits / survivors, rounding / norm if norm else None)
-        unclipped = None
-        if self._bit:
-            unclipped = (bits + self._central_noise(1)[0]) / (self._bit * self._cohort) + 0.5
-        return Averaged(self.with_noise(summed, clip_norm), unclipped)
+        unclipped = bits / (self._bit * self._cohort) + 0.5 if self._bit else None
+        return Averaged((clip_norm * summed / self.denominator).astype(np.float32), unclipped)
 
     def with_noise(self, summed: np.ndarray, clip_norm: float) -> np.ndarray:
-        """float32 [D]: the update from the sum of a_k, with the server's noise where it adds it.
+        """float32 [D]: the update from a sum of a_k in the clear, with the server's noise where it adds it.
 
-        Skellam noise is in the sum already. Whoever took part, the denominator is the one that the run began with.
+        Whoever took part, the denominator is the one that the run began with.
         """
         noisy = summed + self._central_noise(len(summed))
         return (clip_norm * noisy / self.denominator).astype(np.float32)
@@ -185,7 +188,12 @@ class UpdateCodec:
         """What a trusted server adds to a sum, in units; zero under the other mechanisms."""
         if self._config.mechanism != "gaussian":
             return np.zeros(dimension)
-        return noise.gaussian(dimension, self._multiplier * self._thinned * self.sensitivity / self.scale)
+        return noise.gaussian(dimension, self._central_deviation / self.scale)
+
+    @property
+    def _central_deviation(self) -> float:
+        """Of a trusted server's noise, in steps."""
+        return self._multiplier * self._thinned * self.sensitivity
 
     def _share(self, cohort: int) -> float:
         return noise.client_variance(
@@ -197,6 +205,8 @@ class UpdateCodec:
 
     def _deviation(self, survivors: int, cohort: int) -> float:
         """Of the noise in a sum over so many survivors, in steps."""
+        if self._config.mechanism == "gaussian":
+            return self._central_deviation
         if self._config.mechanism != "skellam":
             return 0.0
         return math.sqrt(survivors * self._share(cohort))

@@ -273,8 +273,9 @@ def test_the_noisy_count_of_the_clipped_is_right_on_average(mechanism: str) -> N
 @pytest.mark.parametrize("mechanism", ["none", "gaussian"])
 @pytest.mark.parametrize("at", ["one value", "all values"])
 def test_a_client_that_is_twenty_times_too_long_is_caught(mechanism: str, at: str) -> None:
-    """It bypassed its own clip. In a cohort of 8 the sum's norm then lies beyond 8 honest ones."""
-    codec = codec_of(1000, 8, 1.0, **({} if mechanism == "none" else {"mechanism": mechanism}))
+    """It bypassed its own clip. In a cohort of 8 the sum's norm then lies beyond 8 honest ones, and beyond the noise,
+    which is looked at with the sum: much noise hides such a client, as it would any other."""
+    codec = codec_of(1000, 8, 0.1, **({} if mechanism == "none" else {"mechanism": mechanism}))
     updates = updates_of(8, 1000)
     vectors = encoded(codec, updates, 1.0, 1.0)
     assert codec.decode(summed(vectors), 8, 8, 1.0).update.shape == (1000,)
@@ -419,3 +420,28 @@ def test_a_sum_of_equal_clipped_updates_is_no_absurd_one() -> None:
     update = (np.random.default_rng(1).normal(size=1000) * 10).astype(np.float32)
     total = np.sum([codec.encode(update, 1.0, 1.0, 8, rng) for _ in range(8)], axis=0, dtype=np.uint32)
     assert codec.decode(total, 8, 8, 1.0).unclipped == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("beyond", [0, 8])
+def test_whether_a_noisy_sum_is_thrown_away_does_not_tell_a_clients_sign(beyond: int) -> None:
+    """S7: one who sends in another's league brings a value to where the bound is, so that the victim's sign decides; of
+    the exact sum it was read 200 times of 200. With the noise first both signs are as good as the other."""
+    clients = 8
+    codec = codec_of(4, clients, 1.0, mechanism="gaussian", clip_norm=1.0)
+    thrown = []
+    for sign in (1.0, -1.0):
+        victim = encoded(codec, np.array([[sign * 0.5, 0, 0, 0]], np.float32), 1.0, 1.0, clients)[0]
+        honest = clients * codec.sensitivity
+        pushed = np.zeros(codec.length, np.uint32)
+        pushed[0] = round(honest + beyond * codec.sensitivity)
+        count = 0
+        for _ in range(200):
+            try:
+                codec.decode(victim + pushed, clients, clients, 1.0)
+            except Aborted:
+                count += 1
+        thrown.append(count)
+    # The victim's value is half of the noise's deviation either way; the bound lies at the exact sum's, or 8 deviations
+    # beyond, where one sum of two is thrown away.
+    assert abs(thrown[0] - thrown[1]) < 120, thrown
+    assert (sum(thrown) > 0) == (beyond == 8)
