@@ -31,7 +31,6 @@ from fedtalk_ray.federation.privacy_plan import sampling_rate, with_noise
 from fedtalk_ray.federation.roster import RosterFile, extend_roster
 from fedtalk_ray.federation.secure_aggregator import BudgetSpent, limits_of
 from fedtalk_ray.privacy.keys import SigningKey
-from fedtalk_ray.privacy.protocol import Code
 from fedtalk_ray.progress import progress
 from fedtalk_ray.recipe import PhaseName
 from fedtalk_ray.runs.folder import RunFolder
@@ -141,7 +140,7 @@ class Federation:
         """Trains the cohort and moves the shared parameters on; returns the round's line for the history."""
         config, secure = self._config, self._config.aggregation == "secure"
         if len(cohort) < (limits_of(config.privacy).floor if secure else 1):
-            figures = ask(self._server, "finish", number, str(Code.TOO_FEW))
+            figures = ask(self._server, "skip", number)
             return {
                 "round": number,
                 "aggregation": config.aggregation,

@@ -66,6 +66,7 @@ class SecureAggregator:
         self._limits = limits_of(config.privacy)
         self.codec = make_codec(config, dimension, phase)
         self.ledger = Ledger(run.ledger)
+        self._check_ledger()
         self._exchange: SecureServer | None = None
         self._plan: Plan | None = None
         self.survivors = 0
@@ -78,8 +79,7 @@ class SecureAggregator:
         roster, run = self._roster.read()
         if roster.server != self._key.public:
             raise RunError(f"{self._roster.path} names another server than {self._run.server_key}")
-        with new_file(self._run.exchange_number) as place:
-            place.write_text(json.dumps({"exchange": number}))
+        self._note(number)
         plan = Plan(run, number, round_number, backbone, shared, self._digest, clip_norm, tuple(sorted(cohort)))
         self._plan = plan
         self._exchange = SecureServer(plan, self._key, roster, self._limits, self.codec.length)
@@ -105,7 +105,9 @@ class SecureAggregator:
         except Aborted as error:
             aborted = str(error.code)
         if stage == "mask" and answered:
-            self._charge()
+            plan = self._plan
+            assert plan is not None
+            self._charge(self._charge_for(plan.exchange, plan.round, list(plan.cohort)))
         return Collected(answers, answered, dict(rejected), aborted)
 
     def decoded(self, round_number: int) -> Averaged:
@@ -137,9 +139,15 @@ class SecureAggregator:
     def charge_plain(self, round_number: int, cohort: list[str]) -> None:
         """Charges a round whose noise the server adds to a plain sum; repeating a round's charge changes nothing."""
         self.check_budget(round_number, round_number, cohort)
-        charge = self._charge_for(round_number, round_number, cohort)
-        if charge is not None:
-            self.ledger.charge(charge)
+        self._charge(self._charge_for(round_number, round_number, cohort))
+
+    def charge_skipped(self, round_number: int) -> None:
+        """Charges a round for which too few came by their coins: that it was skipped says something of who came, and
+        the account by sampling counts every round that could have been."""
+        number = max(self._next_exchange(), round_number)
+        self.check_budget(number, round_number, [])
+        self._note(number)
+        self._charge(self._charge_for(number, round_number, []))
 
     def figures(self) -> dict[str, Any]:
         """What a log may say about privacy after a round."""
@@ -152,18 +160,40 @@ class SecureAggregator:
             "epsilon_server": spent.server,
         }
 
-    def _charge(self) -> None:
-        assert self._plan is not None
-        charge = self._charge_for(self._plan.exchange, self._plan.round, list(self._plan.cohort))
+    def _charge(self, charge: Charge | None) -> None:
         if charge is not None:
             self.ledger.charge(charge)
+            self._note(charge.exchange)
 
     def _charge_for(self, exchange: int, round_number: int, cohort: list[str]) -> Charge | None:
         noise = self.codec.noise
         return Charge(exchange, round_number, noise, self._rate, tuple(sorted(cohort))) if noise else None
 
     def _next_exchange(self) -> int:
-        path = self._run.exchange_number
-        written = int(json.loads(path.read_text())["exchange"]) if path.exists() else 0
         charged = max((charge.exchange for charge in self.ledger.charges), default=0)
-        return max(written, charged) + 1
+        return max(self._noted()["exchange"], charged) + 1
+
+    def _note(self, exchange: int) -> None:
+        """Keeps the number of the last exchange, and apart from the ledger how many charges it has."""
+        noted = {"exchange": max(exchange, self._noted()["exchange"]), "charges": len(self.ledger.charges)}
+        with new_file(self._run.exchange_number) as place:
+            place.write_text(json.dumps(noted))
+
+    def _noted(self) -> dict[str, int]:
+        path = self._run.exchange_number
+        try:
+            found = json.loads(path.read_text()) if path.exists() else {}
+            return {"exchange": int(found.get("exchange", 0)), "charges": int(found.get("charges", 0))}
+        except (ValueError, TypeError, AttributeError) as error:
+            raise RunError(f"{path} is damaged ({error}); without it exchanges would get old numbers") from error
+
+    def _check_ledger(self) -> None:
+        """Raises `RunError` for a ledger that was lost or put back to an earlier day: what it forgot is spent."""
+        if self.codec.noise is None:
+            return
+        noted, there = self._noted()["charges"], len(self.ledger.charges)
+        if there < noted:
+            raise RunError(
+                f"ledger {self._run.ledger} has {there} charges, and the run had made {noted}; nothing can be trained "
+                "on what it forgot: put the last one back"
+            )

@@ -146,11 +146,6 @@ class ParameterServer:
         """
         if aborted is not None and round_number > self._round:
             self._check_dispensable(round_number, aborted)
-        if self._aggregator is None and aborted is not None:
-            # Nobody was there to train; nothing is secret in this run.
-            if round_number > self._round:
-                self._save(round_number, self._parameters)
-            return {"survivors": 0, "aborted": aborted}
         secure = self._secure()
         if round_number <= self._round:
             return secure.figures()
@@ -176,6 +171,18 @@ class ParameterServer:
             self._step(round_number, averaged.update)
             figures["update_norm"] = float(np.linalg.norm(averaged.update))
         return figures | secure.figures()
+
+    def skip(self, round_number: int) -> dict[str, Any]:
+        """Goes through a round for which too few clients came; the model stays as it is. Returns what may be logged.
+
+        Raises `BudgetSpent`: with noise a skipped round costs what another does.
+        """
+        if round_number > self._round:
+            self._check_dispensable(round_number, str(Code.TOO_FEW))
+            if self._aggregator is not None:
+                self._aggregator.charge_skipped(round_number)
+            self._save(round_number, self._parameters)
+        return {"survivors": 0, "aborted": str(Code.TOO_FEW)} | self.spent()
 
     def _check_dispensable(self, round_number: int, aborted: str) -> None:
         """Raises `RunError` where a round that was given up is one of statistics: what follows is built on them."""

@@ -160,6 +160,63 @@ def test_the_round_that_would_overspend_is_refused_and_changes_nothing(tmp_path:
     assert server.shared().tobytes() == before and (run.checkpoints / "ledger.json").read_bytes() == ledger
 
 
+@pytest.mark.parametrize("mechanism", ["skellam", "gaussian"])
+def test_a_round_for_which_too_few_came_is_charged(tmp_path: Path, mechanism: str) -> None:
+    """S8: the account by sampling counts rounds, and that one was skipped tells something of who came. Told three times
+    it is charged once, and the next exchange has a number of its own."""
+    run = Run(tmp_path, config(mechanism=mechanism))
+    run.round()
+    server = run.server()
+    for _ in range(2):
+        figures = server.skip(2)
+    assert figures["aborted"] == "too few" and figures["survivors"] == 0
+    assert run.server().skip(2)["epsilon"] == figures["epsilon"]
+    charges = Ledger(RunFolder(run.folder).ledger).charges
+    assert [(charge.round, charge.clients) for charge in charges] == [(1, tuple(COHORT)), (2, ())]
+    noise = charges[0].noise
+    assert figures["epsilon"] == pytest.approx(epsilon([Rounds(noise, 0.5, 2)], 1e-5), rel=1e-6)
+    run.round()
+    assert [charge.round for charge in Ledger(RunFolder(run.folder).ledger).charges] == [1, 2, 3]
+
+
+def test_a_skipped_round_that_would_overspend_is_not_gone_through(tmp_path: Path) -> None:
+    probe = Run(tmp_path / "probe", config())
+    probe.round()
+    budget = Ledger(RunFolder(probe.folder).ledger).spent(1e-5).release
+    run = Run(tmp_path / "run", config(epsilon=budget))
+    server = run.round()
+    with pytest.raises(BudgetSpent, match="round 2 would bring epsilon to"):
+        server.skip(2)
+    assert server.round() == 1
+
+
+@pytest.mark.parametrize("harm", ["deleted", "older", "emptied"])
+@pytest.mark.parametrize("mechanism", ["skellam", "gaussian"])
+def test_a_ledger_that_was_lost_or_put_back_is_refused(tmp_path: Path, harm: str, mechanism: str) -> None:
+    """S11: a missing file meant that nothing was spent, and epsilon fell from 9.09 to 0."""
+    run = Run(tmp_path, config(mechanism=mechanism))
+    ledger = RunFolder(run.folder).ledger
+    run.round()
+    older = ledger.read_bytes()
+    run.round()
+    if harm == "deleted":
+        ledger.unlink()
+    else:
+        ledger.write_bytes(older if harm == "older" else b"[]")
+    there = 1 if harm == "older" else 0
+    with pytest.raises(RunError, match=rf"ledger .*ledger.json has {there} charges, and the run had made 2; .*put the"):
+        run.server()
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"exchange": "x"}'])
+def test_a_damaged_number_of_exchanges_is_refused(tmp_path: Path, content: str) -> None:
+    run = Run(tmp_path, config())
+    run.round()
+    RunFolder(run.folder).exchange_number.write_text(content)
+    with pytest.raises(RunError, match=r"exchange.json is damaged"):
+        run.server()
+
+
 def test_charging_an_exchange_again_changes_nothing(tmp_path: Path) -> None:
     charge = Charge(7, 1, Noise("gaussian", 1.0), 0.1, ("a", "b"))
     ledger = Ledger(tmp_path / "ledger.json")

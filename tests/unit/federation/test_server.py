@@ -135,7 +135,7 @@ def test_a_round_with_nobody_there_goes_by_without_a_trace_in_the_model(tmp_path
     server = start(tmp_path)
     before = server.shared().tobytes()
     for _ in range(2):  # asked again, by a caller that was restarted
-        assert server.finish(1, "too few clients") == {"survivors": 0, "aborted": "too few clients"}
+        assert server.skip(1) == {"survivors": 0, "aborted": "too few"}
     assert server.round() == 1 and server.shared().tobytes() == before
     assert start(tmp_path).round() == 1
     assert server.apply(2, *updates(2)) > 0
@@ -162,7 +162,7 @@ def test_a_round_of_statistics_that_was_given_up_is_not_gone_through(tmp_path: P
     save_checkpoint(run.checkpoints, begun, config_fingerprint(config))
     server = ParameterServer(str(tmp_path), config)
     with pytest.raises(RunError, match=r"round 1, of the phase units, was given up \(too few\).*--resume"):
-        server.finish(1, "too few")
+        server.skip(1)
     assert server.round() == 0
     one = PlainUpdate(1, np.full(DIMENSION, 3, np.float32), 1.0)
     server.apply(1, one)
