@@ -141,7 +141,7 @@ class Recorder:
 def recorded(make_config: Make, crowd: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """One secure FedAvg round of seven clients in one slot and one server, in this process, all calls recorded."""
     folder = tmp_path_factory.mktemp("recorded") / "run"
-    config = secure(make_config, folder, crowd, strategy={"name": "fedavg"})
+    config = secure(make_config, folder, crowd, strategy={"name": "fedavg"}, rounds=2)
     slot, clients = ClientSlot(config), load_manifest(crowd).clients()
     start = slot.start()
     fingerprint = config_fingerprint(config)
@@ -150,7 +150,7 @@ def recorded(make_config: Make, crowd: Path, tmp_path_factory: pytest.TempPathFa
     extend_roster(RunFolder(folder).roster, key.public, slot.enrol(clients))
     server = Recorder(ParameterServer(str(folder), config))
     plan = server.call("begin", 1, clients, slot.backbone())
-    said = slot.train(clients, 1, start, plan)
+    said = slot.train(clients, start, plan)
     assert said.clients == tuple(clients)
     told = [said]
     updates = dict(slot._secure._updates)
@@ -300,13 +300,13 @@ def test_a_client_trains_for_no_other_model_than_the_server_planned(recorded: di
     server = ParameterServer(str(Path(config.run)), config)
     clients = load_manifest(config.shards).clients()
     plan = server.begin(2, clients, slot.backbone())
-    said = slot.train(clients, 2, server.shared() + np.float32(1e-3), plan)
+    said = slot.train(clients, server.shared() + np.float32(1e-3), plan)
     assert said.clients == () and set(said.refused) == {"not pinned"}
     # Nor a second time in a round that has their masked update: two sums could differ by one client.
-    said = slot.train(clients, 1, server.shared(), planned_again(recorded, server.shared()))
+    said = slot.train(clients, server.shared(), planned_again(recorded, server.shared()))
     assert said.clients == () and set(said.refused) == {"old round"}
     # Nor for an exchange that they have seen.
-    said = slot.train(clients, 1, parameters(config), recorded_plan(recorded))
+    said = slot.train(clients, parameters(config), recorded_plan(recorded))
     assert said.clients == () and set(said.refused) == {"old round"}
 
 
