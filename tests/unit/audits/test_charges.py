@@ -122,13 +122,14 @@ def test_a_budget_that_is_overspent_is_named(make_round: Make, skellam: dict[str
 def charged_when_decoded(patch: pytest.MonkeyPatch) -> None:
     """The budget is not charged on a round that is given up."""
     charge, decoded = SecureAggregator._charge, SecureAggregator.decoded
+    kept: list[Any] = []
 
     def late(self: SecureAggregator, round_number: int) -> Any:
         averaged = decoded(self, round_number)
-        charge(self)
+        charge(self, kept.pop())
         return averaged
 
-    patch.setattr(SecureAggregator, "_charge", lambda self: None)
+    patch.setattr(SecureAggregator, "_charge", lambda self, made: kept.append(made))
     patch.setattr(SecureAggregator, "decoded", late)
 
 
