@@ -124,8 +124,9 @@ class PrivacyConfig(Section):
     mean_weight: float = Field(1.0, gt=0)
     """With noise: the public denominator is `cohort.size` times this, whoever took part. It acts as a step size."""
     colluders: int = Field(1, ge=0)
-    """skellam: clients that may know or leave out their own noise, in league with whoever sees the sum, without weakening
-    the guarantee. 1 is a curious client by itself; k cost sqrt(m / (m - k)) more noise, m the fewest survivors."""
+    """skellam: clients that may know or leave out their own noise, in league with whoever sees the sum, without
+    weakening the guarantee. 1 is a curious client by itself; k cost sqrt(m / (m - k)) more noise, m the fewest
+    survivors."""
     scale_bits: int | None = Field(None, ge=8, le=30)
     """Sums are counted in steps of 2^-bits. null: 18 with noise, else as fine as the cohort allows. Without noise an
     update's values are written yet finer, by as much as their number lets them be."""
