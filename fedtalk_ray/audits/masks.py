@@ -45,7 +45,7 @@ class View:
             opened: list[Any] = [decode(TO_SERVER[stage], decode(protocol.Frame, data).body) for data in frames]
             self.messages[stage] = {message.client: message for message in opened}
         self._limits = limits_of(exchange.config.privacy)
-        self.context = protocol.context_of(exchange.plan)
+        self.context = protocol.context_of(exchange.plan, exchange.roster)
         keys = {
             name: (message.encryption_key, message.masking_key) for name, message in self.messages["advertise"].items()
         }

@@ -20,11 +20,11 @@ import numpy as np
 
 from fedtalk_ray.audits.attack import Round
 from fedtalk_ray.federation.aggregation import WeightedSum
-from fedtalk_ray.federation.roster import extend_roster
+from fedtalk_ray.federation.roster import RosterFile, extend_roster
 from fedtalk_ray.federation.secure_aggregator import clip_norm_of
 from fedtalk_ray.federation.server import ParameterServer
 from fedtalk_ray.messages import Collected, PlainUpdate, Plan
-from fedtalk_ray.privacy.keys import SigningKey
+from fedtalk_ray.privacy.keys import Roster, SigningKey
 from fedtalk_ray.privacy.ledger import Charge, Ledger
 from fedtalk_ray.privacy.protocol import STAGES
 from fedtalk_ray.privacy.wire import Buffer
@@ -50,6 +50,7 @@ class Exchange:
 
     config: TrainConfig
     plan: Plan
+    roster: Roster
     calls: list[tuple[str, tuple[Any, ...]]]
     frames: dict[str, list[bytes]]
     survivors: tuple[str, ...]
@@ -180,6 +181,7 @@ def _run(audited: Round, config: TrainConfig, absent: Absent) -> Exchange:
     return Exchange(
         config,
         plan,
+        RosterFile(RunFolder(Path(config.run)).roster).read()[0],
         server.calls,
         seen,
         survivors,

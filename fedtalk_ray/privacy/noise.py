@@ -22,7 +22,9 @@ LARGEST_RATE = 2.0**36
 
 def system_rng() -> np.random.Generator:
     """A fresh generator with 256 bits from the system's randomness."""
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(int.from_bytes(os.urandom(32), "big"))))
+    # Philox keeps 128 bits of a seed, and a SeedSequence of the usual size hands on as many.
+    seed = np.random.SeedSequence(int.from_bytes(os.urandom(32), "big"), pool_size=8)
+    return np.random.Generator(np.random.PCG64DXSM(seed))
 
 
 def client_variance(*, noise_multiplier: float, sensitivity: float, survivors: int, colluders: int = 0) -> float:

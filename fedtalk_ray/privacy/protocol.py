@@ -14,7 +14,7 @@ import numpy as np
 
 from fedtalk_ray.messages import Plan
 from fedtalk_ray.privacy.graph import COMPLETE_UP_TO, threshold
-from fedtalk_ray.privacy.keys import SigningKey, digest, joined, verify
+from fedtalk_ray.privacy.keys import Roster, SigningKey, digest, joined, verify
 from fedtalk_ray.privacy.wire import Buffer, MalformedMessage, decode, encode
 
 PROTOCOL = b"fedtalk/1"
@@ -102,9 +102,11 @@ class Frame:
     signature: bytes
 
 
-def context_of(plan: Plan) -> bytes:
-    """SHA-256 over everything that must be the same for all: run, exchange, round, models, configuration, cohort."""
-    cohort = joined(*(client.encode() for client in sorted(plan.cohort)))
+def context_of(plan: Plan, roster: Roster) -> bytes:
+    """SHA-256 over everything that must be the same for all: run, exchange, round, models, configuration, cohort, and
+    whose keys the cohort's and the server's are."""
+    keys = (part for client in sorted(plan.cohort) for part in (client.encode(), roster.clients.get(client, b"")))
+    cohort = joined(roster.server, *keys)
     numbers = [value.to_bytes(8, "big") for value in (plan.exchange, plan.round)]
     clip = np.float64(plan.clip_norm).tobytes()
     return digest(PROTOCOL, plan.run.encode(), *numbers, plan.backbone, plan.shared, plan.config, clip, cohort)
@@ -145,6 +147,21 @@ def seal_frame(key: SigningKey, context: bytes, message: Any) -> bytes:
     """A signed frame of a message."""
     kind, body = type(message).__name__, encode(message)
     return encode(Frame(kind, body, key.sign(context, kind, body)))
+
+
+LARGEST_PART = 1024
+"""Bytes that no frame takes for each client of its cohort, its vector apart."""
+
+
+def check_size(data: Buffer, clients: int, values: int = 0) -> None:
+    """Raises `Rejected` for a frame larger than any for a cohort of so many and a vector of so many values can be:
+    before it is read, so that nobody has to hold what a flood is made of."""
+    try:
+        size = memoryview(data).nbytes
+    except TypeError as error:
+        raise Rejected(Code.MALFORMED, f"a {type(data).__name__} is no run of bytes") from error
+    if size > (largest := LARGEST_PART * (clients + 2) + 4 * values):
+        raise Rejected(Code.WRONG_LENGTH, f"{size} bytes, and none has more than {largest}")
 
 
 def open_frame(data: Buffer, kind: type[Message], context: bytes, key_of: Callable[[Message], bytes | None]) -> Message:

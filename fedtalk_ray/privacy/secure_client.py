@@ -17,6 +17,7 @@ A round of three by hand (the server's side is `secure_server.SecureServer`):
 (6, ('a', 'b', 'c'))
 """
 
+import math
 import os
 from typing import TypeVar
 
@@ -57,7 +58,7 @@ class SecureClient:
     def __init__(self, name: str, key: SigningKey, roster: Roster, plan: Plan, limits: Limits) -> None:
         """The caller has checked the plan against what it pins (`check_plan`)."""
         self._name, self._key, self._roster, self._limits = name, key, roster, limits
-        self._context = protocol.context_of(plan)
+        self._context = protocol.context_of(plan, roster)
         self._cohort = set(plan.cohort)
         self._next = "advertise"
         self._encryption, self._masking = ExchangeKey.generate(), ExchangeKey.generate()
@@ -225,6 +226,7 @@ class SecureClient:
 
     def _receive(self, frame: Buffer, kind: type[Message]) -> Message:
         try:
+            protocol.check_size(frame, len(self._cohort))
             return protocol.open_frame(frame, kind, self._context, lambda _: self._roster.server)
         except Rejected as error:
             raise self._abort(error.code, error.detail) from error
@@ -248,6 +250,7 @@ class SecureClient:
 def open_plan(frame: Buffer, roster: Roster, run: str) -> Plan:
     """The server's signed plan for the next round. Raises `Aborted` for another run's or anybody else's."""
     try:
+        protocol.check_size(frame, len(roster.clients))
         plan = protocol.open_frame(frame, Plan, protocol.run_context(run), lambda _: roster.server)
     except Rejected as error:
         raise Aborted(error.code, error.detail) from error
@@ -256,9 +259,19 @@ def open_plan(frame: Buffer, roster: Roster, run: str) -> Plan:
     return plan
 
 
-def check_plan(plan: Plan, name: str, *, last_exchange: int, backbone: bytes, shared: bytes, config: bytes) -> None:
+def check_plan(
+    plan: Plan,
+    name: str,
+    *,
+    last_exchange: int,
+    backbone: bytes,
+    shared: bytes,
+    config: bytes,
+    clip_norm: float | None = None,
+) -> None:
     """Whether a client may take part: a new exchange, and the very models and configuration that it has itself.
 
+    clip_norm: the configuration's; None where it is adapted, and so the server's to say: noise is relative to it.
     Raises `Aborted`.
     """
     if plan.exchange <= last_exchange:
@@ -272,3 +285,5 @@ def check_plan(plan: Plan, name: str, *, last_exchange: int, backbone: bytes, sh
     ):
         if planned != own:
             raise Aborted(Code.NOT_PINNED, f"the server's {what} differs from this client's")
+    if not (0 < plan.clip_norm < math.inf and clip_norm in (None, plan.clip_norm)):
+        raise Aborted(Code.NOT_PINNED, f"the server's clip norm is {plan.clip_norm:g}, this client's {clip_norm}")

@@ -47,7 +47,7 @@ class SecureServer:
 
     def __init__(self, plan: Plan, key: SigningKey, roster: Roster, limits: Limits, length: int) -> None:
         self._plan, self._key, self._roster, self._limits = plan, key, roster, limits
-        self._context = protocol.context_of(plan)
+        self._context = protocol.context_of(plan, roster)
         self._total = np.zeros(length, np.uint32)
         self._frames: dict[str, dict[str, bytes]] = {stage: {} for stage in STAGES}
         self._keys: dict[str, tuple[bytes, bytes]] = {}
@@ -66,6 +66,8 @@ class SecureServer:
         """Takes one client's answer to the open stage; returns who sent it. Raises `Rejected`, and changes nothing."""
         if self.stage not in TO_SERVER:
             raise Rejected(Code.WRONG_STAGE, "the round is over")
+        values = len(self._total) if self.stage == "mask" else 0
+        protocol.check_size(data, len(self._plan.cohort), values)
         message = protocol.open_frame(data, TO_SERVER[self.stage], self._context, self._key_of)
         client: str = message.client
         if client in self._frames[self.stage]:

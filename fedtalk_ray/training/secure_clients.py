@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from fedtalk_ray.federation.roster import Pin, RosterFile
-from fedtalk_ray.federation.secure_aggregator import limits_of, make_codec
+from fedtalk_ray.federation.secure_aggregator import clip_norm_of, limits_of, make_codec
 from fedtalk_ray.messages import Answers, Plan
 from fedtalk_ray.privacy.client_record import ClientRecord, answered_may_go_on
 from fedtalk_ray.privacy.keys import SigningKey
@@ -36,6 +36,8 @@ class SecureClients:
         self._config, self._phase, self.backbone = config, phase, backbone
         self._codec = make_codec(config, dimension, phase)
         self._digest = config_digest(config)
+        privacy = config.privacy_in(phase)
+        self._clip_norm = None if privacy.clipping == "adaptive" else clip_norm_of(privacy)
         self._sides: dict[str, SecureClient] = {}
         self._updates: dict[str, tuple[np.ndarray, float]] = {}
         self._plan: Plan | None = None
@@ -77,6 +79,7 @@ class SecureClients:
             backbone=self.backbone,
             shared=hashlib.sha256(np.ascontiguousarray(shared).tobytes()).digest(),
             config=self._digest,
+            clip_norm=self._clip_norm,
         )
         answered_may_go_on(answered, plan.round, self._config.privacy.participation_cap)
         key = self._signing_key(client)
@@ -94,12 +97,16 @@ class SecureClients:
         """
         if stage not in STAGES:
             raise ValueError(f"{stage!r} is no stage of the protocol")
+        if STAGES.index(stage) > STAGES.index("mask"):
+            # Of who dropped out; nobody sends an update any more.
+            self._updates = {}
         answered, refused, payload = [], Counter[str](), []
         for client in sorted(frames.keys() & self._sides.keys()):
             try:
                 frame = self._answer(client, stage, frames[client])
             except Aborted as error:
                 del self._sides[client]
+                self._updates.pop(client, None)
                 refused[str(error.code)] += 1
                 continue
             answered.append(client)

@@ -53,7 +53,7 @@ class Exchange:
         self, people: People, plan: Plan, limits: Limits, server: Any, vectors: Mapping[str, np.ndarray]
     ) -> None:
         self.people, self.plan, self.limits, self.server = people, plan, limits, server
-        self.context = protocol.context_of(plan)
+        self.context = protocol.context_of(plan, people.roster)
         self.clients = {
             name: SecureClient(name, people.keys[name], people.roster, plan, limits) for name in plan.cohort
         }

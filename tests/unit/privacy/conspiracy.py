@@ -77,7 +77,7 @@ class Conspiracy:
     ) -> None:
         """client: what the honest ones run."""
         self.people, self.plan, self.limits, self.colluders = people, plan, limits, colluders
-        self.context = protocol.context_of(plan)
+        self.context = protocol.context_of(plan, people.roster)
         self.honest = tuple(name for name in plan.cohort if name not in colluders)
         self.clients = {name: client(name, people.keys[name], people.roster, plan, limits) for name in self.honest}
         rng = np.random.default_rng(len(plan.cohort))

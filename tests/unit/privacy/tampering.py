@@ -69,7 +69,7 @@ def in_context_of(**plan: Any) -> Tamper:
     """The message as it would be signed under another plan."""
 
     def make(exchange: Exchange, name: str, frame: bytes) -> bytes:
-        context = protocol.context_of(replace(exchange.plan, **plan))
+        context = protocol.context_of(replace(exchange.plan, **plan), exchange.people.roster)
         return exchange.signed(exchange.opened(frame), context=context)
 
     return make

@@ -117,6 +117,16 @@ def test_all_256_bits_of_a_generators_seed_count(monkeypatch: pytest.MonkeyPatch
     assert len({int(system_rng().integers(2**63)) for _ in seeds}) == len(seeds)
 
 
+def test_a_generator_keeps_more_of_its_seed_than_128_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that it draws follows from its state: seeds that differ anywhere give states that differ in both halves."""
+    states = []
+    for bit in range(0, 256, 5):
+        monkeypatch.setattr(os, "urandom", lambda size, bit=bit: (1 << bit).to_bytes(32, "big")[:size])
+        states.append(system_rng().bit_generator.state["state"])
+    assert len({state["state"] for state in states}) == len({state["inc"] for state in states}) == len(states)
+    assert max(max(state.values()) for state in states) > 2**126
+
+
 def test_all_of_the_systems_randomness_counts_for_gaussian_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     """A generator that kept 32 bits of its seed would repeat itself where only the others differ."""
     drawn = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from fedtalk_ray.privacy import protocol
 from fedtalk_ray.privacy.keys import ExchangeKey, SigningKey
 from fedtalk_ray.privacy.protocol import STAGES, Aborted, Code
 from fedtalk_ray.privacy.secure_client import check_plan, open_plan
+from tests.unit.privacy.conftest import People
 from tests.unit.privacy.tampering import (
     EVERYBODY,
     OUTSIDER,
@@ -309,6 +311,8 @@ def pinned(plan: Plan, **changes: Any) -> dict[str, Any]:
         ("c00", {"backbone": b"1" * 32}, Code.NOT_PINNED),
         ("c00", {"shared": b"1" * 32}, Code.NOT_PINNED),
         ("c00", {"config": b"1" * 32}, Code.NOT_PINNED),
+        ("c00", {"clip_norm": 1.0}, None),
+        ("c00", {"clip_norm": 2.0}, Code.NOT_PINNED),
         (OUTSIDER, {}, Code.NOT_IN_ROUND),
     ],
 )
@@ -344,8 +348,45 @@ def test_a_plan_must_be_of_this_run_and_by_this_server(make_exchange: Make) -> N
         assert caught.value.code == code
 
 
-def test_every_part_of_a_plan_is_in_the_context(make_exchange: Make) -> None:
-    plan = make_exchange().plan
+@pytest.mark.parametrize("clip_norm", [0.0, -1.0, math.inf, math.nan])
+def test_a_clip_norm_that_is_none_is_refused_though_it_may_be_adapted(make_exchange: Make, clip_norm: float) -> None:
+    plan = replace(make_exchange(number=3).plan, clip_norm=clip_norm)
+    with pytest.raises(Aborted) as caught:
+        check_plan(plan, "c00", **pinned(plan))
+    assert caught.value.code == Code.NOT_PINNED
+
+
+def test_a_flood_is_refused_before_it_is_read(make_exchange: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A frame of 160 MB, rightly signed, was read: by the server from a client, by a client from the server."""
+    exchange = make_exchange()
+    flood = exchange.altered(exchange.ask("c00"), encryption_key=bytes(1 << 20))
+    told = exchange.signed(Advertised((bytes(1 << 20),)))
+    plan = exchange.signed(replace(exchange.plan, run="r" * (1 << 20)), context=protocol.run_context("run"))
+
+    def read(*_: object) -> None:
+        raise AssertionError("it was read")
+
+    monkeypatch.setattr(protocol, "decode", read)
+    assert exchange.give(flood) == Code.WRONG_LENGTH
+    assert exchange.abort_of("c00", told, "share") == Code.WRONG_LENGTH
+    with pytest.raises(Aborted) as caught:
+        open_plan(plan, exchange.people.roster, "run")
+    assert caught.value.code == Code.WRONG_LENGTH
+
+
+@pytest.mark.parametrize("count", [5, 70])
+def test_no_frame_is_larger_than_is_allowed_however_long_names_are(make_exchange: Make, count: int) -> None:
+    """Names of 255 bytes, as long as a folder's may be."""
+    people = People(f"{place:03}" + "n" * 252 for place in range(count))
+    exchange = make_exchange(count, people=people, floor=3 if count == 5 else 8, length=1000)
+    exchange.finish({"mask": [people.names[1]]} if count > 5 else None)
+    for (stage, _), frame in (*exchange.sent.items(), *exchange.heard.items()):
+        protocol.check_size(frame, count, 1000 if stage == "mask" else 0)
+
+
+def test_every_part_of_a_plan_is_in_the_context_and_whose_keys_count(make_exchange: Make) -> None:
+    exchange = make_exchange()
+    plan, roster = exchange.plan, exchange.people.roster
     others = {
         "run": "other",
         "exchange": 9,
@@ -357,9 +398,18 @@ def test_every_part_of_a_plan_is_in_the_context(make_exchange: Make) -> None:
         "cohort": plan.cohort[1:],
     }
     assert set(others) == set(vars(plan))
-    contexts = {protocol.context_of(plan), *(protocol.context_of(replace(plan, **{k: v})) for k, v in others.items())}
+    here = protocol.context_of(plan, roster)
+    contexts = {here, *(protocol.context_of(replace(plan, **{k: v}), roster) for k, v in others.items())}
     assert len(contexts) == 9
-    assert protocol.context_of(replace(plan, cohort=plan.cohort[::-1])) == protocol.context_of(plan)
+    assert protocol.context_of(replace(plan, cohort=plan.cohort[::-1]), roster) == here
+    for other in (
+        replace(roster, server=bytes(32)),
+        replace(roster, clients={**roster.clients, "c00": bytes(32)}),
+        replace(roster, clients={name: key for name, key in roster.clients.items() if name != "c00"}),
+    ):
+        assert protocol.context_of(plan, other) not in contexts
+    # Who is enrolled and takes no part changes nothing: rosters grow while rounds go on.
+    assert protocol.context_of(plan, replace(roster, clients={**roster.clients, "new": bytes(32)})) == here
 
 
 def test_a_server_with_two_models_gets_no_vector(make_exchange: Make) -> None:

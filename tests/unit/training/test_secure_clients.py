@@ -154,6 +154,22 @@ def test_a_process_calls_what_a_slot_lists_and_nothing_else(config: TrainConfig)
     assert all(callable(getattr(ClientSlot, name)) for name in ClientSlot.ASKED)
 
 
+def test_updates_of_who_dropped_out_are_not_kept(config: TrainConfig, slot: Callable[..., SecureClients]) -> None:
+    """They lay in memory until the next plan."""
+    server, frame = Liar(config).plan(2)
+    clients, frames = slot(), dict.fromkeys(COHORT, b"")
+    for who in COHORT:
+        joined(clients, frame, who)
+    for stage in ("advertise", "share"):
+        frames = server.collect(stage, clients.answer(stage, frames)[1]).frames
+    frames["c0"] = b"no message"
+    del frames["c1"]
+    clients.answer("mask", frames)
+    assert list(clients._updates) == ["c1"], "who may still be asked"
+    clients.answer("confirm", {})
+    assert not clients._updates
+
+
 # What is kept.
 
 
