@@ -33,9 +33,12 @@ STATISTICS_FROM = 1000
 """Clients a round, real or simulated, from which statistics stand out of the noise that protects them, at weights of
 about 1 (`privacy.samples_cap`). At 200 and epsilon 8 two of five lip axes were noise (GRID)."""
 
+LARGEST_STATISTICS = 100.0
+"""Bound on a client's statistics before they are weighted, where there is no noise."""
+
 STATISTICS_NORM = 10.0
-"""Bound on a client's weighted statistics. At weight 1 their norm is 14 to 53, at the weight of a few clips far less.
-What is clipped keeps its proportions, the 1 among them that it is divided by."""
+"""With noise: bound on a client's weighted statistics. At weight 1 their norm is 14 to 53, at the weight of a few clips
+far less. What is clipped keeps its proportions, the 1 among them that it is divided by."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from fedtalk_ray.recipe import (
+    LARGEST_STATISTICS,
     PHASES,
     STATISTICS_FROM,
     STATISTICS_NORM,
@@ -112,8 +113,8 @@ class PrivacyConfig(Section):
     participation_cap: int | None = Field(None, ge=1)
     """Rounds of all phases in which a client takes part at most. null: as often as it is drawn."""
     clip_norm: float | None = Field(None, gt=0)
-    """C: bound on a client's weighted update. null: 10 without noise, where it is not meant to bind; set it with
-    noise."""
+    """C. With noise, which needs it: bound on a client's weighted update. Without: bound on its update before it is
+    weighted, and so on what one bad client can move the average by; null takes 30, which honest ones stay below."""
     clipping: Literal["fixed", "adaptive"] = "fixed"
     """adaptive: C follows the median norm (Andrew et al. 2021), from a cohort of 64."""
     samples_cap: int = Field(10_000, ge=1)
@@ -335,8 +336,10 @@ class TrainConfig(Section):
         """`privacy` as it holds in a phase: each has a bound of its own on updates, and only `faces` adapts it."""
         if phase == "faces":
             return self.privacy
-        statistics = phase in STATISTICS_ROUNDS
-        norm = STATISTICS_NORM if statistics else getattr(self, phase).clip_norm or self.privacy.clip_norm
+        if phase in STATISTICS_ROUNDS:
+            norm = LARGEST_STATISTICS if self.privacy.mechanism == "none" else STATISTICS_NORM
+        else:
+            norm = getattr(self, phase).clip_norm or self.privacy.clip_norm
         return self.privacy.model_copy(update={"clip_norm": norm, "clipping": "fixed"})
 
     @property

@@ -1,13 +1,17 @@
 """From one client's update to the integers that are summed, and from their sum to the averaged update.
 
-Guarantee: without noise the result is the strategy's weighted mean to within `UpdateCodec.error_bound`; with noise one
+Guarantee: without noise the result is the strategy's weighted mean to within `UpdateCodec.error_bound`, and whatever
+the clients sent its norm is at most C, or there is no result; with noise one
 client's effect on the sum is at most `sensitivity` steps, and the noise in any sum that may be opened has at least
 `noise multiplier` times that as its deviation.
 
 The vector has D + 2 values: a_k (`clipping`), then the weight, then a bit that says whether clipping bound.
 
-without noise   update = C sum a_k / sum omega_k; the bit counts how many were clipped. Values of a_k are written `zoom`
-                times larger than the weight: none of a long vector is near its norm, and small weights need the room
+without noise   a_k = omega_k clip(Delta_k, C) / C, and update = C sum a_k / sum omega_k; the bit counts how many were
+                clipped. The sum of such a_k is no longer than that of the weights: a client that sends a weight of
+                nothing, or a negative one, beside a large update makes a sum that is thrown away. Values of a_k are
+                written `zoom` times larger than the weight: none of a long vector is near its norm, and small weights
+                need the room
 with noise      update = C sum a_k / (n mean_weight), n the cohort's expected size: fixed before the run, so that
                 neither noise goes into a quotient nor the model tells how many took part; the weight is 0, and the bit
                 is written only for adaptive clipping
@@ -115,14 +119,16 @@ class UpdateCodec:
 
         Raises `Aborted` for values that are not finite.
         """
-        if not self._private:
-            # The weight is sent too, as a number of at most 1, and must be the one that the update was multiplied by.
-            weight = min(weight, 1.0) if math.isfinite(weight) else weight
-        clipped, bound = weigh_and_clip(update, weight, clip_norm)
+        if not 0 <= weight < math.inf:
+            raise Aborted(Code.NOT_FINITE)
         if self._private:
+            clipped, bound = weigh_and_clip(update, weight, clip_norm)
             extra = [0.0, self._bit * (0.5 - bound)]
         else:
-            clipped *= self.zoom
+            # The weight is sent too, as a number of at most 1, and must be the one that the update was multiplied by.
+            weight = min(weight, 1.0)
+            clipped, bound = weigh_and_clip(update, 1.0, clip_norm)
+            clipped *= weight * self.zoom
             if (peak := float(np.abs(clipped).max(initial=0.0))) > 1:
                 # Only where nearly all of the update lies in a few values: scaled down as a whole, as by the norm.
                 clipped, bound = clipped / peak, True
@@ -153,6 +159,10 @@ class UpdateCodec:
         if not self._private:
             if weight <= 0:
                 raise Aborted(Code.TOO_FEW, "all weights are zero")
+            # Each of an honest client's values, its weight among them, is off by less than a step.
+            rounded = survivors * (math.sqrt(self.dimension) / self.zoom + 1) / self.scale
+            if np.linalg.norm(summed) > weight + rounded:
+                raise Aborted(Code.SUM_TOO_LARGE)
             update = (clip_norm * summed / weight).astype(np.float32)
             # Each value of each client is off by up to a step either way: by half of one, root mean square, at most.
             rounding = clip_norm * math.sqrt(survivors * self.dimension) / (2 * self.scale * self.zoom * weight)

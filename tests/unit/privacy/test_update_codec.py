@@ -104,9 +104,8 @@ def test_without_noise_the_clipped_are_counted_exactly(clipped: int) -> None:
     updates[:clipped] *= 3
     opened = codec.decode(summed(encoded(codec, updates, 0.5, 1.0)), 8, 8, 1.0)
     assert opened.unclipped == 1 - clipped / 8
-    # 0.5 * 3 is clipped to 1, 0.5 * 1 is not: the mean over weights of 4 in all.
-    expected = np.where(np.arange(8) < clipped, 1.0, 0.5) / 4
-    np.testing.assert_allclose(opened.update[:8], expected, atol=codec.error_bound(8, 4.0, 1.0))
+    # 3 is clipped to 1, which 1 is not, before either is weighted: the mean over weights of 4 in all.
+    np.testing.assert_allclose(opened.update[:8], np.full(8, 0.5 / 4), atol=codec.error_bound(8, 4.0, 1.0))
 
 
 def test_the_vector_is_the_update_a_weight_and_a_bit() -> None:
@@ -458,3 +457,43 @@ def test_what_others_add_is_enough_for_a_client_that_knows_its_own_noise(clients
     noise = left.view(np.int32).astype(np.float64)
     # 200,000 draws tell a deviation to half a percent.
     assert noise.std() >= 0.99 * codec.sensitivity
+
+
+BAD: dict[str, tuple[float, float]] = {
+    "twelve clip norms and no weight": (12.0, 0.0),
+    "a weight that cancels the others'": (0.0, -0.999),
+    "both": (12.0, -0.999),
+    "a long update of full weight": (9.0, 1.0),
+}
+
+
+@pytest.mark.parametrize("clients", [8, 16, 64])
+@pytest.mark.parametrize("bad", BAD)
+def test_one_bad_client_moves_the_average_by_no_more_than_the_clip_norm(clients: int, bad: str) -> None:
+    """S4: without noise a client sent what it liked beside a weight of its own, and the update's norm was 582, 6e4 and
+    1.2e8. Now such a sum is thrown away, or the average is within C."""
+    dimension, clip_norm = 1000, 2.0
+    codec = codec_of(dimension, clients)
+    weights = weights_like("isfa", clients, 3)
+    vectors = encoded(codec, updates_of(clients, dimension), weights, clip_norm)
+    length, weight = BAD[bad]
+    honest = weights[1:].sum()
+    values = np.zeros(codec.length)
+    values[:dimension] = codec.zoom * length / math.sqrt(dimension)
+    values[dimension] = weight * (honest if weight < 0 else 1.0)
+    vectors[0] = to_ring(to_integers(values, codec.scale, np.random.default_rng(0)))
+    try:
+        update = codec.decode(summed(vectors), clients, clients, clip_norm).update
+    except Aborted as refused:
+        assert refused.code in (Code.SUM_TOO_LARGE, Code.TOO_FEW)
+        return
+    assert np.linalg.norm(update) <= clip_norm * 1.001
+
+
+def test_an_honest_clients_long_update_is_clipped_before_it_is_weighted() -> None:
+    """By hand: an update of norm 5 at C = 2 counts as one of norm 2, whatever its weight."""
+    codec = codec_of(2, 8)
+    updates = np.array([[3.0, 4.0]] + [[0.0, 0.0]] * 7, np.float32)
+    opened = codec.decode(summed(encoded(codec, updates, 0.25, 2.0)), 8, 8, 2.0)
+    np.testing.assert_allclose(opened.update, [1.2 / 8, 1.6 / 8], atol=1e-4)
+    assert opened.unclipped == pytest.approx(7 / 8, abs=1e-3)
