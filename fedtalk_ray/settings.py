@@ -336,9 +336,8 @@ class TrainConfig(Section):
         """`privacy` as it holds in a phase: each has a bound of its own on updates, and only `faces` adapts it."""
         if phase == "faces":
             return self.privacy
-        if phase in STATISTICS_ROUNDS:
-            norm = LARGEST_STATISTICS if self.privacy.mechanism == "none" else STATISTICS_NORM
-        else:
+        norm: float | None = LARGEST_STATISTICS if self.privacy.mechanism == "none" else STATISTICS_NORM
+        if phase not in STATISTICS_ROUNDS:
             norm = getattr(self, phase).clip_norm or self.privacy.clip_norm
         return self.privacy.model_copy(update={"clip_norm": norm, "clipping": "fixed"})
 
