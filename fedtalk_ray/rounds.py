@@ -11,6 +11,7 @@ Under `aggregation: secure` the sum is opened over masked vectors only (`actors/
 a `privacy.mechanism` over clipped and noisy ones.
 """
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -30,7 +31,9 @@ from fedtalk_ray.federation.cohorts import Sampler, check_cohorts
 from fedtalk_ray.federation.privacy_plan import sampling_rate, with_noise
 from fedtalk_ray.federation.roster import RosterFile, extend_roster
 from fedtalk_ray.federation.secure_aggregator import BudgetSpent, limits_of
+from fedtalk_ray.outputs import writing
 from fedtalk_ray.privacy.keys import SigningKey
+from fedtalk_ray.privacy.publication import told
 from fedtalk_ray.progress import progress
 from fedtalk_ray.recipe import PhaseName
 from fedtalk_ray.runs.folder import RunFolder
@@ -178,6 +181,10 @@ class Federation:
             with timed(record, "sample"):
                 self.release_at_the_end(number) if number == config.all_rounds else self.release(number)
         record["seconds"] = round(monotonic() - started, 2)
+        if config.privacy.hides_cohorts:
+            with writing(self._run.server_log), open(self._run.server_log, "a") as file:
+                file.write(json.dumps(record) + "\n")
+            record = told(record)
         for listener in self._listeners:
             listener.after_round(record, len(self._pool.ready))
 

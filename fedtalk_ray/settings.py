@@ -139,6 +139,11 @@ class PrivacyConfig(Section):
     simulated_population: int | None = Field(None, ge=1)
     """Whom the simulated cohort is drawn from."""
 
+    @property
+    def hides_cohorts(self) -> bool:
+        """Whether something is promised that holds only as long as nobody is told who, or how many, took part."""
+        return self.mechanism != "none" and self.view == "release"
+
     @model_validator(mode="after")
     def _complete(self) -> "PrivacyConfig":
         if self.mechanism != "none":

@@ -7,9 +7,9 @@
     RUN/clients/<client>/samples/            videos that show its face
     RUN/clients/<client>/audit/              pictures that an attack recovered of it
 
-`state.json` in each adapter's folder says after which round it was written, and in how many rounds the client took
-part. A run that died in the middle of a round has newer adapters than its checkpoint: asking for the one *before* a
-round finds the right one, and resuming repeats the round exactly.
+RUN/clients can be entered by its owner alone. `state.json` in each adapter's folder says after which round it was
+written, and in how many rounds the client took part. A run that died in the middle of a round has newer adapters than
+its checkpoint: asking for the one *before* a round finds the right one, and resuming repeats the round exactly.
 """
 
 import json

@@ -63,6 +63,11 @@ class RunFolder:
         return self.checkpoints / "exchange.json"
 
     @property
+    def server_log(self) -> Path:
+        """Whole records of rounds, where the history may not tell all (`privacy.publication`)."""
+        return self.checkpoints / "rounds.jsonl"
+
+    @property
     def server_key(self) -> Path:
         return self.checkpoints / "server.key"
 
@@ -114,11 +119,15 @@ class RunFolder:
         """Where a client keeps what is its own. Raises `RunError` for a name that is no folder's."""
         if name in ("", ".", "..") or "/" in name or "\0" in name:
             raise RunError(f"client {name!r} cannot be the name of a folder in {self.path}")
-        return ClientFolder(self.path / "clients" / name)
+        return ClientFolder(self.clients_folder / name)
+
+    @property
+    def clients_folder(self) -> Path:
+        return self.path / "clients"
 
     def clients(self) -> list[str]:
         """Clients that keep something here."""
-        folder = self.path / "clients"
+        folder = self.clients_folder
         return sorted(place.name for place in folder.iterdir() if place.is_dir()) if folder.is_dir() else []
 
     def exists(self) -> bool:

@@ -24,6 +24,9 @@ def open_run(run: RunFolder, config: TrainConfig, resume: bool) -> int:
         raise RunError(f"run {run.path} already exists; go on with it by --resume, or give another `run` folder")
     with writing(run.path):
         run.path.mkdir(parents=True, exist_ok=True)
+        # The server's keys, ledger and log, and what each client keeps: for their owner alone, whatever lies in them.
+        for private in (run.checkpoints, run.clients_folder):
+            private.mkdir(mode=0o700, exist_ok=True)
         with new_file(run.config_file) as place:
             save_config(config, place)
     return checkpoint.round + 1 if checkpoint else 1
@@ -32,6 +35,8 @@ def open_run(run: RunFolder, config: TrainConfig, resume: bool) -> int:
 def forget_run(run: RunFolder) -> None:
     """Removes a folder in which nothing ran yet: a second try must not meet what looks like a run."""
     run.config_file.unlink(missing_ok=True)
+    for empty in (run.checkpoints, run.clients_folder):
+        empty.rmdir()
     run.path.rmdir()
 
 

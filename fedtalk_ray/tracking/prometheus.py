@@ -43,9 +43,10 @@ class RoundMetrics:
     def after_round(self, record: dict[str, Any], slots: int) -> None:
         self._set("fedtalk_round", record["round"])
         self._set("fedtalk_slots", slots)
-        trained = len(record.get("clients", ()))
-        self._set("fedtalk_cohort", record.get("counts", {}).get("cohort", trained))
-        self._set("fedtalk_survivors", record.get("survivors", record.get("counts", {}).get("trained", trained)))
+        trained, counts = len(record.get("clients", ())), record.get("counts", {})
+        if "counts" in record or trained:
+            self._set("fedtalk_cohort", counts.get("cohort", trained))
+            self._set("fedtalk_survivors", record.get("survivors", counts.get("trained", trained)))
         # A mean over one client would be that client's.
         for term, value in record.get("loss", {}).items() if trained > 1 else ():
             self._set("fedtalk_loss", value, term=term)

@@ -13,6 +13,7 @@ import pytest
 import ray
 from ray import cloudpickle
 from scipy.stats import chisquare
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fedtalk_ray.actors import secure_round as exchange
 from fedtalk_ray.actors.client import ClientSlot
@@ -25,6 +26,7 @@ from fedtalk_ray.messages import FIELDS, TO_SERVER, Advertisement, Consistency, 
 from fedtalk_ray.model.adapters import to_vector
 from fedtalk_ray.privacy.keys import SigningKey
 from fedtalk_ray.privacy.protocol import STAGES, Frame
+from fedtalk_ray.privacy.publication import TELLS_OF_THE_COHORT
 from fedtalk_ray.privacy.wire import decode, encode
 from fedtalk_ray.rounds import train
 from fedtalk_ray.runs.checkpoints import Checkpoint, config_fingerprint, load_checkpoint, save_checkpoint
@@ -106,6 +108,25 @@ def test_a_third_of_the_slots_dies_in_mid_round_and_the_sum_is_the_survivors(
     bound = make_codec(config, len(start)).error_bound(5, weights, PRIVACY["clip_norm"])
     assert bound < 0.05 * np.linalg.norm(mean)
     assert np.linalg.norm(kept - start - mean) <= bound + 1e-5 * np.linalg.norm(mean)
+
+
+def test_where_cohorts_are_hidden_nothing_that_is_told_counts_them(
+    make_config: Make, crowd: Path, tmp_path: Path
+) -> None:
+    """S8: the history with its counts voided the release view. They are in the server's own log."""
+    noise = {"mechanism": "skellam", "noise_multiplier": 0.1, "insecure_min_survivors": 2, "clip_norm": 1.0}
+    config = secure(make_config, tmp_path / "run", crowd, privacy=noise | {"samples_cap": 400})
+    train(config)
+    run = RunFolder(tmp_path / "run")
+    (record,) = read_history(run.history_file)
+    (whole,) = read_history(run.server_log)
+    assert not TELLS_OF_THE_COHORT & record.keys()
+    assert record["epsilon"] > 0 and {"counts", "survivors", "seconds"} <= whole.keys()
+    assert {name: whole[name] for name in record} == record
+    for private in (run.checkpoints, run.clients_folder):
+        assert stat.S_IMODE(private.stat().st_mode) == 0o700
+    tags = EventAccumulator(str(run.tensorboard)).Reload().Tags()["scalars"]
+    assert tags and not [tag for tag in tags if TELLS_OF_THE_COHORT & set(tag.split("/"))]
 
 
 def test_more_are_asked_than_needed_and_a_slot_takes_several_chunks_of_one_exchange(

@@ -78,6 +78,8 @@ def test_a_slots_process_knows_its_name(seen: Seen, monkeypatch: pytest.MonkeyPa
 
 
 class Held:
+    ASKED = frozenset({"work"})
+
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
 
