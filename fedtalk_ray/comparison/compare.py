@@ -6,7 +6,9 @@
     OUT/results.json                          every run's figures, and the failures
     OUT/models/                               the figures of models that no run made
 
-Started again, it goes on: what is complete stays, an interrupted run is resumed, and a failed one is tried again.
+Started again, it goes on: what is complete stays, an interrupted run is resumed, and a failed one is tried again. Of a
+run that is complete config.yaml, history.jsonl and figures.json are enough: the rest may be removed, or stay behind on
+another machine.
 """
 
 import hashlib
@@ -37,7 +39,9 @@ from fedtalk_ray.model.released import open_model
 from fedtalk_ray.outputs import new_file
 from fedtalk_ray.progress import progress
 from fedtalk_ray.rounds import train
+from fedtalk_ray.runs.checkpoints import config_fingerprint
 from fedtalk_ray.runs.folder import RunFolder
+from fedtalk_ray.settings import TrainConfig
 from fedtalk_ray.shards.format import load_manifest
 from fedtalk_ray.shards.people import population_of
 
@@ -102,6 +106,8 @@ def finish(planned: Planned) -> None:
     clients = population_of(planned.config, load_manifest(planned.config.shards))
     config = with_noise(planned.config, len(clients))
     run = RunFolder(Path(config.run))
+    if measured_before(run, config):
+        return
     checkpoint, done = run.checkpoint(config), run.recorded()
     if done > config.all_rounds:
         raise RunError(
@@ -109,6 +115,19 @@ def finish(planned: Planned) -> None:
         )
     if checkpoint is None or done < config.all_rounds or not run.has_model():
         train(config, resume=run.exists())
+
+
+def measured_before(run: RunFolder, config: TrainConfig) -> bool:
+    """Whether a run went to its end and was measured, though its weights are gone. Raises `RunError` for one with other
+    settings."""
+    rounds = read_figures(run.figures).get("how", {}).get("rounds")
+    if rounds != config.all_rounds or not run.exists() or run.has_model():
+        return False
+    if config_fingerprint(run.config()) != config_fingerprint(config):
+        raise RunError(
+            f"run {run.path} was made with other settings, or by another version's recipe; give another `out` folder"
+        )
+    return run.recorded() == rounds
 
 
 def as_they_are(runs: list[Planned], experiment: Experiment, instruments: Instruments | None) -> list[dict[str, Any]]:

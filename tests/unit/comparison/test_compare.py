@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,9 @@ import pytest
 import torch
 
 from fedtalk_ray.commands.cli import main
-from fedtalk_ray.comparison.compare import compare, figure, measured, report, why
+from fedtalk_ray.comparison.compare import compare, figure, finish, measured, report, why
 from fedtalk_ray.comparison.experiment import Experiment, Planned
-from fedtalk_ray.config import parse_config
+from fedtalk_ray.config import parse_config, save_config
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.evaluation.evaluate import Instruments
 from fedtalk_ray.evaluation.metrics import mouth_psnr, psnr
@@ -76,6 +77,33 @@ def test_a_run_is_measured_once_by_the_named_metrics(run: Planned, tmp_path: Pat
     assert seen == pytest.approx(psnr(truth[:1].repeat(len(truth), 0), truth)), "of bob alone: ann is excluded"
     without = measured(run, experiment(tmp_path, metrics=["unseen.loss"]), None)
     assert "videos" not in without["detail"] and kept.stat().st_mtime_ns != written
+
+
+def test_a_run_whose_weights_are_gone_stays_complete(run: Planned, tmp_path: Path, monkeypatch) -> None:
+    """Three small files tell that it went to its end and what came of it: it is neither trained nor measured again."""
+    result = measured(run, experiment(tmp_path), Instruments())
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    config = run.config.model_copy(update={"run": str(kept)})
+    for name in ("figures.json", "history.jsonl"):
+        shutil.copy(Path(run.config.run) / name, kept / name)
+    with open(kept / "history.jsonl", "a") as history:
+        history.write(json.dumps({"round": config.all_rounds}) + "\n")
+    save_config(config, kept / "config.yaml")
+
+    def trained(*_: object, **__: object) -> None:
+        raise AssertionError("it was trained")
+
+    monkeypatch.setattr("fedtalk_ray.comparison.compare.train", trained)
+    there = replace(run, config=config)
+    finish(there)
+    assert measured(there, experiment(tmp_path), Instruments()) == result
+    other = replace(run, config=config.model_copy(update={"seed": 9}))
+    with pytest.raises(RunError, match="was made with other settings"):
+        finish(other)
+    (kept / "history.jsonl").write_text('{"round": 1}\n')
+    with pytest.raises(AssertionError, match="it was trained"):
+        finish(there)
 
 
 def test_windows_are_not_measured_where_no_metric_is_of_them(run: Planned, tmp_path: Path, monkeypatch) -> None:
