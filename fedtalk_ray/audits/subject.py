@@ -15,6 +15,7 @@ from fedtalk_ray.federation.strategies import client_weight, load_strategy
 from fedtalk_ray.model import adapters
 from fedtalk_ray.privacy.client_record import ClientRecord
 from fedtalk_ray.privacy.ledger import Ledger
+from fedtalk_ray.privacy.protocol import Aborted
 from fedtalk_ray.progress import progress
 from fedtalk_ray.runs.client_folder import ClientFolder
 from fedtalk_ray.runs.folder import RunFolder
@@ -189,7 +190,12 @@ def was_summed(client: ClientFolder, aggregation: str, rounds: int) -> bool:
     before = client.adapter_before(rounds + 1) is not None
     if not before and client.participations(oldest) <= (client.written_after(oldest) or 0) - rounds:
         return False
-    return aggregation == "plain" or ClientRecord(client.protocol_state).read().masked > 0
+    if aggregation == "plain":
+        return True
+    try:
+        return ClientRecord(client.protocol_state).read().masked > 0
+    except Aborted as error:
+        raise RunError(str(error)) from error
 
 
 def spread(people: list[str], most: int) -> list[str]:

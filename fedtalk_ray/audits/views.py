@@ -27,10 +27,14 @@ def parts(round: Round) -> dict[str, np.ndarray]:
     bound = clip_norm_of(config.privacy)
     if not clips:
         return {client: round.weights[client] * update.astype(np.float64) for client, update in round.updates.items()}
-    # Where the weight is sent beside the update it is at most 1 (`UpdateCodec.encode`).
-    largest = 1.0 if config.privacy.mechanism == "none" else np.inf
+    if config.privacy.mechanism == "none":
+        # The weight is sent beside the update: it is at most 1, and clipping comes first (`UpdateCodec.encode`).
+        return {
+            client: min(round.weights[client], 1.0) * bound * weigh_and_clip(update, 1.0, bound)[0]
+            for client, update in round.updates.items()
+        }
     return {
-        client: bound * weigh_and_clip(update, min(round.weights[client], largest), bound)[0]
+        client: bound * weigh_and_clip(update, round.weights[client], bound)[0]
         for client, update in round.updates.items()
     }
 

@@ -112,17 +112,20 @@ def status_text(found: ClusterStatus) -> str:
 def run_text(run: Path) -> str:
     """One line on how far a run is, from its folder. Raises `RunError` for a folder that is no run's."""
     folder = RunFolder(run)
-    config, records = folder.config(), folder.history()
+    config, records = folder.config(), folder.whole_records()
     if not records:
         return f"run {run}: no round of {config.all_rounds} finished yet"
     last = records[-1]
     losses = [record["held_out_loss"] for record in records if "held_out_loss" in record]
     phase = f" (phase {last['phase']})" if len(config.phases) > 1 and "phase" in last else ""
-    parts = [f"run {run}: round {last['round']} of {config.all_rounds}{phase}, {last['seconds']:g} s the last"]
+    parts = [f"run {run}: round {last['round']} of {config.all_rounds}{phase}"]
+    if "seconds" in last:
+        parts.append(f"{last['seconds']:g} s the last")
     if losses:
         parts.append(f"held-out loss {losses[-1]:.4f}")
     if "epsilon" in last:
-        parts.append(f"epsilon {last['epsilon']:.3f} (server view {last['epsilon_server']:.3f})")
+        server = f" (server view {last['epsilon_server']:.3f})" if "epsilon_server" in last else ""
+        parts.append(f"epsilon {last['epsilon']:.3f}{server}")
     if cut := sum(bool(record.get("interrupted")) for record in records):
         parts.append(f"{cut} interrupted")
     if "aborted" in last:

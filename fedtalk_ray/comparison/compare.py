@@ -124,9 +124,7 @@ def measured_before(run: RunFolder, config: TrainConfig) -> bool:
     if rounds != config.all_rounds or not run.exists() or run.has_model():
         return False
     if config_fingerprint(run.config()) != config_fingerprint(config):
-        raise RunError(
-            f"run {run.path} was made with other settings, or by another version's recipe; give another `out` folder"
-        )
+        raise RunError(f"run {run.path} was made with other settings; give another `out` folder")
     return run.recorded() == rounds
 
 

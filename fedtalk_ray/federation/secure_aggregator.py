@@ -137,17 +137,14 @@ class SecureAggregator:
             )
 
     def charge_plain(self, round_number: int, cohort: list[str]) -> None:
-        """Charges a round whose noise the server adds to a plain sum; repeating a round's charge changes nothing."""
-        self.check_budget(round_number, round_number, cohort)
-        self._charge(self._charge_for(round_number, round_number, cohort))
-
-    def charge_skipped(self, round_number: int) -> None:
-        """Charges a round for which too few came by their coins: that it was skipped says something of who came, and
-        the account by sampling counts every round that could have been."""
-        number = max(self._next_exchange(), round_number)
-        self.check_budget(number, round_number, [])
-        self._note(number)
-        self._charge(self._charge_for(number, round_number, []))
+        """Charges a round whose noise the server adds to a plain sum, or one for which nobody came; repeating a round's
+        charge changes nothing, unless its cohort was drawn anew."""
+        charged = {(charge.round, charge.clients) for charge in self.ledger.charges}
+        if (round_number, tuple(sorted(cohort))) in charged:
+            return
+        number = self._next_exchange()
+        self.check_budget(number, round_number, cohort)
+        self._charge(self._charge_for(number, round_number, cohort))
 
     def figures(self) -> dict[str, Any]:
         """What a log may say about privacy after a round."""

@@ -180,7 +180,8 @@ class ParameterServer:
         if round_number > self._round:
             self._check_dispensable(round_number, str(Code.TOO_FEW))
             if self._aggregator is not None:
-                self._aggregator.charge_skipped(round_number)
+                # That too few came says something of who did, and the account counts every round that could have been.
+                self._aggregator.charge_plain(round_number, [])
             self._save(round_number, self._parameters)
         return {"survivors": 0, "aborted": str(Code.TOO_FEW)} | self.spent()
 

@@ -1,7 +1,7 @@
 """Who shares masks with whom: everybody with everybody, or above 64 clients a random ring with many neighbours.
 
-Guarantee: what `tolerated` says holds wherever on the ring the colluders stand, so that it does not matter that whoever
-advertises last, or decides who is heard, has a say in the order. Degree and threshold follow from the cohort as it was
+Guarantee: what `tolerated` says holds wherever the colluders stand, so that it does not matter that whoever advertises
+last, or decides who is heard, has a say in the ring's order. Degree and threshold follow from the cohort as it was
 planned and not from who advertised, whom a server could choose. The order comes from the hash of everybody's fresh keys
 (Bell et al. 2020): against a server that is merely curious a client's neighbours are a random sample of the round.
 
@@ -36,16 +36,17 @@ def tolerated(cohort: int, complete_up_to: int = COMPLETE_UP_TO) -> int:
     """Clients that may be in league with a lying server, however they are placed, before it can open less than the
     policy allows.
 
-    To tell two stories about a client, the server needs two sets of t of its holders, which have 2t - h in common. To
-    cut an arc out of the ring, the clients at its two ends must not mind that nothing comes from beyond: with k
-    neighbours, the i-th from an end has i - 1 + k/2 on the arc and wants t - 1, so t - 1 - k/2 at each end must lie.
+    On the complete graph: to tell two stories about a client, the server needs two sets of t of its n holders, which
+    have 2t - n in common. On the ring this is one less than the cheapest attack that is known needs, and **no proof**:
+    an arc is cut out whose k/2 neighbours at each end hear other stories than the arc. The i-th client from an end has
+    i - 1 + k/2 on its side and wants t - 1, so t - 1 - k/2 at each end fall silent or lie. Those who fall silent (d of
+    them on the arc, d beyond, and d between) open their keys to the holders on both sides as long as h - 3d >= t.
     """
-    neighbours_of_each = degree(cohort, complete_up_to)
-    needed = threshold(cohort, complete_up_to)
-    stories = 2 * needed - (neighbours_of_each + 1)
+    holders, needed = degree(cohort, complete_up_to) + 1, threshold(cohort, complete_up_to)
     if cohort <= complete_up_to:
-        return stories - 1
-    return min(stories, 2 * (needed - 1 - neighbours_of_each // 2)) - 1
+        return 2 * needed - holders - 1
+    silent = (holders - needed) // 3
+    return 2 * max(1, needed - 1 - holders // 2 - silent) - 1
 
 
 def neighbours(

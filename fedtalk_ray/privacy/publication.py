@@ -11,9 +11,10 @@ came or survived, who refused, how long it took and how much was sent tell of th
 from typing import Any
 
 TELLS_OF_THE_COHORT = frozenset(
-    {"counts", "survivors", "refused", "cohort", "aborted", "attempts"} | {"bytes_up", "seconds", "stage_seconds"}
+    {"counts", "survivors", "refused", "cohort", "aborted", "attempts", "epsilon_server"}
+    | {"bytes_up", "seconds", "stage_seconds"}
 )
-"""Keys of a round's record."""
+"""Keys of a round's record. epsilon_server is that of whoever was drawn most often."""
 
 
 def told(record: dict[str, Any]) -> dict[str, Any]:

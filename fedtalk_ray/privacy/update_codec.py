@@ -163,6 +163,8 @@ class UpdateCodec:
             rounded = survivors * (math.sqrt(self.dimension) / self.zoom + 1) / self.scale
             if np.linalg.norm(summed) > weight + rounded:
                 raise Aborted(Code.SUM_TOO_LARGE)
+            # What rounding may add over weights of nearly nothing is more than all of them: within C whatever it is.
+            summed *= min(1.0, weight / max(float(np.linalg.norm(summed)), weight))
             update = (clip_norm * summed / weight).astype(np.float32)
             # Each value of each client is off by up to a step either way: by half of one, root mean square, at most.
             rounding = clip_norm * math.sqrt(survivors * self.dimension) / (2 * self.scale * self.zoom * weight)

@@ -110,10 +110,11 @@ def key_figures(run: Facts) -> list[KeyFigure]:
         loss = KeyFigure("Held-out loss", f"{value:.3f}", f"after round {at}, {on}; lower is better")
     by_whom = "masked updates of clients" if run.config.aggregation == "secure" else "one sum for each slot's clients"
     times = [value for _, value in run.series("seconds")]
+    known = [KeyFigure("Rounds", f"{run.last} of {run.config.all_rounds}", _lost(run)), loss, privacy_figure(run)]
+    if run.config.privacy.hides_cohorts:
+        return known
     return [
-        KeyFigure("Rounds", f"{run.last} of {run.config.all_rounds}", _lost(run)),
-        loss,
-        privacy_figure(run),
+        *known,
         KeyFigure("Sent up", size(sum(value for _, value in run.series("bytes_up"))), f"{by_whom}, all rounds"),
         KeyFigure("Time", duration(sum(times)), "all rounds, evaluation and samples included"),
     ]
@@ -170,5 +171,7 @@ def duration(seconds: float) -> str:
 
 
 def _lost(run: Facts) -> str:
+    if run.config.privacy.hides_cohorts:
+        return "how many came to each only the server knows"
     without = sum(bool(record.get("aborted")) for record in run.history)
     return f"{without} of them without a sum" if without else "all of them changed the model"

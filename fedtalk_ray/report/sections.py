@@ -270,10 +270,12 @@ def _no_reports(run: Facts) -> str:
 def _ledger_line(run: Facts) -> str:
     if run.spent is None:
         return "There is no ledger beside the checkpoints; the figures are those of the rounds' records."
-    line = (
-        f"The ledger: {run.spent.rounds} exchanges charged, epsilon {run.spent.release:.3f} (release) and "
-        f"{run.spent.server:.3f} (server); no client was in more than {run.spent.participations}."
-    )
+    line = f"The ledger: epsilon {run.spent.release:.3f} (release) and {run.spent.server:.3f} (server)"
+    if run.config.privacy.hides_cohorts:
+        line += "."
+    else:
+        charged, most = run.spent.rounds, run.spent.participations
+        line += f"; {charged} exchanges are charged, and no client was in more than {most}."
     recorded = run.series("epsilon")
     if recorded and not math.isclose(recorded[-1][1], run.spent.release, rel_tol=1e-6):
         line += " That is not what the last record says: the ledger also holds exchanges whose round was lost."

@@ -148,6 +148,11 @@ class RunFolder:
         """The finished rounds' records, by round. Raises `RunError` for a damaged file."""
         return read_history(self.history_file)
 
+    def whole_records(self) -> list[dict[str, Any]]:
+        """The rounds' records with all that the server wrote down; of a round that was repeated the last one."""
+        kept = read_history(self.server_log) or self.history()
+        return list({record["round"]: record for record in kept}.values())
+
     def recorded(self) -> int:
         """The last round that the history tells of."""
         return max((record["round"] for record in self.history()), default=0)

@@ -26,7 +26,8 @@ def open_run(run: RunFolder, config: TrainConfig, resume: bool) -> int:
         run.path.mkdir(parents=True, exist_ok=True)
         # The server's keys, ledger and log, and what each client keeps: for their owner alone, whatever lies in them.
         for private in (run.checkpoints, run.clients_folder):
-            private.mkdir(mode=0o700, exist_ok=True)
+            private.mkdir(exist_ok=True)
+            private.chmod(0o700)
         with new_file(run.config_file) as place:
             save_config(config, place)
     return checkpoint.round + 1 if checkpoint else 1

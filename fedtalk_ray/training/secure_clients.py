@@ -53,7 +53,7 @@ class SecureClients:
         """The server's plan, and an end to whatever another one was about. Raises `Aborted`.
 
         The plan's number is the one that everything goes by: the phase, the clients' random choices, and what of them
-        was answered before. Statistics, which are the same at every call, are so asked for once in a run.
+        was answered before. A round of statistics, which are the same at every call, is so asked for once in a run.
         """
         if frame == self._frame and self._plan is not None:
             # Another chunk of the same exchange.

@@ -33,7 +33,7 @@ def attack(subject: Any, effort: Effort) -> Outcome:
     run, config = subject.run, audited.config
     outcome = Outcome("charges", KNOWS)
     try:
-        ledger, records = Ledger(run.ledger), run.history()
+        ledger, records = Ledger(run.ledger), run.whole_records()
     except RunError as error:
         outcome.broken.append(str(error))
         return outcome

@@ -220,11 +220,13 @@ def in_units(audited: Round, exchange: Exchange) -> tuple[np.ndarray, float]:
     """The survivors' sum of weighted and clipped updates in the clear, float64 [D], and the sum of their weights."""
     total, weights = np.zeros(len(audited.shared)), 0.0
     for name in exchange.survivors:
-        weight = audited.weights[name]
+        weight, update = audited.weights[name], audited.updates[name].astype(np.float64)
+        norm = max(float(np.linalg.norm(update)), 1e-300)
         if exchange.config.privacy.mechanism == "none":
             weight = min(weight, 1.0)
-        weighted = weight * audited.updates[name].astype(np.float64)
-        total += weighted * min(1.0, exchange.plan.clip_norm / max(float(np.linalg.norm(weighted)), 1e-300))
+        else:
+            norm *= weight
+        total += weight * update * min(1.0, exchange.plan.clip_norm / norm if norm else 1.0)
         weights += weight
     return total, weights
 

@@ -179,6 +179,27 @@ def test_a_round_for_which_too_few_came_is_charged(tmp_path: Path, mechanism: st
     assert [charge.round for charge in Ledger(RunFolder(run.folder).ledger).charges] == [1, 2, 3]
 
 
+def test_a_charge_that_was_made_before_a_kill_neither_doubles_nor_swallows_another(tmp_path: Path) -> None:
+    """Between charge and checkpoint: the round is gone through again, with the same cohort or one drawn anew."""
+    run = Run(tmp_path, config(mechanism="gaussian"))
+    for cohort in ([], ["a", "b"], ["a", "b"], ["b", "c"]):
+        server = run.server()
+        assert server._aggregator is not None
+        server._aggregator.charge_plain(1, cohort)
+    run.server().skip(1)
+    server = run.server()
+    assert server._aggregator is not None
+    server._aggregator.charge_plain(2, ["c", "d"])
+    charges = Ledger(RunFolder(run.folder).ledger).charges
+    assert [(charge.round, charge.clients) for charge in charges] == [
+        (1, ()),
+        (1, ("a", "b")),
+        (1, ("b", "c")),
+        (2, ("c", "d")),
+    ]
+    assert len({charge.exchange for charge in charges}) == 4
+
+
 def test_a_skipped_round_that_would_overspend_is_not_gone_through(tmp_path: Path) -> None:
     probe = Run(tmp_path / "probe", config())
     probe.round()

@@ -490,6 +490,21 @@ def test_one_bad_client_moves_the_average_by_no_more_than_the_clip_norm(clients:
     assert np.linalg.norm(update) <= clip_norm * 1.001
 
 
+def test_a_round_of_nearly_no_weight_stays_within_the_clip_norm_too() -> None:
+    """What rounding may add is then more than all weights: one that sent a step of weight made 70 clip norms of it."""
+    dimension, clients, clip_norm = 1000, 8, 2.0
+    codec = codec_of(dimension, clients)
+    vectors = encoded(codec, updates_of(clients, dimension), 1e-9, clip_norm)
+    vectors[0] = 0
+    vectors[0, dimension] = 1
+    vectors[0, :dimension] = np.uint32(clients)
+    try:
+        update = codec.decode(summed(vectors), clients, clients, clip_norm).update
+    except Aborted:
+        return
+    assert 0 < np.linalg.norm(update) <= clip_norm * 1.001
+
+
 def test_an_honest_clients_long_update_is_clipped_before_it_is_weighted() -> None:
     """By hand: an update of norm 5 at C = 2 counts as one of norm 2, whatever its weight."""
     codec = codec_of(2, 8)
