@@ -1,8 +1,9 @@
 """A client's side of the secure protocol, for one round: a plain state machine without network, clock or Ray.
 
 Guarantee, against an honest but curious server together with fewer than t of this client's h holders, and against a
-server that lies together with up to `graph.tolerated` clients (which for the ring is no proof): of this client's vector they learn nothing but what the
-sum over at least `Limits.survivors` clients of the planned cohort, those in league among them, tells.
+server that lies together with up to `graph.tolerated` clients (which for the ring is no proof): of this client's vector
+they learn nothing but what the sum over at least `Limits.survivors` clients of the planned cohort, those in league
+among them, tells.
 
 The client answers every stage at most once and only in order; whatever looks wrong makes it raise `Aborted`, drop its
 secrets, and answer nothing more. Against active servers this rests on the pinned keys (`keys.Roster`), on limits that

@@ -20,6 +20,7 @@ from PIL import Image
 from fedtalk_ray.errors import ConfigError, RunError, ShardError
 from fedtalk_ray.privacy.accounting import Noise
 from fedtalk_ray.privacy.ledger import Charge, Ledger
+from fedtalk_ray.privacy.publication import told
 from fedtalk_ray.report import plots, sections, videos
 from fedtalk_ray.report.facts import Facts, duration, key_figures, read_facts, sentence, size
 from fedtalk_ray.report.metrics import METRICS, read_metrics, tables_of_groups, worse_than_copying
@@ -76,13 +77,17 @@ def test_key_figures_are_the_records(make_config, plain_record: Record, secure_r
     assert figures["Sent up"].value == "800 kB"
     assert figures["Time"].value == "40 s"
     assert figures["Privacy spent, epsilon"].value == "∞"
-    secure = run_of(make_config, [secure_record(1), secure_record(2, survivors=0, aborted="too few")], privacy=NOISY)
+    records = [secure_record(1), secure_record(2, survivors=0, aborted="too few")]
+    secure = run_of(make_config, records, privacy=NOISY | {"view": "server"})
     figures = {figure.name: figure for figure in key_figures(secure)}
     assert figures["Privacy spent, epsilon"].value == "3.00 / 8.00"
     assert "SIMULATION" in figures["Privacy spent, epsilon"].note
     assert figures["Sent up"].value == "4.00 MB" and figures["Time"].value == "1 min 40 s"
     assert figures["Rounds"].note == "1 of them without a sum"
     assert "nobody trained on" in figures["Held-out loss"].note
+    hidden = key_figures(run_of(make_config, [told(record) for record in records], privacy=NOISY))
+    assert [figure.name for figure in hidden] == ["Rounds", "Held-out loss", "Privacy spent, epsilon"]
+    assert hidden[0].note == "how many came to each only the server knows"
 
 
 def test_what_was_run_is_one_sentence(make_config, plain_record: Record) -> None:
@@ -115,7 +120,7 @@ def test_readers_are_warned(make_config, secure_record: Record, settings: dict, 
 
 def test_the_ledger_wins_over_the_records(make_run: MakeRun, secure_record: Record) -> None:
     """An exchange that was charged and whose round was lost is in no record, and was spent all the same."""
-    run = make_run([secure_record(1)], privacy=NOISY)
+    run = make_run([secure_record(1)], privacy=NOISY | {"view": "server"})
     ledger = Ledger(RunFolder(run).ledger)
     for exchange in (1, 2):
         ledger.charge(Charge(exchange, 1, Noise("skellam", 2.0), 1.0, ("anna",)))
@@ -124,7 +129,7 @@ def test_the_ledger_wins_over_the_records(make_run: MakeRun, secure_record: Reco
     assert spent.release > 1.5
     assert f"{spent.release:.2f} / {spent.server:.2f}" in [figure.value for figure in key_figures(found)]
     told = " ".join(sections.privacy(found).sentences)
-    assert "2 exchanges charged" in told and "not what the last record says" in told
+    assert "2 exchanges are charged" in told and "not what the last record says" in told
 
 
 def test_units_are_those_that_people_read() -> None:
