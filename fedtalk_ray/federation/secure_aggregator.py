@@ -70,10 +70,12 @@ class SecureAggregator:
         self._exchange: SecureServer | None = None
         self._plan: Plan | None = None
         self.survivors = 0
+        self.answered = False
+        """Whether masked inputs of this exchange arrived: who sent one takes no part in another over its round."""
 
     def begin(self, round_number: int, cohort: list[str], backbone: bytes, shared: bytes, clip_norm: float) -> bytes:
         """Starts an exchange; returns its signed plan. Raises `BudgetSpent` where the round would overspend."""
-        self._exchange = None
+        self._exchange, self.answered = None, False
         number = self._next_exchange()
         self.check_budget(number, round_number, cohort)
         roster, run = self._roster.read()
@@ -105,7 +107,7 @@ class SecureAggregator:
         except Aborted as error:
             aborted = str(error.code)
         if stage == "mask" and answered:
-            plan = self._plan
+            plan, self.answered = self._plan, True
             assert plan is not None
             self._charge(self._charge_for(plan.exchange, plan.round, list(plan.cohort)))
         return Collected(answers, answered, dict(rejected), aborted)

@@ -188,9 +188,15 @@ class ParameterServer:
     def _check_dispensable(self, round_number: int, aborted: str) -> None:
         """Raises `RunError` where a round that was given up is one of statistics: what follows is built on them."""
         if self._phase in STATISTICS_ROUNDS and aborted != Code.LOST:
+            answered = self._aggregator is not None and self._aggregator.answered
+            mend = (
+                "clients have answered it and will not a second time: begin another run"
+                if answered
+                else "the last checkpoint is intact: go on with --resume"
+            )
             raise RunError(
                 f"round {round_number}, of the phase {self._phase}, was given up ({aborted}), and no other round can "
-                "stand in for it; the last checkpoint is intact: go on with --resume"
+                f"stand in for it; {mend}"
             )
 
     def spent(self) -> dict[str, Any]:

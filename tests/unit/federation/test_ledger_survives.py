@@ -229,6 +229,33 @@ def test_a_ledger_that_was_lost_or_put_back_is_refused(tmp_path: Path, harm: str
         run.server()
 
 
+def test_a_round_of_statistics_that_failed_after_its_masked_inputs_is_no_matter_for_resume(tmp_path: Path) -> None:
+    """Who sent a masked update takes no part in another exchange of the round, so --resume failed for ever."""
+    tree = {"run": "r", "shards": "s", "pretrained": "p", "cohort": {"size": 4}}
+    settings = parse_config(tree | {"privacy": {"insecure_min_survivors": 3}}, "test")
+    run = Run(tmp_path, settings)
+    begun = Checkpoint(0, np.zeros(DIMENSION, np.float32), {}, phase="units")
+    save_checkpoint(run.checkpoints, begun, config_fingerprint(settings))
+
+    class Failed(Exception):
+        pass
+
+    server: list[ParameterServer] = []
+    whole = run.server
+    run.server = lambda: server[0]  # type: ignore[method-assign]
+    for where, mend in (("before mask", "go on with --resume"), ("after mask", "begin another run")):
+        server[:] = [whole()]
+
+        def boundary(name: str, where: str = where) -> None:
+            if name == where:
+                raise Failed
+
+        with pytest.raises(Failed):
+            run.round(boundary)
+        with pytest.raises(RunError, match=rf"of the phase units, was given up \(too few\).*{mend}"):
+            server[0].finish(1, "too few")
+
+
 @pytest.mark.parametrize("content", ["", "[]", '{"exchange": "x"}'])
 def test_a_damaged_number_of_exchanges_is_refused(tmp_path: Path, content: str) -> None:
     run = Run(tmp_path, config())
