@@ -90,7 +90,7 @@ def run_rounds(config: TrainConfig) -> Path:
             record |= {"counts": {"cohort": len(clients), "trained": len(clients)}}
         else:
             plan = server.begin(number, clients, slot.backbone())
-            said = slot.train(clients, number, server.shared(), plan, number)
+            said = slot.train(clients, server.shared(), plan, number)
             frames, counts = dict.fromkeys(said.clients, b""), {"cohort": len(clients)}
             for stage in STAGES:
                 _, payload = slot.answer(stage, frames)
