@@ -113,8 +113,9 @@ class PrivacyConfig(Section):
     participation_cap: int | None = Field(None, ge=1)
     """Rounds of all phases in which a client takes part at most. null: as often as it is drawn."""
     clip_norm: float | None = Field(None, gt=0)
-    """C. With noise, which needs it: bound on a client's weighted update. Without: bound on its update before it is
-    weighted, and so on what one bad client can move the average by; null takes 30, which honest ones stay below."""
+    """C. With noise, which needs it: bound on a client's weighted update. Secure sums without noise: bound on its
+    update before it is weighted, and so on a round's average, whatever one bad client sends; null takes 30.
+    `clip_fraction` in the history tells where it binds. Plain sums without noise are not clipped."""
     clipping: Literal["fixed", "adaptive"] = "fixed"
     """adaptive: C follows the median norm (Andrew et al. 2021), from a cohort of 64."""
     samples_cap: int = Field(10_000, ge=1)

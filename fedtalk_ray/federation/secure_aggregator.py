@@ -45,7 +45,8 @@ def make_codec(config: TrainConfig, dimension: int, phase: PhaseName = "faces") 
 
 
 def clip_norm_of(privacy: PrivacyConfig) -> float:
-    """C before any adaptation. Without noise a client in ten local steps moves a backbone by about 4."""
+    """C before any adaptation. Seen on GRID: eight clients' average after ten local steps of a backbone is 2 long, one
+    client's update after eighty is 12."""
     return privacy.clip_norm or 30.0
 
 

@@ -197,3 +197,5 @@ def test_a_client_whose_record_is_damaged_takes_no_part(
     RunFolder(Path(config.run)).client("c0").protocol_state.write_text(content)
     refused(Code.RECORD_DAMAGED, lambda: clients.join("c0", MODEL))
     clients.join("c1", MODEL)
+    answers, payload = clients.answer("advertise", dict.fromkeys(COHORT, b""))
+    assert answers.clients == ("c1",) and len(payload) == 1, "the others' records are their own"
