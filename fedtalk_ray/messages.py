@@ -103,32 +103,35 @@ class Advertisement:
 
 @dataclass(frozen=True)
 class SealedShare:
-    """For one holder: its two Shamir shares, encrypted to it, and a SHA-256 commitment to each.
+    """For one holder: its Shamir share of a secret, encrypted to it, and a SHA-256 commitment to the share.
 
-    With the commitments the server knows a share that was altered on its way back from one that was not.
+    With the commitment the server knows a share that was altered on its way back from one that was not.
     """
 
     holder: str
     ciphertext: bytes
-    self_mask_commitment: bytes
-    masking_key_commitment: bytes
+    commitment: bytes
 
 
 @dataclass(frozen=True)
 class SealedShares:
-    """Stage 1: the shares of the self-mask seed and of the masking secret key, and a commitment to the seed."""
+    """Stage 1: shares of the masking secret key, for the holders that this client drew and for itself."""
 
     client: str
-    seed_commitment: bytes
     shares: tuple[SealedShare, ...]
 
 
 @dataclass(frozen=True)
 class MaskedInput:
-    """Stage 2: y = x + PRG(b) +/- sum PRG(s_uv) mod 2^32, uint32 [L]."""
+    """Stage 2: y = x + PRG(b) +/- sum PRG(s_uv) mod 2^32, uint32 [L].
+
+    And of the self-mask seed b a commitment, and shares for those holders with whom this client masks, and for itself.
+    """
 
     client: str
     vector: np.ndarray
+    seed_commitment: bytes
+    shares: tuple[SealedShare, ...]
 
 
 @dataclass(frozen=True)
@@ -169,10 +172,10 @@ TO_SERVER: dict[str, type] = {
 
 FIELDS: dict[type, dict[str, tuple[int, ...]]] = {
     Advertisement: {"client": (), "encryption_key": (32,), "masking_key": (32,)},
-    SealedShares: {"client": (), "seed_commitment": (32,), "shares": ()},
-    # Two shares of 33 bytes with their lengths and a tag; a client sends its own share to nobody.
-    SealedShare: {"holder": (), "ciphertext": (0, 90), "self_mask_commitment": (32,), "masking_key_commitment": (32,)},
-    MaskedInput: {"client": (), "vector": ()},
+    SealedShares: {"client": (), "shares": ()},
+    # A share of 33 bytes with a tag of 16; a client sends its own share to nobody.
+    SealedShare: {"holder": (), "ciphertext": (0, 49), "commitment": (32,)},
+    MaskedInput: {"client": (), "vector": (), "seed_commitment": (32,), "shares": ()},
     Consistency: {"client": (), "survivors": (32,)},
     Unmasking: {"client": (), "self_mask_shares": (), "masking_key_shares": ()},
     Share: {"owner": (), "value": (33,)},
@@ -216,8 +219,9 @@ class SealedFrom:
 
 @dataclass(frozen=True)
 class Delivered:
-    """What the other clients (U2) sealed for this one."""
+    """Those who dealt shares (U2) and either hold this client's or dealt it theirs; and what these sealed for it."""
 
+    partners: tuple[str, ...]
     shares: tuple[SealedFrom, ...]
 
 
@@ -230,8 +234,8 @@ class Survivors:
 
 @dataclass(frozen=True)
 class UnmaskRequest:
-    """Whose self masks and whose pairwise masks are to go, and the signed `Consistency` messages that allow it."""
+    """The survivors' seed shares that this client holds, sealed, and the signed `Consistency` messages that allow it to
+    open what it has. What it opens is its own to know: seeds of those whom it confirmed, keys of the others."""
 
-    survivors: tuple[str, ...]
-    dropped: tuple[str, ...]
+    seeds: tuple[SealedFrom, ...]
     confirmations: tuple[bytes, ...]

@@ -24,7 +24,6 @@ from fedtalk_ray.audits.recorded_exchange import Exchange
 from fedtalk_ray.federation.secure_aggregator import limits_of
 from fedtalk_ray.messages import TO_SERVER
 from fedtalk_ray.privacy import protocol, shamir
-from fedtalk_ray.privacy.graph import neighbours
 from fedtalk_ray.privacy.keys import KEY_BYTES, digest
 from fedtalk_ray.privacy.wire import decode
 
@@ -52,14 +51,17 @@ class View:
         self._keys = keys
         self.session = protocol.session_of(self.context, keys)
         self._points = protocol.points(keys)
-        self._graph = neighbours(
-            list(keys), self.session, cohort=len(exchange.plan.cohort), complete_up_to=self._limits.complete_up_to
-        )
 
     @property
     def masked(self) -> dict[str, np.ndarray]:
         """Each client's masked vector, uint32 [D + 2]."""
         return {name: message.vector for name, message in self.messages.get("mask", {}).items()}
+
+    @cached_property
+    def _holders(self) -> dict[str, set[str]]:
+        """Those whom each client dealt shares, itself left out."""
+        dealt = self.messages["share"].items()
+        return {owner: {share.holder for share in message.shares} - {owner} for owner, message in dealt}
 
     @cached_property
     def seeds(self) -> dict[str, bytes]:
@@ -99,7 +101,7 @@ class View:
     def without_guessed_pairs(self, name: str) -> Iterator[tuple[str, np.ndarray]]:
         """For every rule by which the server could make all pairwise masks: the rule, and what they leave of `rest`."""
         rest = self.rest(name)[:PREFIX]
-        partners = [other for other in self._graph[name] if other in self.messages["share"]]
+        partners = [other for other in self._holders if other in self._holders[name] or name in self._holders[other]]
         for rule, key in self._rules():
             left = rest.copy()
             for other in partners:
@@ -156,7 +158,7 @@ class View:
             for owner, message in self.messages["share"].items()
             for share in message.shares
         }
-        for field in ("self_mask_commitment", "masking_key_commitment", "ciphertext"):
+        for field in ("commitment", "ciphertext"):
             for turned in (False, True):
                 yield f"the {field} that one dealt the other", partial(_from_dealt, dealt, field, turned)
 
@@ -172,7 +174,9 @@ def _from_public(
 
 
 def _from_dealt(dealt: dict[tuple[str, str], Any], field: str, turned: bool, one: str, two: str) -> bytes:
-    return bytes(getattr(dealt[(two, one) if turned else (one, two)], field)[:KEY_BYTES])
+    # On a sparse graph perhaps only the other one dealt.
+    share = dealt.get((two, one) if turned else (one, two)) or dealt[(one, two) if turned else (two, one)]
+    return bytes(getattr(share, field)[:KEY_BYTES])
 
 
 def stream(key: bytes, length: int) -> np.ndarray:

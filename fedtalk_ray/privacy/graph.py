@@ -1,72 +1,105 @@
-"""Who shares masks with whom: everybody with everybody, or above 64 clients a random ring with many neighbours.
+"""Who holds shares of a client's secrets, and whom it so shares masks with: everybody, or above 100 clients some.
 
-Guarantee: what `tolerated` says holds wherever the colluders stand, so that it does not matter that whoever advertises
-last, or decides who is heard, has a say in the ring's order. Degree and threshold follow from the cohort as it was
-planned and not from who advertised, whom a server could choose. The order comes from the hash of everybody's fresh keys
-(Bell et al. 2020): against a server that is merely curious a client's neighbours are a random sample of the round.
+Guarantee, against a server that does anything together with up to `tolerated` clients: what it can open are sums over
+at least `fewest` clients of the cohort, those in league among them.
 
->>> neighbours(["c", "a", "b"], bytes(32), cohort=3)["a"]
+Every client draws its holders itself, from the cohort as it was planned and with the system's randomness, before it
+hears who is there: a server that chooses the cohort, decides who is heard and tells everybody something else has no
+say in it. Two clients share a mask if one of them holds shares of the other's secrets.
+
+Why: a quorum of the cohort must confirm the survivors U3 before anything is opened, so there is one such set, unless
+c >= 2 quorum - n, for c clients in league. Honest clients give one kind of share of each other: seeds of U3, keys of
+the rest. A client hands shares of its seed only to holders with whom it shares a mask, and t must give theirs: those
+are in U3, and what an honest one of them shares with the client cancels in a sum with it and else not at all. So an
+opened sum is over a set S of honest clients each of whom has at least t - 1 of its holders in S or in league.
+
+- All hold everybody's shares: S and the c are t at least, more than those who need not confirm; and who confirms that
+  somebody survived has masked with it. So S is all the honest ones of U3.
+- Each has k holders of its own choice. Choices of different clients are independent, so the chance that there is such a
+  set of fewer than m clients, the c among them, is at most
+
+      sum over a = 1 ... m - c - 1 of  C(n - c, a) P(Hypergeometric(n - 1, a - 1 + c, k) >= t - 1)^a
+
+  which is small for m up to 0.6 n: m is 4n/7 here.
+
+>>> chosen(list("abc"), "a")
 ('b', 'c')
+>>> holders(256), threshold(256), tolerated(64), tolerated(256)
+(32, 23, 21, 35)
 """
 
-import hashlib
 import math
-from collections.abc import Sequence
+import random
+from collections.abc import Collection
 
-COMPLETE_UP_TO = 64
+COMPLETE_UP_TO = 100
+SPARSE = 32
+"""Holders of each client in larger cohorts."""
+NEGLIGIBLE = 2.0**-40
+"""Chance, in one exchange, that the holders whom clients drew let a server open less than is promised."""
+
+_draw = random.SystemRandom()
 
 
-def degree(cohort: int, complete_up_to: int = COMPLETE_UP_TO) -> int:
-    """Neighbours of each client: all others up to 64 clients, then an even number near 4.5 log2(n): 36 of 256."""
-    if cohort <= complete_up_to:
-        return cohort - 1
-    return 2 * math.ceil(4.5 * math.log2(cohort) / 2)
+def holders(cohort: int, complete_up_to: int = COMPLETE_UP_TO) -> int:
+    """k: how many others hold shares of a client's secrets, for a planned cohort of so many."""
+    return cohort - 1 if cohort <= complete_up_to else min(cohort - 1, SPARSE)
+
+
+def quorum(cohort: int) -> int:
+    """Two thirds of a planned cohort and one: so many must confirm the same survivors before anything is opened."""
+    return 2 * cohort // 3 + 1
 
 
 def threshold(cohort: int, complete_up_to: int = COMPLETE_UP_TO) -> int:
-    """t, the shares that give a secret back: 2h/3 + 1, rounded down, of the h that hold one when all of the cohort are
-    there (a client's neighbours and itself).
+    """t, the shares that give a secret back: two thirds of the k + 1 that there are (the client keeps one), and one.
 
-    The larger t is, the more of them must lie to open a vector (`tolerated`), and the fewer may drop out: a third.
+    The larger t is, the more clients must be in league to open a vector, and the fewer may drop out: a third.
     """
-    return 2 * (degree(cohort, complete_up_to) + 1) // 3 + 1
+    return quorum(holders(cohort, complete_up_to) + 1)
+
+
+def chosen(cohort: Collection[str], client: str, complete_up_to: int = COMPLETE_UP_TO) -> tuple[str, ...]:
+    """A client's holders, sorted. Drawn from the system's randomness where they are not everybody."""
+    others = sorted(set(cohort) - {client})
+    return tuple(sorted(_draw.sample(others, holders(len(others) + 1, complete_up_to))))
+
+
+def fewest(cohort: int, complete_up_to: int = COMPLETE_UP_TO) -> int:
+    """m: fewest clients over whom a sum can be opened, whatever the server does with `tolerated` clients of its own."""
+    return quorum(cohort) if cohort <= complete_up_to else 4 * cohort // 7 + 1
 
 
 def tolerated(cohort: int, complete_up_to: int = COMPLETE_UP_TO) -> int:
-    """Clients that may be in league with a lying server, however they are placed, before it can open less than the
-    policy allows.
-
-    On the complete graph: to tell two stories about a client, the server needs two sets of t of its n holders, which
-    have 2t - n in common. On the ring this is one less than the cheapest attack that is known needs, and **no proof**:
-    an arc is cut out whose k/2 neighbours at each end hear other stories than the arc. The i-th client from an end has
-    i - 1 + k/2 on its side and wants t - 1, so t - 1 - k/2 at each end fall silent or lie. Those who fall silent (d of
-    them on the arc, d beyond, and d between) open their keys to the holders on both sides as long as h - 3d >= t.
-    """
-    holders, needed = degree(cohort, complete_up_to) + 1, threshold(cohort, complete_up_to)
+    """Clients that may be in league with a server that does anything, before it can open a sum over fewer than
+    `fewest` says; on sparse graphs other than with a chance of `NEGLIGIBLE`."""
+    most = 2 * quorum(cohort) - cohort - 1
     if cohort <= complete_up_to:
-        return 2 * needed - holders - 1
-    silent = (holders - needed) // 3
-    return 2 * max(1, needed - 1 - holders // 2 - silent) - 1
+        return most
+    return max((c for c in range(most + 1) if chance(cohort, c, complete_up_to) <= NEGLIGIBLE), default=0)
 
 
-def neighbours(
-    clients: Sequence[str], session: bytes, *, cohort: int, complete_up_to: int = COMPLETE_UP_TO
-) -> dict[str, tuple[str, ...]]:
-    """Each client's neighbours among `clients`, sorted. `session` orders the ring (Harary: k/2 to each side).
-
-    cohort: how many clients were planned, at least as many as there are.
-    """
-    if cohort <= complete_up_to:
-        everybody = sorted(clients)
-        return {client: tuple(other for other in everybody if other != client) for client in everybody}
-    ring = order(clients, session)
-    side, size = degree(cohort, complete_up_to) // 2, len(ring)
-    return {
-        client: tuple(sorted(ring[(place + step) % size] for step in range(-side, side + 1) if step))
-        for place, client in enumerate(ring)
-    }
+def chance(cohort: int, colluders: int, complete_up_to: int = COMPLETE_UP_TO) -> float:
+    """Bound on the chance that a sum over fewer than `fewest` clients can be opened, at most 1 (the formula above)."""
+    k, t, honest = holders(cohort, complete_up_to), threshold(cohort, complete_up_to), cohort - colluders
+    total = 0.0
+    for size in range(1, fewest(cohort, complete_up_to) - colluders):
+        tail = _log_tail(cohort - 1, size - 1 + colluders, k, t - 1)
+        if tail > -math.inf:
+            total += math.exp(min(0.0, _log_choose(honest, size) + size * tail))
+    return min(1.0, total)
 
 
-def order(clients: Sequence[str], session: bytes) -> list[str]:
-    """Around the ring."""
-    return sorted(clients, key=lambda client: hashlib.sha256(session + client.encode()).digest())
+def _log_tail(population: int, marked: int, drawn: int, least: int) -> float:
+    """log P(Hypergeometric >= least), of so many drawn how many are marked; -inf for never."""
+    possible = range(max(least, drawn - (population - marked)), min(drawn, marked) + 1)
+    if not possible:
+        return -math.inf
+    terms = [_log_choose(marked, x) + _log_choose(population - marked, drawn - x) for x in possible]
+    highest = max(terms)
+    total = highest + math.log(sum(math.exp(term - highest) for term in terms))
+    return min(0.0, total - _log_choose(population, drawn))
+
+
+def _log_choose(n: int, k: int) -> float:
+    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)

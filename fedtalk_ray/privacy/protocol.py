@@ -1,8 +1,8 @@
 """What both sides of the secure protocol agree on: stages, limits, contexts, signed frames and refusals.
 
-The protocol is Bonawitz et al. 2017 in its version against an active server (signed keys, consistency round), over the
-sparse graph of Bell et al. 2020 above 64 clients. A frame is `wire.encode(Frame)`: a message's type, its bytes, and an
-Ed25519 signature over the round's context, the type and the bytes.
+The protocol is Bonawitz et al. 2017 in its version against an active server (signed keys, consistency round), above 100
+clients over a sparse graph in the manner of Bell et al. 2020 (`graph`). A frame is `wire.encode(Frame)`: a message's
+type, its bytes, and an Ed25519 signature over the round's context, the type and the bytes.
 """
 
 from collections.abc import Callable
@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from fedtalk_ray.messages import Plan
-from fedtalk_ray.privacy.graph import COMPLETE_UP_TO, threshold
+from fedtalk_ray.privacy.graph import COMPLETE_UP_TO, fewest, quorum, threshold
 from fedtalk_ray.privacy.keys import Roster, SigningKey, digest, joined, verify
 from fedtalk_ray.privacy.wire import Buffer, MalformedMessage, decode, encode
 
-PROTOCOL = b"fedtalk/1"
+PROTOCOL = b"fedtalk/2"
 
 PRODUCTION_FLOOR = 8
 """Fewest survivors whose sum may be opened."""
@@ -44,7 +44,6 @@ class Code(StrEnum):
     WRONG_SHARES = "wrong shares"
     TOO_FEW = "too few"
     INCONSISTENT = "inconsistent"
-    OVERLAP = "overlap"
     NOT_FINITE = "not finite"
     NOTHING_TO_GIVE = "nothing to give"
     RECORD_DAMAGED = "record damaged"
@@ -86,11 +85,15 @@ class Limits:
         return threshold(cohort, self.complete_up_to)
 
     def survivors(self, cohort: int) -> int:
-        """m_min = max(2n/3 + 1 rounded down, floor): fewest masked inputs whose sum may be opened.
+        """max(2n/3 + 1 rounded down, floor): fewest masked inputs that a round goes on with.
 
         n is the cohort as it was planned, which every signature covers: who advertised is what a server says.
         """
-        return max(2 * cohort // 3 + 1, self.floor)
+        return max(quorum(cohort), self.floor)
+
+    def opened(self, cohort: int) -> int:
+        """Fewest clients over whom a lying server can open a sum: noise must be enough in one over so many."""
+        return self.survivors(cohort) if cohort <= self.complete_up_to else max(fewest(cohort, 0), self.floor)
 
 
 @dataclass(frozen=True)
@@ -164,21 +167,30 @@ def check_size(data: Buffer, clients: int, values: int = 0) -> None:
         raise Rejected(Code.WRONG_LENGTH, f"{size} bytes, and none has more than {largest}")
 
 
+def read_frame(data: Buffer, kind: type[Message]) -> tuple[Frame, Message]:
+    """A frame of the expected type and the message in it, whoever signed it. Raises `Rejected`."""
+    try:
+        frame = decode(Frame, data)
+        if frame.kind != kind.__name__:
+            raise Rejected(Code.WRONG_STAGE, f"expected {kind.__name__}")
+        return frame, decode(kind, frame.body)
+    except MalformedMessage as error:
+        raise Rejected(Code.MALFORMED, str(error)) from error
+
+
 def open_frame(data: Buffer, kind: type[Message], context: bytes, key_of: Callable[[Message], bytes | None]) -> Message:
     """The message in a frame of the expected type, signed in this context.
 
     key_of: the pinned key of whoever the message claims to be from; None for a stranger. Raises `Rejected`.
     """
-    try:
-        frame = decode(Frame, data)
-        if frame.kind != kind.__name__:
-            raise Rejected(Code.WRONG_STAGE, f"expected {kind.__name__}")
-        message = decode(kind, frame.body)
-    except MalformedMessage as error:
-        raise Rejected(Code.MALFORMED, str(error)) from error
-    public = key_of(message)
+    frame, message = read_frame(data, kind)
+    check_signature(frame, context, key_of(message))
+    return message
+
+
+def check_signature(frame: Frame, context: bytes, public: bytes | None) -> None:
+    """public: the pinned key of whoever must have signed; None for a stranger. Raises `Rejected`."""
     if public is None:
         raise Rejected(Code.UNKNOWN_CLIENT)
     if not verify(public, context, frame.kind, frame.body, frame.signature):
         raise Rejected(Code.BAD_SIGNATURE)
-    return message

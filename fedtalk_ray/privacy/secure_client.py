@@ -1,14 +1,14 @@
 """A client's side of the secure protocol, for one round: a plain state machine without network, clock or Ray.
 
-Guarantee, against an honest but curious server together with fewer than t of this client's h holders, and against a
-server that lies together with up to `graph.tolerated` clients (which for the ring is no proof): of this client's vector
-they learn nothing but what the sum over at least `Limits.survivors` clients of the planned cohort, those in league
-among them, tells.
+Guarantee, against an honest but curious server together with fewer than t of this client's holders, and against a
+server that does anything together with up to `graph.tolerated` clients: of this client's vector they learn nothing but
+what the sum over at least `Limits.opened` clients of the planned cohort, those in league among them, tells.
 
 The client answers every stage at most once and only in order; whatever looks wrong makes it raise `Aborted`, drop its
 secrets, and answer nothing more. Against active servers this rests on the pinned keys (`keys.Roster`), on limits that
-follow from the planned cohort alone, and on the consistency stage: a client opens self masks of survivors and pairwise
-masks of dropouts only for a set that enough of its holders have signed.
+follow from the planned cohort alone, on holders that the client draws itself, and on the consistency stage: it opens
+self masks of survivors and pairwise masks of the others only for a set that two thirds of the cohort have signed. What
+of that is needed for what: `graph`.
 
 A round of three by hand (the server's side is `secure_server.SecureServer`):
 
@@ -33,6 +33,7 @@ from fedtalk_ray.messages import (
     Delivered,
     MaskedInput,
     Plan,
+    SealedFrom,
     SealedShare,
     SealedShares,
     Share,
@@ -41,16 +42,16 @@ from fedtalk_ray.messages import (
     UnmaskRequest,
 )
 from fedtalk_ray.privacy import protocol, shamir
-from fedtalk_ray.privacy.graph import neighbours
+from fedtalk_ray.privacy.graph import chosen, quorum
 from fedtalk_ray.privacy.keys import KEY_BYTES, ExchangeKey, Roster, SigningKey, joined
 from fedtalk_ray.privacy.masking import Mask
-from fedtalk_ray.privacy.protocol import Aborted, Code, Limits, Rejected
+from fedtalk_ray.privacy.protocol import Aborted, Code, Frame, Limits, Rejected
 from fedtalk_ray.privacy.wire import Buffer
 
 Message = TypeVar("Message")
 
 _NONCE = bytes(12)
-"""Constant: every (owner, holder, session) has a key of its own, used once."""
+"""Constant: every (kind, owner, holder, session) has a key of its own, used once."""
 
 
 class SecureClient:
@@ -64,7 +65,8 @@ class SecureClient:
         self._next = "advertise"
         self._encryption, self._masking = ExchangeKey.generate(), ExchangeKey.generate()
         self._seed = os.urandom(KEY_BYTES)
-        self._held: dict[str, tuple[bytes, bytes]] = {}
+        self._held_seeds: dict[str, bytes] = {}
+        self._held_keys: dict[str, bytes] = {}
 
     def advertise(self) -> bytes:
         """Stage 0: this round's public keys."""
@@ -72,47 +74,40 @@ class SecureClient:
         return self._send(Advertisement(self._name, self._encryption.public, self._masking.public))
 
     def share(self, frame: Buffer) -> bytes:
-        """Stage 1, on an `Advertised`: checks everybody's keys, deals shares of both secrets to the holders."""
+        """Stage 1, on an `Advertised`: draws holders, and deals shares of the masking key to those who are there."""
         self._enter("share")
-        self._keys = self._checked_keys(self._receive(frame, Advertised).advertisements)
+        self._keys = self._read_keys(self._receive(frame, Advertised).advertisements)
         self._session = protocol.session_of(self._context, self._keys)
         planned, advertised = len(self._cohort), len(self._keys)
         if advertised < self._limits.survivors(planned):
             raise self._abort(Code.TOO_FEW, f"{advertised} clients of a cohort of {planned} advertised keys")
-        self._neighbours = neighbours(
-            list(self._keys), self._session, cohort=planned, complete_up_to=self._limits.complete_up_to
-        )[self._name]
-        holders, threshold = (*self._neighbours, self._name), self._limits.threshold(planned)
-        points = protocol.points(self._keys)
-        dealt_at = [points[holder] for holder in holders]
-        seeds = shamir.split(self._seed, threshold, dealt_at)
-        secrets = shamir.split(self._masking.secret, threshold, dealt_at)
-        self._held[self._name] = (seeds[points[self._name]], secrets[points[self._name]])
-        sealed = tuple(self._seal(holder, seeds[points[holder]], secrets[points[holder]]) for holder in holders)
-        return self._send(
-            SealedShares(self._name, protocol.seed_commitment(self._session, self._name, self._seed), sealed)
-        )
+        drawn = chosen(self._cohort, self._name, self._limits.complete_up_to)
+        self._holders = {holder for holder in drawn if holder in self._keys}
+        self._check_keys(self._holders)
+        return self._send(SealedShares(self._name, self._deal("key", self._masking.secret, self._holders)))
 
     def mask(self, frame: Buffer, vector: np.ndarray) -> bytes:
-        """Stage 2, on a `Delivered`: masks the vector, uint32 [L], with everybody whose shares arrived (U2)."""
+        """Stage 2, on a `Delivered`: masks the vector, uint32 [L], with its holders and those whose shares it holds, as
+        far as they are there (U2); deals shares of the self mask's seed to those of the holders."""
         self._enter("mask")
-        delivered = self._receive(frame, Delivered).shares
-        owners = [share.owner for share in delivered]
-        if len(set(owners)) != len(owners) or not set(owners) <= set(self._neighbours):
-            raise self._abort(Code.WRONG_SHARES, "shares of strangers, or two of one client")
-        for share in delivered:
-            self._unseal(share.owner, share.ciphertext)
-        if len(self._held) < self._limits.threshold(len(self._cohort)):
-            raise self._abort(Code.TOO_FEW, "too few of the shares dealt to this client can be read")
-        self._partners = set(owners)
+        delivered = self._receive(frame, Delivered)
+        self._partners = set(delivered.partners)
+        owners = {share.owner for share in delivered.shares}
+        if not owners <= self._partners <= self._keys.keys() - {self._name}:
+            raise self._abort(Code.WRONG_SHARES, "partners or owners of shares that cannot be")
+        self._check_keys(self._partners - self._holders)
+        for share in delivered.shares:
+            self._unseal("key", share, self._held_keys)
         masked = vector.copy()
         stream = Mask(len(masked))
         stream.add(masked, self._seed)
-        for partner in owners:
+        for partner in self._partners:
             first, second = sorted((self._name, partner))
             mask = self._derive(self._masking, self._keys[partner][1], "mask", first, second)
             (stream.add if self._name < partner else stream.subtract)(masked, mask)
-        return self._send(MaskedInput(self._name, masked))
+        commitment = protocol.seed_commitment(self._session, self._name, self._seed)
+        shares = self._deal("seed", self._seed, self._holders & self._partners)
+        return self._send(MaskedInput(self._name, masked, commitment, shares))
 
     def confirm(self, frame: Buffer) -> bytes:
         """Stage 3, on `Survivors`: signs whom the server says it has heard."""
@@ -120,9 +115,7 @@ class SecureClient:
         survivors = self._receive(frame, Survivors).clients
         self._survivors = set(survivors)
         known = len(self._survivors) == len(survivors) and self._survivors <= set(self._keys)
-        # Of other clients' U2 this one sees its neighbours' part: none of those can survive without having shared.
-        strangers = (self._survivors & set(self._neighbours)) - self._partners
-        if not known or strangers or self._name not in self._survivors:
+        if not known or self._survivors & self._holders - self._partners or self._name not in self._survivors:
             raise self._abort(Code.INCONSISTENT, "the survivors are not among those who shared")
         if len(survivors) < self._limits.survivors(len(self._cohort)):
             raise self._abort(Code.TOO_FEW, f"{len(survivors)} survivors")
@@ -130,33 +123,37 @@ class SecureClient:
         return self._send(Consistency(self._name, self._confirmed))
 
     def unmask(self, frame: Buffer) -> bytes:
-        """Stage 4, on an `UnmaskRequest`: hands out its shares, of each client one kind or the other. The last word."""
+        """Stage 4, on an `UnmaskRequest`: opens the shares that it holds, of each client one kind or the other: of the
+        seeds those of the survivors that it confirmed, of the keys those of the others. The last word."""
         self._enter("unmask")
         request = self._receive(frame, UnmaskRequest)
-        survivors, dropped = set(request.survivors), set(request.dropped)
-        if survivors & dropped:
-            raise self._abort(Code.OVERLAP, "a client is named both as survivor and as dropped")
-        holders = {*self._neighbours, self._name}
-        if survivors != self._survivors or dropped & holders != (self._partners - survivors) & holders:
-            raise self._abort(Code.INCONSISTENT, "not the survivors that were confirmed")
-        needed = self._limits.threshold(len(self._cohort))
-        if self._signatures(request.confirmations, holders & survivors) < needed:
+        if self._signatures(request.confirmations) < quorum(len(self._cohort)):
             raise self._abort(Code.TOO_FEW, "too few clients confirmed the survivors")
-        seeds = tuple(Share(owner, held[0]) for owner, held in sorted(self._held.items()) if owner in survivors)
-        keys = tuple(Share(owner, held[1]) for owner, held in sorted(self._held.items()) if owner in dropped)
+        for share in request.seeds:
+            if share.owner in self._survivors - {self._name}:
+                self._unseal("seed", share, self._held_seeds)
+        seeds = tuple(Share(owner, held) for owner, held in sorted(self._held_seeds.items()))
+        keys = tuple(
+            Share(owner, held) for owner, held in sorted(self._held_keys.items()) if owner not in self._survivors
+        )
         answer = self._send(Unmasking(self._name, seeds, keys))
         self._forget()
         return answer
 
-    def _checked_keys(self, advertisements: tuple[bytes, ...]) -> dict[str, tuple[bytes, bytes]]:
+    def _read_keys(self, advertisements: tuple[bytes, ...]) -> dict[str, tuple[bytes, bytes]]:
+        """Everybody's round keys. Their signatures are looked at where a key is used (`_check_keys`)."""
         keys: dict[str, tuple[bytes, bytes]] = {}
+        self._advertised: dict[str, Frame] = {}
         for data in advertisements:
             try:
-                message = protocol.open_frame(data, Advertisement, self._context, self._key_of)
+                frame, message = protocol.read_frame(data, Advertisement)
             except Rejected as error:
                 raise self._abort(error.code, "an advertisement") from error
+            if self._key_of(message) is None:
+                raise self._abort(Code.UNKNOWN_CLIENT, "an advertisement")
             if message.client in keys:
                 raise self._abort(Code.BAD_KEYS, "two advertisements of one client")
+            self._advertised[message.client] = frame
             keys[message.client] = (message.encryption_key, message.masking_key)
         if keys.get(self._name) != (self._encryption.public, self._masking.public):
             raise self._abort(Code.BAD_KEYS, "this client's own keys were altered or left out")
@@ -165,34 +162,47 @@ class SecureClient:
             raise self._abort(Code.BAD_KEYS, "a key is used twice or has a wrong length")
         return keys
 
-    def _seal(self, holder: str, seed_share: bytes, key_share: bytes) -> SealedShare:
-        """Encrypts both shares to their holder; the client's own are kept and not sent."""
+    def _check_keys(self, clients: set[str]) -> None:
+        for client in sorted(clients):
+            try:
+                protocol.check_signature(self._advertised[client], self._context, self._roster.clients.get(client))
+            except Rejected as error:
+                raise self._abort(error.code, "an advertisement") from error
+
+    def _deal(self, kind: str, secret: bytes, holders: set[str]) -> tuple[SealedShare, ...]:
+        """A share of a secret, "key" or "seed", for each holder, and one for this client itself, which is not sent."""
+        threshold = self._limits.threshold(len(self._cohort))
+        everybody = sorted({*holders, self._name})
+        if len(everybody) < threshold:
+            raise self._abort(Code.TOO_FEW, f"{len(everybody)} holders are there, {threshold} are needed")
+        points = protocol.points(self._keys)
+        shares = shamir.split(secret, threshold, [points[holder] for holder in everybody])
+        if kind == "seed":
+            self._held_seeds[self._name] = shares[points[self._name]]
+        return tuple(self._seal(kind, holder, shares[points[holder]]) for holder in everybody)
+
+    def _seal(self, kind: str, holder: str, share: bytes) -> SealedShare:
         if holder == self._name:
             ciphertext = b""
         else:
-            cipher = self._cipher(self._name, holder, holder)
-            ciphertext = cipher.encrypt(_NONCE, joined(seed_share, key_share), self._associated(self._name, holder))
-        return SealedShare(
-            holder,
-            ciphertext,
-            protocol.share_commitment(self._session, "seed", self._name, holder, seed_share),
-            protocol.share_commitment(self._session, "key", self._name, holder, key_share),
-        )
+            cipher = self._cipher(kind, self._name, holder, holder)
+            ciphertext = cipher.encrypt(_NONCE, share, self._associated(self._name, holder))
+        commitment = protocol.share_commitment(self._session, kind, self._name, holder, share)
+        return SealedShare(holder, ciphertext, commitment)
 
-    def _unseal(self, owner: str, ciphertext: bytes) -> None:
-        """Keeps the two shares that `owner` dealt to this client; a damaged ciphertext is left out."""
+    def _unseal(self, kind: str, sealed: SealedFrom, kept: dict[str, bytes]) -> None:
+        """Keeps a share that was dealt to this client; a damaged ciphertext is left out."""
         try:
-            cipher = self._cipher(owner, self._name, owner)
-            plain = cipher.decrypt(_NONCE, ciphertext, self._associated(owner, self._name))
+            cipher = self._cipher(kind, sealed.owner, self._name, sealed.owner)
+            share = cipher.decrypt(_NONCE, sealed.ciphertext, self._associated(sealed.owner, self._name))
         except (InvalidTag, ValueError):
             return
-        size = shamir.SHARE_BYTES
-        if len(plain) == 2 * (4 + size):
-            self._held[owner] = (plain[4 : 4 + size], plain[8 + size :])
+        if len(share) == shamir.SHARE_BYTES:
+            kept[sealed.owner] = share
 
-    def _cipher(self, owner: str, holder: str, peer: str) -> ChaCha20Poly1305:
-        """One key for each direction: the label names owner and holder in that order."""
-        return ChaCha20Poly1305(self._derive(self._encryption, self._keys[peer][0], "share", owner, holder))
+    def _cipher(self, kind: str, owner: str, holder: str, peer: str) -> ChaCha20Poly1305:
+        """One key for each kind and direction: the label names owner and holder in that order."""
+        return ChaCha20Poly1305(self._derive(self._encryption, self._keys[peer][0], f"{kind} share", owner, holder))
 
     def _derive(self, own: ExchangeKey, peer: bytes, label: str, first: str, second: str) -> bytes:
         try:
@@ -203,15 +213,15 @@ class SecureClient:
     def _associated(self, owner: str, holder: str) -> bytes:
         return joined(self._session, owner.encode(), holder.encode())
 
-    def _signatures(self, confirmations: tuple[bytes, ...], expected: set[str]) -> int:
-        """Distinct clients among `expected` that signed this client's own set of survivors."""
+    def _signatures(self, confirmations: tuple[bytes, ...]) -> int:
+        """Distinct clients of the cohort that signed this client's own set of survivors."""
         signers = set()
         for data in confirmations:
             try:
                 message = protocol.open_frame(data, Consistency, self._context, self._key_of)
             except Rejected:
                 continue
-            if message.client in expected and message.survivors == self._confirmed:
+            if message.survivors == self._confirmed:
                 signers.add(message.client)
         return len(signers)
 
@@ -242,7 +252,7 @@ class SecureClient:
     def _forget(self) -> None:
         """Drops the round's secrets (Python cannot promise that no copy stays in memory)."""
         self._next = "nothing"
-        self._held = {}
+        self._held_seeds, self._held_keys = {}, {}
         self._seed = b""
         vars(self).pop("_encryption", None)
         vars(self).pop("_masking", None)

@@ -10,7 +10,7 @@ state as it was. What it holds of a client's vector is one masked sum over all o
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -32,7 +32,7 @@ from fedtalk_ray.messages import (
     UnmaskRequest,
 )
 from fedtalk_ray.privacy import protocol, shamir
-from fedtalk_ray.privacy.graph import neighbours
+from fedtalk_ray.privacy.graph import holders, quorum
 from fedtalk_ray.privacy.keys import ExchangeKey, Roster, SigningKey, is_usable
 from fedtalk_ray.privacy.masking import Mask
 from fedtalk_ray.privacy.protocol import STAGES, Aborted, Code, Limits, Rejected
@@ -51,7 +51,8 @@ class SecureServer:
         self._total = np.zeros(length, np.uint32)
         self._frames: dict[str, dict[str, bytes]] = {stage: {} for stage in STAGES}
         self._keys: dict[str, tuple[bytes, bytes]] = {}
-        self._dealt: dict[str, dict[str, SealedShare]] = {}
+        self._dealt_keys: dict[str, dict[str, SealedShare]] = {}
+        self._dealt_seeds: dict[str, dict[str, SealedShare]] = {}
         self._commitments: dict[str, bytes] = {}
         self._seed_shares: dict[str, dict[str, bytes]] = {}
         self._key_shares: dict[str, dict[str, bytes]] = {}
@@ -113,30 +114,56 @@ class SecureServer:
 
     def _close_advertise(self, alive: list[str]) -> dict[str, bytes]:
         self.session = protocol.session_of(self._context, self._keys)
-        planned = len(self._plan.cohort)
-        self._neighbours = neighbours(alive, self.session, cohort=planned, complete_up_to=self._limits.complete_up_to)
         self._points = protocol.points(alive)
         frame = self._signed(Advertised(tuple(self._frames["advertise"][client] for client in alive)))
         return dict.fromkeys(alive, frame)
 
     def _take_share(self, message: SealedShares) -> None:
         dealt = {share.holder: share for share in message.shares}
-        if len(dealt) != len(message.shares) or set(dealt) != {*self._neighbours[message.client], message.client}:
-            raise Rejected(Code.WRONG_SHARES, "not one share for each holder")
-        self._dealt[message.client] = dealt
-        self._commitments[message.client] = message.seed_commitment
+        planned, there = len(self._plan.cohort), self._keys.keys()
+        most = holders(planned, self._limits.complete_up_to) + 1
+        # Of those that it drew not all may have advertised.
+        possible = range(most - (planned - len(there)), most + 1)
+        if (
+            len(dealt) != len(message.shares)
+            or len(dealt) not in possible
+            or not {message.client} <= dealt.keys() <= there
+        ):
+            raise Rejected(Code.WRONG_SHARES, "not one share for each of its holders")
+        self._dealt_keys[message.client] = dealt
 
     def _close_share(self, alive: list[str]) -> dict[str, bytes]:
+        self._partners: dict[str, set[str]] = {client: set() for client in alive}
+        for owner, dealt in self._dealt_keys.items():
+            for holder in dealt.keys() & self._partners.keys() - {owner}:
+                self._partners[owner].add(holder)
+                self._partners[holder].add(owner)
         frames = {}
-        for client in alive:
-            owners = [owner for owner in self._neighbours[client] if owner in self._dealt]
-            shares = tuple(SealedFrom(owner, self._dealt[owner][client].ciphertext) for owner in owners)
-            frames[client] = self._signed(Delivered(shares))
+        for client, partners in self._partners.items():
+            shares = self._sealed_for(client, self._dealt_keys, partners)
+            frames[client] = self._signed(Delivered(tuple(sorted(partners)), shares))
         return frames
+
+    def _sealed_for(
+        self, holder: str, dealt: dict[str, dict[str, SealedShare]], owners: Iterable[str]
+    ) -> tuple[SealedFrom, ...]:
+        return tuple(
+            SealedFrom(owner, dealt[owner][holder].ciphertext)
+            for owner in sorted(owners)
+            if owner != holder and holder in dealt[owner]
+        )
 
     def _take_mask(self, message: MaskedInput) -> None:
         if message.vector.shape != self._total.shape:
             raise Rejected(Code.WRONG_LENGTH, f"{len(message.vector)} values, expected {len(self._total)}")
+        client = message.client
+        dealt = {share.holder: share for share in message.shares}
+        if len(dealt) != len(message.shares) or dealt.keys() != self._dealt_keys[client].keys() & {
+            *self._partners[client],
+            client,
+        }:
+            raise Rejected(Code.WRONG_SHARES, "not one share for each holder with whom it masks")
+        self._dealt_seeds[client], self._commitments[client] = dealt, message.seed_commitment
         self._total += message.vector
 
     def _close_mask(self, alive: list[str]) -> dict[str, bytes]:
@@ -148,29 +175,26 @@ class SecureServer:
             raise Rejected(Code.INCONSISTENT)
 
     def _close_confirm(self, alive: list[str]) -> dict[str, bytes]:
-        confirmations = {client: self._frames["confirm"][client] for client in alive}
-        self._dropped = tuple(sorted(set(self._dealt) - set(self.survivors)))
-        frames = {}
-        for client in alive:
-            holders = {*self._neighbours[client], client}
-            shown = tuple(confirmations[other] for other in alive if other in holders)
-            dropped = tuple(other for other in self._dropped if other in holders)
-            frames[client] = self._signed(UnmaskRequest(self.survivors, dropped, shown))
-        return frames
+        # More would say nothing more.
+        shown = tuple(self._frames["confirm"][client] for client in alive[: quorum(len(self._plan.cohort))])
+        self._dropped = tuple(sorted(set(self._dealt_keys) - set(self.survivors)))
+        return {
+            client: self._signed(UnmaskRequest(self._sealed_for(client, self._dealt_seeds, self.survivors), shown))
+            for client in alive
+        }
 
     def _take_unmask(self, message: Unmasking) -> None:
         """Keeps the shares that are what their owners dealt; altered ones are left out, the others still count."""
-        for label, shares, kept, owners in (
-            ("seed", message.self_mask_shares, self._seed_shares, set(self.survivors)),
-            ("key", message.masking_key_shares, self._key_shares, set(self._dropped)),
+        for kind, shares, kept, dealt, owners in (
+            ("seed", message.self_mask_shares, self._seed_shares, self._dealt_seeds, set(self.survivors)),
+            ("key", message.masking_key_shares, self._key_shares, self._dealt_keys, set(self._dropped)),
         ):
             for share in shares:
-                dealt = self._dealt.get(share.owner, {}).get(message.client)
-                if share.owner not in owners or dealt is None:
+                promised = dealt.get(share.owner, {}).get(message.client)
+                if share.owner not in owners or promised is None:
                     continue
-                promised = dealt.self_mask_commitment if label == "seed" else dealt.masking_key_commitment
-                made = protocol.share_commitment(self.session, label, share.owner, message.client, share.value)
-                if made == promised:
+                made = protocol.share_commitment(self.session, kind, share.owner, message.client, share.value)
+                if made == promised.commitment:
                     kept.setdefault(share.owner, {})[message.client] = share.value
 
     def _close_unmask(self, alive: list[str]) -> dict[str, bytes]:
@@ -179,7 +203,7 @@ class SecureServer:
             seed = self._recover(self._seed_shares.get(client, {}), partial(self._committed_to, client))
             stream.subtract(self._total, seed)
         for client in self._dropped:
-            partners = [other for other in self._neighbours[client] if other in self.survivors]
+            partners = sorted(self._partners[client] & set(self.survivors))
             if partners:
                 self._remove_pairs(client, partners, stream)
         self.stage = "open"

@@ -85,9 +85,9 @@ class UpdateCodec:
         self.scale = 2.0**bits
         self.sensitivity = rounded_norm(self._norm, self.length, self.scale)
         fewest = max(min(limits.floor, cohort), cohort // 2)
-        if config.colluders >= limits.survivors(fewest):
+        if config.colluders >= limits.opened(fewest):
             raise ConfigError(
-                f"privacy.colluders is {config.colluders}, and a sum of {limits.survivors(fewest)} clients may be "
+                f"privacy.colluders is {config.colluders}, and a sum of {limits.opened(fewest)} clients may be "
                 "opened: nobody would be left to add noise; lower it"
             )
         in_the_ring = self._deviation(largest, largest) if config.mechanism == "skellam" else 0.0
@@ -101,7 +101,7 @@ class UpdateCodec:
         if rate > noise.LARGEST_RATE:
             raise ConfigError(
                 f"privacy.scale_bits is {bits}: noise of multiplier {multiplier:g} shared by "
-                f"{limits.survivors(fewest)} clients needs a Poisson rate of {rate:.2g}, beyond "
+                f"{limits.opened(fewest)} clients needs a Poisson rate of {rate:.2g}, beyond "
                 f"{noise.LARGEST_RATE:.2g}; take {math.floor(bits - math.log2(rate / noise.LARGEST_RATE) / 2)} or less"
             )
 
@@ -213,7 +213,7 @@ class UpdateCodec:
         return noise.client_variance(
             noise_multiplier=self._multiplier * self._thinned,
             sensitivity=self.sensitivity,
-            survivors=self._limits.survivors(cohort),
+            survivors=self._limits.opened(cohort),
             colluders=colluders,
         )
 

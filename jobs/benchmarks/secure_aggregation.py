@@ -8,7 +8,7 @@ Times are CPU time, medians over repeats. "client" and "server" are the whole ex
 message made and checked; "mask" is a client's third stage, "unmask" the server's work after the last answer. "round" is
 what an exchange adds on two cores: half of all clients' work and the server's, one after the other. Flower's figures
 are calls times the median of a call of flwr.common.secure_aggregation's own functions (`pseudo_rand_gen`,
-`create_shares`, `combine_shares`), with the same neighbours and thresholds. flwr pins Ray exactly, so it gets an
+`create_shares`, `combine_shares`), with as many masks and the same thresholds. flwr pins Ray exactly, so it gets an
 environment of its own, made on the first run.
 """
 
@@ -23,7 +23,7 @@ from time import process_time
 
 import numpy as np
 
-from fedtalk_ray.privacy.graph import COMPLETE_UP_TO, degree, threshold
+from fedtalk_ray.privacy.graph import COMPLETE_UP_TO, holders, threshold
 from fedtalk_ray.privacy.keys import Roster, SigningKey
 from fedtalk_ray.privacy.protocol import STAGES, Limits
 from fedtalk_ray.privacy.rehearsal import plan_for
@@ -149,20 +149,22 @@ def flower_calls(folder: Path, cases: list[tuple[int, int]], sparse: int) -> dic
         print(f"making {folder} with {FLOWER}", file=sys.stderr)
         venv.create(folder, with_pip=True)
         subprocess.run([python, "-m", "pip", "install", "-q", FLOWER], check=True)
-    asked = [(degree(clients, sparse) + 1, threshold(clients, sparse), values) for clients, values in cases]
+    asked = [(holders(clients, sparse) + 1, threshold(clients, sparse), values) for clients, values in cases]
     done = subprocess.run([python, "-c", FLOWER_CALLS, json.dumps(asked)], check=True, capture_output=True, text=True)
     return dict(zip(cases, json.loads(done.stdout.splitlines()[-1]), strict=True))
 
 
 def flower_columns(clients: int, call: dict[str, float] | None, sparse: int) -> list[str]:
-    """A client makes a mask with each neighbour and one of its own, and splits two secrets. The server combines one
+    """A client makes a mask with each partner and one of its own, and splits two secrets. The server combines one
     secret for everybody, and takes off a mask for each survivor and for each pair of a dropout with a survivor."""
     if call is None:
         return ["", "", ""]
     dropped = -(-clients // 10)
-    neighbours = degree(clients, sparse)
-    client = (neighbours + 1) * call["mask"] + 2 * call["split"]
-    pairs = dropped * neighbours * (clients - dropped) / (clients - 1)
+    # Those that it drew and those that drew it.
+    drawn = holders(clients, sparse)
+    partners = 2 * drawn - drawn**2 / (clients - 1)
+    client = (partners + 1) * call["mask"] + 2 * call["split"]
+    pairs = dropped * partners * (clients - dropped) / (clients - 1)
     server = clients * call["combine"] + (clients - dropped + pairs) * call["mask"]
     return [f"{1e3 * client:.0f}", f"{1e3 * server:.0f}", f"{on_two_cores(clients, client, server):.1f}"]
 

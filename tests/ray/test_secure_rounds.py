@@ -251,18 +251,23 @@ def test_nothing_private_is_in_any_byte_that_leaves_a_secure_slot(recorded: dict
     assert [what for what, secret in secrets if secret in leak] == [f"update of {clients[0]}"]
 
 
+def check_shares(message: SealedShares | MaskedInput, clients: int) -> None:
+    assert len(message.shares) == clients
+    for share in message.shares:
+        assert len(share.ciphertext) == (0 if share.holder == message.client else 33 + 16)
+        assert len(share.commitment) == 32
+
+
 def check_sizes(message: Any, clients: int, dimension: int) -> None:
     """Every field is as long as the protocol needs and no longer: no room for anything else."""
     match message:
         case Advertisement():
             assert len(message.encryption_key) == len(message.masking_key) == 32
         case SealedShares():
-            assert len(message.seed_commitment) == 32 and len(message.shares) == clients
-            for share in message.shares:
-                own = share.holder == message.client
-                assert len(share.ciphertext) == (0 if own else 2 * (4 + 33) + 16)
-                assert len(share.self_mask_commitment) == len(share.masking_key_commitment) == 32
+            check_shares(message, clients)
         case MaskedInput():
+            assert len(message.seed_commitment) == 32
+            check_shares(message, clients)
             assert message.vector.dtype == np.uint32 and message.vector.shape == (dimension + 2,)
         case Consistency():
             assert len(message.survivors) == 32

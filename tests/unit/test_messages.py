@@ -30,16 +30,16 @@ ALLOWED: dict[str, dict[str, object]] = {
     # In the clear: who has no update, and the code of why.
     "FitReport": {"clients": tuple[str, ...], "reports": tuple[ClientReport, ...], "refused": dict[str, int]},
     # Under `aggregation: secure`, client to server: keys, commitments, ciphertexts and shares, sized by the
-    # number of neighbours alone; one vector, masked; and one hash. Nothing but the vector is computed from data.
+    # number of holders alone; one vector, masked; and one hash. Nothing but the vector is computed from data.
     "Advertisement": {"client": str, "encryption_key": bytes, "masking_key": bytes},
-    "SealedShare": {
-        "holder": str,
-        "ciphertext": bytes,
-        "self_mask_commitment": bytes,
-        "masking_key_commitment": bytes,
+    "SealedShare": {"holder": str, "ciphertext": bytes, "commitment": bytes},
+    "SealedShares": {"client": str, "shares": tuple[SealedShare, ...]},
+    "MaskedInput": {
+        "client": str,
+        "vector": np.ndarray,
+        "seed_commitment": bytes,
+        "shares": tuple[SealedShare, ...],
     },
-    "SealedShares": {"client": str, "seed_commitment": bytes, "shares": tuple[SealedShare, ...]},
-    "MaskedInput": {"client": str, "vector": np.ndarray},
     "Consistency": {"client": str, "survivors": bytes},
     "Share": {"owner": str, "value": bytes},
     "Unmasking": {
@@ -62,13 +62,9 @@ ALLOWED: dict[str, dict[str, object]] = {
     },
     "Advertised": {"advertisements": tuple[bytes, ...]},
     "SealedFrom": {"owner": str, "ciphertext": bytes},
-    "Delivered": {"shares": tuple[SealedFrom, ...]},
+    "Delivered": {"partners": tuple[str, ...], "shares": tuple[SealedFrom, ...]},
     "Survivors": {"clients": tuple[str, ...]},
-    "UnmaskRequest": {
-        "survivors": tuple[str, ...],
-        "dropped": tuple[str, ...],
-        "confirmations": tuple[bytes, ...],
-    },
+    "UnmaskRequest": {"seeds": tuple[SealedFrom, ...], "confirmations": tuple[bytes, ...]},
     "Collected": {
         "frames": dict[str, bytes],
         "answered": int,

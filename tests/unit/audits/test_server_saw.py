@@ -151,14 +151,14 @@ def no_pairwise_masks(patch: pytest.MonkeyPatch) -> None:
     apply_as(first_only)(patch)
 
 
-def both_secrets_of_a_dropout(patch: pytest.MonkeyPatch) -> None:
-    """Clients open the self mask of whoever dropped out beside its masking key."""
+def both_secrets_of_a_survivor(patch: pytest.MonkeyPatch) -> None:
+    """Clients open the masking keys of survivors beside the seeds of their self masks."""
     unmask = secure_client.SecureClient.unmask
 
     def mutant(self: Any, frame: bytes) -> bytes:
-        shares = tuple(Share(owner, held[0]) for owner, held in sorted(self._held.items()))
+        shares = tuple(Share(owner, held) for owner, held in sorted(self._held_keys.items()))
         told = wire.decode(Unmasking, wire.decode(Frame, unmask(self, frame)).body)
-        return protocol.seal_frame(self._key, self._context, replace(told, self_mask_shares=shares))
+        return protocol.seal_frame(self._key, self._context, replace(told, masking_key_shares=shares))
 
     patch.setattr(secure_client.SecureClient, "unmask", mutant)
 
@@ -193,7 +193,7 @@ PLANTED = {
     "no masks": (apply_as(lambda mask, key: None), "masked vectors are not uniform"),
     "no pairwise masks": (no_pairwise_masks, "nothing hides a vector when its self mask is off"),
     "one mask for all": (apply_as(lambda mask, key: bytes(32)), "masks repeat in two exchanges"),
-    "both secrets": (both_secrets_of_a_dropout, "both secrets of s0 were opened"),
+    "both secrets": (both_secrets_of_a_survivor, "both secrets of s0 were opened"),
     "keys of 32 bits": (apply_as(lambda mask, key: key[:4] + bytes(28)), "masks do not cancel"),
 }
 
@@ -252,7 +252,7 @@ GOOD = framed(Consistency("a", KEY), "Consistency")
     ("stage", "data", "says"),
     [
         ("confirm", GOOD, None),
-        ("mask", framed(MaskedInput("a", np.zeros(5, np.uint32)), "MaskedInput"), None),
+        ("mask", framed(MaskedInput("a", np.zeros(5, np.uint32), bytes(32), ()), "MaskedInput"), None),
         ("confirm", GOOD + b"x", "the frame of confirm is no Consistency"),
         ("confirm", framed(Consistency("a", KEY), "Consistency", b"x"), "the frame of confirm is no Consistency"),
         ("confirm", framed(Talkative("a", KEY, 0.5), "Consistency"), "the frame of confirm is no Consistency"),
@@ -260,7 +260,11 @@ GOOD = framed(Consistency("a", KEY), "Consistency")
         ("confirm", framed(Consistency("a loss of 0.5", KEY), "Consistency"), "Consistency.client names nobody"),
         ("confirm", framed(Consistency("a", KEY), "a loss of 0.5"), "the frame of confirm is a a loss of 0.5"),
         ("advertise", framed(Advertisement("a", KEY, b""), "Advertisement"), "Advertisement.masking_key of 0 bytes"),
-        ("mask", framed(MaskedInput("a", np.zeros(6, np.uint32)), "MaskedInput"), "MaskedInput.vector of 6 values"),
+        (
+            "mask",
+            framed(MaskedInput("a", np.zeros(6, np.uint32), bytes(32), ()), "MaskedInput"),
+            "MaskedInput.vector of 6 values",
+        ),
     ],
 )
 def test_what_is_not_listed_is_found_in_a_frame(stage: str, data: bytes, says: str | None) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,10 +22,11 @@ from fedtalk_ray.messages import (
     Delivered,
     Plan,
     SealedFrom,
+    SealedShare,
     Survivors,
     UnmaskRequest,
 )
-from fedtalk_ray.privacy import graph, protocol, shamir
+from fedtalk_ray.privacy import protocol, shamir
 from fedtalk_ray.privacy.keys import ExchangeKey, joined
 from fedtalk_ray.privacy.masking import Mask
 from fedtalk_ray.privacy.protocol import Aborted, Limits
@@ -52,16 +52,15 @@ class Late(dict[str, frozenset[str]]):
 class Story:
     """What each honest client is told; nothing said is the truth.
 
-    heard: who advertised. withheld: whose shares do not arrive. survivors: who is to be confirmed as having survived.
-    named: whom the last request names as survivors, by itself those confirmed. asked: who it says dropped out, by
-    itself all other neighbours.
+    heard: who advertised. absent: who is no partner of it, and whose shares do not arrive. strangers: who is said to be
+    one besides. survivors: who is to be confirmed as having survived. again: the same once more.
     """
 
     heard: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    withheld: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    absent: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    strangers: Mapping[str, frozenset[str]] = field(default_factory=dict)
     survivors: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    named: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    asked: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    again: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
 
 class Conspiracy:
@@ -87,10 +86,12 @@ class Conspiracy:
         self.advertised: dict[str, bytes] = {}
         self.session: dict[str, bytes] = {}
         self.keys: dict[str, dict[str, tuple[bytes, bytes]]] = {}
-        self.sealed: dict[str, Any] = {}
+        self.sealed: dict[str, dict[str, bytes]] = {}
+        self.seeds: dict[str, dict[str, bytes]] = {}
+        """What honest clients sealed, of keys and of seeds: owner -> holder -> ciphertext."""
+        self.commitments: dict[str, bytes] = {}
         self.masked: dict[str, np.ndarray] = {}
         self.partners: dict[str, frozenset[str]] = {}
-        self.told: dict[str, frozenset[str]] = {}
         self.shares: dict[tuple[str, str], dict[str, bytes]] = {}
         """(owner, "seed" or "key") -> holder -> share."""
 
@@ -105,17 +106,20 @@ class Conspiracy:
         for name in self.honest:
             self._share(name, story.heard.get(name, everybody))
         for name in tuple(self.sealed):
-            self._mask(name, story.withheld.get(name, frozenset()))
-        confirmed: dict[str, bytes] = {}
-        for name in tuple(self.masked):
-            silent = frozenset(self.honest) - self.masked.keys()
-            self.told[name] = story.survivors.get(name, frozenset(self.keys[name]) - silent)
-            answer = self._try(name, "confirm", Survivors(tuple(sorted(self.told[name]))))
-            if answer is not None:
-                confirmed[name] = answer
-        for name in confirmed:
-            self._unmask(name, story, confirmed)
+            self._mask(name, story)
+        silent = frozenset(self.honest) - self.masked.keys()
+        self._open({name: story.survivors.get(name, frozenset(self.keys[name]) - silent) for name in self.masked})
+        if story.again:
+            self._open({name: story.again[name] for name in self.masked if name in story.again})
+        self.found = self._bare_sums()
         return self
+
+    def _open(self, told: Mapping[str, frozenset[str]]) -> None:
+        """The last two stages. told: whom each client is to confirm."""
+        answers = {name: self._try(name, "confirm", Survivors(tuple(sorted(told[name])))) for name in told}
+        confirmed = {name: answer for name, answer in answers.items() if answer is not None}
+        for name in confirmed:
+            self._unmask(name, told[name], tuple(confirmed.values()))
 
     def _share(self, name: str, heard: frozenset[str]) -> None:
         frames = tuple(self.advertised[other] for other in sorted(heard))
@@ -125,71 +129,54 @@ class Conspiracy:
         messages = [Exchange.opened(frame) for frame in frames]
         self.keys[name] = {each.client: (each.encryption_key, each.masking_key) for each in messages}
         self.session[name] = protocol.session_of(self.context, self.keys[name])
-        self.sealed[name] = Exchange.opened(answer)
-        for share in self.sealed[name].shares:
-            if share.holder in self.colluders:
-                plain = self._cipher(share.holder, name, share.holder, name).decrypt(
-                    bytes(12), share.ciphertext, self._associated(name, share.holder, name)
-                )
-                self._keep(name, share.holder, plain)
+        self.sealed[name] = self._read("key", name, Exchange.opened(answer).shares)
 
-    def _mask(self, name: str, withheld: frozenset[str]) -> None:
-        """Honest neighbours' shares as they sealed them, unless withheld; the colluders' are made up."""
+    def _mask(self, name: str, story: Story) -> None:
+        """Whoever shares with it is a partner, and of the server's own all; what these dealt is made up."""
+        usual = {owner for owner in self.sealed if name in self.sealed[owner]}
+        usual |= self.sealed.keys() & self.sealed[name].keys() | self.colluders
+        partners = usual - story.absent.get(name, frozenset()) | story.strangers.get(name, frozenset())
+        partners = partners & self.keys[name].keys() - {name}
         parts = []
-        for owner in self.holders(name) - {name} - withheld:
+        for owner in sorted(partners):
             if owner in self.colluders:
-                size = shamir.SHARE_BYTES
-                plain = joined(bytes(size), bytes(size))
-                cipher = self._cipher(owner, owner, name, name)
-                parts.append(SealedFrom(owner, cipher.encrypt(bytes(12), plain, self._associated(owner, name, name))))
-            elif owner in self.sealed:
-                sealed = {share.holder: share.ciphertext for share in self.sealed[owner].shares}
-                parts.append(SealedFrom(owner, sealed.get(name, b"")))
-        answer = self._try(name, "mask", Delivered(tuple(parts)), self.vectors[name])
+                cipher = self._cipher("key", owner, owner, name, name)
+                made_up = cipher.encrypt(bytes(12), bytes(shamir.SHARE_BYTES), self._associated(owner, name, name))
+                parts.append(SealedFrom(owner, made_up))
+            elif name in self.sealed.get(owner, {}):
+                parts.append(SealedFrom(owner, self.sealed[owner][name]))
+        answer = self._try(name, "mask", Delivered(tuple(sorted(partners)), tuple(parts)), self.vectors[name])
         if answer is not None:
-            self.masked[name] = Exchange.opened(answer).vector
-            self.partners[name] = frozenset(part.owner for part in parts)
+            message = Exchange.opened(answer)
+            self.masked[name] = message.vector
+            self.partners[name] = frozenset(partners)
+            self.seeds[name] = self._read("seed", name, message.shares)
+            self.commitments[name] = message.seed_commitment
 
-    def _unmask(self, name: str, story: Story, confirmed: Mapping[str, bytes]) -> None:
-        told, holders = self.told[name], self.holders(name)
-        named = story.named.get(name, told)
-        dropped = story.asked.get(name, self.partners[name] - named)
+    def _unmask(self, name: str, told: frozenset[str], confirmed: tuple[bytes, ...]) -> None:
         hashed = protocol.survivors_hash(self.session[name], tuple(sorted(told)))
-        forged = [self._by(other, Consistency(other, hashed)) for other in self.colluders]
-        request = UnmaskRequest(tuple(sorted(named)), tuple(sorted(dropped)), (*confirmed.values(), *forged))
-        answer = self._try(name, "unmask", request)
+        forged = tuple(self._by(other, Consistency(other, hashed)) for other in self.colluders)
+        sealed = tuple(SealedFrom(owner, shares[name]) for owner, shares in self.seeds.items() if name in shares)
+        # Every signature twice, in case somebody counts them.
+        answer = self._try(name, "unmask", UnmaskRequest(sealed, 2 * (*confirmed, *forged)))
         if answer is None:
             return
         message = Exchange.opened(answer)
         for kind, shares in (("seed", message.self_mask_shares), ("key", message.masking_key_shares)):
             for share in shares:
-                if self.session.get(share.owner) == self.session[name] and share.owner in holders:
+                if self.session.get(share.owner) == self.session[name]:
                     self.shares.setdefault((share.owner, kind), {})[name] = share.value
 
+    def _read(self, kind: str, owner: str, shares: tuple[SealedShare, ...]) -> dict[str, bytes]:
+        """Who got what of a client; what went to the server's own is opened and kept."""
+        for share in shares:
+            if share.holder in self.colluders:
+                cipher = self._cipher(kind, share.holder, owner, share.holder, owner)
+                plain = cipher.decrypt(bytes(12), share.ciphertext, self._associated(owner, share.holder, owner))
+                self.shares.setdefault((owner, kind), {})[share.holder] = plain
+        return {share.holder: share.ciphertext for share in shares}
+
     # What they can make of it.
-
-    def holders(self, name: str) -> frozenset[str]:
-        """Who holds shares of a client's secrets, itself among them."""
-        return self._holders_of[name]
-
-    @cached_property
-    def _holders_of(self) -> dict[str, frozenset[str]]:
-        graphs: dict[bytes, dict[str, tuple[str, ...]]] = {}
-        found = {}
-        for name, session in self.session.items():
-            if session not in graphs:
-                graphs[session] = graph.neighbours(
-                    list(self.keys[name]),
-                    session,
-                    cohort=self.cohort_of(name),
-                    complete_up_to=self.limits.complete_up_to,
-                )
-            found[name] = frozenset((*graphs[session][name], name))
-        return found
-
-    def ring(self, name: str) -> list[str]:
-        """The order of the ring in a client's session."""
-        return graph.order(list(self.keys[name]), self.session[name])
 
     def cohort_of(self, name: str) -> int:
         """The number that a client takes its limits from."""
@@ -197,18 +184,26 @@ class Conspiracy:
 
     def secret(self, name: str, kind: str) -> bytes | None:
         """A client's self-mask seed or masking key, if enough shares came together that give it."""
-        shares, needed = self.shares.get((name, kind), {}), self.limits.threshold(self.cohort_of(name))
-        if len(shares) < needed:
-            return None
-        points = protocol.points(self.keys[name])
-        chosen = sorted(shares)[:needed]
-        return shamir.reconstruct({points[holder]: shares[holder] for holder in chosen})
+        shares, points = self.shares.get((name, kind), {}), protocol.points(self.keys[name])
+        # As many as the protocol asks for, or, should a client have asked for fewer, all that there are.
+        for count in (self.limits.threshold(self.cohort_of(name)), len(shares)):
+            try:
+                secret = shamir.reconstruct({points[holder]: shares[holder] for holder in sorted(shares)[:count]})
+            except ValueError:
+                continue
+            if kind == "key" and ExchangeKey(secret).public == self.keys[name][name][1]:
+                return secret
+            seed = protocol.seed_commitment(self.session[name], name, secret)
+            if kind == "seed" and seed == self.commitments[name]:
+                return secret
+        return None
 
     def opened(self) -> list[frozenset[str]]:
-        """The sets of honest clients of whom the sum lies open, after every mask that can be made is off.
+        """The sets of honest clients of whom the sum lies open, after every mask that can be made is off."""
+        return self.found
 
-        Raises `AssertionError` where taking them off does not leave the plain sum: then this bookkeeping is wrong.
-        """
+    def _bare_sums(self) -> list[frozenset[str]]:
+        """Raises `AssertionError` where no plain sum is left without masks: then this bookkeeping is wrong."""
         seeds = {name: self.secret(name, "seed") for name in self.masked}
         keys = {name: self.secret(name, "key") for name in self.session}
         bare: dict[str, np.ndarray] = {}
@@ -246,7 +241,7 @@ class Conspiracy:
 
     def too_small(self) -> list[frozenset[str]]:
         """Opened sums of fewer clients than the policy allows, those in league counted as taking part."""
-        least = self.limits.survivors(len(self.plan.cohort)) - len(self.colluders)
+        least = self.limits.opened(len(self.plan.cohort)) - len(self.colluders)
         return [group for group in self.opened() if len(group) < least]
 
     def _pair(self, name: str, partner: str, keys: Mapping[str, bytes | None]) -> bytes | None:
@@ -274,16 +269,11 @@ class Conspiracy:
     def _by(self, colluder: str, message: Any) -> bytes:
         return protocol.seal_frame(self.people.keys[colluder], self.context, message)
 
-    def _cipher(self, colluder: str, owner: str, holder: str, in_session_of: str) -> ChaCha20Poly1305:
+    def _cipher(self, kind: str, colluder: str, owner: str, holder: str, in_session_of: str) -> ChaCha20Poly1305:
         other = owner if colluder == holder else holder
         peer = self.keys[in_session_of][other][0]
-        key = self.own[colluder][0].derive(peer, self.session[in_session_of], "share", owner, holder)
+        key = self.own[colluder][0].derive(peer, self.session[in_session_of], f"{kind} share", owner, holder)
         return ChaCha20Poly1305(key)
 
     def _associated(self, owner: str, holder: str, in_session_of: str) -> bytes:
         return joined(self.session[in_session_of], owner.encode(), holder.encode())
-
-    def _keep(self, owner: str, holder: str, plain: bytes) -> None:
-        size = shamir.SHARE_BYTES
-        for kind, value in (("seed", plain[4 : 4 + size]), ("key", plain[8 + size :])):
-            self.shares.setdefault((owner, kind), {})[holder] = value

@@ -79,7 +79,7 @@ def otherwise(exchange: Exchange, name: str, frame: bytes) -> bytes:
     """Another message of the same type and client, rightly signed."""
     change = {
         "Advertisement": changed(encryption_key=lambda *_: ExchangeKey.generate().public),
-        "SealedShares": changed(seed_commitment=bytes(32)),
+        "SealedShares": changed(shares=lambda _, message: message.shares[::-1]),
         "MaskedInput": changed(vector=lambda _, message: message.vector + np.uint32(1)),
         "Consistency": changed(survivors=bytes(32)),
         "Unmasking": changed(self_mask_shares=(Share(OTHER, bytes(33)),)),
@@ -167,6 +167,16 @@ ANY_STAGE: dict[Code, dict[str, Tamper]] = {
     Code.WRONG_STAGE: {"of another stage": of_another_stage},
 }
 
+WRONG_SHARES: dict[str, Tamper] = {
+    "a holder left out": changed(shares=lambda _, message: message.shares[1:]),
+    "itself left out": changed(
+        shares=lambda _, message: tuple(share for share in message.shares if share.holder != message.client)
+    ),
+    "two shares for one holder": changed(shares=lambda _, message: (*message.shares, message.shares[0])),
+    "a share for somebody outside": for_holder(OUTSIDER),
+    "a share for nobody": for_holder("nobody"),
+}
+
 ONE_STAGE: dict[tuple[str, Code], dict[str, Tamper]] = {
     ("advertise", Code.BAD_KEYS): {
         "a short key": changed(masking_key=bytes(31)),
@@ -175,12 +185,8 @@ ONE_STAGE: dict[tuple[str, Code], dict[str, Tamper]] = {
         "another's key": changed(masking_key=lambda exchange, _: advertised_by(exchange, "c00").masking_key),
         "another's other key": changed(masking_key=lambda exchange, _: advertised_by(exchange, "c00").encryption_key),
     },
-    ("share", Code.WRONG_SHARES): {
-        "a holder left out": changed(shares=lambda _, message: message.shares[1:]),
-        "two shares for one holder": changed(shares=lambda _, message: (*message.shares, message.shares[0])),
-        "a share for somebody outside": for_holder(OUTSIDER),
-        "a share for nobody": for_holder("nobody"),
-    },
+    ("share", Code.WRONG_SHARES): WRONG_SHARES,
+    ("mask", Code.WRONG_SHARES): WRONG_SHARES,
     ("mask", Code.WRONG_LENGTH): {
         "a value too few": changed(vector=lambda _, message: message.vector[:-1]),
         "a value too many": changed(vector=lambda _, message: np.append(message.vector, message.vector[:1])),

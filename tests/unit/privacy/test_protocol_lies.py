@@ -15,6 +15,7 @@ from fedtalk_ray.messages import (
     Plan,
     SealedFrom,
     Survivors,
+    UnmaskRequest,
 )
 from fedtalk_ray.privacy import protocol
 from fedtalk_ray.privacy.keys import ExchangeKey, SigningKey
@@ -79,6 +80,15 @@ def delivering(change: Callable[[tuple[SealedFrom, ...]], Iterable[SealedFrom]])
     return changed(shares=lambda _, message: tuple(change(message.shares)))
 
 
+def partnering(change: Callable[[tuple[str, ...]], tuple[str, ...]]) -> Tamper:
+    """Others as partners, and of the shares those of partners."""
+
+    def shares(_: Exchange, message: Any) -> tuple[SealedFrom, ...]:
+        return tuple(share for share in message.shares if share.owner in change(message.partners))
+
+    return changed(partners=lambda _, message: change(message.partners), shares=shares)
+
+
 def unreadable(count: int) -> Tamper:
     def damage(shares: tuple[SealedFrom, ...]) -> list[SealedFrom]:
         return [replace(share, ciphertext=flipped(share.ciphertext)) for share in shares[:count]] + [*shares[count:]]
@@ -139,7 +149,6 @@ LIES: dict[tuple[str, Code], dict[str, Tamper]] = {
         "a short key": altering("c00", changed(encryption_key=bytes(31))),
     },
     ("share", Code.BAD_SIGNATURE): {
-        "its own keys by the server's hand": altering(VICTIM, changed(servers_key)),
         "another's keys by the server's hand": altering("c00", changed(servers_key, masking_key=bytes(31) + b"1")),
         "another's keys of an earlier exchange": altering("c00", in_context_of(exchange=7)),
     },
@@ -152,15 +161,15 @@ LIES: dict[tuple[str, Code], dict[str, Tamper]] = {
         "no neighbours": advertising(lambda _, all: [all[VICTIM]]),
     },
     ("mask", Code.TOO_FEW): {
-        "too many ciphertexts that cannot be read": unreadable(3),
-        "ciphertexts under each other's names": delivering(shifted),
-        "too few shares": delivering(lambda shares: shares[:3]),
-        "no shares": delivering(lambda shares: ()),
+        "too few partners": partnering(lambda partners: partners[:3]),
+        "no partners": partnering(lambda partners: ()),
     },
     ("mask", Code.WRONG_SHARES): {
-        "two shares of one client": delivering(lambda shares: [*shares, shares[0]]),
         "a share of a stranger": delivering(lambda shares: [*shares, replace(shares[0], owner=OUTSIDER)]),
         "a share of its own": delivering(lambda shares: [*shares, replace(shares[0], owner=VICTIM)]),
+        "a share of one who is no partner": changed(partners=lambda _, message: message.partners[1:]),
+        "a stranger as a partner": partnering(lambda partners: (*partners, OUTSIDER)),
+        "itself as a partner": partnering(lambda partners: (*partners, VICTIM)),
     },
     ("confirm", Code.INCONSISTENT): {
         "itself not among the survivors": naming("c00", "c01", "c03", "c04", "c05", "c06"),
@@ -188,25 +197,9 @@ LIES: dict[tuple[str, Code], dict[str, Tamper]] = {
                 exchange, name, exchange.signed(confirmation(exchange, name))
             )
         ),
-        "a confirmation by the one who dropped out": confirmed_by(
-            lambda exchange, name: exchange.signed(confirmation(exchange, name)), [GONE]
-        ),
         "a confirmation by a stranger": confirmed_by(
             lambda exchange, name: exchange.signed(confirmation(exchange, name)), [OUTSIDER]
         ),
-    },
-    ("unmask", Code.OVERLAP): {
-        "lists that overlap": changed(dropped=(GONE, "c00")),
-        "itself as dropped": changed(dropped=(GONE, VICTIM)),
-        "everybody in both lists": changed(dropped=lambda _, request: request.survivors),
-    },
-    ("unmask", Code.INCONSISTENT): {
-        "a survivor moved to the dropped": changed(survivors=EVERYBODY[1:6], dropped=("c00", GONE)),
-        "a survivor left out": changed(survivors=EVERYBODY[1:6]),
-        "itself left out of the survivors": changed(survivors=("c00", "c01", "c03", "c04", "c05")),
-        "itself moved to the dropped": changed(survivors=("c00", "c01", "c03", "c04", "c05"), dropped=(VICTIM, GONE)),
-        "the dropout as one more survivor": changed(survivors=EVERYBODY, dropped=()),
-        "the dropout left out": changed(dropped=()),
     },
 }
 
@@ -229,16 +222,28 @@ def test_survivors_who_never_shared_end_the_exchange(make_exchange: Make) -> Non
     assert exchange.abort_of(VICTIM, naming(*EVERYBODY)(exchange, VICTIM, exchange.inbox[VICTIM])) == Code.INCONSISTENT
 
 
-def test_a_dropout_who_never_shared_may_not_be_asked_for(make_exchange: Make) -> None:
-    exchange = make_exchange(7).until("unmask", {"share": [GONE]})
-    asked = changed(dropped=(GONE,))(exchange, VICTIM, exchange.inbox[VICTIM])
-    assert exchange.abort_of(VICTIM, asked) == Code.INCONSISTENT
+def test_of_those_who_are_lost_no_seed_is_opened_and_of_the_survivors_no_key(make_exchange: Make) -> None:
+    """Though the client holds a key share of everybody, and is sent everybody's seed shares."""
+    exchange = make_exchange(7).until("confirm")
+    told = EVERYBODY[:6]
+    confirmed = [exchange.ask(name, exchange.signed(Survivors(told))) for name in told]
+    sealed = tuple(
+        SealedFrom(name, share.ciphertext)
+        for name in EVERYBODY
+        for share in exchange.opened(exchange.sent["mask", name]).shares
+        if share.holder == VICTIM != name
+    )
+    request = exchange.signed(UnmaskRequest(sealed, tuple(confirmed)))
+    answer = exchange.opened(exchange.ask(VICTIM, request, "unmask"))
+    assert {share.owner for share in answer.self_mask_shares} == set(told)
+    assert {share.owner for share in answer.masking_key_shares} == {GONE}
 
 
-def test_as_many_unreadable_ciphertexts_as_may_be_do_not_stop_a_client(make_exchange: Make) -> None:
-    """Of seven shares, its own among them, five must be left."""
+@pytest.mark.parametrize("damage", [unreadable(2), unreadable(6), delivering(shifted), delivering(lambda _: ())])
+def test_shares_that_cannot_be_read_are_left_out(make_exchange: Make, damage: Tamper) -> None:
+    """They are of others' keys, which are needed only if those drop out."""
     exchange = make_exchange(7).until("mask")
-    frame = unreadable(2)(exchange, VICTIM, exchange.inbox[VICTIM])
+    frame = damage(exchange, VICTIM, exchange.inbox[VICTIM])
     assert exchange.give(exchange.ask(VICTIM, frame)) is None
     assert len(exchange.finish()) == 7
 

@@ -162,22 +162,25 @@ DAMAGE: dict[str, Callable[[SealedShare], SealedShare]] = {
     "a ciphertext with a bit flipped": lambda share: replace(share, ciphertext=flipped(share.ciphertext)),
     "an empty ciphertext": lambda share: replace(share, ciphertext=b""),
     "a ciphertext of zeros": lambda share: replace(share, ciphertext=bytes(len(share.ciphertext))),
-    "a wrong commitment to a share": lambda share: replace(share, self_mask_commitment=bytes(32)),
+    "a wrong commitment to a share": lambda share: replace(share, commitment=bytes(32)),
 }
 
 
+@pytest.mark.parametrize("stage", ["share", "mask"])
 @pytest.mark.parametrize("change", DAMAGE.values(), ids=DAMAGE)
 def test_a_dealer_may_damage_what_it_deals_to_a_few(
-    make_exchange: Make, change: Callable[[SealedShare], SealedShare]
+    make_exchange: Make, change: Callable[[SealedShare], SealedShare], stage: str
 ) -> None:
-    """Seven clients, t = 5: with two holders spoilt five are left; with three the sum stays closed."""
-    exchange = make_exchange(7).until("share")
-    assert exchange.give(dealt_with(2, change)(exchange, OFFENDER, exchange.ask(OFFENDER))) is None
-    assert len(exchange.finish()) == 7
-    exchange = make_exchange(7).until("share")
-    assert exchange.give(dealt_with(3, change)(exchange, OFFENDER, exchange.ask(OFFENDER))) is None
+    """Seven clients, t = 5: with two holders of its seed spoilt five are left; with three the sum stays closed. Its key
+    is needed if it drops out, and it then holds a share less."""
+    absent, bearable = ({"mask": [OFFENDER]}, 1) if stage == "share" else ({}, 2)
+    exchange = make_exchange(7).until(stage)
+    assert exchange.give(dealt_with(bearable, change)(exchange, OFFENDER, exchange.ask(OFFENDER))) is None
+    assert len(exchange.finish(absent)) == 7 - len(absent)
+    exchange = make_exchange(7).until(stage)
+    assert exchange.give(dealt_with(bearable + 1, change)(exchange, OFFENDER, exchange.ask(OFFENDER))) is None
     with pytest.raises(Aborted) as caught:
-        exchange.until("open")
+        exchange.until("open", absent)
     assert caught.value.code == Code.CANNOT_UNMASK
     check_unopened(exchange)
 
@@ -187,14 +190,11 @@ def test_a_dealer_whose_shares_give_another_secret_is_found_out(
     make_exchange: Make, monkeypatch: pytest.MonkeyPatch, secret: str
 ) -> None:
     """The sum would come out wrong, so it does not come out at all."""
-    exchange = make_exchange(5).until("share")
-    split, place = shamir.split, iter(("seed", "masking key"))
+    exchange = make_exchange(5).until("share" if secret == "masking key" else "mask")
+    split = shamir.split
     with monkeypatch.context() as patch:
-        patch.setattr(
-            secure_client.shamir,
-            "split",
-            lambda value, *rest, **more: split(bytes(32) if next(place) == secret else value, *rest, **more),
-        )
+        if secret != "commitment":
+            patch.setattr(secure_client.shamir, "split", lambda value, *rest: split(bytes(32), *rest))
         frame = exchange.ask(OFFENDER)
     if secret == "commitment":
         frame = exchange.altered(frame, seed_commitment=flipped(exchange.opened(frame).seed_commitment))
@@ -205,20 +205,13 @@ def test_a_dealer_whose_shares_give_another_secret_is_found_out(
     check_unopened(exchange)
 
 
-@pytest.mark.parametrize(
-    ("count", "spoilt"),
-    [
-        (7, 1),
-        (7, 7),
-        (14, 14),
-        (14, 1),
-    ],
-)
+@pytest.mark.parametrize("stage", ["share", "mask"])
+@pytest.mark.parametrize(("count", "spoilt"), [(7, 1), (7, 7), (14, 14), (14, 1)])
 def test_one_wrong_share_that_its_dealer_vouches_for_is_left_out(
-    make_exchange: Make, monkeypatch: pytest.MonkeyPatch, count: int, spoilt: int
+    make_exchange: Make, monkeypatch: pytest.MonkeyPatch, count: int, spoilt: int, stage: str
 ) -> None:
     """The dealer commits to what it deals, rubbish to one holder; the others have more than t = 5 of 7 or 10 of 14."""
-    exchange = make_exchange(count).until("share")
+    exchange = make_exchange(count).until(stage)
     split = shamir.split
 
     def spoil(*arguments: Any) -> dict[int, bytes]:
@@ -227,19 +220,18 @@ def test_one_wrong_share_that_its_dealer_vouches_for_is_left_out(
     with monkeypatch.context() as patch:
         patch.setattr(secure_client.shamir, "split", spoil)
         assert exchange.give(exchange.ask(OFFENDER)) is None
-    assert len(exchange.finish()) == count
+    absent = {"mask": [OFFENDER]} if stage == "share" else {}
+    assert len(exchange.finish(absent)) == count - len(absent)
 
 
 def test_shares_that_nobody_should_have_given_are_not_used(make_exchange: Make) -> None:
     """A client that gives out both kinds of everything: the server keeps self masks of survivors, keys of dropouts."""
     exchange = make_exchange(7).until("unmask", {"mask": ["c06"]})
-    held = exchange.clients[OFFENDER]._held
-    everything = {
-        "self_mask_shares": tuple(Share(owner, pair[0]) for owner, pair in held.items()),
-        "masking_key_shares": tuple(Share(owner, pair[1]) for owner, pair in held.items()),
-    }
-    assert len(held) == 7
-    assert exchange.give(exchange.altered(exchange.ask(OFFENDER), **everything)) is None
+    client = exchange.clients[OFFENDER]
+    keys = tuple(Share(owner, share) for owner, share in client._held_keys.items())
+    assert len(keys) == 6
+    answer = exchange.ask(OFFENDER)
+    assert exchange.give(exchange.altered(answer, masking_key_shares=keys)) is None
     assert set(exchange.server._seed_shares) == set(exchange.plan.cohort) - {"c06"}
     assert set(exchange.server._key_shares) == {"c06"}
     assert len(exchange.finish()) == 6

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from fedtalk_ray.messages import Consistency, Survivors, Unmasking, UnmaskRequest
+from fedtalk_ray.messages import Consistency, SealedFrom, Survivors, Unmasking, UnmaskRequest
 from fedtalk_ray.privacy import protocol
 from fedtalk_ray.privacy.protocol import STAGES, Aborted, Code
 
@@ -225,12 +225,13 @@ def test_no_lies_about_the_survivors_open_a_vector(make_exchange: Make, data: st
     seeds: dict[str, set[str]] = {name: set(colluders) for name in names}
     keys: dict[str, set[str]] = {name: set(colluders) for name in names}
     for name in honest:
-        survivors = told[name]
-        dropped = tuple(other for other in names if other not in survivors)
-        if data.draw(st.integers(0, 4), label="another request") == 0:
-            survivors = data.draw(story)
-            dropped = tuple(data.draw(st.sets(st.sampled_from(names), max_size=3)))
-        request = exchange.signed(UnmaskRequest(survivors, dropped, tuple(signed)))
+        sealed = [
+            SealedFrom(owner, share.ciphertext)
+            for owner in names
+            for share in exchange.opened(exchange.sent["mask", owner]).shares
+            if share.holder == name != owner
+        ]
+        request = exchange.signed(UnmaskRequest(tuple(sealed), tuple(signed)))
         answer = exchange.try_ask(name, request, "unmask")
         if answer is None:
             continue

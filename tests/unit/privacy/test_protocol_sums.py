@@ -64,12 +64,14 @@ def test_a_dropout_at_every_stage(make_exchange: Make) -> None:
     assert exchange.finish(absent) == tuple(f"c{place:02}" for place in range(3, 13))
 
 
-def test_seventy_clients_on_the_ring_of_whom_seven_drop_out(make_exchange: Make) -> None:
-    exchange = make_exchange(70, floor=8).until("mask")
-    absent = exchange.plan.cohort[3::10]
-    assert len(absent) == 7
-    assert {len(exchange.server._neighbours[name]) for name in exchange.plan.cohort} == {28}, "not a complete graph"
-    assert len(exchange.finish({"mask": absent})) == 63
+def test_a_sparse_graph_of_which_some_drop_out_everywhere(make_exchange: Make) -> None:
+    exchange = make_exchange(104, floor=8).until("mask", {"advertise": ["c03", "c77"], "share": ["c09"]})
+    drawn = {name: set(shares) - {name} for name, shares in exchange.server._dealt_keys.items()}
+    assert {len(each) for each in drawn.values()} <= {30, 31, 32}, "who did not advertise holds no share"
+    partners = exchange.server._partners
+    for one in drawn:
+        assert partners[one] == {other for other in drawn if other in drawn[one] or one in drawn[other]}
+    assert len(exchange.finish({"mask": ["c13", "c23", "c33"], "unmask": ["c43"]})) == 98
 
 
 def test_production_opens_no_sum_of_fewer_than_eight(make_exchange: Make) -> None:

@@ -131,8 +131,8 @@ def test_noise_is_refused_or_canonical(kind: type, noise: bytes) -> None:
 def test_the_bytes_of_a_message_by_hand() -> None:
     """Other implementations must be able to rely on these."""
     assert encode(Consistency("é", b"\x00\x01")) == bytes.fromhex("00000002 c3a9 00000002 0001")
-    masked = MaskedInput("a", np.array([1, 2**32 - 2], np.uint32))
-    assert encode(masked) == bytes.fromhex("00000001 61 00000002 01000000 feffffff")
+    masked = MaskedInput("a", np.array([1, 2**32 - 2], np.uint32), b"\x07", ())
+    assert encode(masked) == bytes.fromhex("00000001 61 00000002 01000000 feffffff 00000001 07 00000000")
     plan = Plan("r", 1, 258, b"", b"\xff", b"", 1.5, ("a", ""))
     expected = "00000001 72 0000000000000001 0000000000000102 00000000 00000001 ff 00000000 3ff8000000000000"
     assert encode(plan) == bytes.fromhex(expected + "00000002 00000001 61 00000000")
@@ -177,7 +177,7 @@ def test_a_huge_count_is_refused_and_allocates_nothing(kind: type, sent: bytes) 
 @pytest.mark.parametrize("wrap", [bytes, memoryview, lambda sent: np.frombuffer(sent, np.uint8)])
 def test_a_vector_is_a_read_only_view_of_what_arrived(wrap: typing.Callable[[bytes], Any]) -> None:
     vector = np.arange(1000, dtype=np.uint32) * 4_000_037
-    sent = encode(MaskedInput("client", vector))
+    sent = encode(MaskedInput("client", vector, b"", ()))
     arrived = decode(MaskedInput, wrap(sent)).vector
     assert arrived.dtype == np.uint32 and np.array_equal(arrived, vector)
     assert np.shares_memory(arrived, np.frombuffer(sent, np.uint8))
@@ -194,7 +194,7 @@ def test_what_is_no_run_of_bytes_is_malformed_too(data: Any) -> None:
 
 def test_a_vector_that_is_not_contiguous_is_sent_as_it_reads() -> None:
     vector = np.arange(10, dtype=np.uint32)[::-3]
-    assert decode(MaskedInput, encode(MaskedInput("a", vector))).vector.tolist() == [9, 6, 3, 0]
+    assert decode(MaskedInput, encode(MaskedInput("a", vector, b"", ()))).vector.tolist() == [9, 6, 3, 0]
 
 
 @pytest.mark.parametrize(
@@ -202,9 +202,9 @@ def test_a_vector_that_is_not_contiguous_is_sent_as_it_reads() -> None:
     [
         (Plan("r", -1, 1, b"", b"", b"", 1.0, ()), "-1 does not fit 8 unsigned bytes"),
         (Plan("r", 1, 2**64, b"", b"", b"", 1.0, ()), "does not fit 8 unsigned bytes"),
-        (MaskedInput("a", np.zeros(3, np.int32)), r"int32 \(3,\) is not a uint32 vector"),
-        (MaskedInput("a", np.zeros(3, ">u4")), "is not a uint32 vector"),
-        (MaskedInput("a", np.zeros((3, 1), np.uint32)), r"uint32 \(3, 1\) is not a uint32 vector"),
+        (MaskedInput("a", np.zeros(3, np.int32), b"", ()), r"int32 \(3,\) is not a uint32 vector"),
+        (MaskedInput("a", np.zeros(3, ">u4"), b"", ()), "is not a uint32 vector"),
+        (MaskedInput("a", np.zeros((3, 1), np.uint32), b"", ()), r"uint32 \(3, 1\) is not a uint32 vector"),
         (Consistency("\ud800", b""), "surrogates not allowed"),
         (ClientReport("a", 1, 1.0, None, None, None, {}), "no canonical encoding"),
     ],
