@@ -17,6 +17,7 @@ from fedtalk_ray.federation.server_optimizer import make_optimizer
 from fedtalk_ray.messages import Collected, PlainUpdate
 from fedtalk_ray.privacy.clipping import adapted
 from fedtalk_ray.privacy.protocol import Aborted, Code
+from fedtalk_ray.privacy.update_codec import MOST_ROUNDING
 from fedtalk_ray.privacy.wire import Buffer
 from fedtalk_ray.recipe import STATISTICS_ROUNDS, PhaseName
 from fedtalk_ray.runs.checkpoints import Checkpoint, config_fingerprint, mean_parameters, save_checkpoint
@@ -165,6 +166,7 @@ class ParameterServer:
             if averaged.unclipped is not None:
                 figures["clip_fraction"] = 1 - averaged.unclipped
             if averaged.rounding_error is not None:
+                self._check_precise(round_number, averaged.rounding_error)
                 figures["rounding_error"] = averaged.rounding_error
             if self._adaptive and averaged.unclipped is not None:
                 self._clip_norm = adapted(self._clip_norm, averaged.unclipped)
@@ -197,6 +199,17 @@ class ParameterServer:
             raise RunError(
                 f"round {round_number}, of the phase {self._phase}, was given up ({aborted}), and no other round can "
                 f"stand in for it; {mend}"
+            )
+
+    def _check_precise(self, round_number: int, rounding_error: float) -> None:
+        """Raises `RunError` where weights are so small that rounding shows: in a phase's first round, as the last ones'
+        updates are nearly nothing."""
+        if rounding_error > MOST_ROUNDING and round_number == self._began + 1:
+            raise RunError(
+                f"round {round_number}, the first of the phase {self._phase}: rounding to integers adds "
+                f"{100 * rounding_error:.2g}% to the update, and may add {100 * MOST_ROUNDING:g}%, as the clients' "
+                "weights are tiny; set privacy.weight_reference near a usual weight (training frames, with isfa "
+                "times exp(gamma * (score - 1))), or lower strategy.gamma or privacy.samples_cap, and begin another run"
             )
 
     def spent(self) -> dict[str, Any]:

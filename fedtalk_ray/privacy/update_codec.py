@@ -38,6 +38,9 @@ _SIGMAS = 8.0
 _PEAK = 4.0
 """Without noise: how far a value of a_k may lie above the root mean square of a vector of norm 1."""
 
+MOST_ROUNDING = 0.01
+"""Share of an update that rounding to integers may add."""
+
 
 @dataclass(frozen=True)
 class Averaged:
@@ -81,7 +84,7 @@ class UpdateCodec:
         largest = largest or cohort
         bits = config.scale_bits
         if bits is None:
-            bits = SCALE_BITS if self._private else 30 - math.ceil(math.log2(largest + 1))
+            bits = SCALE_BITS if self._private else 31 - math.ceil(math.log2(largest + 1))
         self.scale = 2.0**bits
         self.sensitivity = rounded_norm(self._norm, self.length, self.scale)
         fewest = max(min(limits.floor, cohort), cohort // 2)

@@ -1,10 +1,8 @@
 """What a reader of the report must know before believing its figures."""
 
 from fedtalk_ray.privacy.protocol import PRODUCTION_FLOOR
+from fedtalk_ray.privacy.update_codec import MOST_ROUNDING
 from fedtalk_ray.report.facts import Facts
-
-MOST_ROUNDING = 0.05
-"""Share of an update that rounding may add before readers are warned."""
 
 
 def warnings_of(run: Facts) -> list[str]:

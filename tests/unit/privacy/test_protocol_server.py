@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from fedtalk_ray.config import parse_config
+from fedtalk_ray.errors import RunError
 from fedtalk_ray.federation.roster import RosterFile, extend_roster
 from fedtalk_ray.federation.secure_aggregator import make_codec
 from fedtalk_ray.federation.server import ParameterServer
@@ -248,16 +249,43 @@ def test_the_charge_is_on_disk_before_anybody_is_told_the_survivors(make_exchang
     assert run.charged == [1] and hash_of(run.server) != run.start
 
 
+def test_weights_that_rounding_swallows_end_the_run_in_its_first_round(make_exchange: Make, tmp_path: Path) -> None:
+    """Weights of a millionth; in a later round of the phase the same is borne, as its updates may be nothing."""
+    run = Run(tmp_path, make_exchange)
+
+    def tiny(number: int) -> Exchange:
+        exchange, rng = run.begin(), np.random.default_rng(number)
+        update = np.full(DIMENSION, 0.1, np.float32)
+        exchange.vectors = {name: run.codec.encode(update, 1e-6, 30.0, 5, rng) for name in exchange.plan.cohort}
+        return exchange
+
+    exchange = tiny(1)
+    for _ in STAGES:
+        exchange.step()
+    with pytest.raises(RunError, match=r"rounding to integers adds .*; set privacy.weight_reference near"):
+        run.server.finish(1)
+    assert run.server.round() == 0 and hash_of(run.server) == run.start
+    run = Run(tmp_path / "later", make_exchange)
+    first = run.begin()
+    for _ in STAGES:
+        first.step()
+    run.server.finish(1)
+    second = tiny(2)
+    for _ in STAGES:
+        second.step()
+    assert run.server.finish(2)["rounding_error"] > 0.01
+
+
 @pytest.mark.parametrize(("privacy", "charged"), [({}, []), (SKELLAM, [1])], ids=["without noise", "skellam"])
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_sum_that_no_honest_clients_make_is_thrown_away(
     make_exchange: Make, tmp_path: Path, privacy: dict[str, Any], charged: list[int], sign: int
 ) -> None:
-    """One client's vector lies far beyond any clip norm, and is validly signed. Five honest ones reach 8.7 units
-    without noise (of a ring of 16 either way) and 14 with it (of 8,192)."""
+    """One client's vector lies far beyond any clip norm, and is validly signed. Of five honest ones no value
+    reaches more than 5 units without noise (of a ring of 8 either way) and 14 with it (of 8,192)."""
     run = Run(tmp_path, make_exchange, **privacy)
     exchange = run.begin()
-    huge = sign * (100 if privacy else 13) * int(run.codec.scale)
+    huge = sign * (100 if privacy else 6) * int(run.codec.scale)
     exchange.vectors["c02"] = np.full(DIMENSION + 2, huge % 2**32, np.uint32)
     exchange.until("open")
     figures = run.server.finish(1)
