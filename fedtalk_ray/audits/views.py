@@ -66,8 +66,9 @@ def summed(
 
 
 def largest_cohort(survivors: int, limits: Limits) -> int:
-    """The largest cohort whose sum may be opened with so many survivors: they carry the least noise then."""
-    return max((n for n in range(survivors, 2 * survivors + 2) if limits.survivors(n) <= survivors), default=survivors)
+    """The largest cohort whose sum may be opened with so many survivors, of those in which they carry least noise."""
+    possible = [n for n in range(survivors, 2 * survivors + 2) if limits.survivors(n) <= survivors]
+    return max(possible, key=lambda n: (limits.opened(n), n), default=survivors)
 
 
 class Views:

@@ -92,11 +92,11 @@ def check_cohorts(config: TrainConfig, population: int) -> None:
     if not config.poisson:
         size, over = config.cohort.size, config.cohort.over_select
         asked, limits = min(population, ceil(size * (1 + over))), limits_of(config.privacy)
-        if over and size < limits.survivors(asked) <= asked:
-            most = max((n for n in range(size, asked) if limits.survivors(n) <= size), default=size)
+        if over and size < limits.needed(asked) <= asked:
+            most = max((n for n in range(size, asked) if limits.needed(n) <= size), default=size)
             raise ConfigError(
                 f"cohort.over_select {over:g} asks {asked} clients and waits for {size}, but of {asked} asked no sum "
-                f"of fewer than {limits.survivors(asked)} is opened; take {floor(100 * (most / size - 1)) / 100:g} or "
+                f"of fewer than {limits.needed(asked)} is opened; take {floor(100 * (most / size - 1)) / 100:g} or "
                 "less"
             )
         return

@@ -1,31 +1,35 @@
 """Who holds shares of a client's secrets, and whom it so shares masks with: everybody, or above 100 clients some.
 
-Guarantee, against a server that does anything together with up to `tolerated` clients: what it can open are sums over
-at least `fewest` clients of the cohort, those in league among them.
+Guarantee, against a server that does anything together with up to `tolerated` clients, whoever they are but fixed
+before holders are drawn: what it can open are sums over at least `fewest` clients of the cohort, those in league among
+them.
 
-Every client draws its holders itself, from the cohort as it was planned and with the system's randomness, before it
-hears who is there: a server that chooses the cohort, decides who is heard and tells everybody something else has no
-say in it. Two clients share a mask if one of them holds shares of the other's secrets.
+Every client draws its holders itself, from the cohort as it was planned and with the system's randomness: a server that
+chooses the cohort, decides who is heard and tells everybody something else has no say in it. Two clients share a mask
+if one of them holds shares of the other's secrets.
 
-Why: a quorum of the cohort must confirm the survivors U3 before anything is opened, so there is one such set, unless
-c >= 2 quorum - n, for c clients in league. Honest clients give one kind of share of each other: seeds of U3, keys of
-the rest. A client hands shares of its seed only to holders with whom it shares a mask, and t must give theirs: those
-are in U3, and what an honest one of them shares with the client cancels in a sum with it and else not at all. So an
-opened sum is over a set S of honest clients each of whom has at least t - 1 of its holders in S or in league.
+Why, for n clients of whom c are in league. A quorum of the cohort must confirm the session and the survivors U3 before
+an honest client opens anything, and each signs once: so there is one such set, unless c >= 2 quorum - n. Honest clients
+give one kind of share of each other: seeds of U3, keys of the rest; the keys of U3 stay closed, as fewer than t of
+anybody's holders are in league. A client hands shares of its seed only to holders with whom it shares a mask, and t
+must give theirs: those are in U3, and what an honest one of them shares with the client cancels in a sum with it and
+else not at all. So an opened sum is over a set S of honest clients each of whom has at least t - 1 of its holders in S
+or in league.
 
-- All hold everybody's shares: S and the c are t at least, more than those who need not confirm; and who confirms that
-  somebody survived has masked with it. So S is all the honest ones of U3.
+- All hold everybody's shares, and t is the quorum: so S has t - c clients at least, and n - quorum do not confirm at
+  most, which is fewer; somebody in S confirms, and whoever confirms that somebody survived has masked with it. So S is
+  all the honest ones of U3.
 - Each has k holders of its own choice. Choices of different clients are independent, so the chance that there is such a
   set of fewer than m clients, the c among them, is at most
 
       sum over a = 1 ... m - c - 1 of  C(n - c, a) P(Hypergeometric(n - 1, a - 1 + c, k) >= t - 1)^a
 
-  which is small for m up to 0.6 n: m is 4n/7 here.
+  That is for one exchange. Clients whom somebody wins over after he saw who drew whom are not covered.
 
 >>> chosen(list("abc"), "a")
 ('b', 'c')
 >>> holders(256), threshold(256), tolerated(64), tolerated(256)
-(32, 23, 21, 35)
+(32, 20, 21, 25)
 """
 
 import math
@@ -52,11 +56,15 @@ def quorum(cohort: int) -> int:
 
 
 def threshold(cohort: int, complete_up_to: int = COMPLETE_UP_TO) -> int:
-    """t, the shares that give a secret back: two thirds of the k + 1 that there are (the client keeps one), and one.
+    """t, the shares that give a secret back, of the k + 1 that there are (of its seed the client keeps one itself).
 
-    The larger t is, the more clients must be in league to open a vector, and the fewer may drop out: a third.
+    The larger t is, the more clients must be in league to open a vector, and the fewer may drop out. Two thirds and
+    one where all hold everybody's, so that a third may; else three fifths and one, as of few holders more are missing
+    by chance: of 256 clients a fifth may (docs/privacy.md).
     """
-    return quorum(holders(cohort, complete_up_to) + 1)
+    if cohort <= complete_up_to:
+        return quorum(cohort)
+    return 3 * (holders(cohort, complete_up_to) + 1) // 5 + 1
 
 
 def chosen(cohort: Collection[str], client: str, complete_up_to: int = COMPLETE_UP_TO) -> tuple[str, ...]:
@@ -67,7 +75,7 @@ def chosen(cohort: Collection[str], client: str, complete_up_to: int = COMPLETE_
 
 def fewest(cohort: int, complete_up_to: int = COMPLETE_UP_TO) -> int:
     """m: fewest clients over whom a sum can be opened, whatever the server does with `tolerated` clients of its own."""
-    return quorum(cohort) if cohort <= complete_up_to else 4 * cohort // 7 + 1
+    return quorum(cohort) if cohort <= complete_up_to else cohort // 2
 
 
 def tolerated(cohort: int, complete_up_to: int = COMPLETE_UP_TO) -> int:

@@ -48,6 +48,7 @@ class Code(StrEnum):
     NOTHING_TO_GIVE = "nothing to give"
     RECORD_DAMAGED = "record damaged"
     CAP_REACHED = "participation cap reached"
+    NOT_AGREED = "not agreed to"
     CANNOT_UNMASK = "cannot unmask"
     SUM_TOO_LARGE = "sum too large"
     LOST = "exchange lost"
@@ -91,9 +92,14 @@ class Limits:
         """
         return max(quorum(cohort), self.floor)
 
+    def needed(self, cohort: int) -> int:
+        """Fewest of a planned cohort who must stay for its sum to be opened as a rule. On a sparse graph, where each
+        has few holders, that is four fifths: with three quarters of 256 half of all rounds are lost."""
+        return self.survivors(cohort) if cohort <= self.complete_up_to else max(-(-4 * cohort // 5), self.floor)
+
     def opened(self, cohort: int) -> int:
         """Fewest clients over whom a lying server can open a sum: noise must be enough in one over so many."""
-        return self.survivors(cohort) if cohort <= self.complete_up_to else max(fewest(cohort, 0), self.floor)
+        return self.survivors(cohort) if cohort <= self.complete_up_to else fewest(cohort, self.complete_up_to)
 
 
 @dataclass(frozen=True)
@@ -161,7 +167,7 @@ def check_size(data: Buffer, clients: int, values: int = 0) -> None:
     before it is read, so that nobody has to hold what a flood is made of."""
     try:
         size = memoryview(data).nbytes
-    except TypeError as error:
+    except (TypeError, ValueError, BufferError) as error:
         raise Rejected(Code.MALFORMED, f"a {type(data).__name__} is no run of bytes") from error
     if size > (largest := LARGEST_PART * (clients + 2) + 4 * values):
         raise Rejected(Code.WRONG_LENGTH, f"{size} bytes, and none has more than {largest}")

@@ -1,8 +1,8 @@
 """A client's side of the secure protocol, for one round: a plain state machine without network, clock or Ray.
 
-Guarantee, against an honest but curious server together with fewer than t of this client's holders, and against a
-server that does anything together with up to `graph.tolerated` clients: of this client's vector they learn nothing but
-what the sum over at least `Limits.opened` clients of the planned cohort, those in league among them, tells.
+Guarantee, against a server that does anything together with up to `graph.tolerated` clients: of this client's vector
+they learn nothing but what the sum over at least `Limits.opened` clients of the planned cohort, those in league among
+them, tells.
 
 The client answers every stage at most once and only in order; whatever looks wrong makes it raise `Aborted`, drop its
 secrets, and answer nothing more. Against active servers this rests on the pinned keys (`keys.Roster`), on limits that
@@ -65,6 +65,7 @@ class SecureClient:
         self._next = "advertise"
         self._encryption, self._masking = ExchangeKey.generate(), ExchangeKey.generate()
         self._seed = os.urandom(KEY_BYTES)
+        self._drawn = chosen(self._cohort, name, limits.complete_up_to)
         self._held_seeds: dict[str, bytes] = {}
         self._held_keys: dict[str, bytes] = {}
 
@@ -74,15 +75,14 @@ class SecureClient:
         return self._send(Advertisement(self._name, self._encryption.public, self._masking.public))
 
     def share(self, frame: Buffer) -> bytes:
-        """Stage 1, on an `Advertised`: draws holders, and deals shares of the masking key to those who are there."""
+        """Stage 1, on an `Advertised`: deals shares of the masking key to those of its holders who are there."""
         self._enter("share")
         self._keys = self._read_keys(self._receive(frame, Advertised).advertisements)
         self._session = protocol.session_of(self._context, self._keys)
         planned, advertised = len(self._cohort), len(self._keys)
         if advertised < self._limits.survivors(planned):
             raise self._abort(Code.TOO_FEW, f"{advertised} clients of a cohort of {planned} advertised keys")
-        drawn = chosen(self._cohort, self._name, self._limits.complete_up_to)
-        self._holders = {holder for holder in drawn if holder in self._keys}
+        self._holders = {holder for holder in self._drawn if holder in self._keys}
         self._check_keys(self._holders)
         return self._send(SealedShares(self._name, self._deal("key", self._masking.secret, self._holders)))
 
@@ -267,6 +267,9 @@ def open_plan(frame: Buffer, roster: Roster, run: str) -> Plan:
         raise Aborted(error.code, error.detail) from error
     if plan.run != run:
         raise Aborted(Code.NOT_PINNED, "the plan is of another run")
+    if len(set(plan.cohort)) < len(plan.cohort):
+        # Noise is shared among as many as the plan names.
+        raise Aborted(Code.NOT_PINNED, "the plan names a client twice")
     return plan
 
 

@@ -36,7 +36,12 @@ from fedtalk_ray.privacy.graph import holders, quorum
 from fedtalk_ray.privacy.keys import ExchangeKey, Roster, SigningKey, is_usable
 from fedtalk_ray.privacy.masking import Mask
 from fedtalk_ray.privacy.protocol import STAGES, Aborted, Code, Limits, Rejected
+from fedtalk_ray.privacy.shamir import SHARE_BYTES
 from fedtalk_ray.privacy.wire import Buffer
+
+SEALED_BYTES = SHARE_BYTES + 16
+"""A share and the tag of its encryption."""
+DIGEST_BYTES = 32
 
 _TRIES = 200
 """Sets of shares that are tried for one secret."""
@@ -119,18 +124,26 @@ class SecureServer:
         return dict.fromkeys(alive, frame)
 
     def _take_share(self, message: SealedShares) -> None:
-        dealt = {share.holder: share for share in message.shares}
         planned, there = len(self._plan.cohort), self._keys.keys()
+        dealt = self._dealt_by(message)
         most = holders(planned, self._limits.complete_up_to) + 1
         # Of those that it drew not all may have advertised.
-        possible = range(most - (planned - len(there)), most + 1)
-        if (
-            len(dealt) != len(message.shares)
-            or len(dealt) not in possible
-            or not {message.client} <= dealt.keys() <= there
-        ):
+        if not dealt.keys() <= there or not most - (planned - len(there)) <= len(dealt) <= most:
             raise Rejected(Code.WRONG_SHARES, "not one share for each of its holders")
         self._dealt_keys[message.client] = dealt
+
+    def _dealt_by(self, message: SealedShares | MaskedInput) -> dict[str, SealedShare]:
+        """By holder, the client itself among them. Raises `Rejected` for shares that cannot be what they should."""
+        dealt = {share.holder: share for share in message.shares}
+        if len(dealt) != len(message.shares) or message.client not in dealt:
+            raise Rejected(Code.WRONG_SHARES, "two shares for one holder, or none for itself")
+        if len(dealt) < self._limits.threshold(len(self._plan.cohort)):
+            raise Rejected(Code.WRONG_SHARES, "too few to give the secret back")
+        for share in message.shares:
+            size = 0 if share.holder == message.client else SEALED_BYTES
+            if len(share.ciphertext) != size or len(share.commitment) != DIGEST_BYTES:
+                raise Rejected(Code.WRONG_SHARES, "a share or a commitment of another size")
+        return dealt
 
     def _close_share(self, alive: list[str]) -> dict[str, bytes]:
         self._partners: dict[str, set[str]] = {client: set() for client in alive}
@@ -156,12 +169,8 @@ class SecureServer:
     def _take_mask(self, message: MaskedInput) -> None:
         if message.vector.shape != self._total.shape:
             raise Rejected(Code.WRONG_LENGTH, f"{len(message.vector)} values, expected {len(self._total)}")
-        client = message.client
-        dealt = {share.holder: share for share in message.shares}
-        if len(dealt) != len(message.shares) or dealt.keys() != self._dealt_keys[client].keys() & {
-            *self._partners[client],
-            client,
-        }:
+        client, dealt = message.client, self._dealt_by(message)
+        if dealt.keys() != self._dealt_keys[client].keys() & {*self._partners[client], client}:
             raise Rejected(Code.WRONG_SHARES, "not one share for each holder with whom it masks")
         self._dealt_seeds[client], self._commitments[client] = dealt, message.seed_commitment
         self._total += message.vector

@@ -87,10 +87,11 @@ class UpdateCodec:
             bits = SCALE_BITS if self._private else 31 - math.ceil(math.log2(largest + 1))
         self.scale = 2.0**bits
         self.sensitivity = rounded_norm(self._norm, self.length, self.scale)
-        fewest = max(min(limits.floor, cohort), cohort // 2)
-        if config.colluders >= limits.opened(fewest):
+        # Of the cohorts that may come the one of whom fewest may be in a sum: each of its clients adds most noise.
+        worst = min(range(max(min(limits.floor, cohort), cohort // 2), largest + 1), key=limits.opened)
+        if config.colluders >= limits.opened(worst):
             raise ConfigError(
-                f"privacy.colluders is {config.colluders}, and a sum of {limits.opened(fewest)} clients may be "
+                f"privacy.colluders is {config.colluders}, and a sum of {limits.opened(worst)} clients may be "
                 "opened: nobody would be left to add noise; lower it"
             )
         in_the_ring = self._deviation(largest, largest) if config.mechanism == "skellam" else 0.0
@@ -100,11 +101,11 @@ class UpdateCodec:
                 f"privacy.scale_bits is {bits}: a sum over {largest} clients with its noise could reach "
                 f"{reach:.0f} * 2^{bits}, beyond 2^31; lower it"
             )
-        rate = self._share(fewest) / 2 if config.mechanism == "skellam" else 0.0
+        rate = self._share(worst) / 2 if config.mechanism == "skellam" else 0.0
         if rate > noise.LARGEST_RATE:
             raise ConfigError(
                 f"privacy.scale_bits is {bits}: noise of multiplier {multiplier:g} shared by "
-                f"{limits.opened(fewest)} clients needs a Poisson rate of {rate:.2g}, beyond "
+                f"{limits.opened(worst)} clients needs a Poisson rate of {rate:.2g}, beyond "
                 f"{noise.LARGEST_RATE:.2g}; take {math.floor(bits - math.log2(rate / noise.LARGEST_RATE) / 2)} or less"
             )
 

@@ -252,7 +252,7 @@ def noise_of(audited: Round, exchange: Exchange) -> tuple[float, float]:
     deviation = privacy.noise_multiplier * codec.sensitivity / codec.scale
     if privacy.mechanism == "skellam":
         # Each client adds so much that the fewest who may be opened have enough.
-        fewest = limits_of(config.privacy).survivors(len(exchange.plan.cohort))
+        fewest = limits_of(config.privacy).opened(len(exchange.plan.cohort))
         deviation *= math.sqrt(survivors / (fewest - privacy.colluders))
     true = total / clip_norm
     noise = exchange.update.astype(np.float64) * codec.denominator / clip_norm - true

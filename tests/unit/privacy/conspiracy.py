@@ -222,22 +222,21 @@ class Conspiracy:
                 else:
                     (stream.subtract if name < partner else stream.add)(rest, mask)
             bare[name] = rest
-        found, left = [], set(bare)
-        while left:
-            group, todo = set(), [min(left)]
+        found = set()
+        for name in bare:
+            group, todo = set[str](), [name]
             while todo:
                 each = todo.pop()
                 if each not in group:
                     group.add(each)
                     todo += tied.get(each, set())
-            left -= group
-            # Whoever is tied to somebody whose vector has not the same mask on it stays hidden, and all with it.
+            # Whoever is tied to somebody whose vector has not the same mask on it stays hidden, and all who need it.
             if all(one in bare and all(one in tied.get(other, ()) for other in tied[one]) for one in group):
                 total = np.sum([bare[name] for name in group], axis=0, dtype=np.uint32)
                 plain = np.sum([self.vectors[name] for name in group], axis=0, dtype=np.uint32)
                 assert (total == plain).all(), "masks were left on an opened sum"
-                found.append(frozenset(group))
-        return found
+                found.add(frozenset(group))
+        return sorted(found, key=sorted)
 
     def too_small(self) -> list[frozenset[str]]:
         """Opened sums of fewer clients than the policy allows, those in league counted as taking part."""

@@ -175,6 +175,15 @@ WRONG_SHARES: dict[str, Tamper] = {
     "two shares for one holder": changed(shares=lambda _, message: (*message.shares, message.shares[0])),
     "a share for somebody outside": for_holder(OUTSIDER),
     "a share for nobody": for_holder("nobody"),
+    "one ciphertext with all the room of the others": changed(
+        shares=lambda _, message: (
+            *(replace(share, ciphertext=b"") for share in message.shares[:-1]),
+            replace(message.shares[-1], ciphertext=bytes(49 * len(message.shares))),
+        )
+    ),
+    "a short commitment": changed(
+        shares=lambda _, message: (replace(message.shares[0], commitment=bytes(31)), *message.shares[1:])
+    ),
 }
 
 ONE_STAGE: dict[tuple[str, Code], dict[str, Tamper]] = {

@@ -189,10 +189,10 @@ def test_a_cohort_does_not_shrink_to_a_victim_and_the_servers_own(count: int, co
 
 ATTACKS: dict[str, Attack] = {
     "a victim alone with the server's clients": Attack(24, 7, alone(0)),
-    "the same on a sparse graph": Attack(30, 5, alone(5), 20),
+    "the same on a sparse graph": Attack(30, 3, alone(5), 20),
     "two stories about one client": Attack(12, 5, two_stories(0.5)),
     "two stories, one of them for nearly all": Attack(12, 5, two_stories(0.85)),
-    "two stories on a sparse graph": Attack(30, 5, two_stories(0.5), 20),
+    "two stories on a sparse graph": Attack(30, 3, two_stories(0.5), 20),
     "another story after the first": Attack(12, 5, asked_again),
     "nothing of the others arrives": Attack(12, 5, never_shared),
     "some are hidden from the others": Attack(8, 0, hidden(2)),
@@ -200,8 +200,8 @@ ATTACKS: dict[str, Attack] = {
     "most are said to be lost": Attack(12, 3, said_to_be_lost(7)),
     "one is said to be lost": Attack(12, 3, said_to_be_lost(1)),
     "a story for each": Attack(24, 9, a_story_for_each),
-    "holders who are in league": Attack(40, 6, partial(holders_in_league, partners=True), 8),
-    "masks with the server's alone": Attack(40, 6, partial(holders_in_league, partners=False), 8),
+    "holders who are in league": Attack(60, 5, partial(holders_in_league, partners=True), 8),
+    "masks with the server's alone": Attack(60, 5, partial(holders_in_league, partners=False), 8),
 }
 
 
@@ -209,6 +209,19 @@ ATTACKS: dict[str, Attack] = {
 def test_a_lying_server_opens_no_small_sum(attack: Attack) -> None:
     assert attack.drawn == 8 or attack.colluders <= graph.tolerated(attack.count)
     assert not attack.play().too_small()
+
+
+def test_a_victim_whom_another_says_it_masked_with_is_found_all_the_same() -> None:
+    """Who looks for closed groups from one end alone takes the victim for a part of one that is not closed."""
+
+    def story(league: Conspiracy) -> Story:
+        first, *others = league.honest
+        victim, rest = others[-1], frozenset(league.honest) - {others[-1]}
+        return Story(absent={victim: rest}, strangers={first: frozenset({victim})})
+
+    lax = altered(*MUTANTS["as few holders as are there"], *MUTANTS["survivors with whom it has not masked"])
+    league = Attack(12, 5, story).play(lax)
+    assert frozenset({league.honest[-1]}) in league.opened()
 
 
 MUTANTS: dict[str, list[tuple[str, str]]] = {
@@ -223,8 +236,8 @@ MUTANTS: dict[str, list[tuple[str, str]]] = {
     ],
     "holders who can be foretold": [
         (
-            "drawn = chosen(self._cohort, self._name, self._limits.complete_up_to)",
-            "drawn = sorted(self._cohort - {self._name})[-holders(len(self._cohort), self._limits.complete_up_to):]",
+            "chosen(self._cohort, name, limits.complete_up_to)",
+            "sorted(self._cohort - {name})[-holders(len(plan.cohort), limits.complete_up_to) :]",
         ),
         ("import chosen, quorum", "import holders, quorum"),
     ],
@@ -271,20 +284,20 @@ def test_a_rule_that_is_missing_is_noticed(mutant: str) -> None:
 @pytest.mark.parametrize(("count", "drawn"), [(9, 0), (10, 0), (12, 0), (16, 0), (24, 0), (30, 20)])
 def test_one_more_of_the_servers_own_is_too_many(count: int, drawn: int) -> None:
     """As many as may be, and none of the attacks opens anything; one more, and two stories do. On sparse graphs the
-    proof ends sooner than that: five of thirty by the bound, eleven by what is known to be tried."""
+    proof ends sooner than that: three of thirty by the bound."""
     enough = 2 * graph.quorum(count) - count
     with holders_each(drawn):
         most = graph.tolerated(count, COMPLETE_UP_TO if drawn else graph.COMPLETE_UP_TO)
-    assert most == (5 if drawn else enough - 1)
+    assert most == (3 if drawn else enough - 1)
     for share in (0.5, 0.85):
-        assert not Attack(count, enough - 1, two_stories(share), drawn).play().too_small()
+        assert not Attack(count, most, two_stories(share), drawn).play().too_small()
     # On a sparse graph it depends on whose holders hear which of the two.
     one_too_many = Attack(count, enough, two_stories(0.5), drawn)
     assert any(one_too_many.play().too_small() for _ in range(20 if drawn else 1))
 
 
 @pytest.mark.skipif(not NIGHTLY, reason="a quarter of an hour; make nightly")
-@pytest.mark.parametrize(("count", "colluders"), [(100, 33), (101, 22), (128, 24), (256, 35)])
+@pytest.mark.parametrize(("count", "colluders"), [(100, 33), (101, 14), (128, 14), (256, 25)])
 def test_large_cohorts(count: int, colluders: int) -> None:
     assert colluders == graph.tolerated(count)
     for story in (alone(0), alone(5), two_stories(0.5), two_stories(0.85), said_to_be_lost(count // 3)):

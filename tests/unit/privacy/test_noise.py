@@ -60,7 +60,7 @@ def test_a_rate_at_which_the_sampler_is_wrong_is_refused(beyond: float) -> None:
 @pytest.mark.parametrize(("cohort", "colluders"), [(8, 0), (16, 0), (16, 3), (64, 0), (64, 20), (256, 10)])
 def test_any_survivors_that_may_be_opened_carry_enough_noise(cohort: int, colluders: int) -> None:
     """For every dropout count: variance over (z S)^2 of the honest survivors, with none to spare at the minimum."""
-    least = Limits().survivors(cohort)
+    least = Limits().opened(cohort)
     each = client_variance(noise_multiplier=1.3, sensitivity=1000.0, survivors=least, colluders=colluders)
     wanted = 1300.0**2
     totals = [(survivors - colluders) * each for survivors in range(least, cohort + 1)]
