@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -96,3 +97,22 @@ def _is_about(error: OSError, path: Path) -> bool:
         return True
     inside = refused.relative_to(own.parent).parts if own.parent in refused.parents else ("",)
     return inside[0].startswith((f".{own.name}.", f".{own.stem}."))
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """While no other process is in here with the same file, which need not exist."""
+    lock = path.with_name(f".{path.name}.lock")
+    with writing(lock):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with open(lock, "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def write_synced(path: Path, text: str) -> None:
+    """Replaces a file, whole, and returns when it is on disk."""
+    with new_file(path) as place, open(place, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())

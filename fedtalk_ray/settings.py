@@ -126,9 +126,8 @@ class PrivacyConfig(Section):
     mean_weight: float = Field(1.0, gt=0)
     """With noise: the public denominator is `cohort.size` times this, whoever took part. It acts as a step size."""
     colluders: int = Field(1, ge=0)
-    """skellam: clients that may know or leave out their own noise, in league with whoever sees the sum, without
-    weakening the guarantee. 1 is a curious client by itself; k cost sqrt(m / (m - k)) more noise, m the fewest
-    survivors."""
+    """skellam: clients that may know or leave out their noise, in league with whoever sees the sum, without weakening
+    the guarantee. 1 is a curious client by itself; k cost sqrt(m / (m - k)) more noise, m the fewest in a sum."""
     scale_bits: int | None = Field(None, ge=8, le=30)
     """Sums are counted in steps of 2^-bits. null: 18 with noise, else as fine as the cohort allows. Without noise an
     update's values are written yet finer, by as much as their number lets them be."""
@@ -159,6 +158,19 @@ class PrivacyConfig(Section):
         if self.simulated_cohort and self.simulated_population and self.simulated_cohort > self.simulated_population:
             raise ValueError("`simulated_cohort` is larger than `simulated_population`")
         return self
+
+
+class AgreementConfig(Section):
+    """What each client agrees to spend over all runs, which it checks itself before an update leaves; secure only."""
+
+    ledgers: str | None = None
+    """Folder that outlives runs, with a file of each client's own. null: each run counts by itself."""
+    epsilon: float | None = Field(None, gt=0)
+    """Most epsilon over all runs, as the server sees it; then no round without noise is answered. null: any."""
+    delta: float = Field(1e-5, gt=0, lt=1)
+    """Of that epsilon."""
+    rounds: int | None = Field(None, ge=1)
+    """Most rounds over all runs. null: any number."""
 
 
 class EvaluationConfig(Section):
@@ -212,6 +224,7 @@ class TrainConfig(Section):
     cohort: CohortConfig = CohortConfig()
     strategy: StrategyConfig = StrategyConfig()
     privacy: PrivacyConfig = PrivacyConfig()
+    agreement: AgreementConfig = AgreementConfig()
     server: ServerConfig = ServerConfig()
     local: LocalConfig = LocalConfig()
     adapter: AdapterConfig = AdapterConfig()
@@ -265,7 +278,13 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _can_be_private(self) -> "TrainConfig":
-        privacy = self.privacy
+        privacy, agreement = self.privacy, self.agreement
+        if agreement.ledgers is None and (agreement.epsilon or agreement.rounds):
+            raise ValueError("agreement: epsilon and rounds over all runs need `ledgers`, a folder that outlives runs")
+        if agreement.ledgers and self.aggregation != "secure":
+            raise ValueError("agreement.ledgers: clients keep one under aggregation: secure, and it is plain")
+        if agreement.epsilon and privacy.simulated_cohort:
+            raise ValueError("agreement.epsilon: noise that privacy.simulated_cohort makes too small cannot keep to it")
         if self.aggregation == "secure":
             floor = privacy.insecure_min_survivors or 8
             if self.cohort.size < floor:

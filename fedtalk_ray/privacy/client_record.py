@@ -5,15 +5,11 @@ the same time in another process, and whatever is killed when: what is written i
 numbers only grow. A record that cannot be read ends the client's part in a run.
 """
 
-import fcntl
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from fedtalk_ray.outputs import new_file, writing
+from fedtalk_ray.outputs import alone, write_synced
 from fedtalk_ray.privacy.protocol import Aborted, Code
 
 
@@ -47,7 +43,7 @@ class ClientRecord:
 
     def begin(self, exchange: int, roster: tuple[int, str]) -> None:
         """Before the first answer of an exchange. Raises `Aborted` where it, or a later one, was answered already."""
-        with self._alone():
+        with alone(self._path):
             answered = self.read()
             if exchange <= answered.exchange:
                 raise Aborted(Code.OLD_ROUND, f"exchange {exchange}, the last one was {answered.exchange}")
@@ -55,26 +51,13 @@ class ClientRecord:
 
     def mask(self, round_number: int, cap: int | None) -> None:
         """Before a masked update leaves. Raises `Aborted` for a round that has one, and beyond `cap` rounds."""
-        with self._alone():
+        with alone(self._path):
             answered = self.read()
             answered_may_go_on(answered, round_number, cap)
             self._write(replace(answered, masked=round_number, participations=answered.participations + 1))
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """While no other process reads and writes it."""
-        lock = self._path.with_name(f".{self._path.name}.lock")
-        with writing(lock):
-            lock.parent.mkdir(parents=True, exist_ok=True)
-            with open(lock, "w") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
-                yield
-
     def _write(self, answered: Answered) -> None:
-        with new_file(self._path) as place, open(place, "w") as file:
-            json.dump(asdict(answered), file)
-            file.flush()
-            os.fsync(file.fileno())
+        write_synced(self._path, json.dumps(asdict(answered)))
 
 
 def answered_may_go_on(answered: Answered, round_number: int, cap: int | None) -> None:

@@ -7,13 +7,12 @@ them.
 """
 
 import json
-import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedtalk_ray.errors import RunError
-from fedtalk_ray.outputs import new_file
+from fedtalk_ray.outputs import write_synced
 from fedtalk_ray.privacy.accounting import Noise, Rounds, epsilon, epsilon_bound, merged
 
 
@@ -74,10 +73,7 @@ class Ledger:
         if charge.exchange in self._charges:
             return
         entries = [*self._entries, encoded(charge)]
-        with new_file(self._path) as place, open(place, "w") as file:
-            file.write(f"[{', '.join(entries)}]")
-            file.flush()
-            os.fsync(file.fileno())
+        write_synced(self._path, f"[{', '.join(entries)}]")
         self._charges[charge.exchange], self._entries = charge, entries
 
     def participations(self) -> Counter[str]:

@@ -29,6 +29,7 @@ _ALTERS_NO_ROUND: Any = {
     "run": True,
     "rounds": True,
     "address": True,
+    "agreement": True,
     "debug": True,
     "evaluation": True,
     "failures": {"retries", "replace", "quorum", "grace_s"},

@@ -4,7 +4,8 @@ Every client keeps its secrets as a device of its own would: its signing key and
 this round's keys and its update in a `SecureClient` object here. Nothing of it is put into Ray's object store; what
 `answer` returns is signed, masked or encrypted.
 
-What is kept (`runs.client_folder`): the signing key, and what was answered (`privacy.client_record`).
+What is kept (`runs.client_folder`): the signing key, and what was answered (`privacy.client_record`); over all runs,
+where `agreement.ledgers` names a folder for it, what was spent (`privacy.client_ledger`).
 """
 
 import hashlib
@@ -17,6 +18,7 @@ import numpy as np
 from fedtalk_ray.federation.roster import Pin, RosterFile
 from fedtalk_ray.federation.secure_aggregator import clip_norm_of, limits_of, make_codec
 from fedtalk_ray.messages import Answers, Plan
+from fedtalk_ray.privacy.client_ledger import Agreement, ClientLedger, check
 from fedtalk_ray.privacy.client_record import ClientRecord, answered_may_go_on
 from fedtalk_ray.privacy.keys import SigningKey
 from fedtalk_ray.privacy.noise import system_rng
@@ -38,6 +40,8 @@ class SecureClients:
         self._digest = config_digest(config)
         privacy = config.privacy_in(phase)
         self._clip_norm = None if privacy.clipping == "adaptive" else clip_norm_of(privacy)
+        agreed = config.agreement
+        self._agreement = Agreement(agreed.epsilon, agreed.rounds, agreed.delta)
         self._sides: dict[str, SecureClient] = {}
         self._updates: dict[str, tuple[np.ndarray, float]] = {}
         self._plan: Plan | None = None
@@ -82,6 +86,9 @@ class SecureClients:
             clip_norm=self._clip_norm,
         )
         answered_may_go_on(answered, plan.round, self._config.privacy.participation_cap)
+        if (ledger := self._ledger(client)) is not None:
+            # Looked at before it trains; again, with the charge, before anything of it leaves.
+            check(ledger.read().and_one(plan.run, self._codec.noise), self._agreement)
         key = self._signing_key(client)
         self._sides[client] = SecureClient(client, key, self._roster, plan, limits_of(self._config.privacy))
 
@@ -123,11 +130,22 @@ class SecureClients:
             return side.advertise()
         if stage != "mask":
             return bytes(getattr(side, stage)(frame))
-        update, weight = self._updates.pop(client)
+        update, weight = self._updates.pop(client, (None, 0.0))
+        if update is None:
+            raise Aborted(Code.WRONG_STAGE, "no update is there to be masked")
         vector = self._codec.encode(update, weight, plan.clip_norm, len(plan.cohort), system_rng())
         masked = side.mask(frame, vector)
-        self._record(client).mask(plan.round, self._config.privacy.participation_cap)
+        record, cap = self._record(client), self._config.privacy.participation_cap
+        answered = record.read()
+        answered_may_go_on(answered, plan.round, cap)
+        if (ledger := self._ledger(client)) is not None:
+            ledger.charge(plan.run, answered.participations, self._codec.noise, self._agreement)
+        record.mask(plan.round, cap)
         return masked
+
+    def _ledger(self, client: str) -> ClientLedger | None:
+        folder = self._config.agreement.ledgers
+        return None if folder is None else ClientLedger(Path(folder) / f"{client}.json")
 
     def _signing_key(self, client: str) -> SigningKey:
         return SigningKey.kept_in(self._run.client(client).signing_key)

@@ -16,6 +16,7 @@ from fedtalk_ray.config import parse_config
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.federation.roster import extend_roster
 from fedtalk_ray.federation.server import ParameterServer
+from fedtalk_ray.privacy.client_ledger import ClientLedger
 from fedtalk_ray.privacy.client_record import Answered, ClientRecord
 from fedtalk_ray.privacy.keys import SigningKey
 from fedtalk_ray.privacy.protocol import Aborted, Code
@@ -199,3 +200,51 @@ def test_a_client_whose_record_is_damaged_takes_no_part(
     clients.join("c1", MODEL)
     answers, payload = clients.answer("advertise", dict.fromkeys(COHORT, b""))
     assert answers.clients == ("c1",) and len(payload) == 1, "the others' records are their own"
+
+
+def test_who_has_no_update_to_mask_is_silent_and_the_others_answer(
+    config: TrainConfig, slot: Callable[..., SecureClients]
+) -> None:
+    """A stage that is asked for twice took the slot's other clients with it."""
+    server, frame = Liar(config).plan(2)
+    clients, frames = slot(), dict.fromkeys(COHORT, b"")
+    for who in COHORT:
+        joined(clients, frame, who)
+    for stage in ("advertise", "share"):
+        frames = server.collect(stage, clients.answer(stage, frames)[1]).frames
+    assert clients.answer("mask", {"c0": frames["c0"]})[0].clients == ("c0",)
+    answers, _ = clients.answer("mask", frames)
+    assert answers.clients == tuple(COHORT[1:]) and answers.refused == {str(Code.WRONG_STAGE): 1}
+
+
+def masked(clients: SecureClients, server: ParameterServer, frame: bytes) -> tuple[str, ...]:
+    """Who sent a masked update."""
+    frames = dict.fromkeys(COHORT, b"")
+    for who in COHORT:
+        joined(clients, frame, who)
+    for stage in ("advertise", "share"):
+        frames = server.collect(stage, clients.answer(stage, frames)[1]).frames
+    return clients.answer("mask", frames)[0].clients
+
+
+def test_over_all_runs_a_client_answers_as_often_as_it_agreed_to(tmp_path: Path) -> None:
+    """The second run's server knows nothing of the first, and the client's ledger does."""
+    ledgers = tmp_path / "ledgers"
+    answered: list[int | Code] = []
+    for name in ("one", "two"):
+        tree = {"run": str(tmp_path / name), "shards": "s", "pretrained": "p", "cohort": {"size": 8}, "rounds": 3}
+        tree |= {"phases": ["units", "faces"], "agreement": {"ledgers": str(ledgers), "rounds": 3}}
+        config = parse_config(tree, "test")
+        run = RunFolder(Path(config.run))
+        save_checkpoint(run.checkpoints, Checkpoint(0, MODEL, {}), config_fingerprint(config))
+        clients = SecureClients(config, "faces", len(MODEL), BACKBONE)
+        extend_roster(run.roster, SigningKey.kept_in(run.server_key).public, clients.enrol(COHORT))
+        for number in (2, 3):
+            slot = SecureClients(config, "faces", len(MODEL), BACKBONE)
+            server, frame = Liar(config).plan(number)
+            try:
+                answered.append(len(masked(slot, server, frame)))
+            except Aborted as error:
+                answered.append(error.code)
+    assert answered == [8, 8, 8, Code.NOT_AGREED]
+    assert sum(ClientLedger(ledgers / "c0.json").read().rounds.values()) == 3

@@ -1,0 +1,98 @@
+"""What a client has spent over all runs, on its own disk, and what it agreed to spend at most.
+
+Guarantee, to the client: before a masked update leaves, what it costs is on disk, and it does not leave where that is
+more than was agreed; whichever server asks, in whichever run, with whatever it says of the past, from however many
+processes at once, and whatever is killed when. What is written only grows. A file that cannot be read, or that knows
+less of a run than the client's record of it (`client_record`), ends the client's part.
+
+Epsilon is the server view's: whoever asks for an update knows that this client is there, so nothing is amplified. It is
+the bound by Renyi divergence, whatever the noise (`accounting.epsilon_bound`): a little above the run's own figure.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from fedtalk_ray.outputs import alone, write_synced
+from fedtalk_ray.privacy.accounting import Noise, Rounds, epsilon_bound, merged
+from fedtalk_ray.privacy.protocol import Aborted, Code
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """The most that a client spends over all runs: epsilon at `delta`, and rounds. None: any number."""
+
+    epsilon: float | None = None
+    rounds: int | None = None
+    delta: float = 1e-5
+
+
+@dataclass
+class Spent:
+    """rounds: by run. noise: how often each kind of noise was in a sum. bare: rounds without any."""
+
+    rounds: dict[str, int] = field(default_factory=dict)
+    noise: list[tuple[Noise, int]] = field(default_factory=list)
+    bare: int = 0
+
+    def epsilon(self, delta: float) -> float:
+        """Infinite after a round without noise."""
+        if self.bare:
+            return float("inf")
+        return epsilon_bound(merged([Rounds(noise, 1.0, count) for noise, count in self.noise]), delta)
+
+    def and_one(self, run: str, noise: Noise | None) -> "Spent":
+        """This and one more round."""
+        counts = dict(self.noise)
+        if noise is not None:
+            counts[noise] = counts.get(noise, 0) + 1
+        rounds = self.rounds | {run: self.rounds.get(run, 0) + 1}
+        return Spent(rounds, list(counts.items()), self.bare + (noise is None))
+
+
+class ClientLedger:
+    """One client's, in a file that outlives runs."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read(self) -> Spent:
+        """As it stands. Raises `Aborted` for a damaged file."""
+        try:
+            found = json.loads(self._path.read_text()) if self._path.exists() else {}
+            noise = [(Noise(**each), int(count)) for each, count in found.get("noise", [])]
+            rounds = {str(run): int(count) for run, count in found.get("rounds", {}).items()}
+            return Spent(rounds, noise, int(found.get("bare", 0)))
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise Aborted(
+                Code.RECORD_DAMAGED, f"{self._path} cannot be read ({error}), and tells what this client spent"
+            ) from error
+
+    def charge(self, run: str, before: int, noise: Noise | None, agreement: Agreement) -> None:
+        """One round of a run. before: of this run the client remembers so many. noise: None for a sum without any.
+
+        Raises `Aborted` where that is more than was agreed, and where this file knows of fewer rounds than `before`.
+        """
+        with alone(self._path):
+            spent = self.read()
+            if spent.rounds.get(run, 0) < before:
+                raise Aborted(
+                    Code.RECORD_DAMAGED, f"{self._path} knows less of a run than the client: was it put back?"
+                )
+            after = spent.and_one(run, noise)
+            check(after, agreement)
+            tree = {
+                "rounds": after.rounds,
+                "noise": [[asdict(each), count] for each, count in after.noise],
+                "bare": after.bare,
+            }
+            write_synced(self._path, json.dumps(tree))
+
+
+def check(spent: Spent, agreement: Agreement) -> None:
+    """Raises `Aborted` where more would be spent than was agreed."""
+    rounds = sum(spent.rounds.values())
+    if agreement.rounds is not None and rounds > agreement.rounds:
+        raise Aborted(Code.NOT_AGREED, f"round {rounds} over all runs, and {agreement.rounds} were agreed to")
+    if agreement.epsilon is not None and (reached := spent.epsilon(agreement.delta)) > agreement.epsilon:
+        raise Aborted(Code.NOT_AGREED, f"epsilon {reached:.3g} over all runs, and {agreement.epsilon:g} was agreed to")

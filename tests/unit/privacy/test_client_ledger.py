@@ -1,0 +1,113 @@
+"""What a client agreed to spend over all runs it does not exceed, whoever asks and whatever dies."""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from opacus.accountants.analysis.rdp import compute_rdp, get_privacy_spent
+
+from fedtalk_ray.privacy.accounting import ORDERS, Noise
+from fedtalk_ray.privacy.client_ledger import Agreement, ClientLedger, Spent
+from fedtalk_ray.privacy.protocol import Aborted, Code
+
+STRONG, WEAK = Noise("gaussian", 8.0), Noise("gaussian", 4.0)
+
+
+def refused(code: Code, work: Callable[[], object]) -> None:
+    with pytest.raises(Aborted) as caught:
+        work()
+    assert caught.value.code == code
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> ClientLedger:
+    return ClientLedger(tmp_path / "ledgers" / "ana.json")
+
+
+def test_rounds_of_several_runs_add_up(ledger: ClientLedger) -> None:
+    for place in range(5):
+        ledger.charge(f"run {place % 2}", place // 2, None, Agreement(rounds=5))
+    refused(Code.NOT_AGREED, lambda: ledger.charge("run 2", 0, None, Agreement(rounds=5)))
+    assert ledger.read().rounds == {"run 0": 3, "run 1": 2}
+
+
+def test_epsilon_of_several_runs_adds_up_as_opacus_has_it(ledger: ClientLedger) -> None:
+    """Without amplification: every round is one that she was in."""
+    for place, noise in enumerate([STRONG, WEAK, STRONG]):
+        ledger.charge(f"run {place}", 0, noise, Agreement())
+    divergence = sum(compute_rdp(q=1.0, noise_multiplier=z, steps=n, orders=ORDERS) for z, n in ((8.0, 2), (4.0, 1)))
+    expected, _ = get_privacy_spent(orders=ORDERS, rdp=divergence, delta=1e-6)
+    assert ledger.read().epsilon(1e-6) == pytest.approx(expected, rel=1e-6)
+    refused(Code.NOT_AGREED, lambda: ledger.charge("run 3", 0, WEAK, Agreement(expected, delta=1e-6)))
+    assert ledger.read().epsilon(1e-6) == pytest.approx(expected, rel=1e-6)
+
+
+def test_who_agreed_to_an_epsilon_answers_no_round_without_noise(ledger: ClientLedger) -> None:
+    refused(Code.NOT_AGREED, lambda: ledger.charge("run", 0, None, Agreement(epsilon=100.0)))
+    assert ledger.read() == Spent()
+    ledger.charge("run", 0, None, Agreement())
+    assert ledger.read().epsilon(1e-5) == math.inf
+    refused(Code.NOT_AGREED, lambda: ledger.charge("run", 1, STRONG, Agreement(epsilon=100.0)))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"noise": [[{"kind": "gaussian"}, 1]]}', '{"rounds": {"r": "x"}}'])
+def test_a_damaged_ledger_ends_the_clients_part(ledger: ClientLedger, text: str) -> None:
+    ledger.charge("run", 0, STRONG, Agreement())
+    ledger._path.write_text(text)
+    refused(Code.RECORD_DAMAGED, lambda: ledger.charge("run", 0, STRONG, Agreement()))
+    assert ledger._path.read_text() == text
+
+
+@pytest.mark.parametrize("how", ["deleted", "put back"])
+def test_a_ledger_that_forgot_is_noticed_by_what_the_client_remembers_of_the_run(
+    ledger: ClientLedger, how: str
+) -> None:
+    ledger.charge("run", 0, STRONG, Agreement())
+    old = ledger._path.read_text()
+    ledger.charge("run", 1, STRONG, Agreement())
+    ledger._path.unlink() if how == "deleted" else ledger._path.write_text(old)
+    refused(Code.RECORD_DAMAGED, lambda: ledger.charge("run", 2, STRONG, Agreement()))
+
+
+def charge_often(path: Path, times: int) -> None:
+    for _ in range(times):
+        ClientLedger(path).charge("run", 0, STRONG, Agreement())
+
+
+def test_processes_that_charge_at_once_lose_nothing(ledger: ClientLedger) -> None:
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=charge_often, args=(ledger._path, 20)) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert ledger.read().rounds == {"run": 60} and ledger.read().noise == [(STRONG, 60)]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from([None, STRONG, WEAK])), max_size=8), st.data())
+def test_no_order_of_rounds_goes_beyond_what_was_agreed(
+    tmp_path_factory: pytest.TempPathFactory, asked: list[tuple[str, Noise | None]], data: st.DataObject
+) -> None:
+    """And what was agreed is not withheld: a refused round is one that would have gone beyond it."""
+    ledger = ClientLedger(tmp_path_factory.mktemp("ledger") / "c.json")
+    agreement = Agreement(data.draw(st.sampled_from([None, 1.0, 2.0])), data.draw(st.sampled_from([None, 2, 5])))
+    for run, noise in asked:
+        before = ledger.read()
+        after = before.and_one(run, noise)
+        within = sum(after.rounds.values()) <= (agreement.rounds or 99)
+        within = within and (agreement.epsilon is None or after.epsilon(agreement.delta) <= agreement.epsilon)
+        try:
+            ledger.charge(run, before.rounds.get(run, 0), noise, agreement)
+        except Aborted:
+            assert not within and ledger.read() == before
+        else:
+            assert within and ledger.read() == after
+    json.loads(ledger._path.read_text() if ledger._path.exists() else "{}")
