@@ -110,6 +110,19 @@ def test_a_third_of_the_slots_dies_in_mid_round_and_the_sum_is_the_survivors(
     assert np.linalg.norm(kept - start - mean) <= bound + 1e-5 * np.linalg.norm(mean)
 
 
+def test_over_two_runs_clients_answer_as_often_as_they_agreed_to(
+    make_config: Make, crowd: Path, tmp_path: Path
+) -> None:
+    """Three rounds were agreed to. The second run's second one is gone through without anybody."""
+    agreement = {"ledgers": str(tmp_path / "ledgers"), "rounds": 3}
+    for name in ("one", "two"):
+        train(secure(make_config, tmp_path / name, crowd, rounds=2, agreement=agreement))
+    assert [record.get("survivors") for record in read_history(tmp_path / "one" / "history.jsonl")] == [7, 7]
+    first, second = read_history(tmp_path / "two" / "history.jsonl")
+    assert first["survivors"] == 7
+    assert second["aborted"] == "too few" and second["refused"] == {"not agreed to": 7}
+
+
 def test_where_cohorts_are_hidden_nothing_that_is_told_counts_them(
     make_config: Make, crowd: Path, tmp_path: Path
 ) -> None:
