@@ -342,6 +342,16 @@ def test_a_simulated_cohorts_count_of_the_clipped_is_as_noisy_as_the_larger_ones
     assert np.std(shares) == pytest.approx(0.05, rel=5.5 / math.sqrt(600))
 
 
+def test_of_all_cohorts_that_may_come_the_worst_decides_whether_there_is_noise_enough() -> None:
+    """Of 101 clients, on a sparse graph, a liar opens sums over 50; of a hundred over 67. A floor bounds who survived,
+    and not what a liar makes of it."""
+    assert [Limits().opened(count) for count in (8, 100, 101, 200)] == [8, 67, 50, 100]
+    assert Limits(100).opened(128) == 64
+    assert codec_of(10, 200, 1.0, mechanism="skellam", colluders=49)
+    with pytest.raises(ConfigError, match="colluders is 50, and a sum of 50 clients may be opened"):
+        codec_of(10, 200, 1.0, mechanism="skellam", colluders=50)
+
+
 @pytest.mark.parametrize(
     ("cohort", "multiplier", "bits", "fits"),
     [
