@@ -73,7 +73,9 @@ def test_a_ledger_that_forgot_is_noticed_by_what_the_client_remembers_of_the_run
     old = ledger._path.read_text()
     ledger.charge("run", 1, STRONG, Agreement())
     ledger._path.unlink() if how == "deleted" else ledger._path.write_text(old)
+    left = ledger.read()
     refused(Code.RECORD_DAMAGED, lambda: ledger.charge("run", 2, STRONG, Agreement()))
+    assert ledger.read() == left
 
 
 def charge_often(path: Path, times: int) -> None:

@@ -74,6 +74,16 @@ def joined(clients: SecureClients, frame: bytes, who: str = "c0") -> SecureClien
     return clients
 
 
+def shared(clients: SecureClients, server: ParameterServer, frame: bytes) -> dict[str, bytes]:
+    """All clients dealt their shares: what the server sends to each of them next."""
+    frames = dict.fromkeys(COHORT, b"")
+    for who in COHORT:
+        joined(clients, frame, who)
+    for stage in ("advertise", "share"):
+        frames = server.collect(stage, clients.answer(stage, frames)[1]).frames
+    return frames
+
+
 @pytest.mark.parametrize(
     ("phase", "number", "fits"),
     [
@@ -158,11 +168,8 @@ def test_a_process_calls_what_a_slot_lists_and_nothing_else(config: TrainConfig)
 def test_updates_of_who_dropped_out_are_not_kept(config: TrainConfig, slot: Callable[..., SecureClients]) -> None:
     """They lay in memory until the next plan."""
     server, frame = Liar(config).plan(2)
-    clients, frames = slot(), dict.fromkeys(COHORT, b"")
-    for who in COHORT:
-        joined(clients, frame, who)
-    for stage in ("advertise", "share"):
-        frames = server.collect(stage, clients.answer(stage, frames)[1]).frames
+    clients = slot()
+    frames = shared(clients, server, frame)
     frames["c0"] = b"no message"
     del frames["c1"]
     clients.answer("mask", frames)
@@ -207,24 +214,11 @@ def test_who_has_no_update_to_mask_is_silent_and_the_others_answer(
 ) -> None:
     """A stage that is asked for twice took the slot's other clients with it."""
     server, frame = Liar(config).plan(2)
-    clients, frames = slot(), dict.fromkeys(COHORT, b"")
-    for who in COHORT:
-        joined(clients, frame, who)
-    for stage in ("advertise", "share"):
-        frames = server.collect(stage, clients.answer(stage, frames)[1]).frames
+    clients = slot()
+    frames = shared(clients, server, frame)
     assert clients.answer("mask", {"c0": frames["c0"]})[0].clients == ("c0",)
     answers, _ = clients.answer("mask", frames)
     assert answers.clients == tuple(COHORT[1:]) and answers.refused == {str(Code.WRONG_STAGE): 1}
-
-
-def masked(clients: SecureClients, server: ParameterServer, frame: bytes) -> tuple[str, ...]:
-    """Who sent a masked update."""
-    frames = dict.fromkeys(COHORT, b"")
-    for who in COHORT:
-        joined(clients, frame, who)
-    for stage in ("advertise", "share"):
-        frames = server.collect(stage, clients.answer(stage, frames)[1]).frames
-    return clients.answer("mask", frames)[0].clients
 
 
 def test_over_all_runs_a_client_answers_as_often_as_it_agreed_to(tmp_path: Path) -> None:
@@ -243,7 +237,7 @@ def test_over_all_runs_a_client_answers_as_often_as_it_agreed_to(tmp_path: Path)
             slot = SecureClients(config, "faces", len(MODEL), BACKBONE)
             server, frame = Liar(config).plan(number)
             try:
-                answered.append(len(masked(slot, server, frame)))
+                answered.append(len(slot.answer("mask", shared(slot, server, frame))[0].clients))
             except Aborted as error:
                 answered.append(error.code)
     assert answered == [8, 8, 8, Code.NOT_AGREED]
