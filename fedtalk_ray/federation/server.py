@@ -17,7 +17,7 @@ from fedtalk_ray.federation.server_optimizer import make_optimizer
 from fedtalk_ray.messages import Collected, PlainUpdate
 from fedtalk_ray.privacy.clipping import adapted
 from fedtalk_ray.privacy.protocol import Aborted, Code
-from fedtalk_ray.privacy.update_codec import MOST_ROUNDING
+from fedtalk_ray.privacy.update_codec import SWALLOWING
 from fedtalk_ray.privacy.wire import Buffer
 from fedtalk_ray.recipe import STATISTICS_ROUNDS, PhaseName
 from fedtalk_ray.runs.checkpoints import Checkpoint, config_fingerprint, mean_parameters, save_checkpoint
@@ -204,10 +204,10 @@ class ParameterServer:
     def _check_precise(self, round_number: int, rounding_error: float) -> None:
         """Raises `RunError` where weights are so small that rounding shows: in a phase's first round, as the last ones'
         updates are nearly nothing."""
-        if rounding_error > MOST_ROUNDING and round_number == self._began + 1:
+        if rounding_error > SWALLOWING and round_number == self._began + 1:
             raise RunError(
                 f"round {round_number}, the first of the phase {self._phase}: rounding to integers adds "
-                f"{100 * rounding_error:.2g}% to the update, and may add {100 * MOST_ROUNDING:g}%, as the clients' "
+                f"{100 * rounding_error:.2g}% to the update, and may add {100 * SWALLOWING:g}%, as the clients' "
                 "weights are tiny; set privacy.weight_reference near a usual weight (training frames, with isfa "
                 "times exp(gamma * (score - 1))), or lower strategy.gamma or privacy.samples_cap, and begin another run"
             )

@@ -39,7 +39,9 @@ _PEAK = 4.0
 """Without noise: how far a value of a_k may lie above the root mean square of a vector of norm 1."""
 
 MOST_ROUNDING = 0.01
-"""Share of an update that rounding to integers may add."""
+"""Share of an update that rounding to integers may add before readers are warned."""
+SWALLOWING = 0.25
+"""Share with which a run ends: the update is being lost."""
 
 
 @dataclass(frozen=True)

@@ -250,13 +250,13 @@ def test_the_charge_is_on_disk_before_anybody_is_told_the_survivors(make_exchang
 
 
 def test_weights_that_rounding_swallows_end_the_run_in_its_first_round(make_exchange: Make, tmp_path: Path) -> None:
-    """Weights of a millionth; in a later round of the phase the same is borne, as its updates may be nothing."""
+    """Weights of nearly nothing; in a later round of the phase the same is borne, as its updates may be nothing."""
     run = Run(tmp_path, make_exchange)
 
     def tiny(number: int) -> Exchange:
         exchange, rng = run.begin(), np.random.default_rng(number)
         update = np.full(DIMENSION, 0.1, np.float32)
-        exchange.vectors = {name: run.codec.encode(update, 1e-6, 30.0, 5, rng) for name in exchange.plan.cohort}
+        exchange.vectors = {name: run.codec.encode(update, 5e-7, 30.0, 5, rng) for name in exchange.plan.cohort}
         return exchange
 
     exchange = tiny(1)
@@ -273,7 +273,7 @@ def test_weights_that_rounding_swallows_end_the_run_in_its_first_round(make_exch
     second = tiny(2)
     for _ in STAGES:
         second.step()
-    assert run.server.finish(2)["rounding_error"] > 0.01
+    assert run.server.finish(2)["rounding_error"] > 0.25
 
 
 @pytest.mark.parametrize(("privacy", "charged"), [({}, []), (SKELLAM, [1])], ids=["without noise", "skellam"])

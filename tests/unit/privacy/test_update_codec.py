@@ -199,7 +199,7 @@ def test_noise_on_a_sum_and_the_denominator_that_tells_nothing() -> None:
 @pytest.mark.parametrize(("score", "frames", "most"), [(0.5, 300, 0.01), (0.5, 75, 0.01), (0.0, 300, 0.1)])
 def test_tiny_weights_do_not_lose_an_update_to_rounding(score: float, frames: int, most: float) -> None:
     """B4: ISFA as it is by default (gamma 8, n_max 10,000, C 30), 16 clients, D = 100,000, updates of norm 0.32. The
-    error was 5.5%, 22% and more than the update itself (C 10), and nothing told of it. The last one is now refused."""
+    error was 5.5%, 22% and more than the update itself (C 10), and nothing told of it. Beyond 1% the report warns."""
     dimension, clients, norm = 100_000, 16, 30.0
     codec = codec_of(dimension, clients)
     rng = np.random.default_rng(0)
