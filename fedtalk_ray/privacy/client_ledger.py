@@ -7,6 +7,7 @@ less of a run than the client's record of it (`client_record`), ends the client'
 
 Epsilon is the server view's: whoever asks for an update knows that this client is there, so nothing is amplified. It is
 the bound by Renyi divergence, whatever the noise (`accounting.epsilon_bound`): a little above the run's own figure.
+That a server adds central noise (`mechanism: gaussian`) is its word, which nobody can check.
 """
 
 import json

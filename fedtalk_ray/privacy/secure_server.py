@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from fedtalk_ray.messages import (
+    FIELDS,
     TO_SERVER,
     Advertised,
     Advertisement,
@@ -36,12 +37,7 @@ from fedtalk_ray.privacy.graph import holders, quorum
 from fedtalk_ray.privacy.keys import ExchangeKey, Roster, SigningKey, is_usable
 from fedtalk_ray.privacy.masking import Mask
 from fedtalk_ray.privacy.protocol import STAGES, Aborted, Code, Limits, Rejected
-from fedtalk_ray.privacy.shamir import SHARE_BYTES
 from fedtalk_ray.privacy.wire import Buffer
-
-SEALED_BYTES = SHARE_BYTES + 16
-"""A share and the tag of its encryption."""
-DIGEST_BYTES = 32
 
 _TRIES = 200
 """Sets of shares that are tried for one secret."""
@@ -139,9 +135,10 @@ class SecureServer:
             raise Rejected(Code.WRONG_SHARES, "two shares for one holder, or none for itself")
         if len(dealt) < self._limits.threshold(len(self._plan.cohort)):
             raise Rejected(Code.WRONG_SHARES, "too few to give the secret back")
+        own, sealed = FIELDS[SealedShare]["ciphertext"]
         for share in message.shares:
-            size = 0 if share.holder == message.client else SEALED_BYTES
-            if len(share.ciphertext) != size or len(share.commitment) != DIGEST_BYTES:
+            size = own if share.holder == message.client else sealed
+            if len(share.ciphertext) != size or len(share.commitment) not in FIELDS[SealedShare]["commitment"]:
                 raise Rejected(Code.WRONG_SHARES, "a share or a commitment of another size")
         return dealt
 

@@ -170,16 +170,20 @@ def test_weights_decide_without_replacement() -> None:
 
 
 def test_asking_more_clients_than_can_be_done_without_is_refused() -> None:
-    """The floor follows from who was asked: of 18 twelve are no two thirds and one, of 17 they are."""
+    """The floor follows from who was asked: of 18 twelve are no two thirds and one, of 17 they are. Of more than a
+    hundred, each with few holders, four fifths are needed: of 125 a hundred, of 120 ninety-six."""
 
-    def check(over: float, clients: int = 64) -> None:
-        tree = {"run": "r", "shards": "s", "pretrained": "p", "cohort": {"size": 12, "over_select": over}}
+    def check(over: float, clients: int = 64, size: int = 12) -> None:
+        tree = {"run": "r", "shards": "s", "pretrained": "p", "cohort": {"size": size, "over_select": over}}
         check_cohorts(parse_config(tree, "test"), clients)
 
     with pytest.raises(ConfigError, match=r"asks 18 clients and waits for 12, .* fewer than 13 .* take 0.41 or less"):
         check(0.5)
     check(0.41)
     check(0.5, clients=17)
+    with pytest.raises(ConfigError, match=r"asks 125 clients and waits for 96, .* fewer than 100 .* take 0.25 or less"):
+        check(0.3, clients=500, size=96)
+    check(0.25, clients=500, size=96)
 
 
 def test_a_poisson_cohort_that_would_often_be_too_small_is_refused() -> None:
