@@ -5,8 +5,7 @@ more than was agreed; whichever server asks, in whichever run, with whatever it 
 processes at once, and whatever is killed when. What is written only grows. A file that cannot be read, or that knows
 less of a run than the client's record of it (`client_record`), ends the client's part.
 
-Epsilon is the server view's: whoever asks for an update knows that this client is there, so nothing is amplified. It is
-the bound by Renyi divergence, whatever the noise (`accounting.epsilon_bound`): a little above the run's own figure.
+Epsilon is the server view's: whoever asks for an update knows that this client is there, so nothing is amplified.
 That a server adds central noise (`mechanism: gaussian`) is its word, which nobody can check.
 """
 
@@ -15,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from fedtalk_ray.outputs import alone, write_synced
-from fedtalk_ray.privacy.accounting import Noise, Rounds, epsilon_bound, merged
+from fedtalk_ray.privacy.accounting import Noise, Rounds, epsilon, merged
 from fedtalk_ray.privacy.protocol import Aborted, Code
 
 
@@ -40,7 +39,7 @@ class Spent:
         """Infinite after a round without noise."""
         if self.bare:
             return float("inf")
-        return epsilon_bound(merged([Rounds(noise, 1.0, count) for noise, count in self.noise]), delta)
+        return epsilon(merged([Rounds(noise, 1.0, count) for noise, count in self.noise]), delta)
 
     def and_one(self, run: str, noise: Noise | None) -> "Spent":
         """This and one more round."""

@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.outputs import write_synced
@@ -31,7 +32,7 @@ class Charge:
 class Spent:
     """Epsilon at `delta`: to whoever sees the models (release) and to whoever knows the cohorts (server).
 
-    The bounds are those by Renyi divergence; for Skellam noise they are the figures themselves. rounds: charges.
+    The bounds are those by Renyi divergence, looser ones. rounds: charges.
     participations: the most rounds that any client took part in.
     """
 
@@ -53,6 +54,7 @@ class Ledger:
         self._charges: dict[int, Charge] = {}
         # As they stand in the file, which is written anew with every charge.
         self._entries: list[str] = []
+        self._told: tuple[Any, Spent] | None = None
         if not self._path.exists():
             return
         try:
@@ -95,7 +97,14 @@ class Ledger:
                     cost[name] += charge.noise.multiplier**-2
             worst = max(cost, key=lambda name: cost[name])
             server = merged([Rounds(charge.noise, 1.0, 1) for charge in charges if worst in charge.clients])
-        # Sampling never hurts, whatever the bound for sampled rounds gives: nobody is in more than all of the rounds.
+        asked = (delta, tuple(release), tuple(server), most)
+        if self._told is None or self._told[0] != asked:
+            # The same is asked before a round and after it, and takes up to a second.
+            self._told = asked, self._account(delta, release, server, len(charges), most)
+        return self._told[1]
+
+    def _account(self, delta: float, release: list[Rounds], server: list[Rounds], rounds: int, most: int) -> Spent:
+        # Nobody is in more than all of the rounds, whatever the figure for sampled ones is.
         unsampled = merged([Rounds(part.noise, 1.0, part.count) for part in release])
         return Spent(
             delta,
@@ -103,7 +112,7 @@ class Ledger:
             epsilon(server, delta),
             min(epsilon_bound(release, delta), epsilon_bound(unsampled, delta)) if release else 0.0,
             epsilon_bound(server, delta) if server else 0.0,
-            len(charges),
+            rounds,
             most,
         )
 

@@ -1,4 +1,4 @@
-"""What accountants say of the same rounds: ours (Opacus' PRV, bounds by Renyi divergence) beside Google's PLD.
+"""What accountants say of the same rounds: ours beside Google's PLD and the bounds by Renyi divergence.
 
 python jobs/benchmarks/accountants.py
 
@@ -16,15 +16,21 @@ DELTA = 1e-5
 
 
 def main() -> None:
-    print("| noise multiplier | rate | rounds | PRV | PLD | Renyi, Gaussian | Renyi, Skellam |")
-    print("|---|---|---|---|---|---|---|")
+    print(
+        "| noise multiplier | rate | rounds | PLD "
+        "| Gaussian | Skellam | 2^14 steps | Renyi, Gaussian | Renyi, Skellam |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
     for multiplier, rate, rounds in CASES:
         gaussian, skellam = ([Rounds(Noise(kind, multiplier), rate, rounds)] for kind in ("gaussian", "skellam"))
         accountant = pld.PLDAccountant()
         accountant.compose(dp_event.PoissonSampledDpEvent(rate, dp_event.GaussianDpEvent(multiplier)), rounds)
+        coarse = [Rounds(Noise("skellam", multiplier, 2.0**14), rate, rounds)]
         figures = [
-            epsilon(gaussian, DELTA),
             accountant.get_epsilon(DELTA),
+            epsilon(gaussian, DELTA),
+            epsilon(skellam, DELTA),
+            epsilon(coarse, DELTA),
             epsilon_bound(gaussian, DELTA),
             epsilon_bound(skellam, DELTA),
         ]

@@ -1,0 +1,97 @@
+"""What a run's ledger says was spent, against Google's accountant of privacy loss distributions and the noise that
+clients really add: never less, and at most 0.02 more."""
+
+import math
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dp_accounting import dp_event
+from dp_accounting.pld import PLDAccountant
+
+from fedtalk_ray.config import parse_config
+from fedtalk_ray.federation.cohorts import Sampler
+from fedtalk_ray.federation.privacy_plan import sampling_rate
+from fedtalk_ray.federation.secure_aggregator import SecureAggregator, limits_of
+from fedtalk_ray.privacy.noise import system_rng
+from fedtalk_ray.runs.folder import RunFolder
+from fedtalk_ray.settings import TrainConfig
+
+DELTA = 1e-5
+VALUES = 400_000
+
+# clients, cohort, rounds of which so many found too few, noise multiplier, colluders, who adds the noise
+CASES = [
+    (64, 16, 48, 0, 1.31, 1, "skellam"),
+    (64, 16, 48, 9, 1.31, 7, "skellam"),
+    (24, 8, 30, 12, 2.0, 1, "skellam"),
+    (24, 8, 30, 0, 2.0, 7, "skellam"),
+    (9, 9, 12, 0, 2.08, 1, "skellam"),
+    (9, 9, 12, 3, 2.08, 7, "skellam"),
+    (1000, 128, 60, 0, 0.8, 1, "skellam"),
+    (1000, 128, 60, 1, 0.8, 7, "skellam"),
+    (20_000, 500, 100, 0, 0.7, 7, "skellam"),
+    (64, 16, 48, 9, 1.31, 1, "gaussian"),
+    (24, 8, 30, 12, 2.0, 1, "gaussian"),
+    (9, 9, 12, 0, 2.08, 1, "gaussian"),
+]
+
+
+def config(cohort: int, rounds: int, multiplier: float, colluders: int, mechanism: str) -> TrainConfig:
+    privacy = {"mechanism": mechanism, "noise_multiplier": multiplier, "clip_norm": 1.0, "colluders": colluders}
+    tree = {"run": "r", "shards": "s", "pretrained": "p", "cohort": {"size": cohort}, "rounds": rounds}
+    # One honest client of eight makes so much noise that its steps must be a little coarser.
+    return parse_config(tree | {"privacy": privacy | {"delta": DELTA, "scale_bits": 16}}, "test")
+
+
+def pld(multiplier: float, rate: float, count: int) -> float:
+    accountant = PLDAccountant()
+    event = dp_event.PoissonSampledDpEvent(rate, dp_event.GaussianDpEvent(multiplier))
+    accountant.compose(event, count)
+    return float(accountant.get_epsilon(DELTA))
+
+
+@pytest.mark.parametrize(("clients", "cohort", "rounds", "skipped", "multiplier", "colluders", "mechanism"), CASES)
+def test_the_books_are_never_low(
+    tmp_path: Path,
+    clients: int,
+    cohort: int,
+    rounds: int,
+    skipped: int,
+    multiplier: float,
+    colluders: int,
+    mechanism: str,
+) -> None:
+    """Release view: whoever is not told how many survived, and sees rounds that too few came to. Server view: who is
+    told, of the client that was drawn most often."""
+    settings = config(cohort, rounds, multiplier, colluders, mechanism)
+    rate = sampling_rate(settings, clients)
+    assert rate == cohort / clients
+    aggregator = SecureAggregator(RunFolder(tmp_path), settings, 1000, rate)
+    sampler, names = Sampler(settings, [f"{number:06d}" for number in range(clients)]), Counter[str]()
+    for number in range(1, rounds + 1):
+        came = [] if number <= skipped else sampler.cohort(number, [], {})
+        names.update(came)
+        aggregator.charge_plain(number, came)
+    spent = aggregator.ledger.spent(DELTA)
+    release, server = pld(multiplier, rate, rounds), pld(multiplier, 1.0, max(names.values()))
+    assert release - 1e-4 <= spent.release < release + 0.02
+    assert server - 1e-4 <= spent.server < server + 0.02
+
+
+@pytest.mark.parametrize(("cohort", "colluders"), [(9, 1), (9, 7), (16, 7), (64, 1), (128, 7)])
+def test_the_smallest_sum_without_the_colluders_part_has_the_noise_that_is_accounted(
+    cohort: int, colluders: int
+) -> None:
+    """Clients of an update of nothing, as few as a liar can open less those who tell him theirs: the deviation of their
+    sum over one client's largest effect is the multiplier of the books."""
+    settings = config(cohort, 12, 1.5, colluders, "skellam")
+    aggregator = SecureAggregator(RunFolder(Path("unused")), settings, VALUES, 1.0)
+    codec, honest = aggregator.codec, limits_of(settings.privacy).opened(cohort) - colluders
+    nothing, total = np.zeros(VALUES, np.float32), np.zeros(codec.length, np.uint32)
+    for _ in range(honest):
+        total += codec.encode(nothing, 0.0, 1.0, cohort, system_rng())
+    found = total.view(np.int32).astype(np.float64).std() / codec.sensitivity
+    # Five deviations of a deviation that is measured over so many values.
+    assert found == pytest.approx(1.5, rel=5 / math.sqrt(2 * VALUES))
