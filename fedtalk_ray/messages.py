@@ -136,10 +136,12 @@ class MaskedInput:
 
 @dataclass(frozen=True)
 class Consistency:
-    """Stage 3: H(session, U3), the set of survivors that this client was told."""
+    """Stage 3: H(session, U3), the set of survivors that this client was told, and whose shares are of no use to it: of
+    the survivors those of the seed, of the others those of the key."""
 
     client: str
     survivors: bytes
+    complaints: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -151,12 +153,22 @@ class Share:
 
 
 @dataclass(frozen=True)
+class OpenedShare:
+    """The share of its seed that a client dealt to a holder who complained."""
+
+    holder: str
+    value: bytes
+
+
+@dataclass(frozen=True)
 class Unmasking:
-    """Stage 4: self-mask shares of survivors, masking-key shares of clients that dropped out; never both of one."""
+    """Stage 4: self-mask shares of survivors, masking-key shares of clients that dropped out; never both of one. And of
+    its own seed the shares that others found useless."""
 
     client: str
     self_mask_shares: tuple[Share, ...]
     masking_key_shares: tuple[Share, ...]
+    opened: tuple[OpenedShare, ...]
 
 
 # All that may cross from a client to the server under `aggregation: secure`, in one place.
@@ -176,9 +188,10 @@ FIELDS: dict[type, dict[str, tuple[int, ...]]] = {
     # A share of 33 bytes with a tag of 16; a client sends its own share to nobody.
     SealedShare: {"holder": (), "ciphertext": (0, 49), "commitment": (32,)},
     MaskedInput: {"client": (), "vector": (), "seed_commitment": (32,), "shares": ()},
-    Consistency: {"client": (), "survivors": (32,)},
-    Unmasking: {"client": (), "self_mask_shares": (), "masking_key_shares": ()},
+    Consistency: {"client": (), "survivors": (32,), "complaints": ()},
+    Unmasking: {"client": (), "self_mask_shares": (), "masking_key_shares": (), "opened": ()},
     Share: {"owner": (), "value": (33,)},
+    OpenedShare: {"holder": (), "value": (33,)},
 }
 """Every field of these messages, and how many bytes it may hold. (): a client of the cohort, the vector, or parts."""
 
@@ -190,6 +203,7 @@ class Plan:
     """What a round is about. Client and server both hash it into the context that every signature covers.
 
     exchange: counts every attempt at a round and never repeats. clip_norm: this round's C. The hashes are SHA-256.
+    left_out: with whom a fault was proven (`privacy.faults`), and who is in no cohort any more.
     """
 
     run: str
@@ -200,6 +214,7 @@ class Plan:
     config: bytes
     clip_norm: float
     cohort: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -211,10 +226,11 @@ class Advertised:
 
 @dataclass(frozen=True)
 class SealedFrom:
-    """A ciphertext and who made it."""
+    """A share as its owner sealed it, and the owner's commitment to it."""
 
     owner: str
     ciphertext: bytes
+    commitment: bytes
 
 
 @dataclass(frozen=True)
@@ -227,15 +243,15 @@ class Delivered:
 
 @dataclass(frozen=True)
 class Survivors:
-    """U3: whose masked inputs arrived."""
+    """U3: whose masked inputs arrived; and the shares of their seeds that this client holds."""
 
     clients: tuple[str, ...]
+    seeds: tuple[SealedFrom, ...]
 
 
 @dataclass(frozen=True)
 class UnmaskRequest:
-    """The survivors' seed shares that this client holds, sealed, and the signed `Consistency` messages that allow it to
-    open what it has. What it opens is its own to know: seeds of those whom it confirmed, keys of the others."""
+    """The signed `Consistency` messages that allow a client to open what it has, those that complain of its shares
+    among them. What it opens is its own to know: seeds of those whom it confirmed, keys of the others."""
 
-    seeds: tuple[SealedFrom, ...]
     confirmations: tuple[bytes, ...]

@@ -137,7 +137,10 @@ class Federation:
         """The cohort of a round."""
         history = self._run.history() if sampler.looks_back else []
         capped = self._config.privacy.participation_cap is not None
-        return sampler.cohort(number, history, ask(self._server, "participations") if capped else {})
+        spent = ask(self._server, "participations") if capped else {}
+        spare = sampler.population - self._config.cohort.size
+        out = ask(self._server, "left_out", number, spare) if self._config.aggregation == "secure" else ()
+        return sampler.cohort(number, history, spent, out)
 
     def run_round(self, number: int, cohort: list[str]) -> Record:
         """Trains the cohort and moves the shared parameters on; returns the round's line for the history."""

@@ -12,7 +12,7 @@ A trace of when clients are on narrows any of the first and the last three to th
 import csv
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from math import ceil, comb, floor
 from pathlib import Path
 from typing import Any
@@ -41,26 +41,39 @@ class Sampler:
         self._sizes: dict[str, float] = {}
 
     @property
+    def population(self) -> int:
+        """How many clients there are to draw from."""
+        return len(self._population)
+
+    @property
     def looks_back(self) -> bool:
         """Whether `cohort` needs the history."""
         return self._way in ("balanced", "reliable")
 
     def cohort(
-        self, round_number: int, history: Sequence[Mapping[str, Any]] = (), spent: Mapping[str, int] | None = None
+        self,
+        round_number: int,
+        history: Sequence[Mapping[str, Any]] = (),
+        spent: Mapping[str, int] | None = None,
+        left_out: Collection[str] = (),
     ) -> list[str]:
         """The clients of a round, sorted.
 
         history: the rounds so far, as in history.jsonl. spent: how often clients were in charged rounds, for
-        `privacy.participation_cap`.
+        `privacy.participation_cap`. left_out: who sits out this one (`federation.left_out`).
         """
         config, population = self._config, self._population
         if self._way == "poisson":
             rate = min(1.0, config.cohort.size / len(population))
-            return poisson_cohort(population, rate, spent or {}, config.privacy.participation_cap, system_rng())
+            drawn = poisson_cohort(population, rate, spent or {}, config.privacy.participation_cap, system_rng())
+            # Drawn first: everybody's chance is the one that is accounted, or none.
+            return [client for client in drawn if client not in left_out]
         size = ceil(config.cohort.size * (1 + config.cohort.over_select))
         present: Sequence[str] = population
         if self._trace is not None:
             present = self._trace.present((round_number - 1) * config.cohort.trace_round_s)
+        if left_out:
+            present = [client for client in present if client not in left_out]
         if self._way == "uniform":
             return sample_cohort(present, size, config.seed, round_number)
         rng = np.random.default_rng(derive_seed(config.seed, "cohort", round_number))

@@ -10,6 +10,7 @@ from math import ceil
 from typing import Any
 
 from fedtalk_ray.errors import RunError, UserError
+from fedtalk_ray.federation.left_out import LeftOut
 from fedtalk_ray.federation.roster import RosterFile
 from fedtalk_ray.messages import Collected, Plan
 from fedtalk_ray.outputs import new_file
@@ -68,6 +69,7 @@ class SecureAggregator:
         self.codec = make_codec(config, dimension, phase)
         self.ledger = Ledger(run.ledger)
         self._check_ledger()
+        self.left_out = LeftOut(run.left_out)
         self._exchange: SecureServer | None = None
         self._plan: Plan | None = None
         self.survivors = 0
@@ -83,7 +85,8 @@ class SecureAggregator:
         if roster.server != self._key.public:
             raise RunError(f"{self._roster.path} names another server than {self._run.server_key}")
         self._note(number)
-        plan = Plan(run, number, round_number, backbone, shared, self._digest, clip_norm, tuple(sorted(cohort)))
+        members, out = tuple(sorted(cohort)), self.left_out.for_good()
+        plan = Plan(run, number, round_number, backbone, shared, self._digest, clip_norm, members, out)
         self._plan = plan
         self._exchange = SecureServer(plan, self._key, roster, self._limits, self.codec.length)
         return self._exchange.plan_frame()
@@ -111,6 +114,8 @@ class SecureAggregator:
             plan, self.answered = self._plan, True
             assert plan is not None
             self._charge(self._charge_for(plan.exchange, plan.round, list(plan.cohort)))
+        if exchange.faults and self._plan is not None:
+            self.left_out.after(self._plan.round, exchange.faults, lost=aborted is not None)
         return Collected(answers, answered, dict(rejected), aborted)
 
     def decoded(self, round_number: int) -> Averaged:

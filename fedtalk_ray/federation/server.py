@@ -220,6 +220,10 @@ class ParameterServer:
         """In how many charged rounds each client was."""
         return dict(self._aggregator.ledger.participations()) if self._aggregator else {}
 
+    def left_out(self, round_number: int, spare: int) -> list[str]:
+        """Who sits out a round because of faults in the secure protocol. spare: how many a cohort can do without."""
+        return self._aggregator.left_out.of(round_number, spare) if self._aggregator else []
+
     def _secure(self) -> SecureAggregator:
         if self._aggregator is None:
             raise ValueError("this run aggregates in the clear")

@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from fedtalk_ray.messages import Plan
-from fedtalk_ray.privacy.graph import COMPLETE_UP_TO, fewest, quorum, threshold
+from fedtalk_ray.privacy.graph import COMPLETE_UP_TO, fewest, quorum, threshold, tolerated
 from fedtalk_ray.privacy.keys import Roster, SigningKey, digest, joined, verify
 from fedtalk_ray.privacy.wire import Buffer, MalformedMessage, decode, encode
 
-PROTOCOL = b"fedtalk/2"
+PROTOCOL = b"fedtalk/3"
 
 PRODUCTION_FLOOR = 8
 """Fewest survivors whose sum may be opened."""
@@ -96,6 +96,10 @@ class Limits:
         """Fewest of a planned cohort who must stay for its sum to be opened as a rule. On a sparse graph, where each
         has few holders, that is four fifths: with three quarters of 256 half of all rounds are lost."""
         return self.survivors(cohort) if cohort <= self.complete_up_to else max(-(-4 * cohort // 5), self.floor)
+
+    def tolerated(self, cohort: int) -> int:
+        """Most clients of a planned cohort that may be in league."""
+        return tolerated(cohort, self.complete_up_to)
 
     def opened(self, cohort: int) -> int:
         """Fewest clients over whom a lying server can open a sum: noise must be enough in one over so many."""

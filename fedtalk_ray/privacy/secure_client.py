@@ -32,6 +32,7 @@ from fedtalk_ray.messages import (
     Consistency,
     Delivered,
     MaskedInput,
+    OpenedShare,
     Plan,
     SealedFrom,
     SealedShare,
@@ -68,6 +69,7 @@ class SecureClient:
         self._drawn = chosen(self._cohort, name, limits.complete_up_to)
         self._held_seeds: dict[str, bytes] = {}
         self._held_keys: dict[str, bytes] = {}
+        self._dealt_seeds: dict[str, bytes] = {}
 
     def advertise(self) -> bytes:
         """Stage 0: this round's public keys."""
@@ -96,6 +98,7 @@ class SecureClient:
         if not owners <= self._partners <= self._keys.keys() - {self._name}:
             raise self._abort(Code.WRONG_SHARES, "partners or owners of shares that cannot be")
         self._check_keys(self._partners - self._holders)
+        self._delivered = owners
         for share in delivered.shares:
             self._unseal("key", share, self._held_keys)
         masked = vector.copy()
@@ -110,33 +113,42 @@ class SecureClient:
         return self._send(MaskedInput(self._name, masked, commitment, shares))
 
     def confirm(self, frame: Buffer) -> bytes:
-        """Stage 3, on `Survivors`: signs whom the server says it has heard."""
+        """Stage 3, on `Survivors`: signs whom the server says it has heard, and whose shares are of no use to it."""
         self._enter("confirm")
-        survivors = self._receive(frame, Survivors).clients
+        message = self._receive(frame, Survivors)
+        survivors = message.clients
         self._survivors = set(survivors)
         known = len(self._survivors) == len(survivors) and self._survivors <= set(self._keys)
         if not known or self._survivors & self._holders - self._partners or self._name not in self._survivors:
             raise self._abort(Code.INCONSISTENT, "the survivors are not among those who shared")
         if len(survivors) < self._limits.survivors(len(self._cohort)):
             raise self._abort(Code.TOO_FEW, f"{len(survivors)} survivors")
+        useless = self._delivered - self._held_keys.keys() - self._survivors
+        for share in message.seeds:
+            if share.owner in self._survivors - {self._name} and not self._unseal("seed", share, self._held_seeds):
+                useless.add(share.owner)
         self._confirmed = protocol.survivors_hash(self._session, survivors)
-        return self._send(Consistency(self._name, self._confirmed))
+        return self._send(Consistency(self._name, self._confirmed, tuple(sorted(useless))))
 
     def unmask(self, frame: Buffer) -> bytes:
         """Stage 4, on an `UnmaskRequest`: opens the shares that it holds, of each client one kind or the other: of the
-        seeds those of the survivors that it confirmed, of the keys those of the others. The last word."""
+        seeds those of the survivors that it confirmed, of the keys those of the others. Of its own seed, which is to be
+        given back, also those that it dealt to survivors who have signed that theirs are of no use. The last word."""
         self._enter("unmask")
         request = self._receive(frame, UnmaskRequest)
-        if self._signatures(request.confirmations) < quorum(len(self._cohort)):
+        confirmed = self._confirmed_by(request.confirmations)
+        if len(confirmed) < quorum(len(self._cohort)):
             raise self._abort(Code.TOO_FEW, "too few clients confirmed the survivors")
-        for share in request.seeds:
-            if share.owner in self._survivors - {self._name}:
-                self._unseal("seed", share, self._held_seeds)
+        opened = tuple(
+            OpenedShare(holder, self._dealt_seeds[holder])
+            for holder in sorted(confirmed.keys() & self._dealt_seeds.keys() & self._survivors)
+            if self._name in confirmed[holder].complaints
+        )
         seeds = tuple(Share(owner, held) for owner, held in sorted(self._held_seeds.items()))
         keys = tuple(
             Share(owner, held) for owner, held in sorted(self._held_keys.items()) if owner not in self._survivors
         )
-        answer = self._send(Unmasking(self._name, seeds, keys))
+        answer = self._send(Unmasking(self._name, seeds, keys, opened))
         self._forget()
         return answer
 
@@ -179,6 +191,7 @@ class SecureClient:
         shares = shamir.split(secret, threshold, [points[holder] for holder in everybody])
         if kind == "seed":
             self._held_seeds[self._name] = shares[points[self._name]]
+            self._dealt_seeds = {holder: shares[points[holder]] for holder in holders}
         return tuple(self._seal(kind, holder, shares[points[holder]]) for holder in everybody)
 
     def _seal(self, kind: str, holder: str, share: bytes) -> SealedShare:
@@ -190,15 +203,18 @@ class SecureClient:
         commitment = protocol.share_commitment(self._session, kind, self._name, holder, share)
         return SealedShare(holder, ciphertext, commitment)
 
-    def _unseal(self, kind: str, sealed: SealedFrom, kept: dict[str, bytes]) -> None:
-        """Keeps a share that was dealt to this client; a damaged ciphertext is left out."""
+    def _unseal(self, kind: str, sealed: SealedFrom, kept: dict[str, bytes]) -> bool:
+        """Keeps a share that was dealt to this client, if it is the one that its owner committed to."""
         try:
             cipher = self._cipher(kind, sealed.owner, self._name, sealed.owner)
             share = cipher.decrypt(_NONCE, sealed.ciphertext, self._associated(sealed.owner, self._name))
         except (InvalidTag, ValueError):
-            return
-        if len(share) == shamir.SHARE_BYTES:
-            kept[sealed.owner] = share
+            return False
+        committed = protocol.share_commitment(self._session, kind, sealed.owner, self._name, share)
+        if len(share) != shamir.SHARE_BYTES or committed != sealed.commitment:
+            return False
+        kept[sealed.owner] = share
+        return True
 
     def _cipher(self, kind: str, owner: str, holder: str, peer: str) -> ChaCha20Poly1305:
         """One key for each kind and direction: the label names owner and holder in that order."""
@@ -213,17 +229,17 @@ class SecureClient:
     def _associated(self, owner: str, holder: str) -> bytes:
         return joined(self._session, owner.encode(), holder.encode())
 
-    def _signatures(self, confirmations: tuple[bytes, ...]) -> int:
-        """Distinct clients of the cohort that signed this client's own set of survivors."""
-        signers = set()
+    def _confirmed_by(self, confirmations: tuple[bytes, ...]) -> dict[str, Consistency]:
+        """Clients of the cohort that signed this client's own set of survivors, and with what."""
+        signers = {}
         for data in confirmations:
             try:
                 message = protocol.open_frame(data, Consistency, self._context, self._key_of)
             except Rejected:
                 continue
             if message.survivors == self._confirmed:
-                signers.add(message.client)
-        return len(signers)
+                signers[message.client] = message
+        return signers
 
     def _key_of(self, message: Advertisement | Consistency) -> bytes | None:
         return self._roster.clients.get(message.client) if message.client in self._cohort else None
@@ -252,7 +268,7 @@ class SecureClient:
     def _forget(self) -> None:
         """Drops the round's secrets (Python cannot promise that no copy stays in memory)."""
         self._next = "nothing"
-        self._held_seeds, self._held_keys = {}, {}
+        self._held_seeds, self._held_keys, self._dealt_seeds = {}, {}, {}
         self._seed = b""
         vars(self).pop("_encryption", None)
         vars(self).pop("_masking", None)

@@ -10,8 +10,7 @@ state as it was. What it holds of a client's vector is one masked sum over all o
 """
 
 import random
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -33,6 +32,7 @@ from fedtalk_ray.messages import (
     UnmaskRequest,
 )
 from fedtalk_ray.privacy import protocol, shamir
+from fedtalk_ray.privacy.faults import Fault, Secret, faults
 from fedtalk_ray.privacy.graph import holders, quorum
 from fedtalk_ray.privacy.keys import ExchangeKey, Roster, SigningKey, is_usable
 from fedtalk_ray.privacy.masking import Mask
@@ -57,6 +57,9 @@ class SecureServer:
         self._commitments: dict[str, bytes] = {}
         self._seed_shares: dict[str, dict[str, bytes]] = {}
         self._key_shares: dict[str, dict[str, bytes]] = {}
+        self._complaints: dict[str, tuple[str, ...]] = {}
+        self.faults: dict[str, Fault] = {}
+        """Who broke the protocol, or fell silent in an exchange that was lost after masked inputs had come."""
         self.stage = STAGES[0]
         self.survivors: tuple[str, ...] = ()
 
@@ -94,6 +97,9 @@ class SecureServer:
         needed = self._limits.survivors(len(self._plan.cohort))
         # In the last stage every secret needs a threshold of its own, which is looked at there.
         if closed != "unmask" and len(alive) < needed:
+            if closed in ("mask", "confirm"):
+                before = self._frames[STAGES[STAGES.index(closed) - 1]]
+                self.faults |= dict.fromkeys(before.keys() - set(alive), Fault.SILENT)
             raise Aborted(Code.TOO_FEW, f"{len(alive)} clients after {closed}, {needed} are needed")
         frames: dict[str, bytes] = getattr(self, f"_close_{closed}")(alive)
         if closed != STAGES[-1]:
@@ -158,7 +164,7 @@ class SecureServer:
         self, holder: str, dealt: dict[str, dict[str, SealedShare]], owners: Iterable[str]
     ) -> tuple[SealedFrom, ...]:
         return tuple(
-            SealedFrom(owner, dealt[owner][holder].ciphertext)
+            SealedFrom(owner, dealt[owner][holder].ciphertext, dealt[owner][holder].commitment)
             for owner in sorted(owners)
             if owner != holder and holder in dealt[owner]
         )
@@ -174,77 +180,114 @@ class SecureServer:
 
     def _close_mask(self, alive: list[str]) -> dict[str, bytes]:
         self.survivors = tuple(alive)
-        return dict.fromkeys(alive, self._signed(Survivors(self.survivors)))
+        seeds = self._dealt_seeds
+        return {
+            client: self._signed(Survivors(self.survivors, self._sealed_for(client, seeds, alive))) for client in alive
+        }
 
     def _take_confirm(self, message: Consistency) -> None:
         if message.survivors != protocol.survivors_hash(self.session, self.survivors):
             raise Rejected(Code.INCONSISTENT)
+        self._complaints[message.client] = message.complaints
 
     def _close_confirm(self, alive: list[str]) -> dict[str, bytes]:
-        # More would say nothing more.
-        shown = tuple(self._frames["confirm"][client] for client in alive[: quorum(len(self._plan.cohort))])
         self._dropped = tuple(sorted(set(self._dealt_keys) - set(self.survivors)))
-        return {
-            client: self._signed(UnmaskRequest(self._sealed_for(client, self._dealt_seeds, self.survivors), shown))
-            for client in alive
-        }
+        # A quorum and whoever complains of the client; more would say nothing more.
+        usual = alive[: quorum(len(self._plan.cohort))]
+        frames = {}
+        for client in alive:
+            shown = {*usual, *(other for other in alive if client in self._complaints[other])}
+            request = UnmaskRequest(tuple(self._frames["confirm"][other] for other in sorted(shown)))
+            frames[client] = self._signed(request)
+        return frames
 
     def _take_unmask(self, message: Unmasking) -> None:
-        """Keeps the shares that are what their owners dealt; altered ones are left out, the others still count."""
+        """Keeps the shares that are what their owners dealt; altered ones are left out, the others still count. What a
+        dealer opens stands in for what a holder found useless."""
+        for opened in message.opened:
+            holder, dealer = opened.holder, message.client
+            if dealer not in self._complaints.get(holder, ()):
+                continue
+            if self._fits("seed", self._dealt_seeds, dealer, holder, opened.value):
+                self._seed_shares.setdefault(dealer, {})[holder] = opened.value
+            elif holder in self._dealt_seeds[dealer]:
+                self.faults[dealer] = Fault.WRONG_OPENING
         for kind, shares, kept, dealt, owners in (
             ("seed", message.self_mask_shares, self._seed_shares, self._dealt_seeds, set(self.survivors)),
             ("key", message.masking_key_shares, self._key_shares, self._dealt_keys, set(self._dropped)),
         ):
             for share in shares:
-                promised = dealt.get(share.owner, {}).get(message.client)
-                if share.owner not in owners or promised is None:
-                    continue
-                made = protocol.share_commitment(self.session, kind, share.owner, message.client, share.value)
-                if made == promised.commitment:
+                if share.owner in owners and self._fits(kind, dealt, share.owner, message.client, share.value):
                     kept.setdefault(share.owner, {})[message.client] = share.value
 
+    def _fits(self, kind: str, dealt: dict[str, dict[str, SealedShare]], owner: str, holder: str, value: bytes) -> bool:
+        """Whether that is the share that the owner dealt to the holder."""
+        promised = dealt.get(owner, {}).get(holder)
+        made = protocol.share_commitment(self.session, kind, owner, holder, value)
+        return promised is not None and made == promised.commitment
+
     def _close_unmask(self, alive: list[str]) -> dict[str, bytes]:
+        partners = {client: sorted(self._partners[client] & set(self.survivors)) for client in self._dropped}
+        seeds = {client: self._recover("seed", client) for client in self.survivors}
+        keys = {client: self._recover("key", client) for client in self._dropped if partners[client]}
+        self._find_faults(alive, seeds, keys)
         stream = Mask(len(self._total))
-        for client in self.survivors:
-            seed = self._recover(self._seed_shares.get(client, {}), partial(self._committed_to, client))
+        for seed in seeds.values():
+            if seed is None:
+                raise Aborted(Code.CANNOT_UNMASK, "the shares of a self mask's seed do not give it back")
             stream.subtract(self._total, seed)
-        for client in self._dropped:
-            partners = sorted(self._partners[client] & set(self.survivors))
-            if partners:
-                self._remove_pairs(client, partners, stream)
+        for client, secret in keys.items():
+            if secret is None:
+                raise Aborted(Code.CANNOT_UNMASK, "the shares of a masking key do not give it back")
+            self._remove_pairs(client, secret, partners[client], stream)
         self.stage = "open"
         return {}
 
-    def _remove_pairs(self, client: str, partners: list[str], stream: Mask) -> None:
+    def _find_faults(self, alive: list[str], seeds: dict[str, bytes | None], keys: dict[str, bytes | None]) -> None:
+        needed = [
+            Secret(owner, dealt[owner].keys(), given.get(owner, {}).keys(), found is None)
+            for secrets, dealt, given in (
+                (seeds, self._dealt_seeds, self._seed_shares),
+                (keys, self._dealt_keys, self._key_shares),
+            )
+            for owner, found in secrets.items()
+        ]
+        tolerated = self._limits.tolerated(len(self._plan.cohort))
+        self.faults = faults(needed, alive, self._complaints, tolerated) | self.faults
+
+    def _remove_pairs(self, client: str, secret: bytes, partners: list[str], stream: Mask) -> None:
         """Takes the masks that survivors share with a client that dropped out off the sum."""
-        advertised = self._keys[client][1]
-        key = ExchangeKey(
-            self._recover(self._key_shares.get(client, {}), lambda secret: ExchangeKey(secret).public == advertised)
-        )
+        key = ExchangeKey(secret)
         for partner in partners:
             mask = key.derive(self._keys[partner][1], self.session, "mask", *sorted((client, partner)))
             # The survivor added where its name comes first, and subtracted otherwise.
             (stream.subtract if partner < client else stream.add)(self._total, mask)
 
-    def _committed_to(self, client: str, seed: bytes) -> bool:
-        return protocol.seed_commitment(self.session, client, seed) == self._commitments[client]
+    def _is_right(self, kind: str, client: str, secret: bytes) -> bool:
+        """Whether that is the seed that a client committed to, or the key whose public one it advertised."""
+        if kind == "seed":
+            return protocol.seed_commitment(self.session, client, secret) == self._commitments[client]
+        return ExchangeKey(secret).public == self._keys[client][1]
 
-    def _recover(self, shares: dict[str, bytes], is_right: Callable[[bytes], bool]) -> bytes:
-        """A secret from any t shares that give the right one: a dealer may have dealt a holder a wrong share."""
+    def _recover(self, kind: str, client: str) -> bytes | None:
+        """A secret from any t shares that give the right one. All are what the dealer committed to: where some t of
+        them give another, it dealt wrong ones."""
+        shares = (self._seed_shares if kind == "seed" else self._key_shares).get(client, {})
         needed = self._limits.threshold(len(self._plan.cohort))
         if len(shares) < needed:
-            raise Aborted(Code.CANNOT_UNMASK, f"{len(shares)} good shares of a secret, {needed} are needed")
+            return None
         # Sets in their order would keep the first holder for hundreds of tries; at random each is left out soon.
         draw = random.Random(0)
         for _ in range(_TRIES):
             chosen = draw.sample(sorted(shares), needed)
             try:
-                secret = shamir.reconstruct({self._points[holder]: shares[holder] for holder in chosen})
+                secret: bytes | None = shamir.reconstruct({self._points[holder]: shares[holder] for holder in chosen})
             except ValueError:
-                continue
-            if is_right(secret):
+                secret = None
+            if secret is not None and self._is_right(kind, client, secret):
                 return secret
-        raise Aborted(Code.CANNOT_UNMASK, "no shares of a secret give what was committed to")
+            self.faults[client] = Fault.WRONG_SHARES
+        return None
 
     def _key_of(self, message: Any) -> bytes | None:
         return self._roster.clients.get(message.client) if message.client in self._plan.cohort else None

@@ -63,6 +63,11 @@ class RunFolder:
         return self.checkpoints / "exchange.json"
 
     @property
+    def left_out(self) -> Path:
+        """Who sits out rounds, and why; for the server alone."""
+        return self.checkpoints / "left_out.json"
+
+    @property
     def server_log(self) -> Path:
         """Whole records of rounds, where the history may not tell all (`privacy.publication`)."""
         return self.checkpoints / "rounds.jsonl"

@@ -46,6 +46,7 @@ class SecureClients:
         self._updates: dict[str, tuple[np.ndarray, float]] = {}
         self._plan: Plan | None = None
         self._frame = b""
+        self._left_out: set[str] = set()
         self._run = RunFolder(Path(config.run))
         self._file = RosterFile(self._run.roster)
 
@@ -67,6 +68,9 @@ class SecureClients:
         plan = open_plan(frame, roster, run)
         if not 1 <= plan.round <= self._config.all_rounds or self._config.phase_at(plan.round).name != self._phase:
             raise Aborted(Code.NOT_PINNED, f"round {plan.round} is none of the phase {self._phase}")
+        if new := set(plan.left_out) - self._left_out:
+            print(f"the server leaves out, for a fault that it has proof of: {', '.join(sorted(new))}", flush=True)
+        self._left_out = set(plan.left_out)
         self._roster, self._plan, self._frame = roster, plan, frame
         return plan
 

@@ -284,8 +284,10 @@ def check_sizes(message: Any, clients: int, dimension: int) -> None:
             assert message.vector.dtype == np.uint32 and message.vector.shape == (dimension + 2,)
         case Consistency():
             assert len(message.survivors) == 32
+            assert message.complaints == ()
         case Unmasking():
             assert not message.masking_key_shares  # nobody dropped out
+            assert not message.opened  # nobody complained
             assert all(len(share.value) == 33 for share in message.self_mask_shares)
 
 

@@ -127,7 +127,11 @@ def _unlisted(message: Any, cohort: tuple[str, ...], length: int) -> list[str]:
         elif isinstance(value, tuple):
             if len(value) > len(cohort):
                 lines.append(f"{what} of {len(value)} parts")
-            lines += [line for part in value for line in _unlisted(part, cohort, length)]
+            lines += [
+                f"{what} names nobody of the cohort" for part in value if isinstance(part, str) and part not in cohort
+            ]
+            parts = (part for part in value if not isinstance(part, str))
+            lines += [line for part in parts for line in _unlisted(part, cohort, length)]
         elif not isinstance(value, bytes | str | np.ndarray):
             lines.append(f"{what} of type {type(value).__name__}")
     return lines

@@ -8,7 +8,7 @@ every mask that it can make. What is left bare is a sum over some honest clients
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,7 +53,8 @@ class Story:
     """What each honest client is told; nothing said is the truth.
 
     heard: who advertised. absent: who is no partner of it, and whose shares do not arrive. strangers: who is said to be
-    one besides. survivors: who is to be confirmed as having survived. again: the same once more.
+    one besides. survivors: who is to be confirmed as having survived. again: the same once more. garbled: owner -> whom
+    no usable share of its seed reaches.
     """
 
     heard: Mapping[str, frozenset[str]] = field(default_factory=dict)
@@ -61,6 +62,7 @@ class Story:
     strangers: Mapping[str, frozenset[str]] = field(default_factory=dict)
     survivors: Mapping[str, frozenset[str]] = field(default_factory=dict)
     again: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    garbled: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
 
 class Conspiracy:
@@ -86,9 +88,9 @@ class Conspiracy:
         self.advertised: dict[str, bytes] = {}
         self.session: dict[str, bytes] = {}
         self.keys: dict[str, dict[str, tuple[bytes, bytes]]] = {}
-        self.sealed: dict[str, dict[str, bytes]] = {}
-        self.seeds: dict[str, dict[str, bytes]] = {}
-        """What honest clients sealed, of keys and of seeds: owner -> holder -> ciphertext."""
+        self.sealed: dict[str, dict[str, SealedShare]] = {}
+        self.seeds: dict[str, dict[str, SealedShare]] = {}
+        """What honest clients sealed, of keys and of seeds: owner -> holder -> share."""
         self.commitments: dict[str, bytes] = {}
         self.masked: dict[str, np.ndarray] = {}
         self.partners: dict[str, frozenset[str]] = {}
@@ -97,7 +99,7 @@ class Conspiracy:
 
     def run(self, story: Story) -> Conspiracy:
         """The whole exchange as the story goes; clients who refuse fall silent."""
-        everybody = frozenset(self.plan.cohort)
+        everybody, self.garbled = frozenset(self.plan.cohort), story.garbled
         for name in self.honest:
             self.advertised[name] = self.clients[name].advertise()
         for name in self.colluders:
@@ -116,8 +118,11 @@ class Conspiracy:
 
     def _open(self, told: Mapping[str, frozenset[str]]) -> None:
         """The last two stages. told: whom each client is to confirm."""
-        answers = {name: self._try(name, "confirm", Survivors(tuple(sorted(told[name])))) for name in told}
-        confirmed = {name: answer for name, answer in answers.items() if answer is not None}
+        confirmed: dict[str, bytes] = {}
+        for name, survivors in told.items():
+            message = Survivors(tuple(sorted(survivors)), tuple(self._seeds_for(name)))
+            if (answer := self._try(name, "confirm", message)) is not None:
+                confirmed[name] = answer
         for name in confirmed:
             self._unmask(name, told[name], tuple(confirmed.values()))
 
@@ -142,9 +147,10 @@ class Conspiracy:
             if owner in self.colluders:
                 cipher = self._cipher("key", owner, owner, name, name)
                 made_up = cipher.encrypt(bytes(12), bytes(shamir.SHARE_BYTES), self._associated(owner, name, name))
-                parts.append(SealedFrom(owner, made_up))
+                parts.append(SealedFrom(owner, made_up, bytes(32)))
             elif name in self.sealed.get(owner, {}):
-                parts.append(SealedFrom(owner, self.sealed[owner][name]))
+                share = self.sealed[owner][name]
+                parts.append(SealedFrom(owner, share.ciphertext, share.commitment))
         answer = self._try(name, "mask", Delivered(tuple(sorted(partners)), tuple(parts)), self.vectors[name])
         if answer is not None:
             message = Exchange.opened(answer)
@@ -155,10 +161,11 @@ class Conspiracy:
 
     def _unmask(self, name: str, told: frozenset[str], confirmed: tuple[bytes, ...]) -> None:
         hashed = protocol.survivors_hash(self.session[name], tuple(sorted(told)))
-        forged = tuple(self._by(other, Consistency(other, hashed)) for other in self.colluders)
-        sealed = tuple(SealedFrom(owner, shares[name]) for owner, shares in self.seeds.items() if name in shares)
+        # The server's own complain of everybody.
+        everybody = self.plan.cohort
+        forged = tuple(self._by(other, Consistency(other, hashed, everybody)) for other in self.colluders)
         # Every signature twice, in case somebody counts them.
-        answer = self._try(name, "unmask", UnmaskRequest(sealed, 2 * (*confirmed, *forged)))
+        answer = self._try(name, "unmask", UnmaskRequest(2 * (*confirmed, *forged)))
         if answer is None:
             return
         message = Exchange.opened(answer)
@@ -166,15 +173,25 @@ class Conspiracy:
             for share in shares:
                 if self.session.get(share.owner) == self.session[name]:
                     self.shares.setdefault((share.owner, kind), {})[name] = share.value
+        for opened in message.opened:
+            self.shares.setdefault((name, "seed"), {})[opened.holder] = opened.value
 
-    def _read(self, kind: str, owner: str, shares: tuple[SealedShare, ...]) -> dict[str, bytes]:
+    def _seeds_for(self, name: str) -> Iterator[SealedFrom]:
+        """The seed shares that it holds; of those of `garbled` something that it cannot use, so that it complains."""
+        for owner, shares in self.seeds.items():
+            if name in shares:
+                spoilt = name in self.garbled.get(owner, ())
+                ciphertext = bytes(49) if spoilt else shares[name].ciphertext
+                yield SealedFrom(owner, ciphertext, shares[name].commitment)
+
+    def _read(self, kind: str, owner: str, shares: tuple[SealedShare, ...]) -> dict[str, SealedShare]:
         """Who got what of a client; what went to the server's own is opened and kept."""
         for share in shares:
             if share.holder in self.colluders:
                 cipher = self._cipher(kind, share.holder, owner, share.holder, owner)
                 plain = cipher.decrypt(bytes(12), share.ciphertext, self._associated(owner, share.holder, owner))
                 self.shares.setdefault((owner, kind), {})[share.holder] = plain
-        return {share.holder: share.ciphertext for share in shares}
+        return {share.holder: share for share in shares}
 
     # What they can make of it.
 

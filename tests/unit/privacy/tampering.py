@@ -97,7 +97,7 @@ def as_another_type(exchange: Exchange, name: str, outer: Frame) -> Frame:
 
 
 def of_another_stage(exchange: Exchange, name: str, frame: bytes) -> bytes:
-    other = Consistency(name, b"") if exchange.server.stage == "advertise" else Advertisement(name, b"", b"")
+    other = Consistency(name, b"", ()) if exchange.server.stage == "advertise" else Advertisement(name, b"", b"")
     return exchange.signed(other)
 
 
@@ -277,4 +277,4 @@ def check_unopened(exchange: Exchange) -> None:
 
 def confirmation(exchange: Exchange, name: str, survivors: Iterable[str] | None = None) -> Consistency:
     survivors = exchange.server.survivors if survivors is None else survivors
-    return Consistency(name, protocol.survivors_hash(exchange.server.session, tuple(survivors)))
+    return Consistency(name, protocol.survivors_hash(exchange.server.session, tuple(survivors)), ())

@@ -156,6 +156,12 @@ def holders_in_league(league: Conspiracy, partners: bool) -> Story:
     return Story(absent=Late(absent), survivors=Late(lambda name: everybody - lost()))
 
 
+def garbled(league: Conspiracy) -> Story:
+    """Nobody can use the first client's seed shares, half hear that it survived, and all complain."""
+    victim, everybody = league.honest[0], frozenset(league.plan.cohort)
+    return Story(survivors=split(league, 0.5), garbled={victim: everybody})
+
+
 def altered(*changes: tuple[str, str]) -> type[SecureClient]:
     """The client's code with some rules taken out or put back as they were."""
     path = Path(secure_client.__file__)
@@ -200,6 +206,7 @@ ATTACKS: dict[str, Attack] = {
     "most are said to be lost": Attack(12, 3, said_to_be_lost(7)),
     "one is said to be lost": Attack(12, 3, said_to_be_lost(1)),
     "a story for each": Attack(24, 9, a_story_for_each),
+    "complaints of shares that never came": Attack(12, 5, garbled),
     "holders who are in league": Attack(60, 5, partial(holders_in_league, partners=True), 8),
     "masks with the server's alone": Attack(60, 5, partial(holders_in_league, partners=False), 8),
 }
@@ -244,18 +251,17 @@ MUTANTS: dict[str, list[tuple[str, str]]] = {
     "seeds for holders with whom it does not mask": [("self._holders & self._partners)", "self._holders)")],
     "survivors with whom it has not masked": [(" or self._survivors & self._holders - self._partners", "")],
     "any number of survivors will do": [("if len(survivors) < self._limits", "if 0 > self._limits")],
-    "no confirmation is needed": [("if self._signatures(request.confirmations) <", "if 0 >")],
+    "no confirmation is needed": [("if len(confirmed) < quorum", "if 0 > quorum")],
     "confirmations of another set": [("if message.survivors == self._confirmed:", "if message.survivors:")],
     "one confirmation counts twice": [
-        ("        signers = set()", "        signers: list[str] = []"),
-        ("signers.add(", "signers.append("),
+        ("        if len(confirmed) < quorum", "        if len(request.confirmations) < quorum"),
     ],
     "a stage may be asked for twice": [
         ("if stage != self._next:", "if False:"),
-        ("(self._name, seeds, keys))\n        self._forget()", "(self._name, seeds, keys))"),
+        ("seeds, keys, opened))\n        self._forget()", "seeds, keys, opened))"),
     ],
     "keys of survivors too": [(" if owner not in self._survivors\n", "\n")],
-    "seeds of those who did not survive": [("if share.owner in self._survivors - {self._name}:", "if share.owner:")],
+    "seeds of those who did not survive": [("if share.owner in self._survivors - {self._name} and", "if")],
 }
 
 
@@ -321,13 +327,13 @@ def changed(data: st.DataObject, known: Deviation, league: Conspiracy) -> Story:
     everybody, story = frozenset(league.plan.cohort), known(league)
     some = st.frozensets(st.sampled_from(sorted(everybody)), max_size=4)
     told = {}
-    for what in ("heard", "absent", "strangers", "survivors", "again"):
+    for what in ("heard", "absent", "strangers", "survivors", "again", "garbled"):
         said = getattr(story, what)
         if isinstance(said, Late):
             continue
         others = dict(said)
         for name in data.draw(st.lists(st.sampled_from(league.honest), max_size=3, unique=True), label=what):
-            usual = frozenset() if what in ("absent", "strangers") else everybody
+            usual = frozenset() if what in ("absent", "strangers", "garbled") else everybody
             others[name] = others.get(name, usual) ^ data.draw(some)
         told[what] = others
     return replace(story, **told)

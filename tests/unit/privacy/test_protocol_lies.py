@@ -226,14 +226,15 @@ def test_of_those_who_are_lost_no_seed_is_opened_and_of_the_survivors_no_key(mak
     """Though the client holds a key share of everybody, and is sent everybody's seed shares."""
     exchange = make_exchange(7).until("confirm")
     told = EVERYBODY[:6]
-    confirmed = [exchange.ask(name, exchange.signed(Survivors(told))) for name in told]
     sealed = tuple(
-        SealedFrom(name, share.ciphertext)
+        SealedFrom(name, share.ciphertext, share.commitment)
         for name in EVERYBODY
         for share in exchange.opened(exchange.sent["mask", name]).shares
         if share.holder == VICTIM != name
     )
-    request = exchange.signed(UnmaskRequest(sealed, tuple(confirmed)))
+    story = exchange.signed(Survivors(told, sealed))
+    confirmed = [exchange.ask(name, story) for name in told]
+    request = exchange.signed(UnmaskRequest(tuple(confirmed)))
     answer = exchange.opened(exchange.ask(VICTIM, request, "unmask"))
     assert {share.owner for share in answer.self_mask_shares} == set(told)
     assert {share.owner for share in answer.masking_key_shares} == {GONE}
@@ -349,7 +350,7 @@ def test_a_plan_must_be_of_this_run_and_by_this_server(make_exchange: Make) -> N
         (exchange.signed(exchange.plan), "run", Code.BAD_SIGNATURE),
         (exchange.flipped(good, -1), "run", Code.BAD_SIGNATURE),
         (good[:-1], "run", Code.MALFORMED),
-        (exchange.signed(Survivors(()), context=here), "run", Code.WRONG_STAGE),
+        (exchange.signed(Survivors((), ()), context=here), "run", Code.WRONG_STAGE),
     ):
         with pytest.raises(Aborted) as caught:
             open_plan(frame, roster, run)
@@ -405,7 +406,8 @@ def test_every_part_of_a_plan_is_in_the_context_and_whose_keys_count(make_exchan
         "clip_norm": 2.0,
         "cohort": plan.cohort[1:],
     }
-    assert set(others) == set(vars(plan))
+    # Whom the server leaves out is its word, and no part of the round.
+    assert set(others) == vars(plan).keys() - {"left_out"}
     here = protocol.context_of(plan, roster)
     contexts = {here, *(protocol.context_of(replace(plan, **{k: v}), roster) for k, v in others.items())}
     assert len(contexts) == 9

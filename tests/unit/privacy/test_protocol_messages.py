@@ -170,14 +170,14 @@ DAMAGE: dict[str, Callable[[SealedShare], SealedShare]] = {
 def test_a_dealer_may_damage_what_it_deals_to_a_few(
     make_exchange: Make, change: Callable[[SealedShare], SealedShare], stage: str
 ) -> None:
-    """Seven clients, t = 5: with two holders of its seed spoilt five are left; with three the sum stays closed. Its key
-    is needed if it drops out, and it then holds a share less."""
-    absent, bearable = ({"mask": [OFFENDER]}, 1) if stage == "share" else ({}, 2)
+    """Seven clients, t = 5, and the dealer falls silent: its key is needed if that is before its masked input, else its
+    seed. Of the six shares of others one may be spoilt; with two the sum stays closed."""
+    absent = {"mask": [OFFENDER]} if stage == "share" else {"unmask": [OFFENDER]}
     exchange = make_exchange(7).until(stage)
-    assert exchange.give(dealt_with(bearable, change)(exchange, OFFENDER, exchange.ask(OFFENDER))) is None
-    assert len(exchange.finish(absent)) == 7 - len(absent)
+    assert exchange.give(dealt_with(1, change)(exchange, OFFENDER, exchange.ask(OFFENDER))) is None
+    assert len(exchange.finish(absent)) == (6 if stage == "share" else 7)
     exchange = make_exchange(7).until(stage)
-    assert exchange.give(dealt_with(bearable + 1, change)(exchange, OFFENDER, exchange.ask(OFFENDER))) is None
+    assert exchange.give(dealt_with(2, change)(exchange, OFFENDER, exchange.ask(OFFENDER))) is None
     with pytest.raises(Aborted) as caught:
         exchange.until("open", absent)
     assert caught.value.code == Code.CANNOT_UNMASK

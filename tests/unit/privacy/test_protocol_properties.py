@@ -216,22 +216,22 @@ def test_no_lies_about_the_survivors_open_a_vector(make_exchange: Make, data: st
     signed = []
     for survivors in stories:
         confirmed = protocol.survivors_hash(exchange.server.session, survivors)
-        signed += [exchange.signed(Consistency(name, confirmed)) for name in colluders]
-    told = {}
+        signed += [exchange.signed(Consistency(name, confirmed, ())) for name in colluders]
+    dealt = {owner: exchange.opened(exchange.sent["mask", owner]).shares for owner in names}
     for name in honest:
-        told[name] = data.draw(story, label=f"{name} is told")
-        answer = exchange.try_ask(name, exchange.signed(Survivors(told[name])), "confirm")
+        sealed = tuple(
+            SealedFrom(owner, share.ciphertext, share.commitment)
+            for owner in names
+            for share in dealt[owner]
+            if share.holder == name != owner
+        )
+        told = data.draw(story, label=f"{name} is told")
+        answer = exchange.try_ask(name, exchange.signed(Survivors(told, sealed)), "confirm")
         signed += [answer] if answer is not None else []
     seeds: dict[str, set[str]] = {name: set(colluders) for name in names}
     keys: dict[str, set[str]] = {name: set(colluders) for name in names}
     for name in honest:
-        sealed = [
-            SealedFrom(owner, share.ciphertext)
-            for owner in names
-            for share in exchange.opened(exchange.sent["mask", owner]).shares
-            if share.holder == name != owner
-        ]
-        request = exchange.signed(UnmaskRequest(tuple(sealed), tuple(signed)))
+        request = exchange.signed(UnmaskRequest(tuple(signed)))
         answer = exchange.try_ask(name, request, "unmask")
         if answer is None:
             continue

@@ -96,7 +96,7 @@ def share_held(exchange: Exchange, kind: str, owner: str, holder: str) -> bytes:
     held: dict[str, bytes] = {}
     for share in dealt:
         if share.holder == holder:
-            exchange.clients[holder]._unseal(kind, SealedFrom(owner, share.ciphertext), held)
+            exchange.clients[holder]._unseal(kind, SealedFrom(owner, share.ciphertext, share.commitment), held)
     return held[owner]
 
 

@@ -130,19 +130,21 @@ def test_noise_is_refused_or_canonical(kind: type, noise: bytes) -> None:
 
 def test_the_bytes_of_a_message_by_hand() -> None:
     """Other implementations must be able to rely on these."""
-    assert encode(Consistency("é", b"\x00\x01")) == bytes.fromhex("00000002 c3a9 00000002 0001")
+    assert encode(Consistency("é", b"\x00\x01", ("a",))) == bytes.fromhex(
+        "00000002 c3a9 00000002 0001 00000001 00000001 61"
+    )
     masked = MaskedInput("a", np.array([1, 2**32 - 2], np.uint32), b"\x07", ())
     assert encode(masked) == bytes.fromhex("00000001 61 00000002 01000000 feffffff 00000001 07 00000000")
-    plan = Plan("r", 1, 258, b"", b"\xff", b"", 1.5, ("a", ""))
+    plan = Plan("r", 1, 258, b"", b"\xff", b"", 1.5, ("a", ""), ("z",))
     expected = "00000001 72 0000000000000001 0000000000000102 00000000 00000001 ff 00000000 3ff8000000000000"
-    assert encode(plan) == bytes.fromhex(expected + "00000002 00000001 61 00000000")
+    assert encode(plan) == bytes.fromhex(expected + "00000002 00000001 61 00000000 00000001 00000001 7a")
 
 
 @pytest.mark.parametrize("bits", ["8000000000000000", "7ff8000000000123", "7ff0000000000001", "fff0000000000000"])
 def test_odd_floats_keep_every_bit(bits: str) -> None:
     """Minus zero, NaNs with a payload, infinities: equal or unequal as numbers, they are different bytes."""
     plan = encode(Plan("r", 1, 1, b"", b"", b"", 0.0, ()))
-    sent = plan[:-12] + bytes.fromhex(bits) + plan[-4:]
+    sent = plan[:-16] + bytes.fromhex(bits) + plan[-8:]
     assert encode(decode(Plan, sent)) == sent
 
 
@@ -205,7 +207,7 @@ def test_a_vector_that_is_not_contiguous_is_sent_as_it_reads() -> None:
         (MaskedInput("a", np.zeros(3, np.int32), b"", ()), r"int32 \(3,\) is not a uint32 vector"),
         (MaskedInput("a", np.zeros(3, ">u4"), b"", ()), "is not a uint32 vector"),
         (MaskedInput("a", np.zeros((3, 1), np.uint32), b"", ()), r"uint32 \(3, 1\) is not a uint32 vector"),
-        (Consistency("\ud800", b""), "surrogates not allowed"),
+        (Consistency("\ud800", b"", ()), "surrogates not allowed"),
         (ClientReport("a", 1, 1.0, None, None, None, {}), "no canonical encoding"),
     ],
 )
