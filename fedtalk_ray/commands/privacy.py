@@ -64,6 +64,7 @@ def show(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
     Example: `fedtalk privacy show runs/private`
     """
     from fedtalk_ray.privacy.ledger import Ledger
+    from fedtalk_ray.privacy.publication import simulation
     from fedtalk_ray.runs.folder import RunFolder
 
     folder = RunFolder(run)
@@ -92,8 +93,5 @@ def show(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
         print("central noise: the server saw the exact sums and is trusted; both views are those of others")
     if privacy.epsilon is not None:
         print(f"budget: epsilon {privacy.epsilon:g} in the {privacy.view} view")
-    if privacy.simulated_cohort is not None:
-        print(
-            f"SIMULATION: noise of a cohort of {privacy.simulated_cohort} of {privacy.simulated_population}; the real "
-            "clients of this run got less privacy than these figures"
-        )
+    if note := simulation(privacy):
+        print(note)

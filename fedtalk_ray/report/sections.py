@@ -10,6 +10,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
+from fedtalk_ray.privacy.publication import simulation
 from fedtalk_ray.report.facts import Facts, duration, size, unit_of, whose_loss
 from fedtalk_ray.report.metrics import AUTOENCODER, COPY, jitter_of_clips
 from fedtalk_ray.report.plots import MOST_LINES, Curve, draw_bars, draw_dots, draw_lines, picture
@@ -158,8 +159,8 @@ def privacy(run: Facts) -> Section:
         if settings.epsilon is not None:
             levels = {f"budget {settings.epsilon:g}": settings.epsilon}
             caption += f" The budget holds the {settings.view} view; the other one may lie above it."
-        if settings.simulated_cohort is not None:
-            caption += " SIMULATION: the real clients got less privacy than these figures."
+        if note := simulation(settings, " "):
+            caption += f"{note}."
         curves = {"server view": server, "release view": release}
         section.plot("Epsilon spent by round", caption, draw_lines, curves, "epsilon", levels=levels, from_zero=True)
     else:
@@ -279,7 +280,8 @@ def _ledger_line(run: Facts) -> str:
     recorded = run.series("epsilon")
     if recorded and not math.isclose(recorded[-1][1], run.spent.release, rel_tol=1e-6):
         line += " That is not what the last record says: the ledger also holds exchanges whose round was lost."
-    return line
+    note = simulation(run.config.privacy, " ")
+    return f"{line}{note}." if note else line
 
 
 def _attendance(record: dict[str, Any]) -> tuple[int, int] | None:

@@ -75,7 +75,8 @@ def test_what_is_not_private_says_so(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "INSECURE: sums of 3 clients may be opened" in quiet
     settings = {"mechanism": "skellam", "noise_multiplier": 1.0, "clip_norm": 1.0}
     simulated = run_folder(tmp_path / "simulated", simulated_cohort=200, simulated_population=20_000, **settings)
-    assert "SIMULATION: noise of a cohort of 200 of 20000" in said(["privacy", "show", str(simulated)], capsys)
+    shown = said(["privacy", "show", str(simulated)], capsys)
+    assert "SIMULATION: the noise is that of a cohort of 200 out of 20000" in shown
 
 
 def test_a_folder_that_is_no_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -132,6 +132,23 @@ def test_the_ledger_wins_over_the_records(make_run: MakeRun, secure_record: Reco
     assert "2 exchanges are charged" in told and "not what the last record says" in told
 
 
+@pytest.mark.parametrize("view", ["release", "server"])
+def test_every_epsilon_of_a_simulated_cohort_says_so(make_run: MakeRun, secure_record: Record, view: str) -> None:
+    """The sentence with the budget, the key figure, the ledger's line, and the curves where there are any."""
+    for name, says in (("simulated", True), ("real", False)):
+        privacy = {key: value for key, value in NOISY.items() if says or not key.startswith("simulated")}
+        record = secure_record(1) if view == "server" else told(secure_record(1))
+        run = make_run([record], name, privacy=privacy | {"view": view})
+        Ledger(RunFolder(run).ledger).charge(Charge(1, 1, Noise("skellam", 2.0), 1.0, ("anna",)))
+        found = read_facts(RunFolder(run))
+        section = sections.privacy(found)
+        texts = [sentence(found, None), *(figure.note for figure in key_figures(found) if "epsilon" in figure.name)]
+        texts += [line for line in section.sentences if "The ledger: epsilon" in line]
+        texts += [plot.caption for plot in section.plots if "Epsilon" in plot.title]
+        assert len(texts) == (4 if view == "server" else 3)
+        assert [("SIMULATION" in text) for text in texts] == [says] * len(texts)
+
+
 def test_units_are_those_that_people_read() -> None:
     assert [size(count) for count in (0, 999, 12_345, 999_600, 7_329_792, 2.5e12)] == [
         "0 B", "999 B", "12.3 kB", "1000 kB", "7.33 MB", "2.50 TB",
