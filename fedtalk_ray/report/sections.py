@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 
 from fedtalk_ray.privacy.publication import simulation
 from fedtalk_ray.report.facts import Facts, duration, size, unit_of, whose_loss
-from fedtalk_ray.report.metrics import AUTOENCODER, COPY, jitter_of_clips
+from fedtalk_ray.report.metrics import AUTOENCODER, COPY, SEEN, jitter_of_clips
 from fedtalk_ray.report.plots import MOST_LINES, Curve, draw_bars, draw_dots, draw_lines, picture
 
 REST = "the rest"
@@ -125,9 +125,12 @@ def jitter(metrics: dict[str, Any] | None, command: str) -> Section:
     """command: the one that makes a metrics.json."""
     section = Section("Temporal jitter")
     found = jitter_of_clips(metrics) if metrics else {}
-    if not found:
+    if metrics and SEEN in metrics["clips"].keys() - {clip["group"] for clip in metrics["per_clip"]}:
+        section.sentences.append("Of clients' own clips only means are told, in the table above.")
+    elif not found:
         why = "No metrics.json was given" if metrics is None else "The metrics.json tells no clip's jitter"
         section.sentences.append(f"{why}: {command} measures it.")
+    if not found:
         return section
     count = sum(len(next(iter(rows.values()))) for rows in found.values())
     caption = (

@@ -252,6 +252,15 @@ def test_clips_are_dots_beside_their_truth() -> None:
     assert [label.get_text() for label in panel.get_yticklabels()] == ["generated", "copy"]
 
 
+@pytest.mark.parametrize(("others", "plots"), [(["unseen"], 1), ([], 0)])
+def test_clients_of_whom_only_means_are_told_are_no_dots(others: list[str], plots: int) -> None:
+    clips = [{"group": group, "rows": {"generated": {"jitter_ratio": 0.9}}} for group in others]
+    metrics = {"clips": dict.fromkeys(["seen", *others], 1), "per_clip": clips}
+    section = sections.jitter(metrics, "fedtalk evaluate")
+    assert section.sentences == ["Of clients' own clips only means are told, in the table above."]
+    assert len(section.plots) == plots
+
+
 def test_every_metric_has_words_and_a_direction(make_run: MakeRun, plain_record: Record) -> None:
     result = read_metrics(make_run([plain_record(1)], measured=True, **PLAIN) / "metrics.json")
     names = {name for rows in result["groups"].values() for figures in rows.values() for name in figures}
