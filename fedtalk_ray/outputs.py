@@ -111,8 +111,8 @@ def alone(path: Path) -> Iterator[None]:
 
 
 def write_synced(path: Path, text: str) -> None:
-    """Replaces a file, whole, and returns when it is on disk."""
-    with new_file(path) as place, open(place, "w") as file:
+    """Replaces a file, whole, by one that its owner alone can read, and returns when it is on disk."""
+    with new_file(path) as place, os.fdopen(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

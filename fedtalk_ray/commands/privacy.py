@@ -1,11 +1,11 @@
-"""`fedtalk privacy`: how much noise a budget needs, before a run, and what a run has spent, after."""
+"""`fedtalk privacy`: how much noise a budget needs, before a run; what a run has spent, or a client over all runs."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fedtalk_ray.errors import ConfigError
+from fedtalk_ray.errors import ConfigError, RunError
 
 app = typer.Typer(help="Differential privacy: plan the noise, show what was spent.", no_args_is_help=True)
 
@@ -30,10 +30,7 @@ def plan(
 
     if mechanism not in ("skellam", "gaussian"):
         raise ConfigError(f"--mechanism is {mechanism!r}; known: skellam, gaussian")
-    if not epsilon > 0:
-        raise ConfigError(f"--epsilon is {epsilon:g}; it must be above 0")
-    if not 0 < delta < 1:
-        raise ConfigError(f"--delta is {delta:g}; it must lie between 0 and 1, well below 1 / clients")
+    check_budget(epsilon, delta)
     size = cohort if cohort is not None else ceil(clients / 4)
     if size > clients:
         raise ConfigError(f"--cohort is {size}, and there are {clients} clients")
@@ -57,6 +54,14 @@ def plan(
     )
 
 
+def check_budget(epsilon: float | None, delta: float) -> None:
+    """Raises `ConfigError` for what is no budget."""
+    if epsilon is not None and not epsilon > 0:
+        raise ConfigError(f"--epsilon is {epsilon:g}; it must be above 0")
+    if not 0 < delta < 1:
+        raise ConfigError(f"--delta is {delta:g}; it must lie between 0 and 1, well below 1 / clients")
+
+
 @app.command()
 def show(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
     """What a run has spent so far.
@@ -64,6 +69,7 @@ def show(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
     Example: `fedtalk privacy show runs/private`
     """
     from fedtalk_ray.privacy.ledger import Ledger
+    from fedtalk_ray.privacy.publication import simulation
     from fedtalk_ray.runs.folder import RunFolder
 
     folder = RunFolder(run)
@@ -92,8 +98,48 @@ def show(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
         print("central noise: the server saw the exact sums and is trusted; both views are those of others")
     if privacy.epsilon is not None:
         print(f"budget: epsilon {privacy.epsilon:g} in the {privacy.view} view")
-    if privacy.simulated_cohort is not None:
-        print(
-            f"SIMULATION: noise of a cohort of {privacy.simulated_cohort} of {privacy.simulated_population}; the real "
-            "clients of this run got less privacy than these figures"
-        )
+    if note := simulation(privacy):
+        print(note)
+
+
+@app.command()
+def client(
+    ledger: Annotated[Path, typer.Argument(help="A client's file in the folder that agreement.ledgers names.")],
+    epsilon: Annotated[float | None, typer.Option(help="What was agreed to, to see what is left of it.")] = None,
+    delta: Annotated[float, typer.Option(help="Of that epsilon.")] = 1e-5,
+    rounds: Annotated[int | None, typer.Option(min=1, help="As --epsilon: most rounds over all runs.")] = None,
+) -> None:
+    """What a client has spent over all runs, and what is left of its agreement.
+
+    Example: `fedtalk privacy client ledgers/ana.json --epsilon 8 --rounds 40`
+    """
+    from collections import Counter
+
+    from fedtalk_ray.privacy.client_ledger import ClientLedger
+    from fedtalk_ray.privacy.protocol import Aborted
+
+    check_budget(epsilon, delta)
+    if not ledger.is_file():
+        raise RunError(f"{ledger} is no file; a client's ledger lies in the folder that agreement.ledgers names")
+    try:
+        spent = ClientLedger(ledger).read()
+    except Aborted as error:
+        raise RunError(str(error)) from error
+    taken, reached = sum(spent.rounds.values()), spent.epsilon(delta)
+    print(f"{ledger}: rounds over all runs: {taken}")
+    for run, count in spent.rounds.items():
+        print(f"  {count} in run {run}")
+    kinds: Counter[tuple[str, float]] = Counter()
+    for noise, count in spent.noise:
+        kinds[noise.kind, noise.multiplier] += count
+    for (kind, multiplier), count in kinds.items():
+        word = ", which is the server's word" if kind == "gaussian" else ""
+        print(f"  {count} with {kind} noise, multiplier {multiplier:g}{word}")
+    if spent.bare:
+        print(f"  {spent.bare} without noise")
+    told = "infinite" if spent.bare else f"{reached:.3f}"
+    print(f"epsilon so far: {told} at delta {delta:g} (the server view's, a bound by Renyi divergence)")
+    if epsilon is not None:
+        print(f"left of epsilon {epsilon:g}: {max(epsilon - reached, 0.0):.3f}")
+    if rounds is not None:
+        print(f"left of {rounds} rounds: {max(rounds - taken, 0)}")

@@ -18,6 +18,7 @@ from fedtalk_ray.actors.ray_errors import first_line
 from fedtalk_ray.actors.slot import SlotProcess
 from fedtalk_ray.errors import ClusterError
 from fedtalk_ray.federation.server import ParameterServer
+from fedtalk_ray.privacy.publication import simulation
 from fedtalk_ray.runs.folder import RunFolder
 
 SLOT, SERVER = SlotProcess.__name__, ParameterServer.__name__
@@ -125,7 +126,7 @@ def run_text(run: Path) -> str:
         parts.append(f"held-out loss {losses[-1]:.4f}")
     if "epsilon" in last:
         server = f" (server view {last['epsilon_server']:.3f})" if "epsilon_server" in last else ""
-        parts.append(f"epsilon {last['epsilon']:.3f}{server}")
+        parts.append(f"epsilon {last['epsilon']:.3f}{server}{simulation(config.privacy, '; ')}")
     if cut := sum(bool(record.get("interrupted")) for record in records):
         parts.append(f"{cut} interrupted")
     if "aborted" in last:

@@ -24,7 +24,7 @@ from fedtalk_ray.errors import ShardError
 from fedtalk_ray.evaluation import metrics
 from fedtalk_ray.evaluation.clip_figures import Figures, Truth, measure, measure_truth, real_figures
 from fedtalk_ray.evaluation.frechet import FeatureNetwork, frechet_distance, halves, load_features
-from fedtalk_ray.evaluation.held_out import GROUPS, Clip, HeldOut, another_real_clip, choose_clips, read_clips
+from fedtalk_ray.evaluation.held_out import GROUPS, UNSEEN, Clip, HeldOut, another_real_clip, choose_clips, read_clips
 from fedtalk_ray.evaluation.judge import IdentityJudge
 from fedtalk_ray.evaluation.perceptual import PerceptualDistance, load_perceptual
 from fedtalk_ray.evaluation.statistics import half_widths, merge
@@ -108,10 +108,12 @@ def evaluate_run(
 ) -> dict:
     """Figures of the held-out clips, each alone and averaged by group and row, as plain data for JSON.
 
+    Of clients to whom the run promised anything there are means and counts alone.
+
     run: a run's folder or a pretrained pipeline's. personal: seen clients speak with their own identity adapter where
     the run has one, of virtual clients with that of the first who holds their clips. samples: noise seeds to average
-    over. limit: at most so many clips a group. excluded: identities
-    that do not count. rows: which are measured beside *generated*, where time counts; distances between sets need all.
+    over. limit: at most so many clips a group. excluded: identities that do not count. rows: which are
+    measured beside *generated*, where time counts; distances between sets need all.
     Raises `UserError`s.
     """
     folder, instruments, device = open_model(run), instruments or Instruments(), pick_device(device)
@@ -139,6 +141,7 @@ def evaluate_run(
         measured.append(measure_clip(model, clip, instruments, other, samples, rows, sampling))
     groups = {group: [clip for clip in measured if clip.entry.group == group] for group in GROUPS}
     groups = {group: clips for group, clips in groups.items() if clips}
+    promised = folder.exists() and not folder.config().in_the_clear
     return {
         "run": str(folder.path),
         "after_round": folder.released_round(),
@@ -156,6 +159,7 @@ def evaluate_run(
         "per_clip": [
             {"group": clip.entry.group, "identity": clip.entry.identity, "clip": clip.entry.clip, "rows": clip.rows}
             for clip in measured
+            if clip.entry.group == UNSEEN or not promised
         ],
     }
 

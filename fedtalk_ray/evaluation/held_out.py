@@ -10,7 +10,7 @@ from fedtalk_ray.media.lips import aperture_of
 from fedtalk_ray.shards.format import EVERY_COLUMN, LANDMARKS, Manifest, Piece
 from fedtalk_ray.shards.people import People
 
-GROUPS = ("seen", "unseen")
+GROUPS = SEEN, UNSEEN = "seen", "unseen"
 """Identities that took part, and those nobody trained on."""
 
 SPLITS = {"val": ("val",), "test": ("test",), "held-out": ("val", "test")}

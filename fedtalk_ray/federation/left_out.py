@@ -56,13 +56,12 @@ class LeftOut:
             self._absences = absences
 
     def of(self, round_number: int, spare: int) -> list[str]:
-        """Who sits out a round, sorted. spare: how many are not needed for a cohort; only so many suspected ones sit out,
-        those first who were left out most often."""
-        out = [
-            client for client, each in self._absences.items() if each.until is not None and each.until >= round_number
-        ]
-        out.sort(key=lambda client: -self._absences[client].times)
-        return sorted([*self.for_good(), *out[: max(spare - len(self.for_good()), 0)]])
+        """Who sits out a round, sorted. spare: how many are not needed for a cohort; only so many suspected ones sit
+        out, those first who were left out most often."""
+        suspected = [client for client, each in self._absences.items() if (each.until or 0) >= round_number]
+        suspected.sort(key=lambda client: -self._absences[client].times)
+        gone = self.for_good()
+        return sorted([*gone, *suspected[: max(spare - len(gone), 0)]])
 
     def for_good(self) -> tuple[str, ...]:
         """Who takes no part any more, sorted."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from fedtalk_ray.errors import ConfigError
 from fedtalk_ray.privacy.accounting import Kind, Noise, Rounds, epsilon, noise_multiplier
+from fedtalk_ray.privacy.publication import simulation
 from fedtalk_ray.settings import PrivacyConfig, TrainConfig
 
 _STEPS, _VALUES = 2.0**18, 10**8
@@ -83,7 +84,7 @@ def with_noise(config: TrainConfig, population: int) -> TrainConfig:
             raise ConfigError(
                 f"privacy.noise_multiplier {privacy.noise_multiplier:g} spends epsilon {cost:.2f} in "
                 f"{config.all_rounds} rounds ({privacy.view} view), and the budget is {privacy.epsilon:g}; leave it "
-                "out, or lower `rounds`"
+                f"out, or lower `rounds`{simulation(privacy, '; ')}"
             )
     return config
 

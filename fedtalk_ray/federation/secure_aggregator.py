@@ -17,6 +17,7 @@ from fedtalk_ray.outputs import new_file
 from fedtalk_ray.privacy.keys import SigningKey
 from fedtalk_ray.privacy.ledger import Charge, Ledger
 from fedtalk_ray.privacy.protocol import PRODUCTION_FLOOR, Aborted, Code, Limits, Rejected
+from fedtalk_ray.privacy.publication import simulation
 from fedtalk_ray.privacy.secure_server import SecureServer
 from fedtalk_ray.privacy.update_codec import Averaged, UpdateCodec
 from fedtalk_ray.privacy.wire import Buffer
@@ -141,7 +142,7 @@ class SecureAggregator:
             raise BudgetSpent(
                 f"round {round_number} would bring epsilon to {cost:.3f} ({privacy.view} view, delta "
                 f"{privacy.delta:g}), and the budget is {privacy.epsilon:g}; the model after round {round_number - 1} "
-                "is the last one"
+                f"is the last one{simulation(privacy, '; ')}"
             )
 
     def charge_plain(self, round_number: int, cohort: list[str]) -> None:
@@ -155,15 +156,16 @@ class SecureAggregator:
         self._charge(self._charge_for(number, round_number, cohort))
 
     def figures(self) -> dict[str, Any]:
-        """What a log may say about privacy after a round."""
+        """What a log may say about privacy after a round, and whether the noise is a larger cohort's."""
         if self.codec.noise is None:
             return {}
         spent = self.ledger.spent(self._config.privacy.delta)
-        return {
+        figures = {
             "noise_multiplier": self.codec.noise.multiplier,
             "epsilon": spent.release,
             "epsilon_server": spent.server,
         }
+        return figures if self._config.privacy.simulated_cohort is None else figures | {"simulation": True}
 
     def _charge(self, charge: Charge | None) -> None:
         if charge is not None:

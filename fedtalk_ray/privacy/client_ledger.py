@@ -12,9 +12,10 @@ That a server adds central noise (`mechanism: gaussian`) is its word, which nobo
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import get_args
 
 from fedtalk_ray.outputs import alone, write_synced
-from fedtalk_ray.privacy.accounting import Noise, Rounds, epsilon, merged
+from fedtalk_ray.privacy.accounting import Kind, Noise, Rounds, epsilon, merged
 from fedtalk_ray.privacy.protocol import Aborted, Code
 
 
@@ -36,7 +37,7 @@ class Spent:
     bare: int = 0
 
     def epsilon(self, delta: float) -> float:
-        """Infinite after a round without noise."""
+        """0 before the first round, infinite after one without noise."""
         if self.bare:
             return float("inf")
         return epsilon(merged([Rounds(noise, 1.0, count) for noise, count in self.noise]), delta)
@@ -59,13 +60,22 @@ class ClientLedger:
     def read(self) -> Spent:
         """As it stands. Raises `Aborted` for a damaged file."""
         try:
-            found = json.loads(self._path.read_text()) if self._path.exists() else {}
-            noise = [(Noise(**each), int(count)) for each, count in found.get("noise", [])]
-            rounds = {str(run): int(count) for run, count in found.get("rounds", {}).items()}
-            return Spent(rounds, noise, int(found.get("bare", 0)))
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+            if not self._path.exists():
+                return Spent()
+            found = json.loads(self._path.read_text())
+            noise = [(Noise(**each), int(count)) for each, count in found["noise"]]
+            rounds = {str(run): int(count) for run, count in found["rounds"].items()}
+            spent = Spent(rounds, noise, int(found["bare"]))
+            for each, _ in noise:
+                sound = each.multiplier > 0 and each.sensitivity > 0 and each.dimension > 0
+                if each.kind not in get_args(Kind) or not sound:
+                    raise ValueError(f"{each} is no noise")
+            if sum(rounds.values()) != spent.bare + sum(count for _, count in noise):
+                raise ValueError("its rounds by run are not as many as those by noise")
+            return spent
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise Aborted(
-                Code.RECORD_DAMAGED, f"{self._path} cannot be read ({error}), and tells what this client spent"
+                Code.RECORD_DAMAGED, f"{self._path} cannot be read ({error!r}), and tells what this client spent"
             ) from error
 
     def charge(self, run: str, before: int, noise: Noise | None, agreement: Agreement) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.privacy.ledger import Ledger, Spent
+from fedtalk_ray.privacy.publication import simulation
 from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.settings import TrainConfig
 from fedtalk_ray.shards.format import Manifest
@@ -72,7 +73,7 @@ def sentence(run: Facts, manifest: Manifest | None) -> str:
         "gaussian": "Gaussian noise that the server adds",
     }[privacy.mechanism]
     if privacy.epsilon is not None:
-        noise += f" for a budget of epsilon {privacy.epsilon:g} ({privacy.view} view)"
+        noise += f" for a budget of epsilon {privacy.epsilon:g} ({privacy.view} view{simulation(privacy, '; ')})"
     shared = "all weights of the denoiser"
     if config.shared == "adapter":
         trained = {
@@ -127,9 +128,7 @@ def privacy_figure(run: Facts) -> KeyFigure:
     release, server = epsilons(run)
     if release is None or server is None:
         return KeyFigure("Privacy spent, epsilon", "not known", "neither a ledger nor the history tells")
-    note = f"release view / server view, at delta {privacy.delta:g}"
-    if privacy.simulated_cohort is not None:
-        note += "; SIMULATION: real clients got less privacy"
+    note = f"release view / server view, at delta {privacy.delta:g}{simulation(privacy, '; ')}"
     return KeyFigure("Privacy spent, epsilon", f"{release:.2f} / {server:.2f}", note)
 
 

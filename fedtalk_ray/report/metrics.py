@@ -12,7 +12,7 @@ from fedtalk_ray.errors import RunError
 from fedtalk_ray.evaluation.evaluate import AUTOENCODER, COPY, GENERATED, group_tables, unusual_sampling
 from fedtalk_ray.evaluation.evaluate import DECIMALS as PRINTED
 from fedtalk_ray.evaluation.frechet import FID, FRECHET_LITE0, OF_MOUTHS
-from fedtalk_ray.evaluation.held_out import GROUPS
+from fedtalk_ray.evaluation.held_out import SEEN
 from fedtalk_ray.evaluation.perceptual import LPIPS, ST_LPIPS
 
 UP, DOWN, ONE = "↑", "↓", "→ 1"
@@ -46,7 +46,6 @@ DECIMALS = PRINTED | dict.fromkeys(DISTANCES, 1) | dict.fromkeys(("jitter_ratio"
 """Digits after the point where three would say more than is known."""
 
 JITTER = "jitter_ratio"
-SEEN = GROUPS[0]
 SHOWN_ROWS = (GENERATED, COPY, AUTOENCODER)
 """The rows whose jitter is plotted."""
 

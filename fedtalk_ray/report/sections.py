@@ -10,8 +10,9 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
+from fedtalk_ray.privacy.publication import simulation
 from fedtalk_ray.report.facts import Facts, duration, size, unit_of, whose_loss
-from fedtalk_ray.report.metrics import AUTOENCODER, COPY, jitter_of_clips
+from fedtalk_ray.report.metrics import AUTOENCODER, COPY, SEEN, jitter_of_clips
 from fedtalk_ray.report.plots import MOST_LINES, Curve, draw_bars, draw_dots, draw_lines, picture
 
 REST = "the rest"
@@ -124,9 +125,12 @@ def jitter(metrics: dict[str, Any] | None, command: str) -> Section:
     """command: the one that makes a metrics.json."""
     section = Section("Temporal jitter")
     found = jitter_of_clips(metrics) if metrics else {}
-    if not found:
+    if metrics and SEEN in metrics["clips"].keys() - {clip["group"] for clip in metrics["per_clip"]}:
+        section.sentences.append("Of clients' own clips only means are told, in the table above.")
+    elif not found:
         why = "No metrics.json was given" if metrics is None else "The metrics.json tells no clip's jitter"
         section.sentences.append(f"{why}: {command} measures it.")
+    if not found:
         return section
     count = sum(len(next(iter(rows.values()))) for rows in found.values())
     caption = (
@@ -158,8 +162,8 @@ def privacy(run: Facts) -> Section:
         if settings.epsilon is not None:
             levels = {f"budget {settings.epsilon:g}": settings.epsilon}
             caption += f" The budget holds the {settings.view} view; the other one may lie above it."
-        if settings.simulated_cohort is not None:
-            caption += " SIMULATION: the real clients got less privacy than these figures."
+        if note := simulation(settings, " "):
+            caption += f"{note}."
         curves = {"server view": server, "release view": release}
         section.plot("Epsilon spent by round", caption, draw_lines, curves, "epsilon", levels=levels, from_zero=True)
     else:
@@ -279,7 +283,8 @@ def _ledger_line(run: Facts) -> str:
     recorded = run.series("epsilon")
     if recorded and not math.isclose(recorded[-1][1], run.spent.release, rel_tol=1e-6):
         line += " That is not what the last record says: the ledger also holds exchanges whose round was lost."
-    return line
+    note = simulation(run.config.privacy, " ")
+    return f"{line}{note}." if note else line
 
 
 def _attendance(record: dict[str, Any]) -> tuple[int, int] | None:

@@ -1,6 +1,7 @@
 """What a reader of the report must know before believing its figures."""
 
 from fedtalk_ray.privacy.protocol import PRODUCTION_FLOOR
+from fedtalk_ray.privacy.publication import simulation
 from fedtalk_ray.privacy.update_codec import MOST_ROUNDING
 from fedtalk_ray.report.facts import Facts
 
@@ -8,11 +9,8 @@ from fedtalk_ray.report.facts import Facts
 def warnings_of(run: Facts) -> list[str]:
     """What a reader must know before believing the figures, most grave first."""
     config, privacy, lines = run.config, run.config.privacy, []
-    if privacy.simulated_cohort is not None:
-        lines.append(
-            f"SIMULATION: the noise is that of a cohort of {privacy.simulated_cohort} out of "
-            f"{privacy.simulated_population}. The real clients of this run got less privacy than its epsilon says."
-        )
+    if note := simulation(privacy):
+        lines.append(f"{note}.")
     if config.aggregation == "plain":
         scores = ", and clients reported their scores, sample counts and losses" if privacy.mechanism == "none" else ""
         lines.append(f"Plain aggregation: the server saw each slot's sum of updates in the clear{scores}.")

@@ -16,7 +16,7 @@ GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "fedtalk_survivors": ("Clients whose updates are in its sum.", ()),
     "fedtalk_loss": ("Mean training loss of the cohort; under plain aggregation only.", ("term",)),
     "fedtalk_held_out_loss": ("Mean diffusion loss on held-out clips.", ()),
-    "fedtalk_epsilon": ("Privacy spent so far.", ("view",)),
+    "fedtalk_epsilon": ("Privacy spent so far; real clients got less where the view says SIMULATION.", ("view",)),
     "fedtalk_stage_seconds": ("Seconds of the last round, by stage.", ("stage",)),
     "fedtalk_slots": ("Client slots that hold the model.", ()),
     "fedtalk_slot_gpu_bytes": ("Most GPU memory that the slot's tensors have taken.", ("slot",)),
@@ -52,9 +52,11 @@ class RoundMetrics:
             self._set("fedtalk_loss", value, term=term)
         if "held_out_loss" in record:
             self._set("fedtalk_held_out_loss", record["held_out_loss"])
+        # In the view's name, which dashboards show beside the figure.
+        simulated = " (SIMULATION)" if record.get("simulation") else ""
         for view, name in (("release", "epsilon"), ("server", "epsilon_server")):
             if name in record:
-                self._set("fedtalk_epsilon", record[name], view=view)
+                self._set("fedtalk_epsilon", record[name], view=view + simulated)
         seconds = record.get("stage_seconds", {})
         self._stages.update(seconds)
         for stage in self._stages:

@@ -80,12 +80,13 @@ class TensorBoardLog:
 
 def curves(record: dict[str, Any]) -> dict[str, float]:
     """The numbers in a round's line of the history, by TensorBoard's tags. Clients' own show under plain aggregation
-    alone; elsewhere the history has none."""
+    alone; elsewhere the history has none. Tags say where noise is that of a simulated cohort."""
     values = {f"loss/{name}": value for name, value in record.get("loss", {}).items()}
     values |= {f"seconds/{stage}": value for stage, value in record.get("stage_seconds", {}).items()}
     values |= {f"round/{name}": record[name] for name in ("seconds", "bytes_up") if name in record}
     values |= {f"server/{name}": record[name] for name in SERVER_FIGURES if name in record}
-    values |= {f"privacy/{name}": record[name] for name in PRIVACY_FIGURES if name in record}
+    privacy = "privacy_SIMULATION" if record.get("simulation") else "privacy"
+    values |= {f"{privacy}/{name}": record[name] for name in PRIVACY_FIGURES if name in record}
     if "held_out_loss" in record:
         values[HELD_OUT] = record["held_out_loss"]
     if "lip_agreement" in record:

@@ -40,6 +40,8 @@ class SecureClients:
         self._digest = config_digest(config)
         privacy = config.privacy_in(phase)
         self._clip_norm = None if privacy.clipping == "adaptive" else clip_norm_of(privacy)
+        # Noise of a simulated cohort is too little for the few real clients: in a client's ledger it counts as none.
+        self._charged = None if privacy.simulated_cohort else self._codec.noise
         agreed = config.agreement
         self._agreement = Agreement(agreed.epsilon, agreed.rounds, agreed.delta)
         self._sides: dict[str, SecureClient] = {}
@@ -92,7 +94,7 @@ class SecureClients:
         answered_may_go_on(answered, plan.round, self._config.privacy.participation_cap)
         if (ledger := self._ledger(client)) is not None:
             # Looked at before it trains; again, with the charge, before anything of it leaves.
-            check(ledger.read().and_one(plan.run, self._codec.noise), self._agreement)
+            check(ledger.read().and_one(plan.run, self._charged), self._agreement)
         key = self._signing_key(client)
         self._sides[client] = SecureClient(client, key, self._roster, plan, limits_of(self._config.privacy))
 
@@ -143,7 +145,7 @@ class SecureClients:
         answered = record.read()
         answered_may_go_on(answered, plan.round, cap)
         if (ledger := self._ledger(client)) is not None:
-            ledger.charge(plan.run, answered.participations, self._codec.noise, self._agreement)
+            ledger.charge(plan.run, answered.participations, self._charged, self._agreement)
         record.mask(plan.round, cap)
         return masked
 

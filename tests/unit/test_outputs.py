@@ -2,11 +2,12 @@
 
 import errno
 import os
+import stat
 from pathlib import Path
 
 import pytest
 
-from fedtalk_ray.outputs import OutputError, new_file, new_folder
+from fedtalk_ray.outputs import OutputError, new_file, new_folder, write_synced
 
 
 def names(folder: Path) -> list[str]:
@@ -214,3 +215,16 @@ def test_a_file_beside_the_output_is_not_the_output(tmp_path: Path) -> None:
         (tmp_path / "input.txt").read_text()
     with pytest.raises(OutputError, match="cannot write"), new_folder(tmp_path / "out") as place:
         (place / "missing" / "a.txt").write_text("")
+
+
+def test_what_is_synced_is_for_its_owner_only_whatever_lay_there(tmp_path: Path) -> None:
+    """What clients spent and answered, which may lie in a folder that others read."""
+    path, before = tmp_path / "ledgers" / "ana.json", os.umask(0)
+    try:
+        path.parent.mkdir()
+        path.write_text("old")
+        write_synced(path, "new")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600 and path.read_text() == "new"
+    assert names(path.parent) == ["ana.json"]

@@ -1,13 +1,16 @@
-"""`fedtalk privacy plan` and `show`: figures that agree with the accountants, and clear refusals."""
+"""`fedtalk privacy plan`, `show` and `client`: figures that agree with the accountants, and clear refusals."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
+from opacus.accountants.analysis.rdp import compute_rdp, get_privacy_spent
 
 from fedtalk_ray.commands.cli import main
 from fedtalk_ray.config import parse_config, save_config
-from fedtalk_ray.privacy.accounting import Noise
+from fedtalk_ray.privacy.accounting import ORDERS, Noise
+from fedtalk_ray.privacy.client_ledger import Agreement, ClientLedger
 from fedtalk_ray.privacy.ledger import Charge, Ledger
 from fedtalk_ray.runs.folder import RunFolder
 
@@ -75,10 +78,79 @@ def test_what_is_not_private_says_so(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "INSECURE: sums of 3 clients may be opened" in quiet
     settings = {"mechanism": "skellam", "noise_multiplier": 1.0, "clip_norm": 1.0}
     simulated = run_folder(tmp_path / "simulated", simulated_cohort=200, simulated_population=20_000, **settings)
-    assert "SIMULATION: noise of a cohort of 200 of 20000" in said(["privacy", "show", str(simulated)], capsys)
+    shown = said(["privacy", "show", str(simulated)], capsys)
+    assert "SIMULATION: the noise is that of a cohort of 200 out of 20000" in shown
 
 
 def test_a_folder_that_is_no_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main(["privacy", "show", str(tmp_path)])
     assert left.value.code == 1 and "is no run folder" in capsys.readouterr().err
+
+
+def test_a_client_sees_what_it_spent_over_all_runs_and_what_is_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two rounds of z = 8 and one of z = 4, without amplification, as Opacus counts them."""
+    path = tmp_path / "ana.json"
+    ledger, strong, weak = ClientLedger(path), Noise("gaussian", 8.0), Noise("gaussian", 4.0)
+    for run, rounds, noise in (("one", 0, strong), ("one", 1, weak), ("two", 0, strong)):
+        ledger.charge(run, rounds, noise, Agreement())
+    divergence = sum(compute_rdp(q=1.0, noise_multiplier=z, steps=n, orders=ORDERS) for z, n in ((8.0, 2), (4.0, 1)))
+    expected, _ = get_privacy_spent(orders=ORDERS, rdp=divergence, delta=1e-6)
+    before = path.read_bytes()
+    text = said(["privacy", "client", str(path), "--epsilon", "8", "--delta", "1e-6", "--rounds", "5"], capsys)
+    assert text.splitlines() == [
+        f"{path}: rounds over all runs: 3",
+        "  2 in run one",
+        "  1 in run two",
+        "  2 with gaussian noise, multiplier 8, which is the server's word",
+        "  1 with gaussian noise, multiplier 4, which is the server's word",
+        f"epsilon so far: {expected:.3f} at delta 1e-06 (the server view's, a bound by Renyi divergence)",
+        f"left of epsilon 8: {8 - expected:.3f}",
+        "left of 5 rounds: 2",
+    ]
+    assert "left" not in said(["privacy", "client", str(path)], capsys)
+    assert path.read_bytes() == before
+
+
+def test_after_a_round_without_noise_nothing_of_an_epsilon_is_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "ana.json"
+    for before, noise in enumerate([Noise("skellam", 8.0, 2.0**18, 100), None]):
+        ClientLedger(path).charge("one", before, noise, Agreement())
+    text = said(["privacy", "client", str(path), "--epsilon", "8", "--rounds", "1"], capsys)
+    assert "  1 with skellam noise, multiplier 8\n  1 without noise\nepsilon so far: infinite at delta 1e-05" in text
+    assert "left of epsilon 8: 0.000" in text and "left of 1 rounds: 0" in text
+
+
+@pytest.mark.parametrize(
+    ("content", "more", "says"),
+    [
+        (None, [], "is no file; a client's ledger lies in the folder that agreement.ledgers names"),
+        ("{", [], "cannot be read"),
+        ('{"exchange": 3, "masked": 2}', [], "cannot be read"),
+        ('{"rounds": {"one": 2}, "noise": [], "bare": 1}', [], "its rounds by run are not as many as those by noise"),
+        ('{"rounds": {}, "noise": [], "bare": 0}', ["--epsilon", "0"], "--epsilon is 0; it must be above 0"),
+        ('{"rounds": {}, "noise": [], "bare": 0}', ["--delta", "1"], "--delta is 1; it must lie between 0 and 1"),
+    ],
+)
+def test_what_is_no_clients_ledger_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None, more: list[str], says: str
+) -> None:
+    path = tmp_path / "ana.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(SystemExit) as left:
+        main(["privacy", "client", str(path), *more])
+    printed = capsys.readouterr()
+    assert left.value.code == 1 and printed.out == ""
+    assert says in printed.err and printed.err.count("\n") == 1
+
+
+def test_who_took_part_in_nothing_has_spent_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "ana.json"
+    path.write_text(json.dumps({"rounds": {}, "noise": [], "bare": 0}))
+    text = said(["privacy", "client", str(path), "--epsilon", "8"], capsys)
+    assert "rounds over all runs: 0\nepsilon so far: 0.000 " in text and "left of epsilon 8: 8.000" in text

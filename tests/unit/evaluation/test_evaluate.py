@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedtalk_ray.config import save_config
 from fedtalk_ray.errors import RunError, ShardError
 from fedtalk_ray.evaluation import metrics
 from fedtalk_ray.evaluation.evaluate import (
@@ -215,6 +216,25 @@ def test_a_run_and_its_bare_pipeline_measure_alike(
         for rows in groups.values():
             del rows["generated"]["frames_per_second"]
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("promised", "alone"),
+    [
+        ({"aggregation": "plain"}, ["a", "u"]),
+        ({}, ["u"]),
+        ({"aggregation": "plain", "privacy": {"mechanism": "gaussian", "noise_multiplier": 1, "clip_norm": 1}}, ["u"]),
+    ],
+)
+def test_no_client_to_whom_anything_is_promised_is_told_alone(
+    shards: tuple[Path, Manifest], pretrained: Path, tmp_path: Path, make_config: Callable, promised: dict, alone: list
+) -> None:
+    """Whoever reads metrics.json of a run learns means of its clients; unseen people are nobody's secret."""
+    (tmp_path / "pipeline").symlink_to(pretrained)
+    save_config(make_config(**promised), tmp_path / "config.yaml")
+    found = evaluate_run(tmp_path, shards[0], "test", limit=1, rows=())
+    assert [clip["identity"] for clip in found["per_clip"]] == alone
+    assert found["clips"] == {"seen": 1, "unseen": 1} and found["groups"]["seen"]["generated"]["psnr"] > 0
 
 
 def test_generated_alone_is_what_it_is_among_the_others(

@@ -24,6 +24,7 @@ from fedtalk_ray.privacy.keys import Roster, SigningKey
 from fedtalk_ray.privacy.ledger import Charge, Ledger
 from fedtalk_ray.privacy.noise import system_rng
 from fedtalk_ray.privacy.protocol import STAGES
+from fedtalk_ray.privacy.publication import told
 from fedtalk_ray.privacy.secure_client import SecureClient, open_plan
 from fedtalk_ray.runs.checkpoints import Checkpoint, config_fingerprint, save_checkpoint
 from fedtalk_ray.runs.folder import RunFolder
@@ -31,6 +32,7 @@ from fedtalk_ray.settings import TrainConfig
 
 COHORT = ["a", "b", "c", "d"]
 DIMENSION = 5
+SIMULATED = {"simulated_cohort": 200, "simulated_population": 20_000}
 
 
 def config(**privacy: object) -> TrainConfig:
@@ -158,6 +160,22 @@ def test_the_round_that_would_overspend_is_refused_and_changes_nothing(tmp_path:
     with pytest.raises(BudgetSpent, match=r"round 3 would bring epsilon to .*the model after round 2 is the last one"):
         server.begin(3, COHORT, bytes(32))
     assert server.shared().tobytes() == before and (run.checkpoints / "ledger.json").read_bytes() == ledger
+
+
+@pytest.mark.parametrize(("more", "says"), [({}, False), (SIMULATED, True)])
+def test_whatever_is_told_of_a_simulated_cohorts_epsilon_says_so(
+    tmp_path: Path, more: dict[str, int], says: bool
+) -> None:
+    """A round that was summed, one that was skipped, what stands beside an evaluation, and the round that is refused.
+    The history, TensorBoard and Prometheus are told these records."""
+    server = Run(tmp_path / "run", config(**more)).round()
+    for figures in (server.finish(1), server.skip(2), server.spent()):
+        assert figures["epsilon"] > 0 and figures.get("simulation", False) == says
+        assert ("simulation" in told(figures)) == says
+    poor = Run(tmp_path / "poor", config(epsilon=0.1, **more)).server()
+    with pytest.raises(BudgetSpent, match="would bring epsilon to") as refused:
+        poor.begin(1, COHORT, bytes(32))
+    assert ("SIMULATION: the noise is that of a cohort of 200 out of 20000" in str(refused.value)) == says
 
 
 @pytest.mark.parametrize("mechanism", ["skellam", "gaussian"])

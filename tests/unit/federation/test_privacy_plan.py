@@ -29,6 +29,16 @@ def test_one_way_of_counting_that_cannot_be_met_does_not_hide_the_other(monkeypa
         plan.multiplier(8.0, "server")
 
 
+def test_a_refused_epsilon_of_a_simulated_cohort_says_so() -> None:
+    noise = {"mechanism": "gaussian", "noise_multiplier": 0.5, "clip_norm": 1.0, "epsilon": 1.0}
+    tree = {"run": "r", "shards": "s", "pretrained": "p", "phases": ["faces"]}
+    simulated = {"simulated_cohort": 200, "simulated_population": 2000}
+    for privacy, says in ((noise, False), (noise | simulated, True)):
+        with pytest.raises(ConfigError, match="spends epsilon") as refused:
+            with_noise(parse_config(tree | {"privacy": privacy}, "t"), 64)
+        assert ("SIMULATION: the noise is that of a cohort of 200 out of 2000" in str(refused.value)) == says
+
+
 def test_a_cohort_larger_than_the_population_is_all_of_it() -> None:
     """Sums are divided by its size."""
     noise = {"mechanism": "skellam", "noise_multiplier": 1.0, "clip_norm": 1.0}

@@ -56,9 +56,20 @@ def test_who_agreed_to_an_epsilon_answers_no_round_without_noise(ledger: ClientL
     refused(Code.NOT_AGREED, lambda: ledger.charge("run", 1, STRONG, Agreement(epsilon=100.0)))
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"noise": [[{"kind": "gaussian"}, 1]]}', '{"rounds": {"r": "x"}}'])
+ONE_ROUND = '{"rounds": {"run": 1}, "noise": [[{"kind": "gaussian", "multiplier": 8.0}, 1]], "bare": 0}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "{}", ONE_ROUND.replace('"multiplier": 8.0', '"deviation": 8.0'), ONE_ROUND.replace("1}", '"x"}')]
+    + [ONE_ROUND.replace("8.0", multiplier) for multiplier in ("0", "NaN", '"8"', "null")]
+    + [ONE_ROUND.replace("gaussian", "laplace"), ONE_ROUND.replace('"bare": 0', '"bare": 1')]
+    + [ONE_ROUND.replace(part, "") for part in ('"rounds": {"run": 1}, ', ', "bare": 0')],
+)
 def test_a_damaged_ledger_ends_the_clients_part(ledger: ClientLedger, text: str) -> None:
-    ledger.charge("run", 0, STRONG, Agreement())
+    ledger._path.parent.mkdir()
+    ledger._path.write_text(ONE_ROUND)
+    assert ledger.read() == Spent({"run": 1}, [(STRONG, 1)])
     ledger._path.write_text(text)
     refused(Code.RECORD_DAMAGED, lambda: ledger.charge("run", 0, STRONG, Agreement()))
     assert ledger._path.read_text() == text

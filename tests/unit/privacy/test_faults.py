@@ -71,7 +71,7 @@ def test_a_dealer_of_useless_shares_that_falls_silent_is_proven_by_more_than_can
     make_exchange: Make,
 ) -> None:
     exchange = make_exchange(COUNT).until("mask")
-    deals(exchange, spoilt(exchange, LIARS + ("c04",)))
+    deals(exchange, spoilt(exchange, (*LIARS, "c04")))
     assert lost(exchange, {"unmask": [OFFENDER]}) == {OFFENDER: Fault.USELESS_SHARES}
 
 
@@ -85,7 +85,7 @@ def test_with_fewer_complaints_it_is_suspected(make_exchange: Make, few: tuple[s
 def test_useless_shares_of_the_key_are_blamed_too(make_exchange: Make) -> None:
     """The dealer drops out before its masked input, and masks with it stay in the sum."""
     exchange = make_exchange(COUNT).until("share")
-    deals(exchange, spoilt(exchange, LIARS + ("c04",)))
+    deals(exchange, spoilt(exchange, (*LIARS, "c04")))
     assert lost(exchange, {"mask": [OFFENDER]}) == {OFFENDER: Fault.USELESS_SHARES}
 
 
@@ -104,11 +104,9 @@ def test_a_dealer_that_opens_another_share_than_it_dealt_is_proven(make_exchange
 def test_shares_of_another_secret_are_proof(make_exchange: Make, lies_about: str) -> None:
     """Every one is what was committed to and can be read; together they give nothing that was promised."""
     exchange = make_exchange(COUNT).until("mask" if lies_about == "seed" else "share")
-    client: Any = exchange.clients[OFFENDER]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shamir, "split", wrong_split)
         assert exchange.give(exchange.ask(OFFENDER)) is None
-    assert client is not None
     absent = {"mask": [OFFENDER]} if lies_about == "key" else {}
     assert lost(exchange, absent) == {OFFENDER: Fault.WRONG_SHARES}
 
@@ -227,7 +225,7 @@ def test_no_lie_proves_a_fault_of_an_honest_client(data: st.DataObject) -> None:
         # A liar deals shares that are of no use to some, who say so; a dealer who is there opens what is complained of.
         useless = data.draw(some) if owner in liars else set()
         for holder in everybody:
-            if holder in liars and data.draw(st.booleans()) or holder not in liars and holder in useless:
+            if data.draw(st.booleans()) if holder in liars else holder in useless:
                 complaints[holder].add(owner)
         given = {holder for holder in answered - useless if holder not in liars or data.draw(st.booleans())}
         if owner in answered and owner not in liars:

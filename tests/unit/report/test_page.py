@@ -132,6 +132,23 @@ def test_the_ledger_wins_over_the_records(make_run: MakeRun, secure_record: Reco
     assert "2 exchanges are charged" in told and "not what the last record says" in told
 
 
+@pytest.mark.parametrize("view", ["release", "server"])
+def test_every_epsilon_of_a_simulated_cohort_says_so(make_run: MakeRun, secure_record: Record, view: str) -> None:
+    """The sentence with the budget, the key figure, the ledger's line, and the curves where there are any."""
+    for name, says in (("simulated", True), ("real", False)):
+        privacy = {key: value for key, value in NOISY.items() if says or not key.startswith("simulated")}
+        record = secure_record(1) if view == "server" else told(secure_record(1))
+        run = make_run([record], name, privacy=privacy | {"view": view})
+        Ledger(RunFolder(run).ledger).charge(Charge(1, 1, Noise("skellam", 2.0), 1.0, ("anna",)))
+        found = read_facts(RunFolder(run))
+        section = sections.privacy(found)
+        texts = [sentence(found, None), *(figure.note for figure in key_figures(found) if "epsilon" in figure.name)]
+        texts += [line for line in section.sentences if "The ledger: epsilon" in line]
+        texts += [plot.caption for plot in section.plots if "Epsilon" in plot.title]
+        assert len(texts) == (4 if view == "server" else 3)
+        assert [("SIMULATION" in text) for text in texts] == [says] * len(texts)
+
+
 def test_units_are_those_that_people_read() -> None:
     assert [size(count) for count in (0, 999, 12_345, 999_600, 7_329_792, 2.5e12)] == [
         "0 B", "999 B", "12.3 kB", "1000 kB", "7.33 MB", "2.50 TB",
@@ -233,6 +250,15 @@ def test_clips_are_dots_beside_their_truth() -> None:
     plots.draw_dots(panel, {"seen": {"generated": [0.8, 1.1], "copy": [0.0, 0.0]}}, "ratio", 1.0)
     assert sorted(panel.lines[1].get_xdata()) == [0.0, 0.0, 0.8, 1.1]
     assert [label.get_text() for label in panel.get_yticklabels()] == ["generated", "copy"]
+
+
+@pytest.mark.parametrize(("others", "plots"), [(["unseen"], 1), ([], 0)])
+def test_clients_of_whom_only_means_are_told_are_no_dots(others: list[str], plots: int) -> None:
+    clips = [{"group": group, "rows": {"generated": {"jitter_ratio": 0.9}}} for group in others]
+    metrics = {"clips": dict.fromkeys(["seen", *others], 1), "per_clip": clips}
+    section = sections.jitter(metrics, "fedtalk evaluate")
+    assert section.sentences == ["Of clients' own clips only means are told, in the table above."]
+    assert len(section.plots) == plots
 
 
 def test_every_metric_has_words_and_a_direction(make_run: MakeRun, plain_record: Record) -> None:

@@ -94,6 +94,13 @@ def test_a_private_round_tells_what_was_spent(seen: Seen) -> None:
     assert at(seen, "fedtalk_epsilon", view="release") == 1.5 and at(seen, "fedtalk_epsilon", view="server") == 4.0
 
 
+def test_an_epsilon_of_a_simulated_cohort_is_labelled_so(seen: Seen) -> None:
+    RoundMetrics("runs/grid").after_round({"round": 3, "epsilon": 1.5, "epsilon_server": 4.0, "simulation": True}, 1)
+    assert at(seen, "fedtalk_epsilon", view="release (SIMULATION)") == 1.5
+    assert at(seen, "fedtalk_epsilon", view="server (SIMULATION)") == 4.0
+    assert at(seen, "fedtalk_epsilon", view="release") is None
+
+
 def test_a_slot_tells_its_gpu_memory_and_nothing_without_a_gpu(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
     memory = SlotMemory("runs/grid", "grid.slot-1")
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)

@@ -99,6 +99,15 @@ def test_a_rounds_line_becomes_curves() -> None:
     }
 
 
+def test_the_tag_of_an_epsilon_of_a_simulated_cohort_says_so() -> None:
+    record = {"round": 4, "epsilon": 1.5, "noise_multiplier": 0.9, "update_norm": 1.0, "simulation": True}
+    assert curves(record) == {
+        "privacy_SIMULATION/epsilon": 1.5,
+        "privacy_SIMULATION/noise_multiplier": 0.9,
+        "server/update_norm": 1.0,
+    }
+
+
 @pytest.mark.parametrize(("shares", "spread"), [([0.25] * 4, 1.0), ([1.0, 0, 0, 0], 0.25), ([0.5, 0.5, 0, 0], 0.5)])
 def test_equal_weights_are_all_there_and_a_single_one_is_one(shares: list[float], spread: float) -> None:
     assert effective_share(shares) == pytest.approx(spread)

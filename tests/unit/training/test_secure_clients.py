@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from inspect import signature
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -28,6 +28,16 @@ from fedtalk_ray.training.secure_clients import SecureClients
 COHORT = [f"c{place}" for place in range(8)]
 BACKBONE = bytes(32)
 MODEL = np.zeros(4, np.float32)
+SIMULATED = {"simulated_cohort": 200, "simulated_population": 20_000}
+
+
+def enrolled(config: TrainConfig) -> SecureClients:
+    """A slot of a run that begins, whose roster names all clients."""
+    run = RunFolder(Path(config.run))
+    save_checkpoint(run.checkpoints, Checkpoint(0, MODEL, {}), config_fingerprint(config))
+    clients = SecureClients(config, "faces", len(MODEL), BACKBONE)
+    extend_roster(run.roster, SigningKey.kept_in(run.server_key).public, clients.enrol(COHORT))
+    return clients
 
 
 @pytest.fixture
@@ -39,14 +49,8 @@ def config(tmp_path: Path) -> TrainConfig:
 @pytest.fixture
 def slot(config: TrainConfig) -> Callable[..., SecureClients]:
     """Another slot of the run, in a phase."""
-    run = RunFolder(Path(config.run))
-    save_checkpoint(run.checkpoints, Checkpoint(0, MODEL, {}), config_fingerprint(config))
-
-    def make(phase: Any = "faces") -> SecureClients:
-        return SecureClients(config, phase, len(MODEL), BACKBONE)
-
-    extend_roster(run.roster, SigningKey.kept_in(run.server_key).public, make().enrol(COHORT))
-    return make
+    enrolled(config)
+    return lambda phase="faces": SecureClients(config, phase, len(MODEL), BACKBONE)
 
 
 class Liar:
@@ -229,10 +233,7 @@ def test_over_all_runs_a_client_answers_as_often_as_it_agreed_to(tmp_path: Path)
         tree = {"run": str(tmp_path / name), "shards": "s", "pretrained": "p", "cohort": {"size": 8}, "rounds": 3}
         tree |= {"phases": ["units", "faces"], "agreement": {"ledgers": str(ledgers), "rounds": 3}}
         config = parse_config(tree, "test")
-        run = RunFolder(Path(config.run))
-        save_checkpoint(run.checkpoints, Checkpoint(0, MODEL, {}), config_fingerprint(config))
-        clients = SecureClients(config, "faces", len(MODEL), BACKBONE)
-        extend_roster(run.roster, SigningKey.kept_in(run.server_key).public, clients.enrol(COHORT))
+        enrolled(config)
         for number in (2, 3):
             slot = SecureClients(config, "faces", len(MODEL), BACKBONE)
             server, frame = Liar(config).plan(number)
@@ -242,3 +243,15 @@ def test_over_all_runs_a_client_answers_as_often_as_it_agreed_to(tmp_path: Path)
                 answered.append(error.code)
     assert answered == [8, 8, 8, Code.NOT_AGREED]
     assert sum(ClientLedger(ledgers / "c0.json").read().rounds.values()) == 3
+
+
+@pytest.mark.parametrize(("more", "epsilon"), [({}, 0.7945), (SIMULATED, math.inf)])
+def test_a_round_of_simulated_noise_counts_as_one_without(tmp_path: Path, more: dict[str, int], epsilon: float) -> None:
+    """A later run's epsilon would count on noise that was not there. The other is one round of z = 5."""
+    tree = {"run": str(tmp_path / "run"), "shards": "s", "pretrained": "p", "cohort": {"size": 8}}
+    tree |= {"privacy": {"mechanism": "gaussian", "noise_multiplier": 5.0, "clip_norm": 1.0, **more}}
+    config = parse_config(tree | {"agreement": {"ledgers": str(tmp_path / "ledgers")}}, "test")
+    clients = enrolled(config)
+    server, frame = Liar(config).plan(1)
+    assert len(clients.answer("mask", shared(clients, server, frame))[0].clients) == 8
+    assert ClientLedger(tmp_path / "ledgers" / "c0.json").read().epsilon(1e-5) == pytest.approx(epsilon, abs=1e-4)
