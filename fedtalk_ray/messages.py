@@ -203,7 +203,8 @@ class Plan:
     """What a round is about. Client and server both hash it into the context that every signature covers.
 
     exchange: counts every attempt at a round and never repeats. clip_norm: this round's C. The hashes are SHA-256.
-    left_out: with whom a fault was proven (`privacy.faults`), and who is in no cohort any more.
+    left_out: with whom a fault was proven (`privacy.faults`), and who is in no cohort any more. weight_scale: what
+    clients multiply their weights by (`update_codec.weight_scale`).
     """
 
     run: str
@@ -215,6 +216,7 @@ class Plan:
     clip_norm: float
     cohort: tuple[str, ...]
     left_out: tuple[str, ...] = ()
+    weight_scale: float = 1.0
 
 
 @dataclass(frozen=True)

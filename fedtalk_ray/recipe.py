@@ -147,6 +147,9 @@ class StrategyConfig(Section):
     """ISFA: s = alpha * IDSim + (1 - alpha) * TempStab."""
     mu: float = Field(0.01, ge=0)
     """FedProx: weight of mu / 2 * ||theta - theta_round||^2 in the client's loss."""
+    groups: int = Field(1, ge=1)
+    """Secure sums without noise: the cohort is dealt at random to so many groups of 8 at least, each with a sum of its
+    own; the update is the median of their averages, value by value. 3 or more, so that one bad group is outvoted."""
 
 
 class StepsConfig(Section):

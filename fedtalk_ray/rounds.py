@@ -145,7 +145,7 @@ class Federation:
     def run_round(self, number: int, cohort: list[str]) -> Record:
         """Trains the cohort and moves the shared parameters on; returns the round's line for the history."""
         config, secure = self._config, self._config.aggregation == "secure"
-        if len(cohort) < (limits_of(config.privacy).floor if secure else 1):
+        if len(cohort) < (limits_of(config.privacy).floor * config.strategy.groups if secure else 1):
             figures = ask(self._server, "skip", number)
             return {
                 "round": number,
@@ -155,7 +155,9 @@ class Federation:
             }
         if secure:
             self._enrol(cohort)
-        one_round = secure_round if secure else partial(plain_round, charge=config.privacy.mechanism != "none")
+        one_round: Any = partial(plain_round, charge=config.privacy.mechanism != "none")
+        if secure:
+            one_round = partial(secure_round, groups=config.strategy.groups)
         enough = config.cohort.size if config.cohort.over_select else None
         record, attempts = self.with_parameters(
             "shared", lambda shared: one_round(self._pool, self._server, number, cohort, shared, enough)

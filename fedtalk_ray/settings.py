@@ -113,9 +113,8 @@ class PrivacyConfig(Section):
     participation_cap: int | None = Field(None, ge=1)
     """Rounds of all phases in which a client takes part at most. null: as often as it is drawn."""
     clip_norm: float | None = Field(None, gt=0)
-    """C. With noise, which needs it: bound on a client's weighted update. Secure sums without noise: bound on its
-    update before it is weighted, and so on a round's average, whatever one bad client sends; null takes 30.
-    `clip_fraction` in the history tells where it binds. Plain sums without noise are not clipped."""
+    """C. With noise, which needs it: bound on a client's weighted update. Secure sums without: on its update before it
+    is weighted, and so on a round's average; null takes 30. Plain sums: none. `clip_fraction` in the history."""
     clipping: Literal["fixed", "adaptive"] = "fixed"
     """adaptive: C follows the median norm (Andrew et al. 2021), from a cohort of 64."""
     samples_cap: int = Field(10_000, ge=1)
@@ -123,6 +122,8 @@ class PrivacyConfig(Section):
     weight_reference: float | None = Field(None, gt=0)
     """w_ref: weights are divided by it. null: `samples_cap`, so that none exceeds 1. With noise, at or below the median
     weight of the population."""
+    most_weight: float | None = Field(4.0, gt=1)
+    """Secure sums without noise: a client counts at most so many times as the last round's mean one. null: no bound."""
     mean_weight: float = Field(1.0, gt=0)
     """With noise: the public denominator is `cohort.size` times this, whoever took part. It acts as a step size."""
     colluders: int = Field(1, ge=0)
@@ -134,8 +135,7 @@ class PrivacyConfig(Section):
     insecure_min_survivors: int | None = Field(None, ge=2)
     """Opens sums of fewer clients than 8. For trials: a sum of few says much about each. Insecure, and named so."""
     simulated_cohort: int | None = Field(None, ge=1)
-    """Noise as a cohort of so many would have it relative to the mean, on a smaller real one. A simulation of utility:
-    the real clients get less privacy than the printed figure."""
+    """Noise as in a cohort of so many, relative to the mean. A SIMULATION: the real clients get less privacy."""
     simulated_population: int | None = Field(None, ge=1)
     """Whom the simulated cohort is drawn from."""
 

@@ -6,6 +6,7 @@ The driver passes references on: masked vectors go from the slots to the server 
 """
 
 from collections import Counter
+from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
 
@@ -13,53 +14,83 @@ from fedtalk_ray.actors.parameter_server import ask
 from fedtalk_ray.actors.pool import DIED, LATE, SlotPool, missing_clients
 from fedtalk_ray.actors.ray_errors import RoundLost
 from fedtalk_ray.actors.slot import Slot
+from fedtalk_ray.federation.cohorts import dealt
 from fedtalk_ray.messages import Collected
+from fedtalk_ray.privacy.noise import system_rng
 from fedtalk_ray.privacy.protocol import STAGES, Code
 
 
+@dataclass
+class Tally:
+    """What a round's exchanges took, by stage, and how many clients were in each."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def took(self, stage: str, started: float) -> None:
+        """Adds the time since then, as `monotonic` counts it."""
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + monotonic() - started
+
+
 def secure_round(
-    pool: SlotPool, server: Any, number: int, cohort: list[str], shared: Any, enough: int | None
+    pool: SlotPool, server: Any, number: int, cohort: list[str], shared: Any, enough: int | None, groups: int = 1
 ) -> dict[str, Any]:
     """Runs round `number`; returns its line for the history. The model is as it was where that says `aborted`.
 
-    enough: clients that close the training. Raises `QuorumLost`, and `RoundLost` when the server's exchange is gone.
+    enough: clients that close the training. groups: into how many the cohort is dealt, each with an exchange of its own
+    (`strategy.groups`). Raises `QuorumLost`, and `RoundLost` when the server's exchange is gone.
     """
-    plan = ask(server, "begin", number, cohort, pool.one("backbone"))
-    seconds: dict[str, float] = {}
-    refused: Counter[str] = Counter()
-    counts: dict[str, int] = {"cohort": len(cohort)}
-    started = monotonic()
-    seats = _train(pool, cohort, shared, plan, enough, refused)
-    counts["trained"] = sum(len(clients) for _, clients in seats)
-    # Who refused did answer: with too few left the protocol itself gives the round up, and the run goes on.
-    answered = len(cohort) - sum(refused[why] for why in (DIED, LATE))
-    pool.policy.check_quorum(number, answered, min(len(cohort), enough or len(cohort)), refused)
-    seconds["train"] = monotonic() - started
-    frames: dict[str, bytes] = {client: b"" for _, clients in seats for client in clients}
-    collected = Collected({}, 0, {})
-    for stage in STAGES:
-        started = monotonic()
-        arrived = _answers(pool, number, stage, seats, frames, refused)
-        collected = ask(server, "collect", stage, *arrived)
-        counts[stage], frames = collected.answered, collected.frames
-        seconds[stage] = monotonic() - started
-        refused.update(collected.rejected)
-        if collected.aborted == Code.LOST:
-            raise RoundLost("the parameter server came back without the exchange")
-        if collected.aborted:
-            break
-    figures = ask(server, "finish", number, collected.aborted)
+    tally, aborted = Tally(), None
+    if groups == 1:
+        aborted = _exchange(pool, server, number, cohort, shared, enough, tally)
+    else:
+        for place, members in enumerate(dealt(cohort, groups, system_rng())):
+            ended = _exchange(pool, server, number, members, shared, enough, tally)
+            ask(server, "set_aside", number, ended, place == 0)
+    figures = ask(server, "finish", number, aborted, groups)
     if figures.get("aborted") == Code.LOST:
         raise RoundLost("the parameter server came back without the sum")
     return {
         "round": number,
         "aggregation": "secure",
         **figures,
-        "counts": counts,
-        "refused": refused,
-        "bytes_up": 4 * len(pool.vector) * counts.get("mask", 0),
-        "stage_seconds": {stage: round(value, 3) for stage, value in seconds.items()},
+        "counts": dict(tally.counts),
+        "refused": dict(tally.refused),
+        "bytes_up": 4 * len(pool.vector) * tally.counts["mask"],
+        "stage_seconds": {stage: round(value, 3) for stage, value in tally.seconds.items()},
     }
+
+
+def _exchange(
+    pool: SlotPool, server: Any, number: int, cohort: list[str], shared: Any, enough: int | None, tally: Tally
+) -> str | None:
+    """One exchange, up to where its sum lies open; why it was given up, or None."""
+    plan = ask(server, "begin", number, cohort, pool.one("backbone"))
+    refused: Counter[str] = Counter()
+    started = monotonic()
+    seats = _train(pool, cohort, shared, plan, enough, refused)
+    tally.counts.update(cohort=len(cohort), trained=sum(len(clients) for _, clients in seats))
+    # Who refused did answer: with too few left the protocol itself gives the round up, and the run goes on.
+    answered = len(cohort) - sum(refused[why] for why in (DIED, LATE))
+    pool.policy.check_quorum(number, answered, min(len(cohort), enough or len(cohort)), refused)
+    tally.took("train", started)
+    frames: dict[str, bytes] = {client: b"" for _, clients in seats for client in clients}
+    collected = Collected({}, 0, {})
+    for stage in STAGES:
+        started = monotonic()
+        arrived = _answers(pool, number, stage, seats, frames, refused)
+        collected = ask(server, "collect", stage, *arrived)
+        frames = collected.frames
+        tally.counts[stage] += collected.answered
+        tally.took(stage, started)
+        refused.update(collected.rejected)
+        if collected.aborted == Code.LOST:
+            raise RoundLost("the parameter server came back without the exchange")
+        if collected.aborted:
+            break
+    tally.refused.update(refused)
+    return collected.aborted
 
 
 def _train(

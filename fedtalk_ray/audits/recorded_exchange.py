@@ -77,9 +77,9 @@ class RecordingServer(ParameterServer):
         self.calls.append(("collect", (stage, *answers)))
         return super().collect(stage, *answers)
 
-    def finish(self, round_number: int, aborted: str | None = None) -> dict[str, Any]:
+    def finish(self, round_number: int, aborted: str | None = None, groups: int = 1) -> dict[str, Any]:
         self.calls.append(("finish", (round_number, aborted)))
-        return super().finish(round_number, aborted)
+        return super().finish(round_number, aborted, groups)
 
     def _step(self, round_number: int, update: np.ndarray) -> None:
         self.update = update
@@ -100,6 +100,7 @@ def settings_for(audited: Round, folder: Path) -> TrainConfig:
         update={
             "run": str(folder),
             "phases": ["faces"],
+            "strategy": config.strategy.model_copy(update={"groups": 1}),
             "privacy": privacy.model_copy(update={"epsilon": None}),
             "cohort": config.cohort.model_copy(update={"size": size}),
         }

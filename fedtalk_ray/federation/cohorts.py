@@ -100,6 +100,7 @@ class Sampler:
 def check_cohorts(config: TrainConfig, population: int) -> None:
     """Raises `ConfigError` where sums could not be opened: of Poisson cohorts that are often too small, or of cohorts
     of whom too few are waited for."""
+    check_groups(config, population)
     if config.aggregation != "secure":
         return
     if not config.poisson:
@@ -123,6 +124,32 @@ def check_cohorts(config: TrainConfig, population: int) -> None:
             f"cohort.size {size} is the mean of Poisson cohorts: of {population} clients, {100 * share:.0f}% of "
             f"rounds would have fewer than {fewest} and be given up; {mend}"
         )
+
+
+def check_groups(config: TrainConfig, population: int) -> None:
+    """Raises `ConfigError` where `strategy.groups` cannot be."""
+    groups, size = config.strategy.groups, min(config.cohort.size, population)
+    if groups == 1:
+        return
+    name = f"strategy.groups {groups}"
+    if config.aggregation != "secure" or config.privacy.mechanism != "none":
+        raise ConfigError(f"{name}: groups have sums of their own under aggregation: secure without noise; set 1")
+    if config.poisson or config.cohort.over_select:
+        raise ConfigError(f"{name}: groups need cohorts of a fixed size, without cohort.over_select or poisson; set 1")
+    floor = limits_of(config.privacy).floor
+    if groups == 2 or size // groups < floor:
+        most = size // floor
+        mend = f"3 to {most}" if most >= 3 else f"1, or a cohort of {3 * floor}"
+        raise ConfigError(f"{name}: three or more, each of {floor} clients at least, of a cohort of {size}; set {mend}")
+
+
+def dealt(cohort: Sequence[str], groups: int, rng: np.random.Generator) -> list[list[str]]:
+    """The cohort in so many groups whose sizes differ by one at most, each sorted.
+
+    rng: from the system's randomness, so that nobody chooses whom it is with.
+    """
+    shuffled = rng.permutation(len(cohort))
+    return [sorted(cohort[int(index)] for index in shuffled[first::groups]) for first in range(groups)]
 
 
 def too_small(population: int, size: int, floor: int) -> float:

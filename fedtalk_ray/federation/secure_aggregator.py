@@ -6,6 +6,7 @@ A plain class inside the parameter server. Nothing that it holds tells a single 
 import json
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from math import ceil
 from typing import Any
 
@@ -19,7 +20,7 @@ from fedtalk_ray.privacy.ledger import Charge, Ledger
 from fedtalk_ray.privacy.protocol import PRODUCTION_FLOOR, Aborted, Code, Limits, Rejected
 from fedtalk_ray.privacy.publication import simulation
 from fedtalk_ray.privacy.secure_server import SecureServer
-from fedtalk_ray.privacy.update_codec import Averaged, UpdateCodec
+from fedtalk_ray.privacy.update_codec import Averaged, UpdateCodec, weight_scale
 from fedtalk_ray.privacy.wire import Buffer
 from fedtalk_ray.recipe import PhaseName
 from fedtalk_ray.runs.checkpoints import config_digest
@@ -41,6 +42,7 @@ def make_codec(config: TrainConfig, dimension: int, phase: PhaseName = "faces") 
     fit."""
     size = config.cohort.size
     largest = 2 * size if config.poisson else ceil(size * (1 + config.cohort.over_select))
+    size, largest = size // config.strategy.groups, ceil(largest / config.strategy.groups)
     multiplier = config.privacy.noise_multiplier or 0.0
     privacy = config.privacy_in(phase)
     return UpdateCodec(privacy, multiplier, dimension, size, limits_of(privacy), largest=largest)
@@ -74,11 +76,23 @@ class SecureAggregator:
         self._exchange: SecureServer | None = None
         self._plan: Plan | None = None
         self.survivors = 0
+        """Of the exchange that was decoded last."""
         self.answered = False
         """Whether masked inputs of this exchange arrived: who sent one takes no part in another over its round."""
 
-    def begin(self, round_number: int, cohort: list[str], backbone: bytes, shared: bytes, clip_norm: float) -> bytes:
-        """Starts an exchange; returns its signed plan. Raises `BudgetSpent` where the round would overspend."""
+    def begin(
+        self,
+        round_number: int,
+        cohort: list[str],
+        backbone: bytes,
+        shared: bytes,
+        clip_norm: float,
+        mean_weight: float | None = None,
+    ) -> bytes:
+        """Starts an exchange; returns its signed plan. Raises `BudgetSpent` where the round would overspend.
+
+        mean_weight: of the clients of the phase's last round.
+        """
         self._exchange, self.answered = None, False
         number = self._next_exchange()
         self.check_budget(number, round_number, cohort)
@@ -87,7 +101,8 @@ class SecureAggregator:
             raise RunError(f"{self._roster.path} names another server than {self._run.server_key}")
         self._note(number)
         members, out = tuple(sorted(cohort)), self.left_out.for_good()
-        plan = Plan(run, number, round_number, backbone, shared, self._digest, clip_norm, members, out)
+        scale = weight_scale(mean_weight, self._config.privacy.most_weight) if self.codec.noise is None else 1.0
+        plan = Plan(run, number, round_number, backbone, shared, self._digest, clip_norm, members, out, scale)
         self._plan = plan
         self._exchange = SecureServer(plan, self._key, roster, self._limits, self.codec.length)
         return self._exchange.plan_frame()
@@ -120,7 +135,8 @@ class SecureAggregator:
         return Collected(answers, answered, dict(rejected), aborted)
 
     def decoded(self, round_number: int) -> Averaged:
-        """The averaged update of this round's exchange, whose last stage was closed. A sum is decoded once.
+        """The averaged update of this round's exchange, whose last stage was closed, and the mean of weights as clients
+        have them. A sum is decoded once.
 
         Raises `Aborted` for an absurd sum, and where there is none.
         """
@@ -129,7 +145,10 @@ class SecureAggregator:
             raise Aborted(Code.LOST)
         self._exchange = None
         self.survivors = len(exchange.survivors)
-        return self.codec.decode(exchange.total(), self.survivors, len(plan.cohort), plan.clip_norm)
+        averaged = self.codec.decode(exchange.total(), self.survivors, len(plan.cohort), plan.clip_norm)
+        if averaged.mean_weight is None:
+            return averaged
+        return replace(averaged, mean_weight=averaged.mean_weight / plan.weight_scale)
 
     def check_budget(self, exchange: int, round_number: int, cohort: list[str]) -> None:
         """Raises `BudgetSpent` when one more round would go beyond `privacy.epsilon`."""

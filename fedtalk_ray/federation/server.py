@@ -4,20 +4,21 @@ A plain class; `fedtalk_ray.actors` makes an actor of it.
 """
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fedtalk_ray.errors import RunError
-from fedtalk_ray.federation.aggregation import average
+from fedtalk_ray.federation.aggregation import average, median
 from fedtalk_ray.federation.lora_factors import Pair, settled, without_untrained
 from fedtalk_ray.federation.secure_aggregator import SecureAggregator, clip_norm_of
 from fedtalk_ray.federation.server_optimizer import make_optimizer
 from fedtalk_ray.messages import Collected, PlainUpdate
 from fedtalk_ray.privacy.clipping import adapted
 from fedtalk_ray.privacy.protocol import Aborted, Code
-from fedtalk_ray.privacy.update_codec import SWALLOWING
+from fedtalk_ray.privacy.update_codec import SWALLOWING, Averaged
 from fedtalk_ray.privacy.wire import Buffer
 from fedtalk_ray.recipe import STATISTICS_ROUNDS, PhaseName
 from fedtalk_ray.runs.checkpoints import Checkpoint, config_fingerprint, mean_parameters, save_checkpoint
@@ -53,7 +54,9 @@ class ParameterServer:
         self._averaged = settings.average
         privacy = config.privacy_in(phase)
         self._clip_norm = checkpoint.clip_norm or clip_norm_of(privacy)
+        self._mean_weight = checkpoint.mean_weight
         self._adaptive = privacy.clipping == "adaptive"
+        self._groups: list[tuple[int, Averaged | None]] = []
         self._aggregator: SecureAggregator | None = None
         if config.aggregation == "secure" or privacy.mechanism != "none":
             self._aggregator = SecureAggregator(self._folder, config, len(self._parameters), self._rate, phase)
@@ -130,7 +133,7 @@ class ParameterServer:
         if round_number != self._round + 1:
             raise ValueError(f"round {round_number} cannot follow round {self._round}")
         shared = hashlib.sha256(self._parameters.tobytes()).digest()
-        return self._secure().begin(round_number, cohort, backbone, shared, self._clip_norm)
+        return self._secure().begin(round_number, cohort, backbone, shared, self._clip_norm, self._mean_weight)
 
     def collect(self, stage: str, *answers: list[Buffer]) -> Collected:
         """Takes the slots' answers to one stage of the secure round and closes it.
@@ -139,8 +142,37 @@ class ParameterServer:
         """
         return self._secure().collect(stage, (frame for frames in answers for frame in frames))
 
-    def finish(self, round_number: int, aborted: str | None = None) -> dict[str, Any]:
-        """Applies the opened sum and checkpoints; returns what may be logged.
+    def set_aside(self, round_number: int, aborted: str | None, first: bool) -> str | None:
+        """Where a round has several groups (`strategy.groups`): keeps the opened average of one until `finish`.
+
+        aborted: why there is none. first: whether it is the round's first group. Returns why its sum was not opened.
+        """
+        averaged, secure = None, self._secure()
+        try:
+            averaged = secure.decoded(round_number) if aborted is None else None
+        except Aborted as error:
+            aborted = str(error.code)
+        self._groups = [*([] if first else self._groups), (secure.survivors if averaged else 0, averaged)]
+        return aborted
+
+    def _combined(self, groups: int) -> tuple[int, Averaged]:
+        """Of the groups' averages the median, and how many clients are in them. Raises `Aborted` where they were lost,
+        and where half of them gave none: then nobody knows who is outvoted."""
+        kept, self._groups = self._groups, []
+        if len(kept) != groups:
+            raise Aborted(Code.LOST)
+        found = [averaged for _, averaged in kept if averaged is not None]
+        if 2 * len(found) <= groups:
+            raise Aborted(Code.TOO_FEW, f"{len(found)} of {groups} groups gave a sum")
+        several: dict[str, list[float]] = {
+            name: [value for each in found if (value := getattr(each, name)) is not None]
+            for name in ("unclipped", "rounding_error", "mean_weight")
+        }
+        means = {name: float(np.median(values)) if values else None for name, values in several.items()}
+        return sum(count for count, _ in kept), replace(found[0], update=median([e.update for e in found]), **means)
+
+    def finish(self, round_number: int, aborted: str | None = None, groups: int = 1) -> dict[str, Any]:
+        """Applies the opened sum, or the median of the groups' averages, and checkpoints; returns what may be logged.
 
         aborted: why the round is given up; the model then stays as it is, and the round counts as gone through.
         A server that died and came back says that the exchange is lost, and nothing is gone through.
@@ -150,15 +182,19 @@ class ParameterServer:
         secure = self._secure()
         if round_number <= self._round:
             return secure.figures()
-        averaged = None
+        averaged, survivors = None, 0
         try:
-            averaged = secure.decoded(round_number) if aborted is None else None
+            if aborted is None and groups > 1:
+                survivors, averaged = self._combined(groups)
+            elif aborted is None:
+                averaged = secure.decoded(round_number)
+                survivors = secure.survivors
         except Aborted as error:
             aborted = str(error.code)
             if error.code == Code.LOST:
                 return {"aborted": aborted}
             self._check_dispensable(round_number, aborted)
-        figures: dict[str, Any] = {"survivors": secure.survivors if averaged else 0, "clip_norm": self._clip_norm}
+        figures: dict[str, Any] = {"survivors": survivors, "clip_norm": self._clip_norm}
         if averaged is None:
             figures["aborted"] = aborted
             self._save(round_number, self._parameters)
@@ -170,6 +206,7 @@ class ParameterServer:
                 figures["rounding_error"] = averaged.rounding_error
             if self._adaptive and averaged.unclipped is not None:
                 self._clip_norm = adapted(self._clip_norm, averaged.unclipped)
+            self._mean_weight = averaged.mean_weight
             self._step(round_number, averaged.update)
             figures["update_norm"] = float(np.linalg.norm(averaged.update))
         return figures | secure.figures()
@@ -255,6 +292,7 @@ class ParameterServer:
             self._began,
             self._results,
             self._pairs,
+            self._mean_weight,
         )
         save_checkpoint(self._checkpoints, checkpoint, self._fingerprint, self._averaged)
         self._round, self._parameters = round_number, parameters

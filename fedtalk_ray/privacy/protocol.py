@@ -121,8 +121,8 @@ def context_of(plan: Plan, roster: Roster) -> bytes:
     keys = (part for client in sorted(plan.cohort) for part in (client.encode(), roster.clients.get(client, b"")))
     cohort = joined(roster.server, *keys)
     numbers = [value.to_bytes(8, "big") for value in (plan.exchange, plan.round)]
-    clip = np.float64(plan.clip_norm).tobytes()
-    return digest(PROTOCOL, plan.run.encode(), *numbers, plan.backbone, plan.shared, plan.config, clip, cohort)
+    bounds = np.array([plan.clip_norm, plan.weight_scale]).tobytes()
+    return digest(PROTOCOL, plan.run.encode(), *numbers, plan.backbone, plan.shared, plan.config, bounds, cohort)
 
 
 def run_context(run: str) -> bytes:

@@ -317,3 +317,5 @@ def check_plan(
             raise Aborted(Code.NOT_PINNED, f"the server's {what} differs from this client's")
     if not (0 < plan.clip_norm < math.inf and clip_norm in (None, plan.clip_norm)):
         raise Aborted(Code.NOT_PINNED, f"the server's clip norm is {plan.clip_norm:g}, this client's {clip_norm}")
+    if not 1 <= plan.weight_scale < math.inf:
+        raise Aborted(Code.NOT_PINNED, f"the server's scale of weights is {plan.weight_scale:g}")

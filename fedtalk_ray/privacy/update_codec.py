@@ -7,11 +7,12 @@ client's effect on the sum is at most `sensitivity` steps, and the noise in any 
 
 The vector has D + 2 values: a_k (`clipping`), then the weight, then a bit that says whether clipping bound.
 
-without noise   a_k = omega_k clip(Delta_k, C) / C, and update = C sum a_k / sum omega_k; the bit counts how many were
-                clipped. The sum of such a_k is no longer than that of the weights: a client that sends a weight of
+without noise   a_k = omega_k clip(Delta_k, C) / C, and update = C sum a_k / sum omega_k; the bit counts whose were cut,
+                were. The sum of such a_k is no longer than that of the weights: a client that sends a weight of
                 nothing, or a negative one, beside a large update makes a sum that is thrown away. Values of a_k are
-                written `zoom` times larger than the weight: none of a long vector is near its norm, and small weights
-                need the room
+                written `zoom` times larger than the weight: none of a long vector is near its norm. Weights are
+                multiplied by what the round before says (`weight_scale`) and are at most 1: so they use the room that
+                there is, and one client counts at most `most_weight` times as much as the mean one
 with noise      update = C sum a_k / (n mean_weight), n the cohort's expected size: fixed before the run, so that
                 neither noise goes into a quotient nor the model tells how many took part; the weight is 0, and the bit
                 is written only for adaptive clipping
@@ -48,12 +49,28 @@ SWALLOWING = 0.25
 class Averaged:
     """update: float32 [D]. unclipped: share of survivors below the clip norm, None where it was not sent.
 
-    rounding_error: what rounding to integers is expected to have added, over the update's norm; None with noise.
+    rounding_error: what rounding to integers is expected to have added, over the update's norm. mean_weight: of the
+    survivors, as it was sent. Both None with noise.
     """
 
     update: np.ndarray
     unclipped: float | None
     rounding_error: float | None = None
+    mean_weight: float | None = None
+
+
+def weight_scale(mean_weight: float | None, most_weight: float | None) -> float:
+    """What weights are multiplied by, so that the mean client's is one `most_weight`th and no one's is above 1.
+
+    mean_weight: of the round before, not multiplied; None where there is none. A client that always sends 1 then has,
+    of n, at most most_weight / n of an average in the long run: it is itself part of the mean.
+
+    >>> weight_scale(0.001, 4.0), weight_scale(0.9, 4.0), weight_scale(None, 4.0)
+    (250.0, 1.0, 1.0)
+    """
+    if mean_weight is None or most_weight is None:
+        return 1.0
+    return max(1.0, 1 / (most_weight * mean_weight))
 
 
 class UpdateCodec:
@@ -132,8 +149,8 @@ class UpdateCodec:
             extra = [0.0, self._bit * (0.5 - bound)]
         else:
             # The weight is sent too, as a number of at most 1, and must be the one that the update was multiplied by.
-            weight = min(weight, 1.0)
             clipped, bound = weigh_and_clip(update, 1.0, clip_norm)
+            weight, bound = min(weight, 1.0), bound or weight > 1
             clipped *= weight * self.zoom
             if (peak := float(np.abs(clipped).max(initial=0.0))) > 1:
                 # Only where nearly all of the update lies in a few values: scaled down as a whole, as by the norm.
@@ -175,7 +192,7 @@ class UpdateCodec:
             # Each value of each client is off by up to a step either way: by half of one, root mean square, at most.
             rounding = clip_norm * math.sqrt(survivors * self.dimension) / (2 * self.scale * self.zoom * weight)
             norm = float(np.linalg.norm(update))
-            return Averaged(update, 1 - bits / survivors, rounding / norm if norm else None)
+            return Averaged(update, 1 - bits / survivors, rounding / norm if norm else None, weight / survivors)
         unclipped = bits / (self._bit * self._cohort) + 0.5 if self._bit else None
         return Averaged((clip_norm * summed / self.denominator).astype(np.float32), unclipped)
 

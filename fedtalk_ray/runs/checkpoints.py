@@ -49,7 +49,8 @@ class Checkpoint:
     """round: rounds gone through so far. parameters: float32 [D]. optimizer: its named arrays. clip_norm: the next
     round's, where it adapts. phase: which the parameters belong to. began: the round after which it began. results:
     what each phase before ended with, float32 arrays in their order. pairs: the LoRA pairs that the parameters are, as
-    (outputs, rank, inputs), where the server must know (`federation.lora_factors`)."""
+    (outputs, rank, inputs), where the server must know (`federation.lora_factors`). mean_weight: of the clients of the
+    phase's last round, where secure sums tell it."""
 
     round: int
     parameters: np.ndarray
@@ -59,6 +60,7 @@ class Checkpoint:
     began: int = 0
     results: dict[PhaseName, np.ndarray] = field(default_factory=dict)
     pairs: tuple[tuple[int, int, int], ...] = ()
+    mean_weight: float | None = None
 
 
 def config_digest(config: TrainConfig) -> bytes:
@@ -87,7 +89,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, fingerprint: str, kept
         save_file({"parameters": checkpoint.parameters, **arrays}, place / "arrays.safetensors")
         state = {"round": checkpoint.round, "config": fingerprint, "clip_norm": checkpoint.clip_norm}
         state |= {"phase": checkpoint.phase, "began": checkpoint.began, "results": list(checkpoint.results)}
-        state |= {"pairs": checkpoint.pairs}
+        state |= {"pairs": checkpoint.pairs, "mean_weight": checkpoint.mean_weight}
         (place / "state.json").write_text(json.dumps(state))
     for old in _folders(folder)[: -max(kept, KEPT)]:
         shutil.rmtree(old)
@@ -119,6 +121,7 @@ def load_checkpoint(folder: Path, config: TrainConfig | None = None) -> Checkpoi
             state.get("began", 0),
             {name: arrays[f"result.{name}"] for name in state.get("results", ())},
             tuple((outputs, rank, inputs) for outputs, rank, inputs in state.get("pairs", ())),
+            state.get("mean_weight"),
         )
         written_by = state["config"]
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:

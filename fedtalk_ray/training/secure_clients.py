@@ -139,7 +139,8 @@ class SecureClients:
         update, weight = self._updates.pop(client, (None, 0.0))
         if update is None:
             raise Aborted(Code.WRONG_STAGE, "no update is there to be masked")
-        vector = self._codec.encode(update, weight, plan.clip_norm, len(plan.cohort), system_rng())
+        scale = plan.weight_scale if self._codec.noise is None else 1.0
+        vector = self._codec.encode(update, scale * weight, plan.clip_norm, len(plan.cohort), system_rng())
         masked = side.mask(frame, vector)
         record, cap = self._record(client), self._config.privacy.participation_cap
         answered = record.read()

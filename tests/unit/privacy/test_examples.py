@@ -10,7 +10,7 @@ from fedtalk_ray import privacy
 
 MODULES = sorted(module.name for module in pkgutil.iter_modules(privacy.__path__))
 
-WITHOUT_EXAMPLE = {"client_ledger", "client_record", "ledger", "protocol", "secure_server", "update_codec"}
+WITHOUT_EXAMPLE = {"client_ledger", "client_record", "ledger", "protocol", "secure_server"}
 """They need files, keys or a configuration; `rehearsal` and the tests show them at work."""
 
 

@@ -405,12 +405,13 @@ def test_every_part_of_a_plan_is_in_the_context_and_whose_keys_count(make_exchan
         "config": b"1" * 32,
         "clip_norm": 2.0,
         "cohort": plan.cohort[1:],
+        "weight_scale": 2.0,
     }
     # Whom the server leaves out is its word, and no part of the round.
     assert set(others) == vars(plan).keys() - {"left_out"}
     here = protocol.context_of(plan, roster)
     contexts = {here, *(protocol.context_of(replace(plan, **{k: v}), roster) for k, v in others.items())}
-    assert len(contexts) == 9
+    assert len(contexts) == 10
     assert protocol.context_of(replace(plan, cohort=plan.cohort[::-1]), roster) == here
     for other in (
         replace(roster, server=bytes(32)),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +86,8 @@ class Run:
         start = Checkpoint(0, np.arange(DIMENSION, dtype=np.float32), {})
         save_checkpoint(self.folder.checkpoints, start, config_fingerprint(self.config))
         self.codec = make_codec(self.config, DIMENSION)
+        self.share = 1.0
+        """What every client's weight is multiplied by."""
         self.restart()
         self.start = hash_of(self.server)
 
@@ -102,7 +106,8 @@ class Run:
             last = plan.exchange - 1
             check_plan(plan, name, last_exchange=last, backbone=bytes(32), shared=shared, config=digest_)
             update = np.full(DIMENSION, place / 10, np.float32)
-            vectors[name] = self.codec.encode(update, place / 8, plan.clip_norm, 5, rng)
+            weight = self.share * plan.weight_scale * place / 8
+            vectors[name] = self.codec.encode(update, weight, plan.clip_norm, 5, rng)
         return self.make_exchange(people=self.people, plan=plan, server=Door(self.server), vectors=vectors)
 
     def check_moved(self, absent: Iterable[str] = ()) -> None:
@@ -274,6 +279,56 @@ def test_weights_that_rounding_swallows_end_the_run_in_its_first_round(make_exch
     for _ in STAGES:
         second.step()
     assert run.server.finish(2)["rounding_error"] > 0.25
+
+
+def test_small_weights_are_written_large_from_the_second_round_on(make_exchange: Make, tmp_path: Path) -> None:
+    """The mean client's is a quarter then, whatever it was, after a restart too; the first round knows of none."""
+    run = Run(tmp_path, make_exchange)
+    run.share = 2e-5
+    errors, scales = [], []
+    for _ in range(3):
+        exchange = run.begin()
+        scales.append(exchange.plan.weight_scale)
+        exchange.finish()
+        errors.append(run.server.finish(run.server.round() + 1)["rounding_error"])
+        run.restart()
+    mean = 2e-5 * 3 / 8
+    assert scales == [1, pytest.approx(1 / (4 * mean), rel=1e-2), pytest.approx(1 / (4 * mean), rel=1e-4)]
+    assert errors[1] < errors[0] / 1000 and errors[1] < 1e-4
+    # Three rounds of the same mean, sum k^2 / (10 sum k) over five clients.
+    assert np.abs(run.server.shared() - np.arange(DIMENSION) - 3 * 55 / 150).max() < 1e-2
+
+
+@pytest.mark.parametrize("scale", [0.5, 0.0, -1.0, math.inf, math.nan])
+def test_a_scale_of_weights_that_can_only_do_harm_is_refused(make_exchange: Make, tmp_path: Path, scale: float) -> None:
+    run = Run(tmp_path, make_exchange)
+    plan = replace(run.begin().plan, weight_scale=scale)
+    with pytest.raises(Aborted, match="scale of weights"):
+        check_plan(plan, "c00", last_exchange=0, backbone=plan.backbone, shared=plan.shared, config=plan.config)
+
+
+def test_a_client_that_always_claims_most_has_no_more_than_its_part(make_exchange: Make, tmp_path: Path) -> None:
+    """Of five, who are as many as there are weights of the mean, it would be 4/5; with a bound of 2 it is 2/5, although
+    it is itself part of the mean. It sends the longest update that may be, 30, against honest ones of 1."""
+    run = Run(tmp_path, make_exchange, most_weight=2.0)
+    moved = []
+    for number in range(1, 13):
+        exchange, rng = run.begin(), np.random.default_rng(number)
+        for name in exchange.plan.cohort:
+            weight = 1e9 if name == "c02" else 0.1 * exchange.plan.weight_scale
+            direction = np.eye(DIMENSION, dtype=np.float32)[int(name == "c02")]
+            update = (1000 if name == "c02" else 1) * direction
+            exchange.vectors[name] = run.codec.encode(update, weight, 30.0, 5, rng)
+        before = run.server.shared().copy()
+        exchange.finish()
+        run.server.finish(number)
+        moved.append(run.server.shared() - before)
+    # In the first round nobody knows what a usual weight is: 1 of 1.4.
+    assert moved[0][1] == pytest.approx(30 / 1.4, rel=0.01)
+    shares = [step[1] / 30 for step in moved[1:]]
+    assert shares == sorted(shares, reverse=True)
+    assert shares[-1] == pytest.approx(2 / 5, rel=0.02)
+    assert moved[-1][0] == pytest.approx(3 / 5, rel=0.02)
 
 
 @pytest.mark.parametrize(("privacy", "charged"), [({}, []), (SKELLAM, [1])], ids=["without noise", "skellam"])

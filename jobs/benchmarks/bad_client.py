@@ -1,0 +1,155 @@
+"""What one client that lies about its update does to the model: of eight, sixteen and sixty-four, after ten rounds.
+
+python jobs/benchmarks/bad_client.py --shards shards/crowd32 --pretrained models/young32 --seeds 0 1 2
+
+Drawn faces of 32 pixels, as in jobs/configs/audit.yaml, secure sums without noise, everybody in every round. The bad
+client trains as all do, turns its update round, makes it as long as it may be, and claims the largest weight that it
+can. Held-out loss is that of people whom nobody trains on. Before:
+
+fedtalk prepare --corpus synthetic --size 32 --autoencoder patch --identities 100 --clips 1 --unseen 0 --seed 7 \\
+  --out shards/public32
+fedtalk prepare --corpus synthetic --size 32 --autoencoder patch --identities 80 --clips 2 --unseen 16 --seed 12 \\
+  --out shards/crowd32
+fedtalk pretrain --shards shards/public32 --out models/young32 --steps 300
+"""
+
+import argparse
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedtalk_ray.actors.client import ClientSlot
+from fedtalk_ray.config import parse_config
+from fedtalk_ray.evaluation.statistics import interval
+from fedtalk_ray.federation.cohorts import dealt
+from fedtalk_ray.federation.roster import extend_roster
+from fedtalk_ray.federation.server import ParameterServer
+from fedtalk_ray.messages import ClientReport
+from fedtalk_ray.privacy.keys import SigningKey
+from fedtalk_ray.privacy.noise import system_rng
+from fedtalk_ray.privacy.protocol import STAGES
+from fedtalk_ray.progress import progress
+from fedtalk_ray.runs.checkpoints import Checkpoint, config_fingerprint, save_checkpoint
+from fedtalk_ray.runs.folder import RunFolder
+from fedtalk_ray.settings import TrainConfig
+from fedtalk_ray.shards.people import people_of
+
+COHORTS = (8, 16, 64)
+
+CASES: dict[str, tuple[bool, int, dict[str, Any]]] = {
+    "nobody lies": (False, 1, {"clip_norm": 1.0}),
+    "one lies, C 1": (True, 1, {"clip_norm": 1.0}),
+    "one lies, C 1, no bound on weights": (True, 1, {"clip_norm": 1.0, "most_weight": None}),
+    "one lies, C 30": (True, 1, {}),
+    "nobody lies, groups of eight": (False, 8, {"clip_norm": 1.0}),
+    "one lies, groups of eight": (True, 8, {"clip_norm": 1.0}),
+}
+"""Whether somebody lies, how many groups (of 64 clients; fewer have one), and the settings of `privacy`."""
+
+
+class SlotWithALiar(ClientSlot):
+    """The first client lies."""
+
+    liar = ""
+
+    def _fit_one(
+        self, round_number: int, client: str, shared: np.ndarray, call: int
+    ) -> tuple[ClientReport, np.ndarray]:
+        report, update = super()._fit_one(round_number, client, shared, call)
+        if client == self.liar:
+            # Cut to the clip norm, and to the largest weight, by the client's own code.
+            return replace(report, weight=1e9), -1e6 * update
+        return report, update
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--shards", required=True)
+    parser.add_argument("--pretrained", required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--cohorts", type=int, nargs="+", default=list(COHORTS))
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=5)
+    chosen = parser.parse_args(arguments)
+    work = [(count, case, seed) for count in chosen.cohorts for case in CASES for seed in chosen.seeds]
+    found: dict[tuple[int, str], list[tuple[float, float]]] = {}
+    for count, case, seed in progress(work, len(work), "runs"):
+        lies, groups, privacy = CASES[case]
+        if groups > count // 8:
+            continue
+        with tempfile.TemporaryDirectory() as run:
+            config = config_of(chosen, Path(run) / "run", count, seed, groups, privacy)
+            found.setdefault((count, case), []).append(train(config, lies))
+    print("| clients | " + " | ".join(["before", *CASES]) + " |")
+    print("|---" * (len(CASES) + 2) + "|")
+    for count in chosen.cohorts:
+        before = shown([first for first, _ in found[count, "nobody lies"]])
+        cells = [shown([last for _, last in found[count, case]]) if (count, case) in found else "" for case in CASES]
+        print(f"| {count} | " + " | ".join([before, *cells]) + " |", flush=True)
+
+
+def config_of(
+    chosen: argparse.Namespace, run: Path, count: int, seed: int, groups: int, privacy: dict[str, Any]
+) -> TrainConfig:
+    tree = {
+        "run": str(run),
+        "shards": chosen.shards,
+        "pretrained": chosen.pretrained,
+        "seed": seed,
+        "phases": ["faces"],
+        "rounds": chosen.rounds,
+        "lora_aggregation": "ab",
+        "cohort": {"size": count, "clients": people(chosen.shards)[:count]},
+        "strategy": {"groups": groups},
+        "local": {"steps": chosen.steps, "identity_steps": 0, "vary": False},
+        "privacy": {"samples_cap": 300, **privacy},
+    }
+    return parse_config(tree, "jobs/benchmarks/bad_client.py")
+
+
+def people(shards: str) -> list[str]:
+    config = parse_config({"run": "r", "shards": shards, "pretrained": "p", "phases": ["faces"]}, "")
+    found = people_of(config).clients
+    assert found is not None
+    return list(found)
+
+
+def train(config: TrainConfig, lies: bool) -> tuple[float, float]:
+    """Held-out loss before the first round and after the last, all in this process."""
+    slot, run = SlotWithALiar(config), RunFolder(Path(config.run))
+    shared, cohort = slot.start(), sorted(config.cohort.clients or ())
+    slot.liar = cohort[0] if lies else ""
+    save_checkpoint(run.checkpoints, Checkpoint(0, shared, {}), config_fingerprint(config))
+    extend_roster(run.roster, SigningKey.kept_in(run.server_key).public, slot.enrol(cohort))
+    server = ParameterServer(config.run, config)
+    unseen = people_of(config).manifest.unseen()
+
+    def loss() -> float:
+        figure = slot.held_out_loss(unseen, server.round(), server.released())
+        return figure.total / figure.people
+
+    first = loss()
+    for number in range(1, config.rounds + 1):
+        for place, group in enumerate(dealt(cohort, config.strategy.groups, system_rng())):
+            slot.train(group, server.shared(), server.begin(number, group, slot.backbone()), number)
+            frames = dict.fromkeys(group, b"")
+            for stage in STAGES:
+                _, payload = slot.answer(stage, frames)
+                frames = server.collect(stage, payload).frames
+            if config.strategy.groups > 1:
+                server.set_aside(number, None, place == 0)
+        server.finish(number, groups=config.strategy.groups)
+    return first, loss()
+
+
+def shown(values: list[float]) -> str:
+    found = interval(values)
+    return f"{found.mean:.3f}" + (f" ± {found.half_width:.3f}" if found.half_width is not None else "")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,157 @@
+"""A cohort in groups, each with a secure sum of its own, and the median of their averages."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedtalk_ray.config import parse_config
+from fedtalk_ray.errors import ConfigError
+from fedtalk_ray.federation.aggregation import median
+from fedtalk_ray.federation.cohorts import check_cohorts, dealt
+from fedtalk_ray.federation.roster import RosterFile, extend_roster
+from fedtalk_ray.federation.secure_aggregator import limits_of, make_codec
+from fedtalk_ray.federation.server import ParameterServer
+from fedtalk_ray.privacy.keys import Roster, SigningKey
+from fedtalk_ray.privacy.noise import system_rng
+from fedtalk_ray.privacy.protocol import STAGES, Code
+from fedtalk_ray.privacy.secure_client import SecureClient, open_plan
+from fedtalk_ray.runs.checkpoints import Checkpoint, config_fingerprint, save_checkpoint
+from fedtalk_ray.runs.folder import RunFolder
+from fedtalk_ray.settings import TrainConfig
+
+NAMES = [f"c{number}" for number in range(9)]
+VALUES = 4
+
+
+def config(groups: int = 3, size: int = 9, floor: int | None = 3, **settings: Any) -> TrainConfig:
+    tree = {"run": "r", "shards": "s", "pretrained": "p", "cohort": {"size": size}, "strategy": {"groups": groups}}
+    return parse_config(tree | {"privacy": {"insecure_min_survivors": floor}} | settings, "test")
+
+
+class Run:
+    """Nine clients in three groups of three, each with an update of its own and weight one half."""
+
+    def __init__(self, folder: Path) -> None:
+        self.config, self.run = config(), RunFolder(folder)
+        save_checkpoint(
+            self.run.checkpoints, Checkpoint(0, np.zeros(VALUES, np.float32), {}), config_fingerprint(self.config)
+        )
+        keys = {name: SigningKey.generate() for name in NAMES}
+        server = SigningKey.kept_in(self.run.server_key)
+        self.keys, self.roster = keys, Roster({name: key.public for name, key in keys.items()}, server.public)
+        extend_roster(self.run.roster, server.public, self.roster.clients)
+        self.server = ParameterServer(str(folder), self.config)
+
+    def group(self, members: list[str], updates: dict[str, float], silent: int = 0) -> str | None:
+        """One group's exchange; why it was given up. silent: so many send no masked input."""
+        plan = open_plan(self.server.begin(1, members, bytes(32)), self.roster, RosterFile(self.run.roster).read()[1])
+        assert plan.cohort == tuple(members)
+        codec, limits = make_codec(self.config, VALUES), limits_of(self.config.privacy)
+        clients = {name: SecureClient(name, self.keys[name], self.roster, plan, limits) for name in members}
+        frames = dict.fromkeys(members, b"")
+        for stage in STAGES:
+            answers = []
+            for name in list(frames)[: len(frames) - (silent if stage == "mask" else 0)]:
+                update = np.full(VALUES, updates[name], np.float32)
+                vector = codec.encode(update, 0.5, plan.clip_norm, len(members), system_rng())
+                more = {"advertise": (), "mask": (frames[name], vector)}.get(stage, (frames[name],))
+                answers.append(getattr(clients[name], stage)(*more))
+            collected = self.server.collect(stage, answers)
+            frames = collected.frames
+            if collected.aborted:
+                return collected.aborted
+        return None
+
+
+PARTS = [NAMES[:3], NAMES[3:6], NAMES[6:]]
+
+
+def test_the_update_is_the_median_of_the_groups_averages(tmp_path: Path) -> None:
+    """Averages 1, 2 and, with a client that lies, 9: a mean of all would be 4."""
+    run = Run(tmp_path)
+    updates = dict.fromkeys(NAMES[:3], 1.0) | dict.fromkeys(NAMES[3:6], 2.0) | {"c6": 1.0, "c7": 1.0, "c8": 14.0}
+    for place, members in enumerate(PARTS):
+        assert run.server.set_aside(1, run.group(members, updates), place == 0) is None
+    figures = run.server.finish(1, groups=3)
+    assert figures["survivors"] == 9 and figures["update_norm"] == pytest.approx(4, rel=1e-4)
+    assert run.server.shared() == pytest.approx(np.full(VALUES, 2.0), abs=1e-3)
+
+
+def test_a_group_that_is_lost_is_left_out_and_two_end_the_round(tmp_path: Path) -> None:
+    updates = dict.fromkeys(NAMES, 1.0)
+    run = Run(tmp_path / "one")
+    for place, members in enumerate(PARTS):
+        run.server.set_aside(1, run.group(members, updates, silent=place == 1), place == 0)
+    assert run.server.finish(1, groups=3)["survivors"] == 6
+    assert run.server.shared() == pytest.approx(np.ones(VALUES), abs=1e-3)
+    run = Run(tmp_path / "two")
+    for place, members in enumerate(PARTS):
+        run.server.set_aside(1, run.group(members, updates, silent=place > 0), place == 0)
+    assert run.server.finish(1, groups=3)["aborted"] == Code.TOO_FEW
+    assert run.server.round() == 1 and not run.server.shared().any()
+
+
+def test_a_server_that_came_back_between_two_groups_says_so(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    updates = dict.fromkeys(NAMES, 1.0)
+    run.server.set_aside(1, run.group(PARTS[0], updates), True)
+    run.server = ParameterServer(str(tmp_path), run.config)
+    for members in PARTS[1:]:
+        run.server.set_aside(1, run.group(members, updates), False)
+    assert run.server.finish(1, groups=3)["aborted"] == Code.LOST
+    assert run.server.round() == 0
+
+
+@given(count=st.integers(1, 40), groups=st.integers(1, 6), seed=st.integers(0, 2**32))
+def test_everybody_is_dealt_to_one_group(count: int, groups: int, seed: int) -> None:
+    cohort = [f"c{number:02}" for number in range(count)]
+    parts = dealt(cohort, groups, np.random.default_rng(seed))
+    assert sorted(itertools.chain(*parts)) == cohort
+    assert len(parts) == groups and max(map(len, parts)) - min(map(len, parts)) <= 1
+    assert all(part == sorted(part) for part in parts)
+
+
+def test_who_is_with_whom_is_chance() -> None:
+    cohort = [f"c{number}" for number in range(9)]
+    together = sum(any({"c0", "c1"} <= set(part) for part in dealt(cohort, 3, system_rng())) for _ in range(2000))
+    # Two of nine are in one of three groups with chance 2 / 8.
+    assert abs(together / 2000 - 0.25) < 5 * (0.25 * 0.75 / 2000) ** 0.5
+
+
+@given(
+    right=st.lists(st.floats(-1, 1), min_size=3, max_size=3),
+    wrong=st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=2),
+)
+def test_a_minority_of_groups_stays_within_the_others(right: list[float], wrong: list[float]) -> None:
+    found = median([np.array([value], np.float32) for value in (*right, *wrong)])
+    assert np.float32(min(right)) <= found[0] <= np.float32(max(right))
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"groups": 2, "size": 24, "floor": None}, r"strategy.groups 2: three or more.*of 8.*set 3 to 3"),
+        ({"groups": 4, "size": 24, "floor": None}, r"strategy.groups 4: .*of a cohort of 24; set 3 to 3"),
+        ({"groups": 3, "size": 16, "floor": None}, r"set 1, or a cohort of 24"),
+        ({"aggregation": "plain", "floor": None}, r"under aggregation: secure without noise; set 1"),
+        ({"cohort": {"size": 9, "over_select": 0.5}}, r"fixed size"),
+        ({"cohort": {"size": 9, "sampling": "poisson"}}, r"fixed size"),
+        (
+            {"privacy": {"mechanism": "skellam", "epsilon": 8, "clip_norm": 1.0, "insecure_min_survivors": 3}},
+            r"without noise; set 1",
+        ),
+    ],
+)
+def test_groups_that_cannot_be_are_one_line(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        check_cohorts(config(**settings), 100)
+
+
+def test_groups_that_can_be_pass() -> None:
+    check_cohorts(config(groups=3, size=24, floor=None), 100)
+    check_cohorts(config(groups=1, size=24, floor=None), 100)
