@@ -1,7 +1,7 @@
 """One whole secure exchange of a round in one process, with the classes that a run uses and a record of what came in.
 
 Attacks look at it from the server's side. The folder is made for it and removed after; a run's own keys, roster and
-ledger are never touched.
+ledgers are never touched.
 
     exchange = run_exchange(round)                                  everybody answers
     exchange = run_exchange(round, absent={"mask": {"s3"}})         s3 drops out before its masked input
@@ -30,7 +30,7 @@ from fedtalk_ray.privacy.protocol import STAGES
 from fedtalk_ray.privacy.wire import Buffer
 from fedtalk_ray.runs.checkpoints import Checkpoint, config_fingerprint, save_checkpoint
 from fedtalk_ray.runs.folder import RunFolder
-from fedtalk_ray.settings import ServerConfig, TrainConfig
+from fedtalk_ray.settings import AgreementConfig, ServerConfig, TrainConfig
 from fedtalk_ray.training.secure_clients import SecureClients
 
 Absent = Mapping[str, set[str]]
@@ -89,7 +89,8 @@ class RecordingServer(ParameterServer):
 def settings_for(audited: Round, folder: Path) -> TrainConfig:
     """The round's configuration for one exchange in `folder`.
 
-    The budget is left out: one exchange is to run, whatever the run has left.
+    The budget and what clients agreed to are left out: one exchange is to run, whatever is left, and no client's own
+    ledger may pay for it.
     """
     config = audited.config
     privacy = config.privacy
@@ -101,6 +102,7 @@ def settings_for(audited: Round, folder: Path) -> TrainConfig:
             "run": str(folder),
             "phases": ["faces"],
             "privacy": privacy.model_copy(update={"epsilon": None}),
+            "agreement": AgreementConfig(),
             "cohort": config.cohort.model_copy(update={"size": size}),
         }
     )
