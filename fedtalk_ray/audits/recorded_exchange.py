@@ -8,11 +8,12 @@ ledgers are never touched.
     one, two = run_twice(round)                                     the same keys, names and numbers, fresh secrets
 """
 
+import itertools
 import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,17 @@ def central_sum(config: TrainConfig, updates: dict[str, np.ndarray], weights: di
         server = ParameterServer(place, alone)
         server.apply(1, sent, cohort=list(updates))
         return server.shared().astype(np.float64) * config.cohort.size * config.privacy.mean_weight
+
+
+def enlarged(audited: Round, count: int) -> Round:
+    """The round with so many clients at least: those who are missing are made up, each with what another one gives."""
+    updates, weights = dict(audited.updates), dict(audited.weights)
+    names = itertools.cycle(sorted(updates))
+    new = (name for place in itertools.count() if (name := f"made-up-{place}") not in audited.updates)
+    while len(updates) < count:
+        name, like = next(new), next(names)
+        updates[name], weights[name] = updates[like], weights[like]
+    return replace(audited, updates=updates, weights=weights)
 
 
 def run_exchange(audited: Round, absent: Absent | None = None) -> Exchange:
