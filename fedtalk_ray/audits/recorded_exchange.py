@@ -5,6 +5,7 @@ ledgers are never touched.
 
     exchange = run_exchange(round)                                  everybody answers
     exchange = run_exchange(round, absent={"mask": {"s3"}})         s3 drops out before its masked input
+    exchange = run_exchange(round, bad={"s3": vector})              s3 sends a vector of its own making
     one, two = run_twice(round)                                     the same keys, names and numbers, fresh secrets
 """
 
@@ -12,7 +13,7 @@ import itertools
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,19 @@ class Exchange:
     refused: Counter[str]
     charges: list[Charge]
     moved: bool
+
+
+class BadClients(SecureClients):
+    """Clients of whom some mask a vector of their own making, uint32 [D + 2], and keep to the protocol else."""
+
+    def __init__(self, config: TrainConfig, audited: Round, vectors: Mapping[str, np.ndarray]) -> None:
+        super().__init__(config, "faces", len(audited.shared), audited.frozen)
+        self._vectors = vectors
+
+    def _answer(self, client: str, stage: str, frame: bytes) -> bytes:
+        if stage == "mask" and client in self._vectors:
+            return self._sides[client].mask(frame, self._vectors[client])
+        return super()._answer(client, stage, frame)
 
 
 class RecordingServer(ParameterServer):
@@ -136,23 +150,49 @@ def enlarged(audited: Round, count: int) -> Round:
     return replace(audited, updates=updates, weights=weights)
 
 
-def run_exchange(audited: Round, absent: Absent | None = None) -> Exchange:
-    """Runs round 1 of a new run whose cohort is the round's clients, with their updates and weights."""
+def shortened(audited: Round, values: int) -> Round:
+    """The round with vectors of so many values at most, evenly out of those that there are."""
+    step = -(-len(audited.shared) // values)
+    updates = {name: np.ascontiguousarray(update[::step]) for name, update in audited.updates.items()}
+    return replace(audited, shared=np.ascontiguousarray(audited.shared[::step]), updates=updates)
+
+
+def clear_sum(audited: Round, names: Iterable[str]) -> tuple[np.ndarray, float]:
+    """These clients' sum of weighted and clipped updates, in units of the clip norm, float64 [D], and of weights."""
+    total, weights = np.zeros(len(audited.shared)), 0.0
+    privacy = audited.config.privacy
+    for name in names:
+        weight, update = audited.weights[name], audited.updates[name].astype(np.float64)
+        length = float(np.linalg.norm(update))
+        if privacy.mechanism == "none":
+            weight = min(weight, 1.0)
+        else:
+            length *= weight
+        total += weight * update / max(length, clip_norm_of(privacy))
+        weights += weight
+    return total, weights
+
+
+def run_exchange(audited: Round, absent: Absent | None = None, bad: Mapping[str, np.ndarray] | None = None) -> Exchange:
+    """Runs round 1 of a new run whose cohort is the round's clients, with their updates and weights.
+
+    bad: client -> the vector that it masks in place of its own, uint32 [D + 2].
+    """
     with tempfile.TemporaryDirectory() as place:
-        config = _open(audited, Path(place) / "run")
-        return _run(audited, config, absent or {})
+        config = open_run(audited, Path(place) / "run")
+        return _run(audited, config, absent or {}, bad)
 
 
 def run_twice(audited: Round) -> tuple[Exchange, Exchange]:
     """Two exchanges that agree in everything but what clients draw afresh: both start from one folder's copies."""
     with tempfile.TemporaryDirectory() as place:
-        first = _open(audited, Path(place) / "first")
+        first = open_run(audited, Path(place) / "first")
         second = settings_for(audited, Path(place) / "second")
         shutil.copytree(first.run, second.run)
         return _run(audited, first, {}), _run(audited, second, {})
 
 
-def _open(audited: Round, folder: Path) -> TrainConfig:
+def open_run(audited: Round, folder: Path) -> TrainConfig:
     """A run's folder as it is before its first round: keys, roster, a checkpoint of the shared parameters."""
     config = settings_for(audited, folder)
     start = Checkpoint(0, np.ascontiguousarray(audited.shared, np.float32), {})
@@ -164,9 +204,9 @@ def _open(audited: Round, folder: Path) -> TrainConfig:
     return config
 
 
-def _run(audited: Round, config: TrainConfig, absent: Absent) -> Exchange:
+def _run(audited: Round, config: TrainConfig, absent: Absent, bad: Mapping[str, np.ndarray] | None = None) -> Exchange:
     server = RecordingServer(config)
-    clients = SecureClients(config, "faces", len(audited.shared), audited.frozen)
+    clients = BadClients(config, audited, bad or {})
     before = server.shared().copy()
     cohort = sorted(audited.updates)
     frame = server.begin(1, cohort, audited.frozen)

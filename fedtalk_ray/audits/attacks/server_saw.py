@@ -5,7 +5,7 @@ that hold more than the protocol lists, masked vectors that are not uniform or g
 repeat or that the server can make (`masks`), holders whom it can foretell (`holders`), and an opened sum that is not
 the survivors' or has not its noise. The exchanges of a run with large cohorts are on a sparse graph, as the run's are.
 
-Not covered: a server that lies, and what the sum itself gives away.
+Not covered: a server that lies (`lying_server`), and what the sum itself gives away.
 """
 
 import math
@@ -19,7 +19,7 @@ from fedtalk_ray.audits.attack import Figure, Outcome, Round
 from fedtalk_ray.audits.effort import Effort
 from fedtalk_ray.audits.holders import check_dealt, check_drawn
 from fedtalk_ray.audits.masks import View, uniform_p
-from fedtalk_ray.audits.recorded_exchange import Exchange, enlarged, run_exchange, run_twice
+from fedtalk_ray.audits.recorded_exchange import Exchange, clear_sum, enlarged, run_exchange, run_twice
 from fedtalk_ray.federation.secure_aggregator import limits_of, make_codec
 from fedtalk_ray.messages import FIELDS, TO_SERVER
 from fedtalk_ray.privacy.protocol import Frame
@@ -228,25 +228,10 @@ def check_sums(audited: Round, exchanges: list[Exchange], outcome: Outcome) -> N
         )
 
 
-def in_units(audited: Round, exchange: Exchange) -> tuple[np.ndarray, float]:
-    """The survivors' sum of weighted and clipped updates in the clear, float64 [D], and the sum of their weights."""
-    total, weights = np.zeros(len(audited.shared)), 0.0
-    for name in exchange.survivors:
-        weight, update = audited.weights[name], audited.updates[name].astype(np.float64)
-        norm = max(float(np.linalg.norm(update)), 1e-300)
-        if exchange.config.privacy.mechanism == "none":
-            weight = min(weight, 1.0)
-        else:
-            norm *= weight
-        total += weight * update * min(1.0, exchange.plan.clip_norm / norm if norm else 1.0)
-        weights += weight
-    return total, weights
-
-
 def error_of(audited: Round, exchange: Exchange) -> float:
     """Without noise: how far the opened mean lies from the one in the clear, over `UpdateCodec.error_bound`."""
-    total, weights = in_units(audited, exchange)
-    mean = total / weights
+    total, weights = clear_sum(audited, exchange.survivors)
+    mean = exchange.plan.clip_norm * total / weights
     codec = make_codec(exchange.config, len(mean))
     bound = codec.error_bound(len(exchange.survivors), weights, exchange.plan.clip_norm)
     assert exchange.update is not None
@@ -257,16 +242,15 @@ def error_of(audited: Round, exchange: Exchange) -> float:
 def noise_of(audited: Round, exchange: Exchange) -> tuple[float, float]:
     """With noise: the root mean square of what the opened sum has beside the true one, and its part along the true
     one, both over the deviation that the configuration asks for."""
-    total, _ = in_units(audited, exchange)
+    true, _ = clear_sum(audited, exchange.survivors)
     config, survivors, clip_norm = exchange.config, len(exchange.survivors), exchange.plan.clip_norm
-    privacy, codec = config.privacy, make_codec(config, len(total))
+    privacy, codec = config.privacy, make_codec(config, len(true))
     assert exchange.update is not None and privacy.noise_multiplier is not None
     deviation = privacy.noise_multiplier * codec.sensitivity / codec.scale
     if privacy.mechanism == "skellam":
         # Each client adds so much that the fewest who may be opened have enough.
         fewest = limits_of(config.privacy).opened(len(exchange.plan.cohort))
         deviation *= math.sqrt(survivors / (fewest - privacy.colluders))
-    true = total / clip_norm
     noise = exchange.update.astype(np.float64) * codec.denominator / clip_norm - true
     with np.errstate(invalid="ignore"):
         along = float(noise @ true / np.linalg.norm(true))
