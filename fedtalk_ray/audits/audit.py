@@ -1,6 +1,7 @@
 """`fedtalk audit`: every attack on one run, one table, and a verdict.
 
-RUN/audit/audit.json   all figures, what each attacker knows, what was found broken
+RUN/audit/audit.json   all figures, what each attacker knows, what was found broken; of attacks that were not made this
+                       time what they found before on the same round
 RUN/audit/*.png        scores of members and outsiders, canaries, and the picture that was recovered
 """
 
@@ -35,7 +36,7 @@ def audit(run: Path, *, fast: bool = False, only: Sequence[str] = ()) -> dict[st
     """Attacks a run, writes RUN/audit and returns what `audit.json` holds.
 
     only: attacks by name; all where it is empty. Raises `RunError` for a run that cannot be audited, and `AuditFailed`
-    once everything is written, where a promise is broken or a score is no finite number.
+    once everything is written, where a promise is broken or a score is no finite number, then or in what stands.
     """
     started = monotonic()
     auditing()
@@ -44,13 +45,17 @@ def audit(run: Path, *, fast: bool = False, only: Sequence[str] = ()) -> dict[st
     subject = Subject(RunFolder(run), effort)
     folder = subject.run
     outcomes = [attempt(module, subject, effort) for module in attacks]
+    made = {outcome.attack for outcome in outcomes}
     result = summary(subject, outcomes, effort) | {"seconds": round(monotonic() - started, 1)}
+    result = with_standing(result, folder.audit_results)
     for outcome in outcomes:
         # Pictures of a client lie in the client's folder.
         plot_outcome(outcome, folder.audit, folder.client(outcome.whose).audit if outcome.pictures else None)
     with new_file(folder.audit_results) as place:
         place.write_text(json.dumps(result, indent=1, allow_nan=False), encoding="utf-8")
     print(table(outcomes, result))
+    if standing := [outcome["attack"] for outcome in result["outcomes"] if outcome["attack"] not in made]:
+        print(f"as found before, on the same round: {', '.join(standing)}")
     print(f"audit: {folder.audit_results} ({result['seconds']:.0f} s)")
     for outcome in outcomes:
         if outcome.pictures:
@@ -85,6 +90,37 @@ def summary(subject: Subject, outcomes: list[Outcome], effort: Effort) -> dict[s
         "effort": asdict(effort),
         "outcomes": [outcome.as_json() | {"title": load_attack(outcome.attack).TITLE} for outcome in outcomes],
         "failures": [line for outcome in outcomes for line in outcome.failures()],
+    }
+
+
+def with_standing(result: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The result with what attacks that were not made this time found before, all in the order in which attacks run.
+
+    path: of the audit.json that is to be replaced. What it found on another round is dropped; of a damaged one all is,
+    and a line says so. `effort` becomes null where it was another one before.
+    """
+    new = {outcome["attack"]: outcome for outcome in result["outcomes"]}
+    try:
+        before: dict[str, Any] = {"outcomes": [], "round": 0}
+        if path.is_file():
+            before = json.loads(path.read_text(encoding="utf-8"))
+        stands = {} if before["round"] != result["round"] else {each["attack"]: each for each in before["outcomes"]}
+        stands = {name: each for name, each in stands.items() if name in available() and name not in new}
+        for outcome in stands.values():
+            (
+                outcome["knows"],
+                [figure["name"] for figure in outcome["figures"]],
+                [line[:1] for line in outcome["failures"]],
+            )
+        effort = before["effort"] if stands else result["effort"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        print(f"{path} was damaged ({error!r}); what attacks found before is dropped")
+        return result
+    outcomes = [(stands | new)[name] for name in available() if name in stands | new]
+    return result | {
+        "effort": effort if effort == result["effort"] else None,
+        "outcomes": outcomes,
+        "failures": [line for outcome in outcomes for line in outcome["failures"]],
     }
 
 

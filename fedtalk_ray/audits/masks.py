@@ -43,7 +43,7 @@ class View:
         for stage, frames in exchange.frames.items():
             opened: list[Any] = [decode(TO_SERVER[stage], decode(protocol.Frame, data).body) for data in frames]
             self.messages[stage] = {message.client: message for message in opened}
-        self._limits = limits_of(exchange.config.privacy)
+        self.limits = limits_of(exchange.config.privacy)
         self.context = protocol.context_of(exchange.plan, exchange.roster)
         keys = {
             name: (message.encryption_key, message.masking_key) for name, message in self.messages["advertise"].items()
@@ -58,10 +58,14 @@ class View:
         return {name: message.vector for name, message in self.messages.get("mask", {}).items()}
 
     @cached_property
-    def _holders(self) -> dict[str, set[str]]:
-        """Those whom each client dealt shares, itself left out."""
-        dealt = self.messages["share"].items()
+    def holders(self) -> dict[str, set[str]]:
+        """Those whom each client dealt shares of its key, itself left out."""
+        dealt = self.messages.get("share", {}).items()
         return {owner: {share.holder for share in message.shares} - {owner} for owner, message in dealt}
+
+    def partners(self, name: str) -> set[str]:
+        """Those with whom a client masks: of those who dealt shares its holders, and whose it holds."""
+        return {other for other in self.holders if other in self.holders[name] or name in self.holders[other]}
 
     @cached_property
     def seeds(self) -> dict[str, bytes]:
@@ -70,13 +74,13 @@ class View:
         for holder, message in self.messages.get("unmask", {}).items():
             for share in message.self_mask_shares:
                 shares.setdefault(share.owner, {})[self._points[holder]] = share.value
-        needed = self._limits.threshold(len(self.exchange.plan.cohort))
+        needed = self.limits.threshold(len(self.exchange.plan.cohort))
         enough = {owner: dict(sorted(held.items())[:needed]) for owner, held in shares.items() if len(held) >= needed}
         return {owner: shamir.reconstruct(held) for owner, held in enough.items()}
 
     def opened_twice(self) -> list[str]:
         """Clients of whom the server could open both secrets: then it has their vectors."""
-        needed = self._limits.threshold(len(self.exchange.plan.cohort))
+        needed = self.limits.threshold(len(self.exchange.plan.cohort))
         revealed: dict[str, int] = {}
         for message in self.messages.get("unmask", {}).values():
             for share in message.masking_key_shares:
@@ -94,14 +98,14 @@ class View:
         for stage, frames in self.exchange.frames.items():
             if stage != "unmask" and any(seed in data for data in frames):
                 return f"it was sent in the clear at the stage {stage}"
-        if seed in self._derived(name):
+        if seed in self.derived(name):
             return "it is a hash of what the server knows"
         return None
 
     def without_guessed_pairs(self, name: str) -> Iterator[tuple[str, np.ndarray]]:
         """For every rule by which the server could make all pairwise masks: the rule, and what they leave of `rest`."""
         rest = self.rest(name)[:PREFIX]
-        partners = [other for other in self._holders if other in self._holders[name] or name in self._holders[other]]
+        partners = self.partners(name)
         for rule, key in self._rules():
             left = rest.copy()
             for other in partners:
@@ -124,7 +128,7 @@ class View:
             "nothing": b"",
         }
 
-    def _derived(self, name: str) -> set[bytes]:
+    def derived(self, name: str) -> set[bytes]:
         """Hashes of one thing or two that the server knows, with the client's name or without."""
         public = list(self._public().values())
         sent = [

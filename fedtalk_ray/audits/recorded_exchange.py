@@ -1,18 +1,20 @@
 """One whole secure exchange of a round in one process, with the classes that a run uses and a record of what came in.
 
 Attacks look at it from the server's side. The folder is made for it and removed after; a run's own keys, roster and
-ledger are never touched.
+ledgers are never touched.
 
     exchange = run_exchange(round)                                  everybody answers
     exchange = run_exchange(round, absent={"mask": {"s3"}})         s3 drops out before its masked input
+    exchange = run_exchange(round, bad={"s3": vector})              s3 sends a vector of its own making
     one, two = run_twice(round)                                     the same keys, names and numbers, fresh secrets
 """
 
+import itertools
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ from fedtalk_ray.privacy.protocol import STAGES
 from fedtalk_ray.privacy.wire import Buffer
 from fedtalk_ray.runs.checkpoints import Checkpoint, config_fingerprint, save_checkpoint
 from fedtalk_ray.runs.folder import RunFolder
-from fedtalk_ray.settings import ServerConfig, TrainConfig
+from fedtalk_ray.settings import AgreementConfig, ServerConfig, TrainConfig
 from fedtalk_ray.training.secure_clients import SecureClients
 
 Absent = Mapping[str, set[str]]
@@ -61,6 +63,19 @@ class Exchange:
     moved: bool
 
 
+class BadClients(SecureClients):
+    """Clients of whom some mask a vector of their own making, uint32 [D + 2], and keep to the protocol else."""
+
+    def __init__(self, config: TrainConfig, audited: Round, vectors: Mapping[str, np.ndarray]) -> None:
+        super().__init__(config, "faces", len(audited.shared), audited.frozen)
+        self._vectors = vectors
+
+    def _answer(self, client: str, stage: str, frame: bytes) -> bytes:
+        if stage == "mask" and client in self._vectors:
+            return self._sides[client].mask(frame, self._vectors[client])
+        return super()._answer(client, stage, frame)
+
+
 class RecordingServer(ParameterServer):
     """The parameter server, with a record of all that reaches it and of the update that it took its step by."""
 
@@ -89,7 +104,8 @@ class RecordingServer(ParameterServer):
 def settings_for(audited: Round, folder: Path) -> TrainConfig:
     """The round's configuration for one exchange in `folder`.
 
-    The budget is left out: one exchange is to run, whatever the run has left.
+    The budget and what clients agreed to are left out: one exchange is to run, whatever is left, and no client's own
+    ledger may pay for it.
     """
     config = audited.config
     privacy = config.privacy
@@ -102,6 +118,7 @@ def settings_for(audited: Round, folder: Path) -> TrainConfig:
             "phases": ["faces"],
             "strategy": config.strategy.model_copy(update={"groups": 1}),
             "privacy": privacy.model_copy(update={"epsilon": None}),
+            "agreement": AgreementConfig(),
             "cohort": config.cohort.model_copy(update={"size": size}),
         }
     )
@@ -123,23 +140,60 @@ def central_sum(config: TrainConfig, updates: dict[str, np.ndarray], weights: di
         return server.shared().astype(np.float64) * config.cohort.size * config.privacy.mean_weight
 
 
-def run_exchange(audited: Round, absent: Absent | None = None) -> Exchange:
-    """Runs round 1 of a new run whose cohort is the round's clients, with their updates and weights."""
+def enlarged(audited: Round, count: int) -> Round:
+    """The round with so many clients at least: those who are missing are made up, each with what another one gives."""
+    updates, weights = dict(audited.updates), dict(audited.weights)
+    names = itertools.cycle(sorted(updates))
+    new = (name for place in itertools.count() if (name := f"made-up-{place}") not in audited.updates)
+    while len(updates) < count:
+        name, like = next(new), next(names)
+        updates[name], weights[name] = updates[like], weights[like]
+    return replace(audited, updates=updates, weights=weights)
+
+
+def shortened(audited: Round, values: int) -> Round:
+    """The round with vectors of so many values at most, evenly out of those that there are."""
+    step = -(-len(audited.shared) // values)
+    updates = {name: np.ascontiguousarray(update[::step]) for name, update in audited.updates.items()}
+    return replace(audited, shared=np.ascontiguousarray(audited.shared[::step]), updates=updates)
+
+
+def clear_sum(audited: Round, names: Iterable[str]) -> tuple[np.ndarray, float]:
+    """These clients' sum of weighted and clipped updates, in units of the clip norm, float64 [D], and of weights."""
+    total, weights = np.zeros(len(audited.shared)), 0.0
+    privacy = audited.config.privacy
+    for name in names:
+        weight, update = audited.weights[name], audited.updates[name].astype(np.float64)
+        length = float(np.linalg.norm(update))
+        if privacy.mechanism == "none":
+            weight = min(weight, 1.0)
+        else:
+            length *= weight
+        total += weight * update / max(length, clip_norm_of(privacy))
+        weights += weight
+    return total, weights
+
+
+def run_exchange(audited: Round, absent: Absent | None = None, bad: Mapping[str, np.ndarray] | None = None) -> Exchange:
+    """Runs round 1 of a new run whose cohort is the round's clients, with their updates and weights.
+
+    bad: client -> the vector that it masks in place of its own, uint32 [D + 2].
+    """
     with tempfile.TemporaryDirectory() as place:
-        config = _open(audited, Path(place) / "run")
-        return _run(audited, config, absent or {})
+        config = open_run(audited, Path(place) / "run")
+        return _run(audited, config, absent or {}, bad)
 
 
 def run_twice(audited: Round) -> tuple[Exchange, Exchange]:
     """Two exchanges that agree in everything but what clients draw afresh: both start from one folder's copies."""
     with tempfile.TemporaryDirectory() as place:
-        first = _open(audited, Path(place) / "first")
+        first = open_run(audited, Path(place) / "first")
         second = settings_for(audited, Path(place) / "second")
         shutil.copytree(first.run, second.run)
         return _run(audited, first, {}), _run(audited, second, {})
 
 
-def _open(audited: Round, folder: Path) -> TrainConfig:
+def open_run(audited: Round, folder: Path) -> TrainConfig:
     """A run's folder as it is before its first round: keys, roster, a checkpoint of the shared parameters."""
     config = settings_for(audited, folder)
     start = Checkpoint(0, np.ascontiguousarray(audited.shared, np.float32), {})
@@ -151,9 +205,9 @@ def _open(audited: Round, folder: Path) -> TrainConfig:
     return config
 
 
-def _run(audited: Round, config: TrainConfig, absent: Absent) -> Exchange:
+def _run(audited: Round, config: TrainConfig, absent: Absent, bad: Mapping[str, np.ndarray] | None = None) -> Exchange:
     server = RecordingServer(config)
-    clients = SecureClients(config, "faces", len(audited.shared), audited.frozen)
+    clients = BadClients(config, audited, bad or {})
     before = server.shared().copy()
     cohort = sorted(audited.updates)
     frame = server.begin(1, cohort, audited.frozen)

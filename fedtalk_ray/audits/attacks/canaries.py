@@ -32,7 +32,7 @@ from fedtalk_ray.progress import progress
 from fedtalk_ray.seeding import derive_seed
 from fedtalk_ray.settings import TrainConfig
 
-ORDER, TITLE = 3, "made-up clients"
+ORDER, TITLE = 4, "made-up clients"
 KNOWS = "Sees all sums that are opened, and chose the updates of half of the clients, which a coin let in or not."
 
 BLOCK = 8

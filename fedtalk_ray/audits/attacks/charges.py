@@ -1,22 +1,29 @@
 """The attack on the account (the ledger, its history, epsilon): a round in which clients gave something away, and for
 which nobody paid.
 
-Attacked guarantee (`privacy.ledger`): whatever came of a round, it is charged once its masked inputs have arrived. The
-run's own history is held against its ledger, and two exchanges are made to fail after their masked inputs, which is
-where a round that leaves no trace in the model may be forgotten.
+Attacked guarantee (`privacy.ledger`): whatever came of a round, it is charged once its masked inputs have arrived, and
+so is one for which nobody came. The run's own history is held against its ledger, and rounds are gone through that
+leave no trace in the model and may be forgotten: a skipped one, and two exchanges that fail after their masked inputs.
+
+And `privacy.update_codec`: a sum is divided by what was fixed before the run, as the account knows of no other release.
 """
 
 import json
 import math
+import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fedtalk_ray.audits.attack import Figure, Outcome, Round
 from fedtalk_ray.audits.effort import Effort
-from fedtalk_ray.audits.recorded_exchange import Absent, Exchange, run_exchange
+from fedtalk_ray.audits.recorded_exchange import Absent, Exchange, central_sum, open_run, run_exchange
 from fedtalk_ray.errors import RunError
-from fedtalk_ray.federation.secure_aggregator import limits_of
+from fedtalk_ray.federation.secure_aggregator import clip_norm_of, limits_of
+from fedtalk_ray.federation.server import ParameterServer
 from fedtalk_ray.privacy.ledger import Ledger
+from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.settings import PrivacyConfig
 
 ORDER, TITLE = 2, "the account"
@@ -24,6 +31,9 @@ KNOWS = (
     "Whoever sees the masked inputs or the sums of rounds that were given up, and adds up what the run's own files say "
     "was spent."
 )
+
+HARDLY_ANY = 0.05
+"""Noise multiplier where only what a sum is divided by is looked at; of less the accountant takes minutes."""
 
 
 def attack(subject: Any, effort: Effort) -> Outcome:
@@ -46,6 +56,8 @@ def attack(subject: Any, effort: Effort) -> Outcome:
     check_history(config.privacy, records, ledger, outcome)
     check_epsilon(config.privacy, records, ledger, outcome)
     check_file(run.ledger, outcome)
+    check_skipped(audited, outcome)
+    check_denominator(audited, outcome)
     if config.aggregation == "secure":
         check_aborted(audited, outcome)
     return outcome
@@ -65,6 +77,8 @@ def check_history(privacy: PrivacyConfig, records: list[dict[str, Any]], ledger:
         outcome.notes.append(f"The run died before it wrote down what came of rounds {_listed(lost)}.")
     if missing := sorted(arrived - set(charged)):
         outcome.broken.append(f"rounds whose masked inputs arrived are not charged: {_listed(missing)}")
+    if missing := sorted({record["round"] for record in records if was_skipped(record)} - set(charged)):
+        outcome.broken.append(f"rounds that were skipped, as too few came, are not charged: {_listed(missing)}")
     # A server that died took a round up again in a new exchange, and that one costs too.
     if again := sorted({number for number in charged if charged.count(number) > 1}):
         outcome.notes.append(f"Charged more than once, because they were taken up again: rounds {_listed(again)}.")
@@ -81,6 +95,11 @@ def has_arrived(record: dict[str, Any]) -> bool:
     """
     counts = record.get("counts", {})
     return bool(counts.get("mask" if record.get("aggregation") == "secure" else "trained", 0))
+
+
+def was_skipped(record: dict[str, Any]) -> bool:
+    """Whether the round was gone through without asking anybody: nothing but the cohort was counted."""
+    return bool(record.get("aborted")) and record.get("counts", {}).keys() == {"cohort"}
 
 
 def check_epsilon(privacy: PrivacyConfig, records: list[dict[str, Any]], ledger: Ledger, outcome: Outcome) -> None:
@@ -125,6 +144,62 @@ def check_aborted(audited: Round, outcome: Outcome) -> None:
         exchange = run_exchange(audited, absent)
         outcome.figures.append(Figure(f"charges of an exchange with {what}", float(len(exchange.charges))))
         outcome.broken += [f"an exchange with {what} {line}" for line in wrong_in_abort(exchange)]
+
+
+def check_skipped(audited: Round, outcome: Outcome) -> None:
+    """The server goes through a round for which nobody came."""
+    with tempfile.TemporaryDirectory() as place:
+        config = open_run(audited, Path(place) / "run")
+        server = ParameterServer(config.run, config)
+        before = server.shared().copy()
+        server.skip(1)
+        charges = len(Ledger(RunFolder(Path(config.run)).ledger).charges)
+        outcome.figures.append(Figure("charges of a round for which nobody came", float(charges)))
+        if charges != 1:
+            outcome.broken.append(
+                f"a round for which nobody came was charged {charges} times: that it was skipped tells of who did"
+            )
+        if not np.array_equal(before, server.shared()):
+            outcome.broken.append("a round for which nobody came changed the model")
+
+
+def check_denominator(audited: Round, outcome: Outcome) -> None:
+    """Made-up clients give the same update each, with hardly any noise: whether all of them are in a sum or some, each
+    must count as much."""
+    privacy = audited.config.privacy.model_copy(update={"noise_multiplier": HARDLY_ANY})
+    config = audited.config.model_copy(update={"privacy": privacy})
+    update = np.zeros(min(len(audited.shared), 1000), np.float32)
+    update[0] = clip_norm_of(privacy)
+    names = sorted(audited.updates)
+    weights = dict.fromkeys(names, 1.0)
+    made_up = Round(config, np.zeros_like(update), audited.frozen, dict.fromkeys(names, update), weights)
+    gone = set(names[limits_of(privacy).survivors(len(names)) :])
+    if audited.config.aggregation == "plain":
+        gone = set(names[len(names) // 2 :])
+    if not gone:
+        outcome.notes.append("All of these clients must be in a sum: whether it tells how many are was not looked at.")
+        return
+    counts = [released(made_up, left) for left in (set[str](), gone)]
+    share = counts[1] / counts[0]
+    outcome.figures.append(Figure("weight of a client in a smaller sum over that in the whole", share, claim=1.0))
+    # Half of what it would be over the number of those who are there.
+    if not abs(share - 1) < len(gone) / (len(names) - len(gone)) / 2:
+        outcome.broken.append(
+            f"the released update tells how many took part: where {len(gone)} of {len(names)} are missing each of the "
+            f"others counts {share:.3g} times as much"
+        )
+
+
+def released(made_up: Round, gone: set[str]) -> float:
+    """How much of one client's update is in the released one, where all but some are in the sum; NaN where none was."""
+    names = sorted(made_up.updates.keys() - gone)
+    if made_up.config.aggregation == "plain":
+        few = {name: made_up.updates[name] for name in names}
+        update = central_sum(made_up.config, few, made_up.weights)
+    else:
+        opened = run_exchange(made_up, {"mask": gone}).update
+        update = np.full_like(made_up.shared, np.nan) if opened is None else opened
+    return float(update[0]) / len(names)
 
 
 def wrong_in_abort(exchange: Exchange) -> list[str]:

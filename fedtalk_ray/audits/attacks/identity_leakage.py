@@ -19,7 +19,7 @@ from fedtalk_ray.evaluation.statistics import interval
 from fedtalk_ray.progress import progress
 from fedtalk_ray.training.reliability import generate_windows
 
-ORDER, TITLE = 8, "faces in the shared adapter"
+ORDER, TITLE = 9, "faces in the shared adapter"
 KNOWS = "Holds the released model without anybody's own adapter, and the voice of the person asked about."
 
 

@@ -30,7 +30,7 @@ from fedtalk_ray.training.backbone import start_of
 from fedtalk_ray.training.local import LocalTrainer
 from fedtalk_ray.training.losses import window_loss
 
-ORDER, TITLE = 7, "a face out of an update"
+ORDER, TITLE = 8, "a face out of an update"
 KNOWS = (
     "Knows the model, the sound, and the client's random choices (they derive from the run's seed, which is public), "
     "the face embedding where the shards hold one, and faces of other people. The client takes one plain gradient step "

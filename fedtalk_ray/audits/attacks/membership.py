@@ -16,7 +16,7 @@ from fedtalk_ray.audits.subject import Subject
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.progress import progress
 
-ORDER, TITLE = 5, "who was a client"
+ORDER, TITLE = 6, "who was a client"
 KNOWS = (
     "Holds the released model, the backbone it began from, and clips of the person asked about; for the likelihood "
     "ratio also people like them, to train shadow runs with."

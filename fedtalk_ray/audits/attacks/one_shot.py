@@ -18,7 +18,7 @@ from fedtalk_ray.privacy.accounting import Rounds, epsilon
 from fedtalk_ray.privacy.protocol import Aborted
 from fedtalk_ray.seeding import derive_seed
 
-ORDER, TITLE = 4, "made-up clients, estimated"
+ORDER, TITLE = 5, "made-up clients, estimated"
 KNOWS = "Sees what one round changed, beside all that the run's clients sent, and knows the canaries' directions."
 
 CANARIES = 40

@@ -13,7 +13,7 @@ from fedtalk_ray.audits.views import Views
 from fedtalk_ray.progress import progress
 from fedtalk_ray.seeding import derive_seed
 
-ORDER, TITLE = 6, "whose update it is"
+ORDER, TITLE = 7, "whose update it is"
 KNOWS = (
     "Knows who takes part, holds the round's model and one other clip of every client, and trains on it as a client "
     "does. The server alone sees what the run shows it; who knows everything else also has all other updates."

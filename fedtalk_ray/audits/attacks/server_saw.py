@@ -2,9 +2,10 @@
 
 Attacked guarantee: of a client's update the server learns nothing but what the opened sum tells. Looked at are frames
 that hold more than the protocol lists, masked vectors that are not uniform or go along with the true update, masks that
-repeat or that the server can make (`masks`), and an opened sum that is not the survivors' or has not its noise.
+repeat or that the server can make (`masks`), holders whom it can foretell (`holders`), and an opened sum that is not
+the survivors' or has not its noise. The exchanges of a run with large cohorts are on a sparse graph, as the run's are.
 
-Not covered: a server that lies (the protocol's own tests play it), and what the sum itself gives away.
+Not covered: a server that lies (`lying_server`), and what the sum itself gives away.
 """
 
 import math
@@ -16,8 +17,9 @@ import numpy as np
 
 from fedtalk_ray.audits.attack import Figure, Outcome, Round
 from fedtalk_ray.audits.effort import Effort
+from fedtalk_ray.audits.holders import check_dealt, check_drawn
 from fedtalk_ray.audits.masks import View, uniform_p
-from fedtalk_ray.audits.recorded_exchange import Exchange, run_exchange, run_twice
+from fedtalk_ray.audits.recorded_exchange import Exchange, clear_sum, enlarged, run_exchange, run_twice
 from fedtalk_ray.federation.secure_aggregator import limits_of, make_codec
 from fedtalk_ray.messages import FIELDS, TO_SERVER
 from fedtalk_ray.privacy.protocol import Frame
@@ -31,7 +33,7 @@ KNOWS = (
 )
 
 CHANCE = 2e-6
-"""How often each of the five statistical checks may fail a sound run: together once in 100,000."""
+"""How often each of the seven statistical checks may fail a sound run: together once in 70,000."""
 
 SIGNATURE = 64
 
@@ -43,10 +45,17 @@ def attack(subject: Any, effort: Effort) -> Outcome:
     if audited.config.aggregation == "plain":
         in_the_clear(audited, outcome)
         return outcome
+    limits = limits_of(audited.config.privacy)
+    if is_large := audited.config.cohort.size > limits.complete_up_to:
+        # The audited are fewer than a cohort, and would be no sparse graph.
+        audited = enlarged(audited, limits.complete_up_to + 1)
     one, two = run_twice(audited)
     exchanges = [one, two]
     names = sorted(audited.updates)
-    if len(names) > limits_of(one.config.privacy).survivors(len(names)):
+    if is_large:
+        # Nor is anybody to deal shares of a seed to a holder that left before it masked.
+        exchanges.append(run_exchange(audited, absent={"share": {names[1]}, "mask": {names[0]}}))
+    elif len(names) > limits.survivors(len(names)):
         # With a dropout the server opens a masking key, and must open no seed beside it.
         exchanges.append(run_exchange(audited, absent={"mask": {names[0]}}))
     check_fields(exchanges, len(audited.shared) + EXTRA, outcome)
@@ -56,6 +65,9 @@ def attack(subject: Any, effort: Effort) -> Outcome:
     if refused := sum((exchange.refused for exchange in exchanges), Counter[str]()):
         outcome.broken.append(f"honest clients or their messages were refused: {dict(refused)}")
     views = [View(exchange) for exchange in exchanges]
+    check_dealt(views, outcome)
+    if is_large and all(view.holders for view in views):
+        check_drawn(views[0], views[1], outcome, CHANCE)
     if not all(view.seeds for view in views):
         why = {exchange.aborted for exchange in exchanges if exchange.aborted}
         outcome.broken.append(f"an exchange of {len(names)} clients did not reach its end ({', '.join(sorted(why))})")
@@ -220,25 +232,10 @@ def check_sums(audited: Round, exchanges: list[Exchange], outcome: Outcome) -> N
         )
 
 
-def in_units(audited: Round, exchange: Exchange) -> tuple[np.ndarray, float]:
-    """The survivors' sum of weighted and clipped updates in the clear, float64 [D], and the sum of their weights."""
-    total, weights = np.zeros(len(audited.shared)), 0.0
-    for name in exchange.survivors:
-        weight, update = audited.weights[name], audited.updates[name].astype(np.float64)
-        norm = max(float(np.linalg.norm(update)), 1e-300)
-        if exchange.config.privacy.mechanism == "none":
-            weight = min(weight, 1.0)
-        else:
-            norm *= weight
-        total += weight * update * min(1.0, exchange.plan.clip_norm / norm if norm else 1.0)
-        weights += weight
-    return total, weights
-
-
 def error_of(audited: Round, exchange: Exchange) -> float:
     """Without noise: how far the opened mean lies from the one in the clear, over `UpdateCodec.error_bound`."""
-    total, weights = in_units(audited, exchange)
-    mean = total / weights
+    total, weights = clear_sum(audited, exchange.survivors)
+    mean = exchange.plan.clip_norm * total / weights
     codec = make_codec(exchange.config, len(mean))
     bound = codec.error_bound(len(exchange.survivors), weights, exchange.plan.clip_norm)
     assert exchange.update is not None
@@ -249,16 +246,15 @@ def error_of(audited: Round, exchange: Exchange) -> float:
 def noise_of(audited: Round, exchange: Exchange) -> tuple[float, float]:
     """With noise: the root mean square of what the opened sum has beside the true one, and its part along the true
     one, both over the deviation that the configuration asks for."""
-    total, _ = in_units(audited, exchange)
+    true, _ = clear_sum(audited, exchange.survivors)
     config, survivors, clip_norm = exchange.config, len(exchange.survivors), exchange.plan.clip_norm
-    privacy, codec = config.privacy, make_codec(config, len(total))
+    privacy, codec = config.privacy, make_codec(config, len(true))
     assert exchange.update is not None and privacy.noise_multiplier is not None
     deviation = privacy.noise_multiplier * codec.sensitivity / codec.scale
     if privacy.mechanism == "skellam":
         # Each client adds so much that the fewest who may be opened have enough.
         fewest = limits_of(config.privacy).opened(len(exchange.plan.cohort))
         deviation *= math.sqrt(survivors / (fewest - privacy.colluders))
-    true = total / clip_norm
     noise = exchange.update.astype(np.float64) * codec.denominator / clip_norm - true
     with np.errstate(invalid="ignore"):
         along = float(noise @ true / np.linalg.norm(true))

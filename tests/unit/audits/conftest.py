@@ -9,9 +9,14 @@ import numpy as np
 import pytest
 
 from fedtalk_ray.audits.attack import Round
+from fedtalk_ray.privacy import graph
+from fedtalk_ray.privacy.protocol import Limits
 from fedtalk_ray.settings import TrainConfig
 
 CLIENTS, VALUES = 9, 3000
+
+LARGE, DRAWN = 24, 8
+"""The smallest cohort on a sparse graph in `sparse`, and how many holders each then has."""
 
 
 @pytest.fixture
@@ -39,3 +44,11 @@ def few(make_round: Callable[..., Round]) -> Round:
 @pytest.fixture
 def skellam() -> dict[str, Any]:
     return {"privacy": {"mechanism": "skellam", "noise_multiplier": 1.0, "clip_norm": 1.0}}
+
+
+@pytest.fixture
+def sparse(make_round: Callable[..., Round], monkeypatch: pytest.MonkeyPatch) -> Round:
+    """A run whose cohorts have sparse graphs, of whose clients nine are audited."""
+    monkeypatch.setattr(graph, "SPARSE", DRAWN)
+    monkeypatch.setattr(Limits.__init__, "__defaults__", (8, LARGE - 1))
+    return make_round(cohort={"size": LARGE})

@@ -13,7 +13,7 @@ from fedtalk_ray.actors.client import ClientSlot
 from fedtalk_ray.audits import subject
 from fedtalk_ray.audits.attack import Figure, Outcome
 from fedtalk_ray.audits.attacks import available, identity_leakage, load_attack, membership
-from fedtalk_ray.audits.audit import AuditFailed, audit
+from fedtalk_ray.audits.audit import AuditFailed, audit, with_standing
 from fedtalk_ray.audits.effort import FAST
 from fedtalk_ray.audits.subject import Subject
 from fedtalk_ray.commands import cli
@@ -211,10 +211,79 @@ def test_an_attack_that_cannot_be_tried_fails_and_the_others_are_written(
     assert figures(result, "canaries") and not figures(result, "identity_leakage")
 
 
+def forget(run: Path) -> None:
+    """What was found before, which would stand."""
+    (run / "audit" / "audit.json").unlink(missing_ok=True)
+
+
+def test_what_other_attacks_found_stands(plain_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On the same round: one more attack is added in its place, and one that is made again is replaced."""
+    forget(plain_run)
+    audit(plain_run, fast=True, only=["lying_server"])
+    result = audit(plain_run, fast=True, only=["server_saw"])
+    assert "as found before, on the same round: lying_server" in capsys.readouterr().out
+    assert json.loads((plain_run / "audit" / "audit.json").read_text()) == result
+    assert [outcome["attack"] for outcome in result["outcomes"]] == ["server_saw", "lying_server"]
+    assert result["effort"] is not None
+    assert audit(plain_run, fast=True, only=["server_saw"])["outcomes"] == result["outcomes"]
+    assert audit(plain_run, only=["charges"])["effort"] is None, "the others were quick looks"
+
+
+def test_a_broken_promise_stands_until_its_attack_is_made_again(plain_run: Path) -> None:
+    forget(plain_run)
+    audit(plain_run, fast=True, only=["charges"])
+    place = plain_run / "audit" / "audit.json"
+    result = json.loads(place.read_text())
+    result["outcomes"][0]["failures"] = ["charges: nobody paid"]
+    place.write_text(json.dumps(result))
+    with pytest.raises(AuditFailed, match="charges: nobody paid"):
+        audit(plain_run, fast=True, only=["server_saw"])
+    assert json.loads(place.read_text())["failures"] == ["charges: nobody paid"]
+    assert audit(plain_run, fast=True, only=["charges"])["failures"] == []
+
+
+RESULT: dict[str, Any] = {"round": 3, "effort": {"draws": 2}, "failures": ["canaries: new"]} | {
+    "outcomes": [{"attack": "canaries", "knows": "x", "figures": [], "failures": ["canaries: new"]}]
+}
+EARLIER: dict[str, Any] = RESULT | {
+    "failures": ["server_saw: old", "canaries: old"],
+    "outcomes": [
+        {"attack": "canaries", "knows": "x", "figures": [], "failures": ["canaries: old"]},
+        {"attack": "server_saw", "knows": "x", "figures": [{"name": "area"}], "failures": ["server_saw: old"]},
+        {"attack": "wire", "knows": "x", "figures": [], "failures": ["wire: an attack of an older version"]},
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "failures", "told"),
+    [
+        (json.dumps(EARLIER), ["server_saw: old", "canaries: new"], ""),
+        (json.dumps(EARLIER | {"round": 2}), ["canaries: new"], ""),
+        ("{", ["canaries: new"], "was damaged"),
+        ("[]", ["canaries: new"], "was damaged"),
+        (json.dumps(EARLIER | {"outcomes": [{"attack": "server_saw"}]}), ["canaries: new"], "was damaged"),
+        (None, ["canaries: new"], ""),
+    ],
+)
+def test_outcomes_of_the_same_round_alone_stand(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None, failures: list[str], told: str
+) -> None:
+    place = tmp_path / "audit.json"
+    if text is not None:
+        place.write_text(text)
+    result = with_standing(RESULT, place)
+    assert result["failures"] == failures
+    assert [outcome["attack"] for outcome in result["outcomes"]] == [line.partition(":")[0] for line in failures]
+    printed = capsys.readouterr().out
+    assert told in printed and bool(printed) == bool(told)
+
+
 def test_an_infinite_claim_is_written_and_told(private_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     from fedtalk_ray.privacy import ledger
 
     monkeypatch.setattr(ledger, "epsilon", lambda rounds, delta: float("inf"))
+    forget(private_run)
     result = audit(private_run, fast=True, only=["one_shot"])
     assert result["claim"]["release"] is None
     assert "epsilon infinite (release view), infinite (server view)" in capsys.readouterr().out

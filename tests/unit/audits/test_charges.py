@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from fedtalk_ray.audits.effort import FAST
 from fedtalk_ray.federation.secure_aggregator import SecureAggregator, make_codec
 from fedtalk_ray.federation.server import ParameterServer
 from fedtalk_ray.privacy.ledger import Charge, Ledger
+from fedtalk_ray.privacy.update_codec import Averaged, UpdateCodec
 from fedtalk_ray.runs.folder import RunFolder
 
 Make = Callable[..., Round]
@@ -70,6 +72,8 @@ def test_a_sound_run_has_paid_for_every_round(private: Round, tmp_path: Path) ->
     assert found["epsilon of the run recomputed, server view"] == pytest.approx(records[2]["epsilon_server"])
     assert found["charges of an exchange with too few masked inputs"] == 1
     assert found["charges of an exchange with too few confirmations"] == 1
+    assert found["charges of a round for which nobody came"] == 1
+    assert found["weight of a client in a smaller sum over that in the whole"] == pytest.approx(1, abs=0.1)
 
 
 def test_a_run_without_files_is_looked_at_by_its_exchanges_alone(private: Round, tmp_path: Path) -> None:
@@ -82,6 +86,14 @@ def test_a_round_before_whose_masked_inputs_all_left_costs_nothing(private: Roun
     records[1]["counts"] = {"cohort": 5, "trained": 5, "advertise": 2}
     write_history(tmp_path, records)
     assert audit(private, tmp_path).failures() == []
+
+
+def test_a_round_that_was_skipped_is_to_be_charged(private: Round, tmp_path: Path) -> None:
+    records = write_run(tmp_path, private, (1, 3))
+    records[1]["counts"] = {"cohort": 2}
+    write_history(tmp_path, records)
+    (line,) = audit(private, tmp_path).failures()
+    assert line == "charges: rounds that were skipped, as too few came, are not charged: 2"
 
 
 @pytest.mark.parametrize(
@@ -152,9 +164,71 @@ def test_a_planted_bug_is_named(
 ) -> None:
     plant(monkeypatch)
     failures = audit(private, tmp_path).failures()
+    failures = [line for line in failures if "nobody came" not in line]
     assert len(failures) == 2
     for line, what in zip(failures, ("too few masked inputs", "too few confirmations"), strict=True):
         assert line.startswith(f"charges: an exchange with {what} {says}")
+
+
+def skipped_for_nothing(patch: pytest.MonkeyPatch) -> None:
+    """S8: a round for which too few came is not charged."""
+    patch.setattr(SecureAggregator, "charge_plain", lambda *_: None)
+
+
+def divided_by_who_is_there(patch: pytest.MonkeyPatch) -> None:
+    """S8: the denominator follows the survivors."""
+    decode = UpdateCodec.decode
+
+    def mutant(self: UpdateCodec, total: Any, survivors: int, *more: Any) -> Averaged:
+        averaged = decode(self, total, survivors, *more)
+        return replace(averaged, update=averaged.update * (self.denominator / survivors))
+
+    patch.setattr(UpdateCodec, "decode", mutant)
+
+
+def plain_sum_by_who_is_there(patch: pytest.MonkeyPatch) -> None:
+    """S8: a plain mean of the sum's own weights, and noise on it."""
+    apply = ParameterServer.apply
+
+    def mutant(self: ParameterServer, number: int, *updates: Any, cohort: list[str]) -> float:
+        assert self._aggregator is not None
+        patch.setattr(UpdateCodec, "denominator", sum(update.total_weight for update in updates))
+        return apply(self, number, *updates, cohort=cohort)
+
+    patch.setattr(ParameterServer, "apply", mutant)
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "mechanism", "plant", "says"),
+    [
+        ("secure", "skellam", skipped_for_nothing, "a round for which nobody came was charged 0 times"),
+        ("plain", "gaussian", skipped_for_nothing, "a round for which nobody came was charged 0 times"),
+        ("secure", "skellam", divided_by_who_is_there, "where 1 of 5 are missing"),
+        ("secure", "gaussian", divided_by_who_is_there, "where 1 of 5 are missing"),
+        (
+            "plain",
+            "gaussian",
+            plain_sum_by_who_is_there,
+            "where 3 of 5 are missing",
+        ),
+    ],
+)
+def test_a_release_that_tells_who_came_is_named(
+    make_round: Make,
+    skellam: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    aggregation: str,
+    mechanism: str,
+    plant: Callable[..., None],
+    says: str,
+) -> None:
+    privacy = skellam["privacy"] | {"mechanism": mechanism, "insecure_min_survivors": 3}
+    audited = make_round(5, privacy=privacy, aggregation=aggregation)
+    assert audit(audited, tmp_path).failures() == []
+    plant(monkeypatch)
+    (line,) = audit(audited, tmp_path).failures()
+    assert says in line
 
 
 def test_without_noise_nothing_is_claimed(few: Round, tmp_path: Path) -> None:
@@ -170,7 +244,7 @@ def test_noise_of_a_trusted_server_is_held_against_the_history_alone(
     audited = make_round(5, aggregation="plain", privacy=privacy)
     records = write_run(tmp_path, audited)
     outcome = audit(audited, tmp_path)
-    assert outcome.failures() == [] and len(outcome.figures) == 4
+    assert outcome.failures() == [] and len(outcome.figures) == 6
     write_history(tmp_path, [*records, records[2] | {"round": 4}])
     assert "charges: rounds whose masked inputs arrived are not charged: 4" in audit(audited, tmp_path).failures()
 

@@ -81,3 +81,9 @@ def test_a_client_that_refuses_is_counted_and_left_out(make_round: Make) -> None
     exchange = run_exchange(replace(audited, updates=updates))
     assert exchange.refused == {"not finite": 1} and "s4" not in exchange.survivors
     assert exchange.update is not None and np.isfinite(exchange.update).all()
+
+
+def test_what_clients_agreed_to_over_all_runs_pays_for_no_audit(make_round: Make, tmp_path: Path) -> None:
+    ledgers = tmp_path / "ledgers"
+    exchange = run_exchange(make_round(agreement={"ledgers": str(ledgers), "rounds": 1}))
+    assert exchange.update is not None and not ledgers.exists()
