@@ -174,6 +174,11 @@ class SecureAggregator:
         self.check_budget(number, round_number, cohort)
         self._charge(self._charge_for(number, round_number, cohort))
 
+    def charge_given_up(self, round_number: int) -> None:
+        """Charges a round of which nothing came, unless it was: that too few answered tells of who is there."""
+        if self.codec.noise is not None and all(charge.round != round_number for charge in self.ledger.charges):
+            self.charge_plain(round_number, [])
+
     def figures(self) -> dict[str, Any]:
         """What a log may say about privacy after a round, and whether the noise is a larger cohort's."""
         if self.codec.noise is None:

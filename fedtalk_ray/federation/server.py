@@ -197,6 +197,7 @@ class ParameterServer:
         figures: dict[str, Any] = {"survivors": survivors, "clip_norm": self._clip_norm}
         if averaged is None:
             figures["aborted"] = aborted
+            secure.charge_given_up(round_number)
             self._save(round_number, self._parameters)
         else:
             if averaged.unclipped is not None:

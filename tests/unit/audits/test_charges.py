@@ -149,9 +149,9 @@ def moved_when_aborted(patch: pytest.MonkeyPatch) -> None:
     """A round that is given up leaves a trace in the model."""
     finish = ParameterServer.finish
 
-    def mutant(self: ParameterServer, round_number: int, aborted: str | None = None) -> dict[str, Any]:
+    def mutant(self: ParameterServer, round_number: int, aborted: str | None = None, groups: int = 1) -> dict[str, Any]:
         self._parameters = self._parameters * 2
-        return finish(self, round_number, aborted)
+        return finish(self, round_number, aborted, groups)
 
     patch.setattr(ParameterServer, "finish", mutant)
 
