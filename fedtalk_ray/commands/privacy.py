@@ -138,7 +138,7 @@ def client(
     if spent.bare:
         print(f"  {spent.bare} without noise")
     told = "infinite" if spent.bare else f"{reached:.3f}"
-    print(f"epsilon so far: {told} at delta {delta:g} (the server view's, a bound by Renyi divergence)")
+    print(f"epsilon so far: {told} at delta {delta:g} (the server view's)")
     if epsilon is not None:
         print(f"left of epsilon {epsilon:g}: {max(epsilon - reached, 0.0):.3f}")
     if rounds is not None:

@@ -220,6 +220,21 @@ def test_a_secure_round_is_the_plain_one_for_isfa(make_config: Make, crowd: Path
     assert (run / "adapters" / "shared" / "adapter_model.safetensors").is_file()
 
 
+def test_groups_have_sums_of_their_own_and_their_median_is_taken(
+    make_config: Make, crowd: Path, tmp_path: Path
+) -> None:
+    """Seven clients in three groups, two rounds: everybody answers each round once, in one of three exchanges."""
+    config = secure(make_config, tmp_path / "run", crowd, rounds=2, strategy={"groups": 3})
+    run = train(config)
+    for record in read_history(run / "history.jsonl"):
+        assert record["survivors"] == 7 and record["counts"]["mask"] == record["counts"]["cohort"] == 7
+        assert record["update_norm"] > 0 and not record["refused"]
+    for client in load_manifest(crowd).clients():
+        state = json.loads((run / "clients" / client / "protocol.json").read_text())
+        assert state["participations"] == 2 and 4 <= state["exchange"] <= 6
+    assert np.isfinite(parameters(config)).all()
+
+
 def test_everything_that_reaches_the_server_is_on_the_list(recorded: dict[str, Any]) -> None:
     """Field by field and byte by byte: frames hold the listed fields and nothing beside them."""
     clients = load_manifest(recorded["config"].shards).clients()

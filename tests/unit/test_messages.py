@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedtalk_ray import messages
-from fedtalk_ray.messages import ClientReport, FitReport, PlainUpdate, SealedFrom, SealedShare, Share
+from fedtalk_ray.messages import ClientReport, FitReport, OpenedShare, PlainUpdate, SealedFrom, SealedShare, Share
 
 ALLOWED: dict[str, dict[str, object]] = {
     # In the clear under `aggregation: plain` only: names, counts, scores and mean losses, one number each.
@@ -30,7 +30,8 @@ ALLOWED: dict[str, dict[str, object]] = {
     # In the clear: who has no update, and the code of why.
     "FitReport": {"clients": tuple[str, ...], "reports": tuple[ClientReport, ...], "refused": dict[str, int]},
     # Under `aggregation: secure`, client to server: keys, commitments, ciphertexts and shares, sized by the
-    # number of holders alone; one vector, masked; and one hash. Nothing but the vector is computed from data.
+    # number of holders alone; one vector, masked; one hash, and whose shares could not be read. Nothing but the vector
+    # is computed from data.
     "Advertisement": {"client": str, "encryption_key": bytes, "masking_key": bytes},
     "SealedShare": {"holder": str, "ciphertext": bytes, "commitment": bytes},
     "SealedShares": {"client": str, "shares": tuple[SealedShare, ...]},
@@ -40,12 +41,14 @@ ALLOWED: dict[str, dict[str, object]] = {
         "seed_commitment": bytes,
         "shares": tuple[SealedShare, ...],
     },
-    "Consistency": {"client": str, "survivors": bytes},
+    "Consistency": {"client": str, "survivors": bytes, "complaints": tuple[str, ...]},
     "Share": {"owner": str, "value": bytes},
+    "OpenedShare": {"holder": str, "value": bytes},
     "Unmasking": {
         "client": str,
         "self_mask_shares": tuple[Share, ...],
         "masking_key_shares": tuple[Share, ...],
+        "opened": tuple[OpenedShare, ...],
     },
     # From a slot beside them: who answered, and a code for who did not.
     "Answers": {"clients": tuple[str, ...], "refused": dict[str, int]},
@@ -59,12 +62,14 @@ ALLOWED: dict[str, dict[str, object]] = {
         "config": bytes,
         "clip_norm": float,
         "cohort": tuple[str, ...],
+        "left_out": tuple[str, ...],
+        "weight_scale": float,
     },
     "Advertised": {"advertisements": tuple[bytes, ...]},
-    "SealedFrom": {"owner": str, "ciphertext": bytes},
+    "SealedFrom": {"owner": str, "ciphertext": bytes, "commitment": bytes},
     "Delivered": {"partners": tuple[str, ...], "shares": tuple[SealedFrom, ...]},
-    "Survivors": {"clients": tuple[str, ...]},
-    "UnmaskRequest": {"seeds": tuple[SealedFrom, ...], "confirmations": tuple[bytes, ...]},
+    "Survivors": {"clients": tuple[str, ...], "seeds": tuple[SealedFrom, ...]},
+    "UnmaskRequest": {"confirmations": tuple[bytes, ...]},
     "Collected": {
         "frames": dict[str, bytes],
         "answered": int,
@@ -77,7 +82,14 @@ ALLOWED: dict[str, dict[str, object]] = {
 ARRAYS = {("PlainUpdate", "weighted_sum"), ("MaskedInput", "vector")}
 """The only fields that could hold more than a few numbers; their shapes are tested below and with their makers."""
 
-PROTOCOL = {bytes, tuple[bytes, ...], tuple[SealedShare, ...], tuple[Share, ...], tuple[SealedFrom, ...]}
+PROTOCOL = {
+    bytes,
+    tuple[bytes, ...],
+    tuple[SealedShare, ...],
+    tuple[Share, ...],
+    tuple[SealedFrom, ...],
+    tuple[OpenedShare, ...],
+}
 """What the protocol's own messages are made of; tests/ray looks at every byte of them in a real round."""
 
 

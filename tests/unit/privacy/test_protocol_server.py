@@ -364,7 +364,7 @@ def test_a_server_that_died_in_mid_exchange_says_that_it_is_lost(
     assert hash_of(run.server) == run.start and run.charged == charged
     run.check_given_up(Code.LOST)
     second = run.begin()
-    assert second.plan.exchange == 2, "no exchange is numbered twice"
+    assert second.plan.exchange > max(run.charged) >= 1, "no exchange is numbered twice"
     for frame in answers:
         second.give(frame)
     second.until("open")

@@ -245,7 +245,7 @@ def test_over_all_runs_a_client_answers_as_often_as_it_agreed_to(tmp_path: Path)
     assert sum(ClientLedger(ledgers / "c0.json").read().rounds.values()) == 3
 
 
-@pytest.mark.parametrize(("more", "epsilon"), [({}, 0.7945), (SIMULATED, math.inf)])
+@pytest.mark.parametrize(("more", "epsilon"), [({}, 0.7255), (SIMULATED, math.inf)])
 def test_a_round_of_simulated_noise_counts_as_one_without(tmp_path: Path, more: dict[str, int], epsilon: float) -> None:
     """A later run's epsilon would count on noise that was not there. The other is one round of z = 5."""
     tree = {"run": str(tmp_path / "run"), "shards": "s", "pretrained": "p", "cohort": {"size": 8}}
