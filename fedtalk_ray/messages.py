@@ -137,11 +137,12 @@ class MaskedInput:
 @dataclass(frozen=True)
 class Consistency:
     """Stage 3: H(session, U3), the set of survivors that this client was told, and whose shares are of no use to it: of
-    the survivors those of the seed, of the others those of the key."""
+    the survivors those of the seed, of the others those of the key. Each by its place among those who advertised
+    (`protocol.points`), in rising order, so that no list is long."""
 
     client: str
     survivors: bytes
-    complaints: tuple[str, ...]
+    complaints: tuple[int, ...]
 
 
 @dataclass(frozen=True)

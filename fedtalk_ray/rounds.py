@@ -138,8 +138,7 @@ class Federation:
         history = self._run.history() if sampler.looks_back else []
         capped = self._config.privacy.participation_cap is not None
         spent = ask(self._server, "participations") if capped else {}
-        spare = sampler.population - self._config.cohort.size
-        out = ask(self._server, "left_out", number, spare) if self._config.aggregation == "secure" else ()
+        out = ask(self._server, "left_out", number, sampler.spare) if self._config.aggregation == "secure" else ()
         return sampler.cohort(number, history, spent, out)
 
     def run_round(self, number: int, cohort: list[str]) -> Record:

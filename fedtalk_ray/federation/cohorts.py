@@ -41,9 +41,9 @@ class Sampler:
         self._sizes: dict[str, float] = {}
 
     @property
-    def population(self) -> int:
-        """How many clients there are to draw from."""
-        return len(self._population)
+    def spare(self) -> int:
+        """How many clients a cohort can do without."""
+        return len(self._population) - ceil(self._config.cohort.size * (1 + self._config.cohort.over_select))
 
     @property
     def looks_back(self) -> bool:

@@ -175,8 +175,8 @@ class SecureAggregator:
         self._charge(self._charge_for(number, round_number, cohort))
 
     def charge_given_up(self, round_number: int) -> None:
-        """Charges a round of which nothing came, unless it was: that too few answered tells of who is there."""
-        if self.codec.noise is not None and all(charge.round != round_number for charge in self.ledger.charges):
+        """Charges a round whose exchange ended before it was charged: that too few answered tells of who is there."""
+        if self.codec.noise is not None and not self.answered:
             self.charge_plain(round_number, [])
 
     def figures(self) -> dict[str, Any]:

@@ -157,12 +157,12 @@ class ParameterServer:
 
     def _combined(self, groups: int) -> tuple[int, Averaged]:
         """Of the groups' averages the median, and how many clients are in them. Raises `Aborted` where they were lost,
-        and where half of them gave none: then nobody knows who is outvoted."""
+        where half of them gave none, and where fewer than three did: then nobody is outvoted."""
         kept, self._groups = self._groups, []
         if len(kept) != groups:
             raise Aborted(Code.LOST)
         found = [averaged for _, averaged in kept if averaged is not None]
-        if 2 * len(found) <= groups:
+        if 2 * len(found) <= groups or len(found) < 3:
             raise Aborted(Code.TOO_FEW, f"{len(found)} of {groups} groups gave a sum")
         several: dict[str, list[float]] = {
             name: [value for each in found if (value := getattr(each, name)) is not None]
@@ -177,11 +177,12 @@ class ParameterServer:
         aborted: why the round is given up; the model then stays as it is, and the round counts as gone through.
         A server that died and came back says that the exchange is lost, and nothing is gone through.
         """
-        if aborted is not None and round_number > self._round:
-            self._check_dispensable(round_number, aborted)
         secure = self._secure()
         if round_number <= self._round:
             return secure.figures()
+        if aborted is not None:
+            secure.charge_given_up(round_number)
+            self._check_dispensable(round_number, aborted)
         averaged, survivors = None, 0
         try:
             if aborted is None and groups > 1:
@@ -197,7 +198,6 @@ class ParameterServer:
         figures: dict[str, Any] = {"survivors": survivors, "clip_norm": self._clip_norm}
         if averaged is None:
             figures["aborted"] = aborted
-            secure.charge_given_up(round_number)
             self._save(round_number, self._parameters)
         else:
             if averaged.unclipped is not None:
@@ -218,10 +218,10 @@ class ParameterServer:
         Raises `BudgetSpent`: with noise a skipped round costs what another does.
         """
         if round_number > self._round:
-            self._check_dispensable(round_number, str(Code.TOO_FEW))
             if self._aggregator is not None:
                 # That too few came says something of who did, and the account counts every round that could have been.
                 self._aggregator.charge_plain(round_number, [])
+            self._check_dispensable(round_number, str(Code.TOO_FEW))
             self._save(round_number, self._parameters)
         return {"survivors": 0, "aborted": str(Code.TOO_FEW)} | self.spent()
 

@@ -63,9 +63,10 @@ def epsilon(rounds: Iterable[Rounds], delta: float) -> float:
         return 0.0
     gaussian = tuple((part.noise.multiplier, part.rate, part.count) for part in parts)
     skellam = [part for part in parts if part.noise.kind == "skellam"]
-    if not skellam:
-        return _gaussian_epsilon(gaussian, delta)
+    # Below a hundredth PRV's error is larger than what it measures.
     bound = epsilon_bound(parts, delta)
+    if not skellam:
+        return min(bound, _gaussian_epsilon(gaussian, delta))
     tau = sum(
         log_ratio((part.noise.multiplier * part.noise.sensitivity) ** 2, part.noise.dimension * part.count)
         for part in skellam
@@ -143,8 +144,6 @@ def noise_multiplier(target: float, delta: float, *, rate: float, count: int, ma
         if high > 2000:
             raise ValueError(f"no noise multiplier up to 1000 gives epsilon {target:g} at delta {delta:g}")
     high = brentq(over_bound, 0.01, high, xtol=1e-3) + 1e-2 if over_bound(0.01) > 0 else 0.2
-    while over(high) > 0:
-        high *= 1.1
     low = max(0.2, 0.7 * high)
     while over(low) <= 0:
         if low == 0.2:
@@ -152,7 +151,9 @@ def noise_multiplier(target: float, delta: float, *, rate: float, count: int, ma
         low, high = max(0.2, 0.7 * low), low
     found = math.ceil(1000 * brentq(over, low, high, xtol=2e-4)) / 1000
     # The root itself may lie a hair above the target, and so may what it is rounded up to.
-    return found if over(found) <= 0 else found + 0.001
+    while over(found) > 0:
+        found += 0.001
+    return found
 
 
 def _renyi(noise: Noise, rate: float) -> np.ndarray:

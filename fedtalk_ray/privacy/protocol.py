@@ -163,7 +163,7 @@ def seal_frame(key: SigningKey, context: bytes, message: Any) -> bytes:
 
 
 LARGEST_PART = 1024
-"""Bytes that no frame takes for each client of its cohort, its vector apart."""
+"""Bytes that no frame takes for each client of its cohort, its vector and what all say of all apart."""
 
 
 def check_size(data: Buffer, clients: int, values: int = 0) -> None:
@@ -173,7 +173,7 @@ def check_size(data: Buffer, clients: int, values: int = 0) -> None:
         size = memoryview(data).nbytes
     except (TypeError, ValueError, BufferError) as error:
         raise Rejected(Code.MALFORMED, f"a {type(data).__name__} is no run of bytes") from error
-    if size > (largest := LARGEST_PART * (clients + 2) + 4 * values):
+    if size > (largest := LARGEST_PART * (clients + 2) + 8 * clients**2 + 4 * values):
         raise Rejected(Code.WRONG_LENGTH, f"{size} bytes, and none has more than {largest}")
 
 

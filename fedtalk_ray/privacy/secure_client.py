@@ -128,7 +128,8 @@ class SecureClient:
             if share.owner in self._survivors - {self._name} and not self._unseal("seed", share, self._held_seeds):
                 useless.add(share.owner)
         self._confirmed = protocol.survivors_hash(self._session, survivors)
-        return self._send(Consistency(self._name, self._confirmed, tuple(sorted(useless))))
+        points = protocol.points(self._keys)
+        return self._send(Consistency(self._name, self._confirmed, tuple(sorted(points[owner] for owner in useless))))
 
     def unmask(self, frame: Buffer) -> bytes:
         """Stage 4, on an `UnmaskRequest`: opens the shares that it holds, of each client one kind or the other: of the
@@ -139,10 +140,11 @@ class SecureClient:
         confirmed = self._confirmed_by(request.confirmations)
         if len(confirmed) < quorum(len(self._cohort)):
             raise self._abort(Code.TOO_FEW, "too few clients confirmed the survivors")
+        place = protocol.points(self._keys)[self._name]
         opened = tuple(
             OpenedShare(holder, self._dealt_seeds[holder])
             for holder in sorted(confirmed.keys() & self._dealt_seeds.keys() & self._survivors)
-            if self._name in confirmed[holder].complaints
+            if place in confirmed[holder].complaints
         )
         seeds = tuple(Share(owner, held) for owner, held in sorted(self._held_seeds.items()))
         keys = tuple(

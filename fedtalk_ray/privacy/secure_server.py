@@ -11,6 +11,7 @@ state as it was. What it holds of a client's vector is one masked sum over all o
 
 import random
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -57,9 +58,9 @@ class SecureServer:
         self._commitments: dict[str, bytes] = {}
         self._seed_shares: dict[str, dict[str, bytes]] = {}
         self._key_shares: dict[str, dict[str, bytes]] = {}
-        self._complaints: dict[str, tuple[str, ...]] = {}
+        self._complaints: dict[str, set[str]] = {}
         self.faults: dict[str, Fault] = {}
-        """Who broke the protocol, or fell silent in an exchange that was lost after masked inputs had come."""
+        """Who broke the protocol, or fell silent in an exchange that was lost."""
         self.stage = STAGES[0]
         self.survivors: tuple[str, ...] = ()
 
@@ -97,9 +98,9 @@ class SecureServer:
         needed = self._limits.survivors(len(self._plan.cohort))
         # In the last stage every secret needs a threshold of its own, which is looked at there.
         if closed != "unmask" and len(alive) < needed:
-            if closed in ("mask", "confirm"):
-                before = self._frames[STAGES[STAGES.index(closed) - 1]]
-                self.faults |= dict.fromkeys(before.keys() - set(alive), Fault.SILENT)
+            place = STAGES.index(closed)
+            before = self._frames[STAGES[place - 1]] if place else self._plan.cohort
+            self.faults |= dict.fromkeys(set(before) - set(alive), Fault.SILENT)
             raise Aborted(Code.TOO_FEW, f"{len(alive)} clients after {closed}, {needed} are needed")
         frames: dict[str, bytes] = getattr(self, f"_close_{closed}")(alive)
         if closed != STAGES[-1]:
@@ -188,7 +189,10 @@ class SecureServer:
     def _take_confirm(self, message: Consistency) -> None:
         if message.survivors != protocol.survivors_hash(self.session, self.survivors):
             raise Rejected(Code.INCONSISTENT)
-        self._complaints[message.client] = message.complaints
+        names, places = sorted(self._points), message.complaints
+        if any(later <= place for place, later in pairwise((0, *places))) or (places and places[-1] > len(names)):
+            raise Rejected(Code.MALFORMED, "complaints about nobody, or twice about one")
+        self._complaints[message.client] = {names[place - 1] for place in places}
 
     def _close_confirm(self, alive: list[str]) -> dict[str, bytes]:
         self._dropped = tuple(sorted(set(self._dealt_keys) - set(self.survivors)))

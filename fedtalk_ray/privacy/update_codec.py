@@ -39,6 +39,9 @@ _SIGMAS = 8.0
 _PEAK = 4.0
 """Without noise: how far a value of a_k may lie above the root mean square of a vector of norm 1."""
 
+LARGEST_SCALE = 2.0**20
+"""Weights that are smaller yet are nothing."""
+
 MOST_ROUNDING = 0.01
 """Share of an update that rounding to integers may add before readers are warned."""
 SWALLOWING = 0.25
@@ -62,15 +65,16 @@ class Averaged:
 def weight_scale(mean_weight: float | None, most_weight: float | None) -> float:
     """What weights are multiplied by, so that the mean client's is one `most_weight`th and no one's is above 1.
 
-    mean_weight: of the round before, not multiplied; None where there is none. A client that always sends 1 then has,
-    of n, at most most_weight / n of an average in the long run: it is itself part of the mean.
+    mean_weight: of the round before, not multiplied; None where there is none. A client that always claims most then
+    has, of n, at most most_weight / n of an average in the long run: it is itself part of the mean. That is for clients
+    who run this code, whatever they feed it; one that writes its own vector is bound by C alone (`UpdateCodec.decode`).
 
     >>> weight_scale(0.001, 4.0), weight_scale(0.9, 4.0), weight_scale(None, 4.0)
     (250.0, 1.0, 1.0)
     """
     if mean_weight is None or most_weight is None:
         return 1.0
-    return max(1.0, 1 / (most_weight * mean_weight))
+    return min(max(1.0, 1 / (most_weight * mean_weight)), LARGEST_SCALE)
 
 
 class UpdateCodec:

@@ -8,13 +8,13 @@ Encoding by field type: str and bytes as a 4-byte length and the content, int as
 dataclass as its fields in order. Lengths and numbers are big-endian.
 
 >>> from fedtalk_ray.messages import Consistency
->>> sent = encode(Consistency("s1", b"hash", ("s2",)))
+>>> sent = encode(Consistency("s1", b"hash", (2,)))
 >>> decode(Consistency, sent)
-Consistency(client='s1', survivors=b'hash', complaints=('s2',))
+Consistency(client='s1', survivors=b'hash', complaints=(2,))
 >>> decode(Consistency, sent[:-1])
 Traceback (most recent call last):
 ...
-fedtalk_ray.privacy.wire.MalformedMessage: the message ends after 23 of at least 24 bytes
+fedtalk_ray.privacy.wire.MalformedMessage: the message ends after 25 of at least 26 bytes
 """
 
 import struct

@@ -32,7 +32,6 @@ from fedtalk_ray.messages import ClientReport
 from fedtalk_ray.privacy.keys import SigningKey
 from fedtalk_ray.privacy.noise import system_rng
 from fedtalk_ray.privacy.protocol import STAGES
-from fedtalk_ray.progress import progress
 from fedtalk_ray.runs.checkpoints import Checkpoint, config_fingerprint, save_checkpoint
 from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.settings import TrainConfig
@@ -72,23 +71,24 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--pretrained", required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--cohorts", type=int, nargs="+", default=list(COHORTS))
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=3)
     chosen = parser.parse_args(arguments)
-    work = [(count, case, seed) for count in chosen.cohorts for case in CASES for seed in chosen.seeds]
-    found: dict[tuple[int, str], list[tuple[float, float]]] = {}
-    for count, case, seed in progress(work, len(work), "runs"):
-        lies, groups, privacy = CASES[case]
-        if groups > count // 8:
-            continue
-        with tempfile.TemporaryDirectory() as run:
-            config = config_of(chosen, Path(run) / "run", count, seed, groups, privacy)
-            found.setdefault((count, case), []).append(train(config, lies))
-    print("| clients | " + " | ".join(["before", *CASES]) + " |")
-    print("|---" * (len(CASES) + 2) + "|")
+    print("| clients | " + " | ".join(["before", *chosen.cases]) + " |", flush=True)
+    print("|---" * (len(chosen.cases) + 2) + "|", flush=True)
     for count in chosen.cohorts:
-        before = shown([first for first, _ in found[count, "nobody lies"]])
-        cells = [shown([last for _, last in found[count, case]]) if (count, case) in found else "" for case in CASES]
+        cells, before = [], ""
+        for case in chosen.cases:
+            lies, groups, privacy = CASES[case]
+            found = []
+            for seed in chosen.seeds if groups <= count // 8 else ():
+                with tempfile.TemporaryDirectory() as run:
+                    config = config_of(chosen, Path(run) / "run", count, seed, groups, privacy)
+                    found.append(train(config, lies))
+                print(f"{count}, {case}, seed {seed}: {found[-1]}", file=sys.stderr, flush=True)
+            before = before or shown([first for first, _ in found])
+            cells.append(shown([last for _, last in found]) if found else "")
         print(f"| {count} | " + " | ".join([before, *cells]) + " |", flush=True)
 
 
@@ -104,8 +104,8 @@ def config_of(
         "rounds": chosen.rounds,
         "lora_aggregation": "ab",
         "cohort": {"size": count, "clients": people(chosen.shards)[:count]},
-        "strategy": {"groups": groups},
-        "local": {"steps": chosen.steps, "identity_steps": 0, "vary": False},
+        "strategy": {"name": "fedavg", "groups": groups},
+        "local": {"steps": chosen.steps, "identity_steps": 0, "vary": False, "batch_size": 4},
         "privacy": {"samples_cap": 300, **privacy},
     }
     return parse_config(tree, "jobs/benchmarks/bad_client.py")

@@ -41,7 +41,7 @@ ALLOWED: dict[str, dict[str, object]] = {
         "seed_commitment": bytes,
         "shares": tuple[SealedShare, ...],
     },
-    "Consistency": {"client": str, "survivors": bytes, "complaints": tuple[str, ...]},
+    "Consistency": {"client": str, "survivors": bytes, "complaints": tuple[int, ...]},
     "Share": {"owner": str, "value": bytes},
     "OpenedShare": {"holder": str, "value": bytes},
     "Unmasking": {
@@ -85,6 +85,7 @@ ARRAYS = {("PlainUpdate", "weighted_sum"), ("MaskedInput", "vector")}
 PROTOCOL = {
     bytes,
     tuple[bytes, ...],
+    tuple[int, ...],
     tuple[SealedShare, ...],
     tuple[Share, ...],
     tuple[SealedFrom, ...],

@@ -139,10 +139,12 @@ def _unlisted(message: Any, cohort: tuple[str, ...], length: int) -> list[str]:
         elif isinstance(value, tuple):
             if len(value) > len(cohort):
                 lines.append(f"{what} of {len(value)} parts")
-            lines += [
-                f"{what} names nobody of the cohort" for part in value if isinstance(part, str) and part not in cohort
-            ]
-            parts = (part for part in value if not isinstance(part, str))
+            # Places among the clients, and parts.
+            places, parts = (
+                [part for part in value if isinstance(part, int) is as_place] for as_place in (True, False)
+            )
+            if any(not 1 <= place <= len(cohort) for place in places):
+                lines.append(f"{what} names nobody of the cohort")
             lines += [line for part in parts for line in _unlisted(part, cohort, length)]
         elif not isinstance(value, bytes | str | np.ndarray):
             lines.append(f"{what} of type {type(value).__name__}")

@@ -245,7 +245,7 @@ def framed(message: Any, kind: str, more: bytes = b"") -> bytes:
 
 
 KEY = bytes(32)
-GOOD = framed(Consistency("a", KEY, ("b",)), "Consistency")
+GOOD = framed(Consistency("a", KEY, (1,)), "Consistency")
 
 
 @pytest.mark.parametrize(
@@ -257,6 +257,7 @@ GOOD = framed(Consistency("a", KEY, ("b",)), "Consistency")
         ("confirm", framed(Consistency("a", KEY, ()), "Consistency", b"x"), "the frame of confirm is no Consistency"),
         ("confirm", framed(Talkative("a", KEY, 0.5), "Consistency"), "the frame of confirm is no Consistency"),
         ("confirm", framed(Consistency("a", KEY + b"x", ()), "Consistency"), "Consistency.survivors of 33 bytes"),
+        ("confirm", framed(Consistency("a", KEY, (99,)), "Consistency"), "Consistency.complaints names nobody"),
         ("confirm", framed(Consistency("a loss of 0.5", KEY, ()), "Consistency"), "Consistency.client names nobody"),
         ("confirm", framed(Consistency("a", KEY, ()), "a loss of 0.5"), "the frame of confirm is a a loss of 0.5"),
         ("advertise", framed(Advertisement("a", KEY, b""), "Advertisement"), "Advertisement.masking_key of 0 bytes"),

@@ -162,7 +162,7 @@ class Conspiracy:
     def _unmask(self, name: str, told: frozenset[str], confirmed: tuple[bytes, ...]) -> None:
         hashed = protocol.survivors_hash(self.session[name], tuple(sorted(told)))
         # The server's own complain of everybody.
-        everybody = self.plan.cohort
+        everybody = tuple(range(1, len(self.keys[name]) + 1))
         forged = tuple(self._by(other, Consistency(other, hashed, everybody)) for other in self.colluders)
         # Every signature twice, in case somebody counts them.
         answer = self._try(name, "unmask", UnmaskRequest(2 * (*confirmed, *forged)))

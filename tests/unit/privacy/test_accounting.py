@@ -251,6 +251,16 @@ def test_the_noise_for_a_budget_is_the_smallest_to_a_thousandth(
     assert cost(found) <= target < cost(found - 0.0015)
 
 
+def test_budgets_below_what_one_accountant_can_tell_are_found_by_the_other() -> None:
+    """PRV never says less than its own error, a hundredth."""
+
+    def cost(multiplier: float) -> float:
+        return epsilon(gaussian(multiplier, 0.01, 10), DELTA)
+
+    found = noise_multiplier(0.009, DELTA, rate=0.01, count=10, make=lambda z: Noise("gaussian", z))
+    assert cost(found) <= 0.009 < cost(found - 0.01)
+
+
 def test_a_smaller_budget_takes_more_noise() -> None:
     def needed(target: float, count: int) -> float:
         return noise_multiplier(target, DELTA, rate=1.0, count=count, make=lambda z: Noise("skellam", z))

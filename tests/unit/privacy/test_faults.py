@@ -42,7 +42,8 @@ def complain(exchange: Exchange, holders: Collection[str], about: str) -> None:
     """These confirm the survivors with a complaint that is not true."""
     for holder in holders:
         frame = exchange.ask(holder)
-        assert exchange.give(exchange.altered(frame, complaints=(about,))) is None
+        place = sorted(exchange.plan.cohort).index(about) + 1
+        assert exchange.give(exchange.altered(frame, complaints=(place,))) is None
 
 
 def lost(exchange: Exchange, absent: dict[str, list[str]] | None = None) -> dict[str, Fault]:
@@ -181,10 +182,32 @@ def test_who_falls_silent_in_a_lost_round_is_suspected(make_exchange: Make) -> N
     with pytest.raises(Aborted, match="too few"):
         exchange.step(LIARS[:3])
     assert exchange.server.faults == dict.fromkeys(LIARS[:3], Fault.SILENT)
-    # Before anybody's masked input nothing is lost.
-    exchange = make_exchange(COUNT).until("share")
-    with pytest.raises(Aborted, match="too few"):
-        exchange.step(LIARS[:3])
+    for stage in ("advertise", "share", "mask"):
+        exchange = make_exchange(COUNT).until(stage)
+        with pytest.raises(Aborted, match="too few"):
+            exchange.step(LIARS[:3])
+        assert exchange.server.faults == dict.fromkeys(LIARS[:3], Fault.SILENT)
+
+
+@pytest.mark.parametrize("complaints", [(0,), (10,), (2, 2), (3, 2), (1, 2**63)])
+def test_complaints_about_nobody_are_refused(make_exchange: Make, complaints: tuple[int, ...]) -> None:
+    exchange = make_exchange(COUNT).until("confirm")
+    frame = exchange.ask(OFFENDER)
+    before = exchange.state()
+    assert exchange.give(exchange.altered(frame, complaints=complaints)) == Code.MALFORMED
+    assert exchange.state() == before
+    assert exchange.give(frame) is None
+    assert len(exchange.finish()) == COUNT
+
+
+@pytest.mark.parametrize("count", [16, 30])
+def test_liars_who_complain_of_everybody_cost_nobody_its_place(make_exchange: Make, count: int) -> None:
+    """What all of them say still fits into the frames that honest clients read, which lists of names did not."""
+    exchange = make_exchange(count).until("confirm")
+    for liar in exchange.plan.cohort[-tolerated(count) :]:
+        frame = exchange.ask(liar)
+        assert exchange.give(exchange.altered(frame, complaints=tuple(range(1, count + 1)))) is None
+    assert len(exchange.finish()) == count
     assert exchange.server.faults == {}
 
 
@@ -200,10 +223,10 @@ def test_only_survivors_who_complained_are_told_a_share(make_exchange: Make) -> 
     confirmed = exchange.opened(exchange.sent["confirm", "c07"])
     assert confirmed.survivors == right
     lies = [
-        replace(confirmed, complaints=("c00",), survivors=bytes(32)),
-        replace(confirmed, client="c08", complaints=("c00",)),
+        replace(confirmed, complaints=(1,), survivors=bytes(32)),
+        replace(confirmed, client="c08", complaints=(1,)),
     ]
-    forged = exchange.signed(replace(confirmed, complaints=("c00",)), exchange.people.keys["c06"])
+    forged = exchange.signed(replace(confirmed, complaints=(1,)), exchange.people.keys["c06"])
     frames = (*request.confirmations, *(exchange.signed(lie) for lie in lies), forged)
     answer = exchange.ask("c00", exchange.signed(replace(request, confirmations=frames)))
     assert exchange.opened(answer).opened == ()

@@ -130,8 +130,8 @@ def test_noise_is_refused_or_canonical(kind: type, noise: bytes) -> None:
 
 def test_the_bytes_of_a_message_by_hand() -> None:
     """Other implementations must be able to rely on these."""
-    assert encode(Consistency("é", b"\x00\x01", ("a",))) == bytes.fromhex(
-        "00000002 c3a9 00000002 0001 00000001 00000001 61"
+    assert encode(Consistency("é", b"\x00\x01", (5,))) == bytes.fromhex(
+        "00000002 c3a9 00000002 0001 00000001 0000000000000005"
     )
     masked = MaskedInput("a", np.array([1, 2**32 - 2], np.uint32), b"\x07", ())
     assert encode(masked) == bytes.fromhex("00000001 61 00000002 01000000 feffffff 00000001 07 00000000")
