@@ -197,6 +197,27 @@ def test_a_round_for_which_too_few_came_is_charged(tmp_path: Path, mechanism: st
     assert [charge.round for charge in Ledger(RunFolder(run.folder).ledger).charges] == [1, 2, 3]
 
 
+@pytest.mark.parametrize("given_up", [False, True])
+def test_a_round_of_statistics_that_ends_the_run_is_charged_first(tmp_path: Path, given_up: bool) -> None:
+    """The run can be resumed and draws another cohort then; each draw that was too few has told something."""
+    tree = {"run": "r", "shards": "s", "pretrained": "p", "cohort": {"size": 4}, "phases": ["units", "speech", "faces"]}
+    privacy = {"mechanism": "skellam", "noise_multiplier": 1.0, "clip_norm": 1.0, "insecure_min_survivors": 3}
+    settings = parse_config(
+        tree | {"privacy": privacy | {"simulated_cohort": 1000, "simulated_population": 10_000}}, "test"
+    )
+    run = Run(tmp_path, settings)
+    start = Checkpoint(0, np.zeros(DIMENSION, np.float32), {}, phase="units")
+    save_checkpoint(run.checkpoints, start, config_fingerprint(settings))
+    server = run.server()
+    with pytest.raises(RunError, match="no other round can stand in for it"):
+        if given_up:
+            server.begin(1, run.cohort, bytes(32))
+            server.finish(1, server.collect("advertise", []).aborted)
+        else:
+            server.skip(1)
+    assert [charge.round for charge in Ledger(RunFolder(run.folder).ledger).charges] == [1]
+
+
 def test_a_charge_that_was_made_before_a_kill_neither_doubles_nor_swallows_another(tmp_path: Path) -> None:
     """Between charge and checkpoint: the round is gone through again, with the same cohort or one drawn anew."""
     run = Run(tmp_path, config(mechanism="gaussian"))
