@@ -70,7 +70,7 @@ def average(updates: Sequence[PlainUpdate], dimension: int) -> np.ndarray:
 def median(updates: Sequence[np.ndarray]) -> np.ndarray:
     """The median of groups' averaged updates, value by value, float32 [D] (Yin et al. 2018).
 
-    Of 2 k + 1 groups each value lies between those of the k + 1 that are right, whatever the other k give.
+    Of f groups each value lies between those of the groups that are right, as long as no more than (f - 1) / 2 are not.
     """
     return np.median(np.stack(updates), axis=0).astype(np.float32)
 

@@ -156,7 +156,7 @@ class ParameterServer:
         return aborted
 
     def _combined(self, groups: int) -> tuple[int, Averaged]:
-        """Of the groups' averages the median, and how many clients are in them. Raises `Aborted` where they were lost,
+        """Of the groups' averages the median, and how many clients they are of. Raises `Aborted` where they were lost,
         where half of them gave none, and where fewer than three did: then nobody is outvoted."""
         kept, self._groups = self._groups, []
         if len(kept) != groups:
@@ -184,6 +184,7 @@ class ParameterServer:
             secure.charge_given_up(round_number)
             self._check_dispensable(round_number, aborted)
         averaged, survivors = None, 0
+        opened = {"groups": sum(average is not None for _, average in self._groups)} if groups > 1 else {}
         try:
             if aborted is None and groups > 1:
                 survivors, averaged = self._combined(groups)
@@ -195,7 +196,7 @@ class ParameterServer:
             if error.code == Code.LOST:
                 return {"aborted": aborted}
             self._check_dispensable(round_number, aborted)
-        figures: dict[str, Any] = {"survivors": survivors, "clip_norm": self._clip_norm}
+        figures: dict[str, Any] = {"survivors": survivors, "clip_norm": self._clip_norm, **opened}
         if averaged is None:
             figures["aborted"] = aborted
             self._save(round_number, self._parameters)

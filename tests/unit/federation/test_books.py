@@ -82,12 +82,12 @@ def test_the_books_are_never_low(
 
 @pytest.mark.parametrize(("cohort", "colluders"), [(9, 1), (9, 7), (16, 7), (64, 1), (128, 7)])
 def test_the_smallest_sum_without_the_colluders_part_has_the_noise_that_is_accounted(
-    cohort: int, colluders: int
+    tmp_path: Path, cohort: int, colluders: int
 ) -> None:
     """Clients of an update of nothing, as few as a liar can open less those who tell him theirs: the deviation of their
     sum over one client's largest effect is the multiplier of the books."""
     settings = config(cohort, 12, 1.5, colluders, "skellam")
-    aggregator = SecureAggregator(RunFolder(Path("unused")), settings, VALUES, 1.0)
+    aggregator = SecureAggregator(RunFolder(tmp_path), settings, VALUES, 1.0)
     codec, honest = aggregator.codec, limits_of(settings.privacy).opened(cohort) - colluders
     nothing, total = np.zeros(VALUES, np.float32), np.zeros(codec.length, np.uint32)
     for _ in range(honest):

@@ -79,7 +79,8 @@ def test_the_update_is_the_median_of_the_groups_averages(tmp_path: Path) -> None
     for place, members in enumerate(PARTS):
         assert run.server.set_aside(1, run.group(members, updates), place == 0) is None
     figures = run.server.finish(1, groups=3)
-    assert figures["survivors"] == 9 and figures["update_norm"] == pytest.approx(4, rel=1e-4)
+    assert figures["survivors"] == 9 and figures["groups"] == 3
+    assert figures["update_norm"] == pytest.approx(4, rel=1e-4)
     assert run.server.shared() == pytest.approx(np.full(VALUES, 2.0), abs=1e-3)
 
 
