@@ -1,9 +1,14 @@
 """What a reader of the report must know before believing its figures."""
 
+from statistics import median
+
 from fedtalk_ray.privacy.protocol import PRODUCTION_FLOOR
 from fedtalk_ray.privacy.publication import simulation
 from fedtalk_ray.privacy.update_codec import MOST_ROUNDING
 from fedtalk_ray.report.facts import Facts
+
+LOOSE = 10
+"""How many times a usual update's length a clip norm may be before readers are warned."""
 
 
 def warnings_of(run: Facts) -> list[str]:
@@ -45,6 +50,14 @@ def warnings_of(run: Facts) -> list[str]:
             "update, because the clients' weights are tiny; lower strategy.gamma or privacy.samples_cap, or set "
             "privacy.weight_reference near a usual weight."
         )
+    faces = [record for record in run.history if record.get("phase", "faces") == "faces" and "update_norm" in record]
+    if config.aggregation == "secure" and privacy.mechanism == "none" and faces:
+        usual, bound = median(record["update_norm"] for record in faces), faces[-1]["clip_norm"]
+        if bound > LOOSE * usual:
+            lines.append(
+                f"Loose: averages of the phase faces are {usual:.2g} long, and privacy.clip_norm lets one bad client "
+                f"make them {bound:g}, which can destroy the model; set it near a client's usual update."
+            )
     if again := [record["round"] for record in run.history if record.get("attempts")]:
         lines.append(f"Tried again: {_rounds(again)}, whose exchange or sums were lost with a process that died.")
     return lines

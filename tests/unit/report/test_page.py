@@ -108,12 +108,19 @@ def test_what_was_run_is_one_sentence(make_config, plain_record: Record) -> None
         ({}, {"interrupted": True}, "Interrupted: round 3"),
         ({}, {"aborted": "too few"}, "Aborted (too few): round 3"),
         ({}, {"attempts": 2}, "Tried again: round 3"),
+        (
+            {},
+            {"clip_norm": 30.0},
+            "Loose: averages of the phase faces are 1.1 long, and privacy.clip_norm lets one bad",
+        ),
         ({}, {"round": 2}, "Not finished: 2 of 3 rounds"),
     ],
 )
 def test_readers_are_warned(make_config, secure_record: Record, settings: dict, more: dict, says: str) -> None:
     quiet = run_of(make_config, [secure_record(3)])
     assert warnings_of(quiet) == []
+    loose = secure_record(3, clip_norm=30.0)
+    assert warnings_of(run_of(make_config, [loose | {"phase": "speech"}, secure_record(3, phase="faces")])) == []
     warned = warnings_of(run_of(make_config, [secure_record(3) | more], **settings))
     assert any(says in line for line in warned), warned
 
