@@ -107,11 +107,8 @@ def with_standing(result: dict[str, Any], path: Path) -> dict[str, Any]:
         stands = {} if before["round"] != result["round"] else {each["attack"]: each for each in before["outcomes"]}
         stands = {name: each for name, each in stands.items() if name in available() and name not in new}
         for outcome in stands.values():
-            (
-                outcome["knows"],
-                [figure["name"] for figure in outcome["figures"]],
-                [line[:1] for line in outcome["failures"]],
-            )
+            # What the report reads of it: where that is missing, the file is damaged.
+            _ = outcome["knows"], [figure["name"] for figure in outcome["figures"]], [*outcome["failures"]]
         effort = before["effort"] if stands else result["effort"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         print(f"{path} was damaged ({error!r}); what attacks found before is dropped")
