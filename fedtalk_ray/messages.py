@@ -194,7 +194,8 @@ FIELDS: dict[type, dict[str, tuple[int, ...]]] = {
     Share: {"owner": (), "value": (33,)},
     OpenedShare: {"holder": (), "value": (33,)},
 }
-"""Every field of these messages, and how many bytes it may hold. (): a client of the cohort, the vector, or parts."""
+"""Every field of these messages, and how many bytes it may hold. (): clients of the cohort by name or
+place, the vector, or parts."""
 
 # Server to client:
 

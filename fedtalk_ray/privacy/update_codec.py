@@ -7,15 +7,16 @@ client's effect on the sum is at most `sensitivity` steps, and the noise in any 
 
 The vector has D + 2 values: a_k (`clipping`), then the weight, then a bit that says whether clipping bound.
 
-without noise   a_k = omega_k clip(Delta_k, C) / C, and update = C sum a_k / sum omega_k; the bit counts whose were cut,
-                were. The sum of such a_k is no longer than that of the weights: a client that sends a weight of
-                nothing, or a negative one, beside a large update makes a sum that is thrown away. Values of a_k are
+without noise   a_k = omega_k clip(Delta_k, C) / C, and update = C sum a_k / sum omega_k; the bit counts whose update or
+                weight was cut. The sum of such a_k is no longer than that of the weights: a client that sends a weight
+                of nothing, or a negative one, beside a large update makes a sum that is thrown away. Values of a_k are
                 written `zoom` times larger than the weight: none of a long vector is near its norm. Weights are
                 multiplied by what the round before says (`weight_scale`) and are at most 1: so they use the room that
-                there is, and one client counts at most `most_weight` times as much as the mean one
+                there is, and who runs this code counts at most `most_weight` times as much as the mean client
 with noise      update = C sum a_k / (n mean_weight), n the cohort's expected size: fixed before the run, so that
-                neither noise goes into a quotient nor the model tells how many took part; the weight is 0, and the bit
-                is written only for adaptive clipping
+                no noise goes into a quotient and the model's size does not tell how many took part (what noise tells:
+                docs/privacy.md, "How many took part"); the weight is 0, and the bit is written only for adaptive
+                clipping
 """
 
 import math
@@ -50,7 +51,7 @@ SWALLOWING = 0.25
 
 @dataclass(frozen=True)
 class Averaged:
-    """update: float32 [D]. unclipped: share of survivors below the clip norm, None where it was not sent.
+    """update: float32 [D]. unclipped: share of survivors of whom nothing was cut, None where it was not sent.
 
     rounding_error: what rounding to integers is expected to have added, over the update's norm. mean_weight: of the
     survivors, as it was sent. Both None with noise.
