@@ -46,6 +46,14 @@ def complain(exchange: Exchange, holders: Collection[str], about: str) -> None:
         assert exchange.give(exchange.altered(frame, complaints=(place,))) is None
 
 
+def keep_back(exchange: Exchange, holders: Collection[str], owner: str) -> None:
+    """These answer the last stage without the owner's share."""
+    for holder in holders:
+        answer = exchange.opened(exchange.ask(holder))
+        given = tuple(share for share in answer.self_mask_shares if share.owner != owner)
+        assert exchange.give(exchange.signed(replace(answer, self_mask_shares=given))) is None
+
+
 def lost(exchange: Exchange, absent: dict[str, list[str]] | None = None) -> dict[str, Fault]:
     with pytest.raises(Aborted) as caught:
         exchange.finish(absent)
@@ -140,10 +148,7 @@ def test_false_complaints_about_a_dealer_who_is_there_change_nothing(
     exchange = make_exchange(COUNT).until("confirm")
     complain(exchange, liars, "c00")
     exchange.until("unmask")
-    for liar in liars:
-        answer = exchange.opened(exchange.ask(liar))
-        kept = tuple(share for share in answer.self_mask_shares if share.owner != "c00")
-        assert exchange.give(exchange.signed(replace(answer, self_mask_shares=kept))) is None
+    keep_back(exchange, liars, "c00")
     assert len(exchange.finish()) == COUNT
     assert exchange.server.faults == {}
 
@@ -153,10 +158,7 @@ def test_false_complaints_about_a_dealer_who_has_gone_prove_nothing(make_exchang
     exchange = make_exchange(COUNT).until("confirm")
     complain(exchange, LIARS, "c00")
     exchange.until("unmask")
-    for liar in LIARS:
-        answer = exchange.opened(exchange.ask(liar))
-        kept = tuple(share for share in answer.self_mask_shares if share.owner != "c00")
-        assert exchange.give(exchange.signed(replace(answer, self_mask_shares=kept))) is None
+    keep_back(exchange, LIARS, "c00")
     assert lost(exchange, {"unmask": ["c00"]}) == {"c00": Fault.UNANSWERED}
 
 
