@@ -35,6 +35,8 @@ or in league.
 import math
 import random
 from collections.abc import Collection
+from functools import cache
+from itertools import takewhile
 
 COMPLETE_UP_TO = 100
 SPARSE = 32
@@ -78,13 +80,15 @@ def fewest(cohort: int, complete_up_to: int = COMPLETE_UP_TO) -> int:
     return quorum(cohort) if cohort <= complete_up_to else cohort // 2
 
 
+@cache
 def tolerated(cohort: int, complete_up_to: int = COMPLETE_UP_TO) -> int:
     """Clients that may be in league with a server that does anything, before it can open a sum over fewer than
     `fewest` says; on sparse graphs other than with a chance of `NEGLIGIBLE`."""
     most = 2 * quorum(cohort) - cohort - 1
     if cohort <= complete_up_to:
         return most
-    return max((c for c in range(most + 1) if chance(cohort, c, complete_up_to) <= NEGLIGIBLE), default=0)
+    borne = takewhile(lambda c: chance(cohort, c, complete_up_to) <= NEGLIGIBLE, range(most + 1))
+    return max(borne, default=0)
 
 
 def chance(cohort: int, colluders: int, complete_up_to: int = COMPLETE_UP_TO) -> float:
