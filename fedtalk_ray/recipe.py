@@ -14,6 +14,7 @@ sharpness    the decoder of the autoencoder "lower-face" learns to paint what is
 """
 
 from dataclasses import dataclass
+from math import cos, pi
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -26,7 +27,7 @@ PHASES: tuple[PhaseName, ...] = ("units", "decoder", "identity", "sync", "speech
 STATISTICS_ROUNDS = {"units": 1, "calibration": 3}
 """Phases in which clients send statistics of their clips, and in how many rounds."""
 
-VERSION = 5
+VERSION = 6
 """Of what rounds compute from the same settings: a run of another one is not resumed. Raise it with every change."""
 
 STATISTICS_FROM = 1000
@@ -52,6 +53,42 @@ class PhaseRounds:
     @property
     def count(self) -> int:
         return self.last - self.first + 1
+
+
+WARM_UP = 20
+"""One of so many of a phase's steps goes by until the learning rate is at its highest."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """The learning rate of each step. peak: the highest. before: the phase's steps before this round.
+
+    total: the phase's steps in all; None for the same rate throughout.
+    """
+
+    peak: float
+    before: int = 0
+    total: int | None = None
+
+    @classmethod
+    def in_round(cls, number: int, phase: PhaseRounds, peak: float, steps: int) -> "Pace":
+        """Over all rounds of a phase, of so many steps each, as it is in one of them (its number in the run)."""
+        return cls(peak, (number - phase.first) * steps, phase.count * steps)
+
+    def rate(self, step: int) -> float:
+        """Of this round's step, from 0: a linear warm-up, then a cosine down to nothing at the phase's end."""
+        if self.total is None:
+            return self.peak
+        place = self.before + step
+        return self.peak * min(1.0, (place + 1) / max(1, self.total // WARM_UP)) * cosine(place / self.total)
+
+    def path(self, steps: int) -> float:
+        """The rates of so many steps, added up."""
+        return sum(self.rate(step) for step in range(steps))
+
+
+def cosine(done: float) -> float:
+    return 0.5 * (1 + cos(pi * done))
 
 
 class Section(BaseModel):

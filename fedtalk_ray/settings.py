@@ -114,7 +114,7 @@ class PrivacyConfig(Section):
     """Rounds of all phases in which a client takes part at most. null: as often as it is drawn."""
     clip_norm: float | None = Field(None, gt=0)
     """C. With noise, which needs it: bound on a client's weighted update. Secure sums without: on its update before it
-    is weighted, and so on a round's average; null takes 30. Plain sums: none. `clip_fraction` in the history."""
+    is weighted, and so on a round's average; null: as far as a round's optimiser steps reach. Plain sums: none."""
     clipping: Literal["fixed", "adaptive"] = "fixed"
     """adaptive: C follows the median norm (Andrew et al. 2021), from a cohort of 64."""
     samples_cap: int = Field(10_000, ge=1)

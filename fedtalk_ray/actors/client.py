@@ -147,7 +147,7 @@ class ClientSlot:
                 total.add(update, report.weight)
                 reports.append(report)
             else:
-                total.add_clipped(update, report.weight, clip_norm_of(self._config.privacy_in(self._model.name)))
+                total.add_clipped(update, report.weight, clip_norm_of(self._config, round_number, len(update)))
         if not done:
             return FitReport((), refused=dict(refused)), None
         return FitReport(tuple(done), tuple(reports), dict(refused)), PlainUpdate(

@@ -31,6 +31,12 @@ class Round:
     weights: dict[str, float]
 
 
+def fixed_clip_norm(config: TrainConfig) -> float:
+    """C of the audited round, which `subject.as_it_is_now` wrote into the configuration."""
+    assert config.privacy.clip_norm is not None
+    return config.privacy.clip_norm
+
+
 @dataclass(frozen=True)
 class Figure:
     """One number that an attacker reached.

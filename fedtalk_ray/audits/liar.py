@@ -14,9 +14,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedtalk_ray.audits.attack import Round
+from fedtalk_ray.audits.attack import Round, fixed_clip_norm
 from fedtalk_ray.federation.roster import RosterFile
-from fedtalk_ray.federation.secure_aggregator import clip_norm_of, limits_of
+from fedtalk_ray.federation.secure_aggregator import limits_of
 from fedtalk_ray.messages import Plan, SealedShares
 from fedtalk_ray.privacy import protocol
 from fedtalk_ray.privacy.keys import SigningKey
@@ -59,7 +59,7 @@ class Lie:
         run, limits, cohort = RunFolder(Path(config.run)), limits_of(config.privacy), sorted(audited.updates)
         key, (roster, name) = SigningKey.kept_in(run.server_key), RosterFile(run.roster).read()
         shared = hashlib.sha256(audited.shared.tobytes()).digest()
-        agreed, clip_norm = config_digest(config), clip_norm_of(config.privacy)
+        agreed, clip_norm = config_digest(config), fixed_clip_norm(config)
         plan = Plan(name, exchange, round_number, audited.frozen, shared, agreed, clip_norm, tuple(cohort))
         lax = Lax(limits.floor, limits.complete_up_to, shares or limits.threshold(len(cohort)))
         self._server = SecureServer(plan, key, roster, lax, len(audited.shared) + EXTRA)

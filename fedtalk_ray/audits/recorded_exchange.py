@@ -20,10 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from fedtalk_ray.audits.attack import Round
+from fedtalk_ray.audits.attack import Round, fixed_clip_norm
 from fedtalk_ray.federation.aggregation import WeightedSum
 from fedtalk_ray.federation.roster import RosterFile, extend_roster
-from fedtalk_ray.federation.secure_aggregator import clip_norm_of
 from fedtalk_ray.federation.server import ParameterServer
 from fedtalk_ray.messages import Collected, PlainUpdate, Plan
 from fedtalk_ray.privacy.keys import Roster, SigningKey
@@ -128,7 +127,7 @@ def central_sum(config: TrainConfig, updates: dict[str, np.ndarray], weights: di
     """float64 [D]: the sum of one round under plain aggregation to which a real server adds the noise."""
     total = WeightedSum()
     for name, update in updates.items():
-        total.add_clipped(update, weights[name], clip_norm_of(config.privacy))
+        total.add_clipped(update, weights[name], fixed_clip_norm(config))
     sent = PlainUpdate(1, total.vector(), total.total_weight)
     privacy = config.privacy.model_copy(update={"epsilon": None})
     alone = config.model_copy(update={"privacy": privacy, "server": ServerConfig()})
@@ -169,7 +168,7 @@ def clear_sum(audited: Round, names: Iterable[str]) -> tuple[np.ndarray, float]:
             weight = min(weight, 1.0)
         else:
             length *= weight
-        total += weight * update / max(length, clip_norm_of(privacy))
+        total += weight * update / max(length, fixed_clip_norm(audited.config))
         weights += weight
     return total, weights
 

@@ -10,7 +10,7 @@ import torch
 from fedtalk_ray.audits.attack import Round
 from fedtalk_ray.audits.effort import Effort
 from fedtalk_ray.errors import RunError
-from fedtalk_ray.federation.secure_aggregator import limits_of
+from fedtalk_ray.federation.secure_aggregator import clip_norm_of, limits_of
 from fedtalk_ray.federation.strategies import client_weight, load_strategy
 from fedtalk_ray.model import adapters
 from fedtalk_ray.privacy.client_record import ClientRecord
@@ -52,10 +52,12 @@ class Subject:
         released = run.released_round()
         self.rounds = checkpoint.round if released is None else released
         self.ledger = Ledger(run.ledger)
-        self.config = as_it_is_now(config, checkpoint.clip_norm)
-        self.people = people_of(self.config)
-        self.trainer = LocalTrainer(start_of(self.config, self.people.manifest), self.config)
+        self.people = people_of(config)
+        self.trainer = LocalTrainer(start_of(config, self.people.manifest), config)
         self.start = adapters.to_vector(self.trainer.shared())
+        # An attack trains at the phase's highest rate, and so as far as any round may go.
+        largest = max(clip_norm_of(config, number, len(self.start)) for number in range(1, config.all_rounds + 1))
+        self.config = as_it_is_now(config, checkpoint.clip_norm or largest)
         self.released = adapters.to_vector(released_trainer(run, self.config).shared())
         if np.array_equal(self.start, self.released):
             raise RunError(f"the model of run {run.path} never moved, so it tells of nobody")
@@ -171,10 +173,8 @@ def check_can_be_audited(folder: Path, config: TrainConfig) -> None:
         )
 
 
-def as_it_is_now(config: TrainConfig, clip_norm: float | None) -> TrainConfig:
-    """The configuration for more rounds like the last one. clip_norm: what an adaptive one has become, else None."""
-    if clip_norm is None:
-        return config
+def as_it_is_now(config: TrainConfig, clip_norm: float) -> TrainConfig:
+    """The configuration for more rounds like the last one, with a clip norm of their own."""
     fixed = config.privacy.model_copy(update={"clipping": "fixed", "clip_norm": clip_norm})
     return config.model_copy(update={"privacy": fixed})
 

@@ -9,9 +9,9 @@ and takes off what all other clients gave. Without noise that leaves the update 
 
 import numpy as np
 
-from fedtalk_ray.audits.attack import Round
+from fedtalk_ray.audits.attack import Round, fixed_clip_norm
 from fedtalk_ray.audits.recorded_exchange import central_sum
-from fedtalk_ray.federation.secure_aggregator import clip_norm_of, limits_of, make_codec
+from fedtalk_ray.federation.secure_aggregator import limits_of, make_codec
 from fedtalk_ray.privacy.clipping import weigh_and_clip
 from fedtalk_ray.privacy.protocol import Limits
 from fedtalk_ray.settings import TrainConfig
@@ -24,9 +24,9 @@ def parts(round: Round) -> dict[str, np.ndarray]:
     """What each client adds to the sum, float64 [D]: its update, weighted, and clipped where the run clips."""
     config = round.config
     clips = config.aggregation == "secure" or config.privacy.mechanism != "none"
-    bound = clip_norm_of(config.privacy)
     if not clips:
         return {client: round.weights[client] * update.astype(np.float64) for client, update in round.updates.items()}
+    bound = fixed_clip_norm(config)
     if config.privacy.mechanism == "none":
         # The weight is sent beside the update: it is at most 1, and clipping comes first (`UpdateCodec.encode`).
         return {
@@ -55,7 +55,7 @@ def summed(
     survivors, dimension = len(updates), len(next(iter(updates.values())))
     size = config.cohort.model_copy(update={"size": max(survivors, config.cohort.size)})
     codec = make_codec(config.model_copy(update={"cohort": size}), dimension)
-    cohort, bound = largest_cohort(survivors, limits_of(config.privacy)), clip_norm_of(config.privacy)
+    cohort, bound = largest_cohort(survivors, limits_of(config.privacy)), fixed_clip_norm(config)
     total = np.zeros(codec.length, np.uint32)
     for client, update in updates.items():
         total += codec.encode(update, weights[client], bound, cohort, rng)

@@ -53,7 +53,7 @@ class ParameterServer:
         self._optimizer.state.update(checkpoint.optimizer)
         self._averaged = settings.average
         privacy = config.privacy_in(phase)
-        self._clip_norm = checkpoint.clip_norm or clip_norm_of(privacy)
+        self._adapted = checkpoint.clip_norm
         self._mean_weight = checkpoint.mean_weight
         self._adaptive = privacy.clipping == "adaptive"
         self._groups: list[tuple[int, Averaged | None]] = []
@@ -121,7 +121,7 @@ class ParameterServer:
             self._aggregator.charge_plain(round_number, cohort)
             # Every client counts once there: back to their sum.
             summed = update.astype(np.float64) * sum(update.total_weight for update in updates)
-            update = self._aggregator.codec.with_noise(summed, self._clip_norm)
+            update = self._aggregator.codec.with_noise(summed, self._clip_norm(round_number))
         self._step(round_number, update)
         return float(np.linalg.norm(update))
 
@@ -133,7 +133,8 @@ class ParameterServer:
         if round_number != self._round + 1:
             raise ValueError(f"round {round_number} cannot follow round {self._round}")
         shared = hashlib.sha256(self._parameters.tobytes()).digest()
-        return self._secure().begin(round_number, cohort, backbone, shared, self._clip_norm, self._mean_weight)
+        clip_norm = self._clip_norm(round_number)
+        return self._secure().begin(round_number, cohort, backbone, shared, clip_norm, self._mean_weight)
 
     def collect(self, stage: str, *answers: list[Buffer]) -> Collected:
         """Takes the slots' answers to one stage of the secure round and closes it.
@@ -196,7 +197,7 @@ class ParameterServer:
             if error.code == Code.LOST:
                 return {"aborted": aborted}
             self._check_dispensable(round_number, aborted)
-        figures: dict[str, Any] = {"survivors": survivors, "clip_norm": self._clip_norm, **opened}
+        figures: dict[str, Any] = {"survivors": survivors, "clip_norm": self._clip_norm(round_number), **opened}
         if averaged is None:
             figures["aborted"] = aborted
             self._save(round_number, self._parameters)
@@ -207,7 +208,7 @@ class ParameterServer:
                 self._check_precise(round_number, averaged.rounding_error)
                 figures["rounding_error"] = averaged.rounding_error
             if self._adaptive and averaged.unclipped is not None:
-                self._clip_norm = adapted(self._clip_norm, averaged.unclipped)
+                self._adapted = adapted(self._clip_norm(round_number), averaged.unclipped)
             self._mean_weight = averaged.mean_weight
             self._step(round_number, averaged.update)
             figures["update_norm"] = float(np.linalg.norm(averaged.update))
@@ -263,6 +264,9 @@ class ParameterServer:
         """Who sits out a round because of faults in the secure protocol. spare: how many a cohort can do without."""
         return self._aggregator.left_out.of(round_number, spare) if self._aggregator else []
 
+    def _clip_norm(self, number: int) -> float:
+        return self._adapted or clip_norm_of(self._config, number, len(self._parameters))
+
     def _secure(self) -> SecureAggregator:
         if self._aggregator is None:
             raise ValueError("this run aggregates in the clear")
@@ -284,12 +288,11 @@ class ParameterServer:
             raise
 
     def _save(self, round_number: int, parameters: np.ndarray) -> None:
-        clip_norm = self._clip_norm if self._adaptive else None
         checkpoint = Checkpoint(
             round_number,
             parameters,
             self._optimizer.state,
-            clip_norm,
+            self._adapted,
             self._phase,
             self._began,
             self._results,

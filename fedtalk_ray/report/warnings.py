@@ -52,11 +52,12 @@ def warnings_of(run: Facts) -> list[str]:
         )
     faces = [record for record in run.history if record.get("phase", "faces") == "faces" and "update_norm" in record]
     if config.aggregation == "secure" and privacy.mechanism == "none" and faces:
-        usual, bound = median(record["update_norm"] for record in faces), faces[-1]["clip_norm"]
-        if bound > LOOSE * usual:
+        # From round to round: without a `privacy.clip_norm` the bound falls as the learning rate does.
+        usual = median(record["update_norm"] / record["clip_norm"] for record in faces)
+        if usual * LOOSE < 1:
             lines.append(
-                f"Loose: averages of the phase faces are {usual:.2g} long, and privacy.clip_norm lets one bad client "
-                f"make them {bound:g}, which can destroy the model; set it near a client's usual update."
+                f"Loose: averages of the phase faces are {usual:.2g} clip norms long, and one bad client can make them "
+                "one long, which can destroy the model; set privacy.clip_norm near a client's usual update."
             )
     if again := [record["round"] for record in run.history if record.get("attempts")]:
         lines.append(f"Tried again: {_rounds(again)}, whose exchange or sums were lost with a process that died.")

@@ -16,12 +16,12 @@ from fedtalk_ray.model.denoiser import bare_denoiser
 from fedtalk_ray.model.device import fast_arithmetic
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline, load_pipeline, make_critic, make_sync_loss
 from fedtalk_ray.model.released import fill_released
-from fedtalk_ray.recipe import LocalConfig
+from fedtalk_ray.recipe import LocalConfig, Pace
 from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.settings import TrainConfig
 from fedtalk_ray.shards.windows import WindowBatch
 from fedtalk_ray.training.losses import window_loss
-from fedtalk_ray.training.optimise import Loss, Pace, descend
+from fedtalk_ray.training.optimise import Loss, descend
 from fedtalk_ray.training.phases.phase import Fitted, Task, state_digest
 from fedtalk_ray.training.reliability import Reliability, score_client
 

@@ -1,46 +1,18 @@
-"""Optimiser steps, the same in every phase: how the learning rate goes over a phase, and one client's steps in a round.
+"""Optimiser steps, the same in every phase: those of one client in one round.
 
 An optimiser's state does not outlive the round: what a client computes depends on the shared vector and its own clips
 alone.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from itertools import islice
-from math import cos, pi
 from typing import Literal
 
 import numpy as np
 import torch
 
-WARM_UP = 20
-"""One of so many of a phase's steps goes by until the learning rate is at its highest."""
-
 Loss = tuple[torch.Tensor, dict[str, float]]
 """What is minimised, a scalar, and its terms for the logs."""
-
-
-@dataclass(frozen=True)
-class Pace:
-    """The learning rate of each step. peak: the highest. before: the phase's steps before this round.
-
-    total: the phase's steps in all; None for the same rate throughout.
-    """
-
-    peak: float
-    before: int = 0
-    total: int | None = None
-
-    def rate(self, step: int) -> float:
-        """Of this round's step, from 0: a linear warm-up, then a cosine down to nothing at the phase's end."""
-        if self.total is None:
-            return self.peak
-        place = self.before + step
-        return self.peak * min(1.0, (place + 1) / max(1, self.total // WARM_UP)) * cosine(place / self.total)
-
-
-def cosine(done: float) -> float:
-    return 0.5 * (1 + cos(pi * done))
 
 
 def descend(

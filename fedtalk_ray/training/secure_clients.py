@@ -38,10 +38,9 @@ class SecureClients:
         self._config, self._phase, self.backbone = config, phase, backbone
         self._codec = make_codec(config, dimension, phase)
         self._digest = config_digest(config)
-        privacy = config.privacy_in(phase)
-        self._clip_norm = None if privacy.clipping == "adaptive" else clip_norm_of(privacy)
+        self._adaptive = config.privacy_in(phase).clipping == "adaptive"
         # Noise of a simulated cohort is too little for the few real clients: in a client's ledger it counts as none.
-        self._charged = None if privacy.simulated_cohort else self._codec.noise
+        self._charged = None if config.privacy.simulated_cohort else self._codec.noise
         agreed = config.agreement
         self._agreement = Agreement(agreed.epsilon, agreed.rounds, agreed.delta)
         self._sides: dict[str, SecureClient] = {}
@@ -89,7 +88,7 @@ class SecureClients:
             backbone=self.backbone,
             shared=hashlib.sha256(np.ascontiguousarray(shared).tobytes()).digest(),
             config=self._digest,
-            clip_norm=self._clip_norm,
+            clip_norm=None if self._adaptive else clip_norm_of(self._config, plan.round, len(shared)),
         )
         answered_may_go_on(answered, plan.round, self._config.privacy.participation_cap)
         if (ledger := self._ledger(client)) is not None:

@@ -40,12 +40,12 @@ from fedtalk_ray.shards.people import people_of
 COHORTS = (8, 16, 64)
 
 CASES: dict[str, tuple[bool, int, dict[str, Any]]] = {
-    "nobody lies": (False, 1, {"clip_norm": 1.0}),
-    "one lies, C 1": (True, 1, {"clip_norm": 1.0}),
-    "one lies, C 1, no bound on weights": (True, 1, {"clip_norm": 1.0, "most_weight": None}),
-    "one lies, C 30": (True, 1, {}),
-    "nobody lies, groups of eight": (False, 8, {"clip_norm": 1.0}),
-    "one lies, groups of eight": (True, 8, {"clip_norm": 1.0}),
+    "nobody lies": (False, 1, {}),
+    "one lies": (True, 1, {}),
+    "one lies, no bound on weights": (True, 1, {"most_weight": None}),
+    "one lies, C 30": (True, 1, {"clip_norm": 30.0}),
+    "nobody lies, groups of eight": (False, 8, {}),
+    "one lies, groups of eight": (True, 8, {}),
 }
 """Whether somebody lies, how many groups (of 64 clients; fewer have one), and the settings of `privacy`."""
 

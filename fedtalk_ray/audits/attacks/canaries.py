@@ -19,13 +19,13 @@ import math
 import numpy as np
 from scipy.stats import norm
 
-from fedtalk_ray.audits.attack import Figure, Outcome
+from fedtalk_ray.audits.attack import Figure, Outcome, fixed_clip_norm
 from fedtalk_ray.audits.bounds import CONFIDENCE, auditor
 from fedtalk_ray.audits.effort import Effort
 from fedtalk_ray.audits.subject import Subject
 from fedtalk_ray.audits.views import summed
 from fedtalk_ray.federation.privacy_plan import sampling_rate
-from fedtalk_ray.federation.secure_aggregator import clip_norm_of, limits_of, make_codec
+from fedtalk_ray.federation.secure_aggregator import limits_of, make_codec
 from fedtalk_ray.privacy.accounting import Rounds, epsilon
 from fedtalk_ray.privacy.protocol import Aborted
 from fedtalk_ray.progress import progress
@@ -115,7 +115,7 @@ def measure(
 
 def canary_scores(config: TrainConfig, joined: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """float64 [canaries]: how much of each one round's opened sum holds, in clip norms. joined: bool [canaries]."""
-    bound, dimension = clip_norm_of(config.privacy), BLOCK * len(joined)
+    bound, dimension = fixed_clip_norm(config), BLOCK * len(joined)
     value = LENGTH * bound / math.sqrt(BLOCK)
     updates, weights = {}, {}
     for canary in np.flatnonzero(joined):

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from fedtalk_ray.audits.attack import Figure, Outcome, Round
+from fedtalk_ray.audits.attack import Figure, Outcome, Round, fixed_clip_norm
 from fedtalk_ray.audits.effort import Effort
 from fedtalk_ray.audits.recorded_exchange import Absent, Exchange, central_sum, open_run, run_exchange
 from fedtalk_ray.errors import RunError
-from fedtalk_ray.federation.secure_aggregator import clip_norm_of, limits_of
+from fedtalk_ray.federation.secure_aggregator import limits_of
 from fedtalk_ray.federation.server import ParameterServer
 from fedtalk_ray.privacy.ledger import Ledger
 from fedtalk_ray.runs.folder import RunFolder
@@ -169,7 +169,7 @@ def check_denominator(audited: Round, outcome: Outcome) -> None:
     privacy = audited.config.privacy.model_copy(update={"noise_multiplier": HARDLY_ANY})
     config = audited.config.model_copy(update={"privacy": privacy})
     update = np.zeros(min(len(audited.shared), 1000), np.float32)
-    update[0] = clip_norm_of(privacy)
+    update[0] = fixed_clip_norm(config)
     names = sorted(audited.updates)
     weights = dict.fromkeys(names, 1.0)
     made_up = Round(config, np.zeros_like(update), audited.frozen, dict.fromkeys(names, update), weights)

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from scipy.stats import binom, hypergeom
 
-from fedtalk_ray.audits.attack import Figure, Outcome, Round
+from fedtalk_ray.audits.attack import Figure, Outcome, Round, fixed_clip_norm
 from fedtalk_ray.audits.effort import Effort
 from fedtalk_ray.audits.liar import Lie
 from fedtalk_ray.audits.recorded_exchange import clear_sum, enlarged, open_run, run_exchange, settings_for, shortened
-from fedtalk_ray.federation.secure_aggregator import clip_norm_of, limits_of, make_codec
+from fedtalk_ray.federation.secure_aggregator import limits_of, make_codec
 from fedtalk_ray.privacy import graph
 from fedtalk_ray.privacy.fixed_point import to_integers, to_ring
 from fedtalk_ray.privacy.protocol import STAGES
@@ -181,7 +181,7 @@ def honestly(lie: Lie, stage: str, names: list[str]) -> Iterator[str]:
 def check_bad_client(audited: Round, outcome: Outcome) -> None:
     """Without noise: the first client sends a long update beside no weight, a weight that takes the others' away, and
     both. All is within what the server looks at besides."""
-    names, clip_norm = sorted(audited.updates), clip_norm_of(audited.config.privacy)
+    names, clip_norm = sorted(audited.updates), fixed_clip_norm(audited.config)
     codec = make_codec(settings_for(audited, Path("unused")), len(audited.shared))
     summed, weights = clear_sum(audited, names[1:])
     length = float(np.linalg.norm(summed))

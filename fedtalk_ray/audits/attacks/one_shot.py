@@ -9,11 +9,11 @@ import math
 
 import numpy as np
 
-from fedtalk_ray.audits.attack import Figure, Outcome, Round
+from fedtalk_ray.audits.attack import Figure, Outcome, Round, fixed_clip_norm
 from fedtalk_ray.audits.effort import Effort
 from fedtalk_ray.audits.subject import Subject
 from fedtalk_ray.audits.views import summed
-from fedtalk_ray.federation.secure_aggregator import clip_norm_of, make_codec
+from fedtalk_ray.federation.secure_aggregator import make_codec
 from fedtalk_ray.privacy.accounting import Rounds, epsilon
 from fedtalk_ray.privacy.protocol import Aborted
 from fedtalk_ray.seeding import derive_seed
@@ -38,10 +38,11 @@ def estimate(round: Round) -> Outcome:
     for direction in directions:
         direction /= np.linalg.norm(direction)
     # As long as the clip lets a weighted update be; where nothing clips, as long and as heavy as a usual one.
-    length, weight = clip_norm_of(config.privacy), 1.0
     if config.privacy.mechanism == "none":
         length = float(np.median([np.linalg.norm(update) for update in round.updates.values()]))
         weight = float(np.median(list(round.weights.values())))
+    else:
+        length, weight = fixed_clip_norm(config), 1.0
     inside = {
         f"canary{place:03d}": np.float32(length) * direction for place, direction in enumerate(directions[:CANARIES])
     }

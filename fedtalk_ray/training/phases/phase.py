@@ -8,11 +8,10 @@ from typing import Protocol, TypeVar
 import numpy as np
 import torch
 
-from fedtalk_ray.recipe import PhaseRounds
+from fedtalk_ray.recipe import Pace, PhaseRounds
 from fedtalk_ray.seeding import derive_seed
 from fedtalk_ray.settings import TrainConfig
 from fedtalk_ray.shards.people import People
-from fedtalk_ray.training.optimise import Pace
 from fedtalk_ray.training.reliability import Reliability
 
 Item = TypeVar("Item")
@@ -47,7 +46,7 @@ class Task:
 
     def pace(self, peak: float, steps: int) -> Pace:
         """The learning rate over all rounds of the phase, of so many steps each."""
-        return Pace(peak, self.index * steps, self.phase.count * steps)
+        return Pace.in_round(self.number, self.phase, peak, steps)
 
 
 @dataclass

@@ -25,7 +25,9 @@ def make_round(make_config: Callable[..., TrainConfig]) -> Callable[..., Round]:
 
     def make(clients: int = CLIENTS, **changes: Any) -> Round:
         tree: dict[str, Any] = {"aggregation": "secure", "cohort": {"size": clients}}
-        config = make_config(**tree | changes)
+        # Far above the updates, as what a run without a clip norm of its own comes to.
+        privacy = {"clip_norm": 30.0} | changes.pop("privacy", {})
+        config = make_config(**tree | changes, privacy=privacy)
         rng = np.random.default_rng(5)
         names = [f"s{place}" for place in range(clients)]
         updates = {name: rng.normal(0, 0.5 / VALUES**0.5, VALUES).astype(np.float32) for name in names}

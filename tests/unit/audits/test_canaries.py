@@ -49,7 +49,7 @@ def test_what_the_canaries_prove_never_exceeds_the_accountant(secure: Any) -> No
 
 @pytest.mark.parametrize("aggregation", ["secure", "plain"])
 def test_without_noise_canaries_are_found(make_config: Any, aggregation: str) -> None:
-    config = make_config(aggregation=aggregation, cohort={"size": 16})
+    config = make_config(aggregation=aggregation, cohort={"size": 16}, privacy={"clip_norm": 30.0})
     outcome = audit_rounds(config, rate=1.0, rounds=1, taken=1, canaries=CANARIES)
     assert outcome.failures() == []
     # All guesses right: (n guesses, all correct) refutes every epsilon with sigmoid(eps)^n below the level.

@@ -77,7 +77,8 @@ class Run:
 
     def __init__(self, folder: Path, make_exchange: Make, **privacy: Any) -> None:
         tree = {"run": str(folder), "shards": "s", "pretrained": "p", "aggregation": "secure", "cohort": {"size": 5}}
-        self.config = parse_config(tree | {"privacy": {"insecure_min_survivors": 3} | privacy}, "test")
+        privacy = {"insecure_min_survivors": 3, "clip_norm": 30.0} | privacy
+        self.config = parse_config(tree | {"phases": ["faces"], "rounds": 12, "privacy": privacy}, "test")
         self.folder, self.make_exchange = RunFolder(folder), make_exchange
         self.people = make_exchange(5).people
         self.people.server = SigningKey.kept_in(self.folder.server_key)

@@ -111,7 +111,7 @@ def test_what_was_run_is_one_sentence(make_config, plain_record: Record) -> None
         (
             {},
             {"clip_norm": 30.0},
-            "Loose: averages of the phase faces are 1.1 long, and privacy.clip_norm lets one bad",
+            "Loose: averages of the phase faces are 0.037 clip norms long, and one bad client",
         ),
         ({}, {"round": 2}, "Not finished: 2 of 3 rounds"),
     ],

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from fedtalk_ray.model import adapters
+from fedtalk_ray.recipe import Pace
 from fedtalk_ray.shards.windows import WindowBatch
 from fedtalk_ray.training.local import LocalTrainer, batches_needed
 from fedtalk_ray.training.losses import window_loss
-from fedtalk_ray.training.optimise import Pace
 from fedtalk_ray.training.phases.phase import Fitted
 
 KINDS = {"adapter": {}, "backbone": {"shared": "backbone", "aggregation": "plain"}}

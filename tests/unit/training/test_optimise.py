@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedtalk_ray.training.optimise import Loss, Pace, cosine, descend
+from fedtalk_ray.recipe import Pace, cosine
+from fedtalk_ray.training.optimise import Loss, descend
 
 
 def test_the_cosine_falls_from_1_to_0() -> None:
