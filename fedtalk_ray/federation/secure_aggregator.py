@@ -20,9 +20,9 @@ from fedtalk_ray.privacy.ledger import Charge, Ledger
 from fedtalk_ray.privacy.protocol import PRODUCTION_FLOOR, Aborted, Code, Limits, Rejected
 from fedtalk_ray.privacy.publication import simulation
 from fedtalk_ray.privacy.secure_server import SecureServer
-from fedtalk_ray.privacy.update_codec import Averaged, UpdateCodec, weight_scale
+from fedtalk_ray.privacy.update_codec import LARGEST_SCALE, Averaged, UpdateCodec, weight_scale
 from fedtalk_ray.privacy.wire import Buffer
-from fedtalk_ray.recipe import Pace, PhaseName
+from fedtalk_ray.recipe import STATISTICS_ROUNDS, Pace, PhaseName
 from fedtalk_ray.runs.checkpoints import config_digest
 from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.settings import PrivacyConfig, TrainConfig
@@ -82,7 +82,7 @@ class SecureAggregator:
         self._digest = config_digest(config)
         self._key = SigningKey.kept_in(run.server_key)
         self._roster = RosterFile(run.roster)
-        self._limits = limits_of(config.privacy)
+        self._limits, self._phase = limits_of(config.privacy), phase
         self.codec = make_codec(config, dimension, phase)
         self.ledger = Ledger(run.ledger)
         self._check_ledger()
@@ -115,7 +115,11 @@ class SecureAggregator:
             raise RunError(f"{self._roster.path} names another server than {self._run.server_key}")
         self._note(number)
         members, out = tuple(sorted(cohort)), self.left_out.for_good()
-        scale = weight_scale(mean_weight, self._config.privacy.most_weight) if self.codec.noise is None else 1.0
+        most, scale = self._config.privacy.most_weight, 1.0
+        if self.codec.noise is None:
+            # No round before says what a usual weight of statistics is: all clients count alike.
+            alike = most is not None and self._phase in STATISTICS_ROUNDS
+            scale = LARGEST_SCALE if alike else weight_scale(mean_weight, most)
         plan = Plan(run, number, round_number, backbone, shared, self._digest, clip_norm, members, out, scale)
         self._plan = plan
         self._exchange = SecureServer(plan, self._key, roster, self._limits, self.codec.length)

@@ -202,7 +202,8 @@ class ParameterServer:
             figures["aborted"] = aborted
             self._save(round_number, self._parameters)
         else:
-            if averaged.unclipped is not None:
+            # Of statistics all weights are cut, so that all clients count alike.
+            if averaged.unclipped is not None and self._phase not in STATISTICS_ROUNDS:
                 figures["clip_fraction"] = 1 - averaged.unclipped
             if averaged.rounding_error is not None:
                 self._check_precise(round_number, averaged.rounding_error)

@@ -22,6 +22,7 @@ from fedtalk_ray.privacy.keys import SigningKey
 from fedtalk_ray.privacy.ledger import Ledger
 from fedtalk_ray.privacy.protocol import STAGES, Aborted, Code
 from fedtalk_ray.privacy.secure_client import check_plan, open_plan
+from fedtalk_ray.recipe import PhaseName
 from fedtalk_ray.runs.checkpoints import Checkpoint, config_digest, config_fingerprint, save_checkpoint
 from fedtalk_ray.runs.folder import RunFolder
 from tests.unit.privacy.tampering import CORRUPT_SHARES, OFFENDER, OTHER, ROWS, SKELLAM, Make, Tamper
@@ -75,16 +76,17 @@ class Run:
     Client k = 1, 2... has the update (k, ..., k) / 10 and the weight k / 8.
     """
 
-    def __init__(self, folder: Path, make_exchange: Make, **privacy: Any) -> None:
+    def __init__(self, folder: Path, make_exchange: Make, phase: PhaseName = "faces", **privacy: Any) -> None:
         tree = {"run": str(folder), "shards": "s", "pretrained": "p", "aggregation": "secure", "cohort": {"size": 5}}
+        tree |= {"phases": ["faces"] if phase == "faces" else [phase, "faces"], "rounds": 12}
         privacy = {"insecure_min_survivors": 3, "clip_norm": 30.0} | privacy
-        self.config = parse_config(tree | {"phases": ["faces"], "rounds": 12, "privacy": privacy}, "test")
+        self.config = parse_config(tree | {"privacy": privacy}, "test")
         self.folder, self.make_exchange = RunFolder(folder), make_exchange
         self.people = make_exchange(5).people
         self.people.server = SigningKey.kept_in(self.folder.server_key)
         extend_roster(self.folder.roster, self.people.roster.server, self.people.roster.clients)
         self.name = RosterFile(self.folder.roster).read()[1]
-        start = Checkpoint(0, np.arange(DIMENSION, dtype=np.float32), {})
+        start = Checkpoint(0, np.arange(DIMENSION, dtype=np.float32), {}, phase=phase)
         save_checkpoint(self.folder.checkpoints, start, config_fingerprint(self.config))
         self.codec = make_codec(self.config, DIMENSION)
         self.share = 1.0
@@ -299,6 +301,18 @@ def test_small_weights_are_written_large_from_the_second_round_on(make_exchange:
     assert errors[1] < errors[0] / 1000 and errors[1] < 1e-4
     # Three rounds of the same mean, sum k^2 / (10 sum k) over five clients.
     assert np.abs(run.server.shared() - np.arange(DIMENSION) - 3 * 55 / 150).max() < 1e-2
+
+
+def test_of_statistics_all_clients_count_alike(make_exchange: Make, tmp_path: Path) -> None:
+    """One that claims a thousand times the others' weight would else be nearly all of them: units are fixed in one
+    round, of which no round before says what is usual. The mean of 1 ... 5 tenths is 0.3."""
+    run = Run(tmp_path, make_exchange, phase="units")
+    run.share = 2e-3
+    exchange = run.begin()
+    exchange.finish()
+    figures = run.server.finish(1)
+    assert np.abs(run.server.shared() - np.arange(DIMENSION) - 0.3).max() < 1e-3
+    assert "clip_fraction" not in figures and figures["survivors"] == 5
 
 
 @pytest.mark.parametrize("scale", [0.5, 0.0, -1.0, math.inf, math.nan])
