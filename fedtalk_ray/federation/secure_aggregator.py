@@ -194,7 +194,12 @@ class SecureAggregator:
 
     def charge_given_up(self, round_number: int) -> None:
         """Charges a round whose exchange ended before it was charged: that too few answered tells of who is there."""
-        if self.codec.noise is not None and not self.answered:
+        if self.codec.noise is None or self.answered:
+            return
+        if self._plan is not None and self._plan.round == round_number:
+            self._charge(self._charge_for(self._plan.exchange, round_number, []))
+        else:
+            # A server that came back may have charged it before.
             self.charge_plain(round_number, [])
 
     def figures(self) -> dict[str, Any]:

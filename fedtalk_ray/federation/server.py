@@ -228,6 +228,19 @@ class ParameterServer:
             self._save(round_number, self._parameters)
         return {"survivors": 0, "aborted": str(Code.TOO_FEW)} | self.spent()
 
+    def give_up(self, round_number: int, cohort: list[str]) -> None:
+        """Charges a round with which the run ends, as too few of the cohort answered; the model stays as it is, and the
+        round is to be gone through yet. A cohort that is drawn anew for it, and too few of it answer, costs anew.
+
+        Raises `BudgetSpent` where the server adds the noise and the round would have overspent.
+        """
+        if self._aggregator is None:
+            return
+        if self._config.aggregation == "secure":
+            self._aggregator.charge_given_up(round_number)
+        else:
+            self._aggregator.charge_plain(round_number, cohort)
+
     def _check_dispensable(self, round_number: int, aborted: str) -> None:
         """Raises `RunError` where a round that was given up is one of statistics: what follows is built on them."""
         if self._phase in STATISTICS_ROUNDS and aborted != Code.LOST:

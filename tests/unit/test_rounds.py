@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from fedtalk_ray import rounds
 from fedtalk_ray.actors.ray_errors import RoundLost
 from fedtalk_ray.config import load_config, parse_config
-from fedtalk_ray.errors import RunError, ShardError
-from fedtalk_ray.federation.failure_policy import FailurePolicy
+from fedtalk_ray.errors import RunError, ShardError, TrainingError
+from fedtalk_ray.federation.failure_policy import FailurePolicy, QuorumLost
 from fedtalk_ray.outputs import OutputError
 from fedtalk_ray.rounds import Federation
 from fedtalk_ray.runs.folder import RunFolder
@@ -98,3 +99,25 @@ def test_what_has_lost_the_parameters_begins_again_with_new_ones(config: Callabl
     sent = iter(["first", "second", "third"])
     with pytest.raises(RoundLost, match="the second are gone"):
         begun(retries=1)
+
+
+@pytest.mark.parametrize("error", [QuorumLost("1 of 8 answered"), TrainingError("no client has an update")])
+@pytest.mark.parametrize("aggregation", ["secure", "plain"])
+def test_a_round_that_ends_the_run_as_too_few_answered_is_given_up_first(
+    config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch, error: Exception, aggregation: str
+) -> None:
+    """The server charges it: that it failed tells of who was there."""
+    asked = []
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(rounds, f"{aggregation}_round", fail)
+    monkeypatch.setattr(rounds, "ask", lambda _, *call: asked.append(call))
+    monkeypatch.setattr(Federation, "_enrol", lambda *_: None)
+    server: Any = SimpleNamespace(shared=SimpleNamespace(remote=lambda: "shared"))
+    pool: Any = SimpleNamespace(policy=FailurePolicy(config().failures))
+    cohort = [f"c{number}" for number in range(8)]
+    with pytest.raises(type(error)):
+        Federation(config(aggregation=aggregation), pool=pool, server=server).run_round(3, cohort)
+    assert asked == [("give_up", 3, cohort)]
