@@ -21,7 +21,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Literal
 
 import numpy as np
@@ -156,8 +156,9 @@ def noise_multiplier(target: float, delta: float, *, rate: float, count: int, ma
     return found
 
 
+@lru_cache(maxsize=64)
 def _renyi(noise: Noise, rate: float) -> np.ndarray:
-    """Renyi divergence of one round at every order."""
+    """Renyi divergence of one round at every order; not to be written into."""
     if noise.kind == "gaussian":
         from opacus.accountants.analysis.rdp import compute_rdp
 

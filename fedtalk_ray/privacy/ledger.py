@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.outputs import write_synced
 from fedtalk_ray.privacy.accounting import Noise, Rounds, epsilon, epsilon_bound, merged
@@ -86,35 +88,51 @@ class Ledger:
         """What all charges cost together, and `more` with them where it is given."""
         charges = [*self._charges.values(), *([more] if more else [])]
         release = merged([Rounds(charge.noise, charge.rate, 1) for charge in charges])
-        counts = Counter(client for charge in charges for client in charge.clients)
-        most = max(counts.values(), default=0)
-        # Whose rounds were least noisy would differ only if the noise had changed; then the costliest client counts.
-        server: list[Rounds] = []
-        if counts:
-            cost = dict.fromkeys(counts, 0.0)
-            for charge in charges:
-                for name in charge.clients:
-                    cost[name] += charge.noise.multiplier**-2
-            worst = max(cost, key=lambda name: cost[name])
-            server = merged([Rounds(charge.noise, 1.0, 1) for charge in charges if worst in charge.clients])
-        asked = (delta, tuple(release), tuple(server), most)
+        servers, most = histories(charges)
+        asked = (delta, release, servers, most)
         if self._told is None or self._told[0] != asked:
             # The same is asked before a round and after it, and takes up to a second.
-            self._told = asked, self._account(delta, release, server, len(charges), most)
+            self._told = asked, self._account(delta, release, servers, len(charges), most)
         return self._told[1]
 
-    def _account(self, delta: float, release: list[Rounds], server: list[Rounds], rounds: int, most: int) -> Spent:
+    def _account(
+        self, delta: float, release: list[Rounds], servers: list[list[Rounds]], rounds: int, most: int
+    ) -> Spent:
         # Nobody is in more than all of the rounds, whatever the figure for sampled ones is.
         unsampled = merged([Rounds(part.noise, 1.0, part.count) for part in release])
         return Spent(
             delta,
             min(epsilon(release, delta), epsilon(unsampled, delta)),
-            epsilon(server, delta),
+            max((epsilon(server, delta) for server in servers), default=0.0),
             min(epsilon_bound(release, delta), epsilon_bound(unsampled, delta)) if release else 0.0,
-            epsilon_bound(server, delta) if server else 0.0,
+            max((epsilon_bound(server, delta) for server in servers), default=0.0),
             rounds,
             most,
         )
+
+
+def histories(charges: list[Charge]) -> tuple[list[list[Rounds]], int]:
+    """The clients' rounds, unsampled, of all who may have spent most, and the most rounds that any client was in.
+
+    Equal ones are told once, and left out where another client was in as many rounds of each noise and in more of one.
+    """
+    counts: dict[Noise, Counter[str]] = {}
+    for charge in charges:
+        counts.setdefault(charge.noise, Counter()).update(charge.clients)
+    names = set[str]().union(*counts.values())
+    found = {tuple(count[name] for count in counts.values()) for name in names}
+    # Whoever was in more rounds comes first, so that no later one can be more than an earlier one.
+    ordered = sorted(found, key=lambda history: (sum(history), history), reverse=True)
+    kept = np.empty((0, len(counts)), int)
+    for history in ordered:
+        if not (kept >= history).all(axis=1).any():
+            kept = np.vstack([kept, history])
+    most = sum(ordered[0]) if ordered else 0
+    parts = [
+        [Rounds(noise, 1.0, int(count)) for noise, count in zip(counts, history, strict=True) if count]
+        for history in kept
+    ]
+    return parts, most
 
 
 def encoded(charge: Charge) -> str:

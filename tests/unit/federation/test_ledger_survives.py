@@ -365,6 +365,35 @@ def test_where_the_noise_has_changed_the_costliest_client_counts(tmp_path: Path)
     assert ledger.spent(1e-5).server == pytest.approx(analytic_epsilon(1.0, 1e-5), abs=0.02)
 
 
+def test_of_rounds_of_several_phases_the_client_of_the_largest_epsilon_counts(tmp_path: Path) -> None:
+    """Coarse steps cost what their multiplier does not tell: a's two rounds more than b's one, of less noise."""
+    coarse, fine = Noise("skellam", 1.5, 2.0, 10_000), Noise("skellam", 1.0)
+    one, two = (epsilon([Rounds(noise, 1.0, count)], 1e-5) for noise, count in ((fine, 1), (coarse, 2)))
+    assert two > one + 0.4 and 2 / coarse.multiplier**2 < 1 / fine.multiplier**2
+    ledger = Ledger(tmp_path / "ledger.json")
+    for exchange, (noise, clients) in enumerate([(coarse, ("a",)), (coarse, ("a", "c")), (fine, ("b",))], 1):
+        ledger.charge(Charge(exchange, exchange, noise, 0.5, clients))
+    assert ledger.spent(1e-5).server == pytest.approx(two)
+
+
+def test_a_ledger_of_five_phases_is_told_in_no_time(tmp_path: Path) -> None:
+    """4,000 clients, nearly each with a history of its own."""
+    noises = [Noise("skellam", 2.0, 2.0**18, 10**phase) for phase in range(2, 7)]
+    draw = np.random.default_rng(0)
+    ledger = Ledger(tmp_path / "ledger.json")
+    ledger._charges = {
+        k: Charge(k, k, noises[k % 5], 0.05, tuple(f"{c:04d}" for c in draw.choice(4000, 200, replace=False)))
+        for k in range(1, 501)
+    }
+    epsilon([Rounds(noises[0], 0.05, 1)], 1e-5)  # imports the accountant, which takes seconds itself
+    started = time.process_time()
+    spent = ledger.spent(1e-5)
+    assert time.process_time() - started < 5
+    # Steps are fine, so that it hardly matters in which phase a round was.
+    most = epsilon([Rounds(noises[0], 1.0, spent.participations)], 1e-5)
+    assert most <= spent.server < most + 0.01
+
+
 def test_a_long_ledger_is_told_and_written_on_in_no_time(tmp_path: Path) -> None:
     """1,500 rounds of 200 out of 4,000 clients; looking every client up in every round would take a minute."""
     names = [f"client-{number:05d}" for number in range(4000)]
