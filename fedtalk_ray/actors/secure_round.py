@@ -39,15 +39,17 @@ def secure_round(
     """Runs round `number`; returns its line for the history. The model is as it was where that says `aborted`.
 
     enough: clients that close the training. groups: into how many the cohort is dealt, each with an exchange of its own
-    (`strategy.groups`). Raises `QuorumLost`, and `RoundLost` when the server's exchange is gone.
+    (`strategy.groups`); `lost_groups` of the line counts those whose sum was not opened, by the reason. Raises
+    `QuorumLost`, and `RoundLost` when the server's exchange is gone.
     """
-    tally, aborted = Tally(), None
+    tally, aborted, lost = Tally(), None, Counter[str]()
     if groups == 1:
         aborted = _exchange(pool, server, number, cohort, shared, enough, tally)
     else:
         for place, members in enumerate(dealt(cohort, groups, system_rng())):
             ended = _exchange(pool, server, number, members, shared, enough, tally)
-            ask(server, "set_aside", number, ended, place == 0)
+            if why := ask(server, "set_aside", number, ended, place == 0):
+                lost[why] += 1
     figures = ask(server, "finish", number, aborted, groups)
     if figures.get("aborted") == Code.LOST:
         raise RoundLost("the parameter server came back without the sum")
@@ -55,6 +57,7 @@ def secure_round(
         "round": number,
         "aggregation": "secure",
         **figures,
+        **({"lost_groups": dict(lost)} if lost else {}),
         "counts": dict(tally.counts),
         "refused": dict(tally.refused),
         "bytes_up": 4 * len(pool.vector) * tally.counts["mask"],
