@@ -153,18 +153,19 @@ def privacy(run: Facts) -> Section:
         ]
         return section
     release, server = run.series("epsilon"), run.series("epsilon_server")
-    if release and server:
+    if release:
         caption = (
             f"At delta {settings.delta:g}; lower promises more. Release view: against whoever sees the models and not "
-            "the cohorts. Server view: against whoever knows the cohorts."
+            "the cohorts. Server view: against whoever knows the cohorts"
         )
+        caption += "." if server else "; not told by round, as it is that of whoever was drawn most often."
         levels = {}
         if settings.epsilon is not None:
             levels = {f"budget {settings.epsilon:g}": settings.epsilon}
             caption += f" The budget holds the {settings.view} view; the other one may lie above it."
         if note := simulation(settings, " "):
             caption += f"{note}."
-        curves = {"server view": server, "release view": release}
+        curves = ({"server view": server} if server else {}) | {"release view": release}
         section.plot("Epsilon spent by round", caption, draw_lines, curves, "epsilon", levels=levels, from_zero=True)
     else:
         section.sentences.append("The rounds' records hold no epsilon: the ledger alone does.")

@@ -141,7 +141,7 @@ def test_the_ledger_wins_over_the_records(make_run: MakeRun, secure_record: Reco
 
 @pytest.mark.parametrize("view", ["release", "server"])
 def test_every_epsilon_of_a_simulated_cohort_says_so(make_run: MakeRun, secure_record: Record, view: str) -> None:
-    """The sentence with the budget, the key figure, the ledger's line, and the curves where there are any."""
+    """The sentence with the budget, the key figure, the ledger's line, and the curves."""
     for name, says in (("simulated", True), ("real", False)):
         privacy = {key: value for key, value in NOISY.items() if says or not key.startswith("simulated")}
         record = secure_record(1) if view == "server" else told(secure_record(1))
@@ -152,7 +152,7 @@ def test_every_epsilon_of_a_simulated_cohort_says_so(make_run: MakeRun, secure_r
         texts = [sentence(found, None), *(figure.note for figure in key_figures(found) if "epsilon" in figure.name)]
         texts += [line for line in section.sentences if "The ledger: epsilon" in line]
         texts += [plot.caption for plot in section.plots if "Epsilon" in plot.title]
-        assert len(texts) == (4 if view == "server" else 3)
+        assert len(texts) == 4
         assert [("SIMULATION" in text) for text in texts] == [says] * len(texts)
 
 
@@ -224,6 +224,19 @@ def test_epsilon_has_its_budget_and_both_views(make_config, secure_record: Recor
     assert "fedtalk privacy show runs/r" in section.sentences[-1]
     none = sections.privacy(run_of(make_config, [secure_record(1, clip_fraction=None)]))
     assert none.plots == [] and "infinite" in none.sentences[0]
+
+
+def test_where_cohorts_are_hidden_the_release_view_is_shown_alone(make_config, secure_record: Record) -> None:
+    """Records tell no epsilon in the server view then, which is that of whoever was drawn most often."""
+    run = run_of(make_config, [told(secure_record(1)), told(secure_record(2))], privacy=NOISY)
+    section = sections.privacy(run)
+    panel = drawn(section.plots[0])
+    assert legend(panel) == ["release view", "budget 8"]
+    assert [line.get_ydata()[-1] for line in panel.lines] == [3.0, 8.0]
+    assert "Server view: against whoever knows the cohorts; not told by round" in section.plots[0].caption
+    assert not any("hold no epsilon" in line for line in section.sentences)
+    unpriced = run_of(make_config, [secure_record(1, epsilon=None, epsilon_server=None)], privacy=NOISY)
+    assert "The rounds' records hold no epsilon: the ledger alone does." in sections.privacy(unpriced).sentences
 
 
 def test_one_measurement_is_no_curve(make_config, plain_record: Record) -> None:
