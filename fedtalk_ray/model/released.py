@@ -29,6 +29,14 @@ def open_model(source: str | Path) -> RunFolder:
     return run
 
 
+def check_whole(source: str | Path) -> None:
+    """Raises `RunError` for the pipeline inside a run's folder: without the run around it that is another model."""
+    place = find_model(source).absolute()
+    run = RunFolder(place.parent)
+    if run.exists() and place == run.pipeline:
+        raise RunError(f"{source} is only a part of the run, without its adapters and settings; give --run {run.path}")
+
+
 def release_model(
     run: RunFolder,
     round_number: int,
