@@ -102,12 +102,14 @@ class SecureClient:
         for share in delivered.shares:
             self._unseal("key", share, self._held_keys)
         masked = vector.copy()
-        stream = Mask(len(masked))
-        stream.add(masked, self._seed)
+        added, subtracted = [self._seed], []
         for partner in self._partners:
             first, second = sorted((self._name, partner))
             mask = self._derive(self._masking, self._keys[partner][1], "mask", first, second)
-            (stream.add if self._name < partner else stream.subtract)(masked, mask)
+            (added if self._name < partner else subtracted).append(mask)
+        stream = Mask(len(masked))
+        stream.add(masked, *added)
+        stream.subtract(masked, *subtracted)
         commitment = protocol.seed_commitment(self._session, self._name, self._seed)
         shares = self._deal("seed", self._seed, self._holders & self._partners)
         return self._send(MaskedInput(self._name, masked, commitment, shares))

@@ -10,7 +10,7 @@ state as it was. What it holds of a client's vector is one masked sum over all o
 """
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -235,15 +235,21 @@ class SecureServer:
         seeds = {client: self._recover("seed", client) for client in self.survivors}
         keys = {client: self._recover("key", client) for client in self._dropped if partners[client]}
         self._find_faults(alive, seeds, keys)
-        stream = Mask(len(self._total))
+        # Masks that are still on the sum, as they were put there.
+        added: list[bytes] = []
+        subtracted: list[bytes] = []
         for seed in seeds.values():
             if seed is None:
                 raise Aborted(Code.CANNOT_UNMASK, "the shares of a self mask's seed do not give it back")
-            stream.subtract(self._total, seed)
+            added.append(seed)
         for client, secret in keys.items():
             if secret is None:
                 raise Aborted(Code.CANNOT_UNMASK, "the shares of a masking key do not give it back")
-            self._remove_pairs(client, secret, partners[client], stream)
+            for partner, mask in self._shared_masks(client, secret, partners[client]):
+                (added if partner < client else subtracted).append(mask)
+        stream = Mask(len(self._total))
+        stream.subtract(self._total, *added)
+        stream.add(self._total, *subtracted)
         self.stage = "open"
         return {}
 
@@ -259,13 +265,12 @@ class SecureServer:
         tolerated = self._limits.tolerated(len(self._plan.cohort))
         self.faults = faults(needed, alive, self._complaints, tolerated) | self.faults
 
-    def _remove_pairs(self, client: str, secret: bytes, partners: list[str], stream: Mask) -> None:
-        """Takes the masks that survivors share with a client that dropped out off the sum."""
+    def _shared_masks(self, client: str, secret: bytes, partners: list[str]) -> Iterator[tuple[str, bytes]]:
+        """The keys of the masks that a client that dropped out shares with each survivor, who added it where its name
+        comes first, and subtracted it otherwise."""
         key = ExchangeKey(secret)
         for partner in partners:
-            mask = key.derive(self._keys[partner][1], self.session, "mask", *sorted((client, partner)))
-            # The survivor added where its name comes first, and subtracted otherwise.
-            (stream.subtract if partner < client else stream.add)(self._total, mask)
+            yield partner, key.derive(self._keys[partner][1], self.session, "mask", *sorted((client, partner)))
 
     def _is_right(self, kind: str, client: str, secret: bytes) -> bool:
         """Whether that is the seed that a client committed to, or the key whose public one it advertised."""

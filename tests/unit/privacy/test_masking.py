@@ -56,6 +56,15 @@ def test_sums_wrap_and_one_buffer_serves_all_keys() -> None:
     assert np.array_equal(vector, (2**32 - 1 + stream(length, OTHER).astype(np.uint64)) % 2**32)
 
 
+def test_many_keys_at_once_are_those_one_by_one() -> None:
+    length, keys = 131075, [bytes([number] * 32) for number in range(5)]
+    vector, mask = np.zeros(length, np.uint32), Mask(length)
+    mask.add(vector, *keys)
+    assert np.array_equal(vector, sum(stream(length, key).astype(np.uint64) for key in keys) % 2**32)
+    mask.subtract(vector, *keys[1:])
+    assert np.array_equal(vector, stream(length, keys[0]))
+
+
 @pytest.mark.parametrize(
     "vector",
     [

@@ -194,11 +194,15 @@ Patch = Callable[[pytest.MonkeyPatch], None]
 def constant_masks(patch: pytest.MonkeyPatch) -> None:
     """Every stream from one key."""
     apply = Mask._apply
-    patch.setattr(Mask, "_apply", lambda self, operation, vector, key: apply(self, operation, vector, bytes(32)))
+
+    def one_key(self: Mask, operation: np.ufunc, vector: np.ndarray, keys: tuple[bytes, ...]) -> None:
+        apply(self, operation, vector, (bytes(32),) * len(keys))
+
+    patch.setattr(Mask, "_apply", one_key)
 
 
 def no_masks(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Mask, "_apply", lambda self, operation, vector, key: None)
+    patch.setattr(Mask, "_apply", lambda self, operation, vector, keys: None)
 
 
 def no_pairwise_masks(patch: pytest.MonkeyPatch) -> None:
@@ -206,10 +210,10 @@ def no_pairwise_masks(patch: pytest.MonkeyPatch) -> None:
     apply = Mask._apply
     used: set[Mask] = set()
 
-    def first_only(self: Mask, operation: np.ufunc, vector: np.ndarray, key: bytes) -> None:
+    def first_only(self: Mask, operation: np.ufunc, vector: np.ndarray, keys: tuple[bytes, ...]) -> None:
         if self not in used:
             used.add(self)
-            apply(self, operation, vector, key)
+            apply(self, operation, vector, keys[:1])
 
     patch.setattr(Mask, "_apply", first_only)
 
@@ -240,9 +244,11 @@ def pairs_of_the_session(patch: pytest.MonkeyPatch) -> None:
 def small_seeds(patch: pytest.MonkeyPatch) -> None:
     """Keys folded to 32 bits, as in Flower's SecAgg+."""
     apply = Mask._apply
-    patch.setattr(
-        Mask, "_apply", lambda self, operation, vector, key: apply(self, operation, vector, key[:4] + bytes(28))
-    )
+
+    def folded(self: Mask, operation: np.ufunc, vector: np.ndarray, keys: tuple[bytes, ...]) -> None:
+        apply(self, operation, vector, tuple(key[:4] + bytes(28) for key in keys))
+
+    patch.setattr(Mask, "_apply", folded)
 
 
 @pytest.mark.parametrize(
