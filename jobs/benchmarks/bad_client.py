@@ -4,7 +4,8 @@ python jobs/benchmarks/bad_client.py --shards shards/crowd32 --pretrained models
 
 Drawn faces of 32 pixels, as in jobs/configs/audit.yaml, secure sums without noise, everybody in every round. The bad
 client trains as all do, turns its update round, makes it as long as it may be, and claims the largest weight that it
-can. Held-out loss is that of people whom nobody trains on. Before:
+can: by the project's code, or in a vector that it writes itself. Held-out loss is that of people whom nobody trains
+on. Before:
 
 fedtalk prepare --corpus synthetic --size 32 --autoencoder patch --identities 100 --clips 1 --unseen 0 --seed 7 \\
   --out shards/public32
@@ -18,7 +19,7 @@ import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -29,9 +30,11 @@ from fedtalk_ray.federation.cohorts import dealt
 from fedtalk_ray.federation.roster import extend_roster
 from fedtalk_ray.federation.server import ParameterServer
 from fedtalk_ray.messages import ClientReport
+from fedtalk_ray.privacy.fixed_point import to_ring
 from fedtalk_ray.privacy.keys import SigningKey
 from fedtalk_ray.privacy.noise import system_rng
 from fedtalk_ray.privacy.protocol import STAGES
+from fedtalk_ray.privacy.update_codec import UpdateCodec
 from fedtalk_ray.runs.checkpoints import Checkpoint, config_fingerprint, save_checkpoint
 from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.settings import TrainConfig
@@ -39,15 +42,41 @@ from fedtalk_ray.shards.people import people_of
 
 COHORTS = (8, 16, 64)
 
-CASES: dict[str, tuple[bool, int, dict[str, Any]]] = {
-    "nobody lies": (False, 1, {}),
-    "one lies": (True, 1, {}),
-    "one lies, no bound on weights": (True, 1, {"most_weight": None}),
-    "one lies, C 30": (True, 1, {"clip_norm": 30.0}),
-    "nobody lies, groups of eight": (False, 8, {}),
-    "one lies, groups of eight": (True, 8, {}),
+LIE = 1e9
+"""The liar's weight."""
+
+Lie = Literal["none", "update", "vector"]
+
+CASES: dict[str, tuple[Lie, int, dict[str, Any]]] = {
+    "nobody lies": ("none", 1, {}),
+    "one lies": ("update", 1, {}),
+    "one writes its own vector": ("vector", 1, {}),
+    "one lies, C 30": ("update", 1, {"clip_norm": 30.0}),
+    "nobody lies, groups of eight": ("none", 8, {}),
+    "one writes its own vector, groups of eight": ("vector", 8, {}),
 }
-"""Whether somebody lies, how many groups (of 64 clients; fewer have one), and the settings of `privacy`."""
+"""What the liar lies about, how many groups (of 64 clients; fewer have one), and the settings of `privacy`."""
+
+
+class OwnVector:
+    """An `UpdateCodec` by which the liar writes three quarters of all the weight that a cohort may have, and a sum as
+    long as that allows; the server finds nothing amiss."""
+
+    def __init__(self, codec: UpdateCodec) -> None:
+        self._codec = codec
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._codec, name)
+
+    def encode(
+        self, update: np.ndarray, weight: float, clip_norm: float, cohort: int, rng: np.random.Generator
+    ) -> np.ndarray:
+        if weight < LIE:
+            return self._codec.encode(update, weight, clip_norm, cohort, rng)
+        direction = update / np.linalg.norm(update.astype(np.float64)) * self._codec.zoom
+        heavy = 0.75 * cohort / max(1.0, float(np.abs(direction).max()))
+        values = heavy * np.concatenate([direction, [1.0, 0.0]])
+        return to_ring(np.rint(values * self._codec.scale).astype(np.int64))
 
 
 class SlotWithALiar(ClientSlot):
@@ -61,8 +90,11 @@ class SlotWithALiar(ClientSlot):
         report, update = super()._fit_one(round_number, client, shared, call)
         if client == self.liar:
             # Cut to the clip norm, and to the largest weight, by the client's own code.
-            return replace(report, weight=1e9), -1e6 * update
+            return replace(report, weight=LIE), -1e6 * update
         return report, update
+
+    def write_own_vectors(self) -> None:
+        self._secure._codec = cast(UpdateCodec, OwnVector(self._secure._codec))
 
 
 def main(arguments: list[str]) -> None:
@@ -80,12 +112,12 @@ def main(arguments: list[str]) -> None:
     for count in chosen.cohorts:
         cells, before = [], ""
         for case in chosen.cases:
-            lies, groups, privacy = CASES[case]
+            lie, groups, privacy = CASES[case]
             found = []
             for seed in chosen.seeds if groups <= count // 8 else ():
                 with tempfile.TemporaryDirectory() as run:
                     config = config_of(chosen, Path(run) / "run", count, seed, groups, privacy)
-                    found.append(train(config, lies))
+                    found.append(train(config, lie))
                 print(f"{count}, {case}, seed {seed}: {found[-1]}", file=sys.stderr, flush=True)
             before = before or shown([first for first, _ in found])
             cells.append(shown([last for _, last in found]) if found else "")
@@ -118,11 +150,13 @@ def people(shards: str) -> list[str]:
     return list(found)
 
 
-def train(config: TrainConfig, lies: bool) -> tuple[float, float]:
+def train(config: TrainConfig, lie: Lie) -> tuple[float, float]:
     """Held-out loss before the first round and after the last, all in this process."""
     slot, run = SlotWithALiar(config), RunFolder(Path(config.run))
     shared, cohort = slot.start(), sorted(config.cohort.clients or ())
-    slot.liar = cohort[0] if lies else ""
+    slot.liar = "" if lie == "none" else cohort[0]
+    if lie == "vector":
+        slot.write_own_vectors()
     save_checkpoint(run.checkpoints, Checkpoint(0, shared, {}), config_fingerprint(config))
     extend_roster(run.roster, SigningKey.kept_in(run.server_key).public, slot.enrol(cohort))
     server = ParameterServer(config.run, config)
