@@ -102,7 +102,8 @@ class SecureClient:
         for share in delivered.shares:
             self._unseal("key", share, self._held_keys)
         masked = vector.copy()
-        added, subtracted = [self._seed], []
+        added = [self._seed]
+        subtracted: list[bytes] = []
         for partner in self._partners:
             first, second = sorted((self._name, partner))
             mask = self._derive(self._masking, self._keys[partner][1], "mask", first, second)
