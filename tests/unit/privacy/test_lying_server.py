@@ -6,33 +6,46 @@ Attacks succeed against the protocol with a rule taken out and fail against it a
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, partial
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedtalk_ray.messages import Plan
-from fedtalk_ray.privacy import graph, secure_client
+from fedtalk_ray.privacy import graph
 from fedtalk_ray.privacy.protocol import Limits
 from fedtalk_ray.privacy.secure_client import SecureClient
 from tests.unit.privacy.conftest import people_of
-from tests.unit.privacy.conspiracy import Conspiracy, Late, Story
+from tests.unit.privacy.conspiracy import Conspiracy, Story
+from tests.unit.privacy.mutants import altered
+from tests.unit.privacy.stories import (
+    Deviation,
+    a_story_for_each,
+    alone,
+    asked_again,
+    changed,
+    garbled,
+    hidden,
+    holders_in_league,
+    never_shared,
+    said_to_be_lost,
+    truth,
+    two_stories,
+)
 
-CASES = int(os.environ.get("FEDTALK_CASES", "200")) // 2
+CASES = int(os.environ.get("FEDTALK_CASES", "300"))
 NIGHTLY = CASES > 1000
+
+pytestmark = pytest.mark.usefixtures("same_frames_are_read_once")
 
 COMPLETE_UP_TO = 24
 """Where these tests let sparse graphs begin, so that small ones can be tried."""
 
 crowd = cache(people_of)
-
-Deviation = Callable[[Conspiracy], Story]
 
 
 @dataclass(frozen=True)
@@ -66,113 +79,6 @@ def holders_each(drawn: int) -> Iterator[None]:
         if drawn:
             patch.setattr(graph, "SPARSE", drawn)
         yield
-
-
-def truth(league: Conspiracy) -> Story:
-    return Story()
-
-
-def alone(company: int) -> Deviation:
-    """The first client, and so many other honest ones, hear of nobody else but the server's clients."""
-
-    def story(league: Conspiracy) -> Story:
-        few = league.honest[: 1 + company]
-        return Story(heard=dict.fromkeys(few, frozenset(few) | league.colluders))
-
-    return story
-
-
-def split(league: Conspiracy, share: float) -> dict[str, frozenset[str]]:
-    """So large a share of the honest clients hears that all survived, the others that the first one did not."""
-    everybody, first = frozenset(league.plan.cohort), round(share * len(league.honest))
-    without = everybody - {league.honest[0]}
-    return {name: everybody if place < first else without for place, name in enumerate(league.honest)}
-
-
-def two_stories(share: float) -> Deviation:
-    return lambda league: Story(survivors=split(league, share))
-
-
-def asked_again(league: Conspiracy) -> Story:
-    """After everything was opened all are asked once more, as if the first one had not survived."""
-    return Story(again=dict.fromkeys(league.honest, frozenset(league.plan.cohort) - {league.honest[0]}))
-
-
-def never_shared(league: Conspiracy) -> Story:
-    """Nothing of the others reaches the first client, and all are said to have survived."""
-    victim = league.honest[0]
-    others = frozenset(league.honest[1:])
-    return Story(absent={victim: others}, survivors={victim: frozenset(league.plan.cohort)})
-
-
-def hidden(count: int) -> Deviation:
-    """So many clients are nobody's partners, and all are said to have survived."""
-
-    def story(league: Conspiracy) -> Story:
-        few = frozenset(league.honest[:count])
-        apart = {name: few if name not in few else frozenset(league.honest) - few for name in league.honest}
-        return Story(absent=apart, survivors=dict.fromkeys(league.honest, frozenset(league.plan.cohort)))
-
-    return story
-
-
-def said_to_be_lost(lost: int) -> Deviation:
-    """So many honest clients are said to have dropped out, and their keys are asked for."""
-
-    def story(league: Conspiracy) -> Story:
-        left = frozenset(league.plan.cohort) - frozenset(league.honest[len(league.honest) - lost :])
-        return Story(survivors=dict.fromkeys(league.honest, left))
-
-    return story
-
-
-def a_story_for_each(league: Conspiracy) -> Story:
-    """Every client hears that others are lost, as many as a sum allows, so that all but a few lose their keys."""
-    everybody, honest = frozenset(league.plan.cohort), league.honest
-    least = league.limits.survivors(len(everybody))
-    kept = honest[: least - len(league.colluders) - 1]
-    lost = [name for name in honest if name not in kept]
-
-    def survivors(name: str) -> frozenset[str]:
-        begin = honest.index(name)
-        turned = [lost[(begin + step) % len(lost)] for step in range(len(lost))]
-        return everybody - frozenset([each for each in turned if each != name][: len(everybody) - least])
-
-    return Story(survivors=Late(survivors))
-
-
-def holders_in_league(league: Conspiracy, partners: bool) -> Story:
-    """Of the first client's holders those who are not the server's are said to be lost; it masks with them, or with
-    the server's alone."""
-    victim, everybody = league.honest[0], frozenset(league.plan.cohort)
-
-    def lost() -> frozenset[str]:
-        return frozenset(league.sealed.get(victim, {}).keys() - {victim} - league.colluders)
-
-    def absent(name: str) -> frozenset[str]:
-        kept = league.colluders | (lost() if partners else frozenset())
-        return everybody - kept if name == victim else frozenset()
-
-    return Story(absent=Late(absent), survivors=Late(lambda name: everybody - lost()))
-
-
-def garbled(league: Conspiracy) -> Story:
-    """Nobody can use the first client's seed shares, half hear that it survived, and all complain."""
-    victim, everybody = league.honest[0], frozenset(league.plan.cohort)
-    return Story(survivors=split(league, 0.5), garbled={victim: everybody})
-
-
-def altered(*changes: tuple[str, str]) -> type[SecureClient]:
-    """The client's code with some rules taken out or put back as they were."""
-    path = Path(secure_client.__file__)
-    source = path.read_text()
-    for old, new in changes:
-        assert source.count(old) == 1, old
-        source = source.replace(old, new)
-    module = ModuleType("altered")
-    exec(compile(source, str(path), "exec"), vars(module))
-    found: type[SecureClient] = module.SecureClient
-    return found
 
 
 @pytest.mark.parametrize(("count", "drawn"), [(8, 0), (36, 0), (30, 20), (40, 8)])
@@ -313,30 +219,13 @@ def test_large_cohorts(count: int, colluders: int) -> None:
 @st.composite
 def attacks(draw: st.DrawFn) -> Attack:
     """Mostly small cohorts, as every case makes everybody's keys; a sparse graph now and then."""
-    count = draw(st.sampled_from([8, 9, 10, 12, 8, 9, 10, 30]))
+    count = draw(st.sampled_from([*(8, 9, 10) * 5, 12, 12, 30]))
     drawn = 20 if count > COMPLETE_UP_TO else 0
     with holders_each(drawn):
         most = graph.tolerated(count, COMPLETE_UP_TO if drawn else graph.COMPLETE_UP_TO)
     known = [truth, *(attack.story for attack in ATTACKS.values())]
     data = draw(st.data())
     return Attack(count, draw(st.integers(0, most)), partial(changed, data, draw(st.sampled_from(known))), drawn)
-
-
-def changed(data: st.DataObject, known: Deviation, league: Conspiracy) -> Story:
-    """A known attack, or the truth, with some clients told something else at some stages."""
-    everybody, story = frozenset(league.plan.cohort), known(league)
-    some = st.frozensets(st.sampled_from(sorted(everybody)), max_size=4)
-    told = {}
-    for what in ("heard", "absent", "strangers", "survivors", "again", "garbled"):
-        said = getattr(story, what)
-        if isinstance(said, Late):
-            continue
-        others = dict(said)
-        for name in data.draw(st.lists(st.sampled_from(league.honest), max_size=3, unique=True), label=what):
-            usual = frozenset() if what in ("absent", "strangers", "garbled") else everybody
-            others[name] = others.get(name, usual) ^ data.draw(some)
-        told[what] = others
-    return replace(story, **told)
 
 
 @settings(max_examples=CASES, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
