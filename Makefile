@@ -29,7 +29,8 @@ test: $(INSTALLED)  ## unit tests on two cores, then the tests on real Ray (narr
 
 nightly: $(INSTALLED)  ## the long tests, and many more cases of the secure protocol
 	$(TEST_ENV) FEDTALK_CASES=10000 $(BIN)/python -m pytest tests/unit/privacy/test_protocol_properties.py --timeout 3600
-	$(TEST_ENV) FEDTALK_CASES=40000 $(BIN)/python -m pytest tests/unit/privacy/test_lying_server.py --timeout 7200
+	$(TEST_ENV) FEDTALK_CASES=20000 $(BIN)/python -m pytest tests/unit/privacy/test_lying_server.py \
+		tests/unit/privacy/test_several_exchanges.py --timeout 7200
 	$(TEST_ENV) $(BIN)/python -m pytest tests/nightly $(ARGS)
 
 lint: $(INSTALLED)  ## ruff, format and types, then the commit hooks; changes no file
