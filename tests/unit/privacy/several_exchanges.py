@@ -192,7 +192,7 @@ class League:
     def _stages(self, act: Act) -> Generator[str]:
         cohort = tuple(name for place, name in enumerate(self.people.names) if place not in act.left_out)
         shared, agreed = hashlib.sha256(MODEL.tobytes()).digest(), config_digest(self.config)
-        clip_norm = clip_norm_of(self.config.privacy_in(act.phase))
+        clip_norm = clip_norm_of(self.config, act.round, LENGTH)
         plan = Plan(self._run, act.number, act.round, bytes(32), shared, agreed, clip_norm, cohort)
         slot = self._slot(act)
         frame = protocol.seal_frame(self.people.server, protocol.run_context(self._run), plan)
