@@ -128,10 +128,9 @@ def apply_as(change: Callable[[Any, bytes], bytes | None]) -> Patch:
     def plant(patch: pytest.MonkeyPatch) -> None:
         apply = Mask._apply
 
-        def mutant(self: Mask, operation: np.ufunc, vector: np.ndarray, key: bytes) -> None:
-            used = change(self, key)
-            if used is not None:
-                apply(self, operation, vector, used)
+        def mutant(self: Mask, operation: np.ufunc, vector: np.ndarray, keys: tuple[bytes, ...]) -> None:
+            used = (change(self, key) for key in keys)
+            apply(self, operation, vector, tuple(key for key in used if key is not None))
 
         patch.setattr(Mask, "_apply", mutant)
 

@@ -36,9 +36,13 @@ class People:
         self.keys = {name: SigningKey.generate() for name in (*self.names, OUTSIDER)}
         self.server = SigningKey.generate()
 
-    @cached_property
+    @property
     def roster(self) -> Roster:
-        return Roster({name: key.public for name, key in self.keys.items()}, self.server.public)
+        return Roster(self._clients, self.server.public)
+
+    @cached_property
+    def _clients(self) -> dict[str, bytes]:
+        return {name: key.public for name, key in self.keys.items()}
 
 
 class Exchange:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedtalk_ray.messages import OpenedShare, SealedShare
@@ -237,6 +237,7 @@ def test_only_survivors_who_complained_are_told_a_share(make_exchange: Make) -> 
 everybody = [f"c{number}" for number in range(COUNT)]
 
 
+@settings(deadline=None)
 @given(data=st.data())
 def test_no_lie_proves_a_fault_of_an_honest_client(data: st.DataObject) -> None:
     """Liars, as many as may be in league, complain of whom they like and give what they like; honest clients answer or
