@@ -11,6 +11,8 @@ from typing import Literal
 import numpy as np
 import torch
 
+from fedtalk_ray.recipe import BETAS
+
 Loss = tuple[torch.Tensor, dict[str, float]]
 """What is minimised, a scalar, and its terms for the logs."""
 
@@ -38,7 +40,7 @@ def descend(
     if optimizer == "sgd":
         made = torch.optim.SGD(trained, lr=rate(0))
     else:
-        made = torch.optim.AdamW(trained, lr=rate(0), weight_decay=weight_decay)
+        made = torch.optim.AdamW(trained, lr=rate(0), betas=BETAS, weight_decay=weight_decay)
     history: list[dict[str, float]] = []
     for step in range(steps):
         for group in made.param_groups:

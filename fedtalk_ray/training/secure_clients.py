@@ -48,6 +48,7 @@ class SecureClients:
         self._plan: Plan | None = None
         self._frame = b""
         self._left_out: set[str] = set()
+        self._clip_norm: float | None = None
         self._run = RunFolder(Path(config.run))
         self._file = RosterFile(self._run.roster)
 
@@ -72,6 +73,8 @@ class SecureClients:
         if new := set(plan.left_out) - self._left_out:
             print(f"the server leaves out, for a fault that it has proof of: {', '.join(sorted(new))}", flush=True)
         self._left_out = set(plan.left_out)
+        if not self._adaptive:
+            self._clip_norm = clip_norm_of(self._config, plan.round, self._codec.dimension)
         self._roster, self._plan, self._frame = roster, plan, frame
         return plan
 
@@ -88,7 +91,7 @@ class SecureClients:
             backbone=self.backbone,
             shared=hashlib.sha256(np.ascontiguousarray(shared).tobytes()).digest(),
             config=self._digest,
-            clip_norm=None if self._adaptive else clip_norm_of(self._config, plan.round, len(shared)),
+            clip_norm=self._clip_norm,
         )
         answered_may_go_on(answered, plan.round, self._config.privacy.participation_cap)
         if (ledger := self._ledger(client)) is not None:

@@ -59,8 +59,8 @@ CASES: dict[str, tuple[Lie, int, dict[str, Any]]] = {
 
 
 class OwnVector:
-    """An `UpdateCodec` by which the liar writes three quarters of all the weight that a cohort may have, and a sum as
-    long as that allows; the server finds nothing amiss."""
+    """An `UpdateCodec` by which the liar writes as much weight as three quarters of a cohort may have, beside that of
+    the others, and a sum as long as that allows; the server finds nothing amiss."""
 
     def __init__(self, codec: UpdateCodec) -> None:
         self._codec = codec

@@ -74,7 +74,7 @@ class Held:
 
     def __init__(self, config: TrainConfig, clients: Any, phase: PhaseName, vector: Callable[..., np.ndarray]) -> None:
         self.secure = clients(config, phase, LENGTH, bytes(32))
-        self.secure._codec = SimpleNamespace(noise=None, encode=lambda update, *_: update.copy())
+        self.secure._codec = SimpleNamespace(noise=None, dimension=LENGTH, encode=lambda update, *_: update.copy())
         self._phase, self._vector, self.working_on = phase, vector, ""
 
     def train(self, clients: Sequence[str], plan: bytes) -> None:
