@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from fedtalk_ray.media.compositing import mask_of
 from fedtalk_ray.media.face_template import mouth_mask
@@ -44,6 +43,9 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
 
     a, b: uint8 [T, H, W, 3] with H and W of at least 11. Raises `ValueError` as `psnr` does.
     """
+    # torchmetrics loads scipy and matplotlib: a quarter of the start of a slot, which measures pictures last of all.
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
     _check_pair(a, b)
     if min(a.shape[1:3]) < 11:
         raise ValueError(f"SSIM's window is 11 pixels wide; these frames are {a.shape[2]}x{a.shape[1]}")
@@ -145,6 +147,8 @@ def best_lag(a: np.ndarray, b: np.ndarray, max_lag: int) -> tuple[int, float]:
 @torch.no_grad()
 def _mean_psnr(a: np.ndarray, b: np.ndarray) -> float:
     """a, b: uint8 [T, values]."""
+    from torchmetrics.functional.image import peak_signal_noise_ratio  # as in `ssim`
+
     total = 0.0
     for x, y in zip(a, b, strict=True):
         one, other = (torch.from_numpy(values.astype(np.float64)) for values in (x, y))
