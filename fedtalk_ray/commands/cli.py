@@ -285,11 +285,9 @@ def evaluate(
     """
     from fedtalk_ray.evaluation.evaluate import evaluate_run, load_instruments, metrics_table, write_metrics
     from fedtalk_ray.evaluation.held_out import SPLITS
-    from fedtalk_ray.model.released import check_whole
 
     if split not in SPLITS:
         raise UserError(f"--split is {split!r}; known: {', '.join(SPLITS)}")
-    check_whole(run)
     instruments, missing = load_instruments(judge)
     excluded = [name.strip() for name in (exclude or "").split(",") if name.strip()]
     sampling = _sampling(steps, guidance)

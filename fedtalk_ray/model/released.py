@@ -20,21 +20,20 @@ from fedtalk_ray.runs.folder import RunFolder
 
 
 def open_model(source: str | Path) -> RunFolder:
-    """The run's folder or pretrained pipeline that `source` names. Raises `RunError` where there is no model."""
+    """The run's folder or pretrained pipeline that `source` names.
+
+    Raises `RunError` where there is no model, and for the pipeline inside a run's folder: without the run around it
+    that is another model.
+    """
     run = RunFolder(find_model(source))
+    around = RunFolder(run.path.absolute().parent)
+    if around.exists() and run.path.absolute() == around.pipeline.absolute():
+        raise RunError(f"{source} is only a part of the run, without its adapters and settings; give {around.path}")
     if not run.path.is_dir():
         raise RunError(f"run folder {run.path} does not exist")
     if not run.has_model():
         raise RunError(f"{run.path} holds no trained model (no pipeline/); train first, or give the run's own folder")
     return run
-
-
-def check_whole(source: str | Path) -> None:
-    """Raises `RunError` for the pipeline inside a run's folder: without the run around it that is another model."""
-    place = find_model(source).absolute()
-    run = RunFolder(place.parent)
-    if run.exists() and place == run.pipeline:
-        raise RunError(f"{source} is only a part of the run, without its adapters and settings; give --run {run.path}")
 
 
 def release_model(

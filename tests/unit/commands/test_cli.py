@@ -75,14 +75,21 @@ def test_a_run_that_does_not_exist_is_named(refused: Callable[..., str], tmp_pat
     assert "does not exist" in refused("evaluate", "--run", none, "--shards", none, "--out", tmp_path / "m.json")
 
 
-def test_a_runs_pipeline_alone_is_not_evaluated_in_the_runs_place(refused: Callable[..., str], tmp_path: Path) -> None:
+def test_a_runs_pipeline_alone_is_not_taken_for_the_run(refused: Callable[..., str], tmp_path: Path) -> None:
     """It lacks the adapters, and what was promised to whom: single clients' clips would be told."""
-    run, out = tmp_path / "run", tmp_path / "m.json"
+    run = tmp_path / "run"
     for name in ("config.yaml", "pipeline/model_index.json"):
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).write_text("")
-    line = refused("evaluate", "--run", run / "pipeline", "--shards", tmp_path / "none", "--out", out)
-    assert f"{run / 'pipeline'} is only a part of the run" in line and line.endswith(f"give --run {run}")
+    shards, sound, face = tmp_path / "none", tmp_path / "said.wav", tmp_path / "face.png"
+    sound.write_bytes(b"")
+    face.write_bytes(b"")
+    for command in (
+        ("evaluate", "--shards", shards, "--out", tmp_path / "m.json"),
+        ("generate", "--reference", face, "--audio", sound, "--out", tmp_path / "o.mp4"),
+    ):
+        line = refused(*command, "--run", run / "pipeline")
+        assert f"{run / 'pipeline'} is only a part of the run" in line and line.endswith(f"give {run}")
 
 
 def test_a_demo_folder_in_use_is_refused_before_any_work(refused: Callable[..., str], tmp_path: Path) -> None:
