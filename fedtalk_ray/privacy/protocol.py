@@ -166,14 +166,16 @@ LARGEST_PART = 1024
 """Bytes that no frame takes for each client of its cohort, its vector and what all say of all apart."""
 
 
-def check_size(data: Buffer, clients: int, values: int = 0) -> None:
+def check_size(data: Buffer, clients: int, values: int = 0, of_all: bool = False) -> None:
     """Raises `Rejected` for a frame larger than any for a cohort of so many and a vector of so many values can be:
-    before it is read, so that nobody has to hold what a flood is made of."""
+    before it is read, so that nobody has to hold what a flood is made of. of_all: for what everybody says of everybody,
+    an `UnmaskRequest`."""
     try:
         size = memoryview(data).nbytes
     except (TypeError, ValueError, BufferError) as error:
         raise Rejected(Code.MALFORMED, f"a {type(data).__name__} is no run of bytes") from error
-    if size > (largest := LARGEST_PART * (clients + 2) + 8 * clients**2 + 4 * values):
+    largest = LARGEST_PART * (clients + 2) + 4 * values + (8 * clients**2 if of_all else 0)
+    if size > largest:
         raise Rejected(Code.WRONG_LENGTH, f"{size} bytes, and none has more than {largest}")
 
 

@@ -258,7 +258,7 @@ class SecureClient:
 
     def _receive(self, frame: Buffer, kind: type[Message]) -> Message:
         try:
-            protocol.check_size(frame, len(self._cohort))
+            protocol.check_size(frame, len(self._cohort), of_all=kind is UnmaskRequest)
             return protocol.open_frame(frame, kind, self._context, lambda _: self._roster.server)
         except Rejected as error:
             raise self._abort(error.code, error.detail) from error
