@@ -17,12 +17,12 @@ import numpy as np
 from PIL import Image
 
 from fedtalk_ray.generation.still_life import StillLife
-from fedtalk_ray.media.excerpt import excerpt_of
+from fedtalk_ray.media.excerpt import KEPT_BYTES, Footage, excerpt_of
 from fedtalk_ray.media.faces import oversampling, places_of_crops, warp
 from fedtalk_ray.media.following import FollowedFace, follow_face
 from fedtalk_ray.media.lips import aperture_of
 from fedtalk_ray.media.portrait import locate_face
-from fedtalk_ray.media.video import FPS, KEPT_BYTES, Footage, VideoError, VideoFormat, format_of
+from fedtalk_ray.media.video import FPS, VideoError, VideoFormat, format_of
 from fedtalk_ray.model.pipeline import frame_count
 from fedtalk_ray.progress import progress
 from fedtalk_ray.shards.format import Piece

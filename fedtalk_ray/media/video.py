@@ -6,9 +6,11 @@ where one is asked for, so that memory grows neither with a clip's length nor wi
 
 import contextlib
 import math
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from heapq import heappop, heappush
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -30,11 +32,10 @@ ROUNDING = 0.0011
 
 _RUN_UPS = (SEEK_EARLIER, 2.0, 10.0)  # seconds; in MPEG streams a seek often ends behind the place asked for
 
-KEPT_BYTES = 128 << 20
-"""Decoded frames of a `Footage` that are kept for the next time they are gone through."""
-
 FASTEST_RATE = 60
 """Frames a second of a video that is written in another's rate, at most."""
+
+_MOST_REORDERED = 16  # pictures that H.264 and HEVC may hold back
 
 _HDR_TRANSFERS = {16: "PQ", 18: "HLG"}
 _UNNAMED = 2  # colours, as H.264 numbers them
@@ -131,8 +132,7 @@ def frames_of(
         stream = container.streams.video[0]
         origin = None if begin == 0 else (_start(container) if first is None else first) + begin
         picture: np.ndarray | None = None
-        for number, frame in enumerate(_decoded(container, stream, begin)):
-            time = _time_of(frame, path, number / float(stream.average_rate or FPS) if begin == 0 else None)
+        for frame, time in _timed(container, stream, begin, path):
             origin = time if origin is None else origin
             # A frame is shown from `time` on: every output instant before it still shows the previous one.
             while shown is not None and count < wanted and origin + count / rate < time - ROUNDING:
@@ -156,44 +156,6 @@ def frames_of(
         if begin == 0 and math.isinf(end):
             raise VideoError(f"{path}: no picture could be decoded")
         raise VideoError(f"{path}: shows nothing between {begin:.2f} and {end:.2f} s")
-
-
-class Footage:
-    """The frames of `frames_of`, to be gone through several times: kept while they are few, else decoded anew."""
-
-    def __init__(
-        self,
-        path: str | Path,
-        begin: float = 0.0,
-        end: float = math.inf,
-        crop: Box = WHOLE_PICTURE,
-        rate: Fraction | int = FPS,
-    ) -> None:
-        self._span = (path, begin, end, crop, rate)
-        self._kept: list[np.ndarray] = []
-        self._complete = False
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        if self._complete:
-            yield from self._kept
-            return
-        self._kept, fits, size = [], True, 0
-        for frame in frames_of(*self._span):
-            size += frame.nbytes
-            fits = fits and size <= KEPT_BYTES
-            if fits:
-                self._kept.append(frame)
-            else:
-                self._kept = []
-            yield frame
-        self._complete = fits
-
-    def part(self, first: int, end: int) -> Iterator[np.ndarray]:
-        """Its frames from number first to before number end, which may lie behind its last."""
-        if self._complete:
-            return iter(self._kept[first:end])
-        path, begin, _, crop, rate = self._span
-        return frames_of(path, begin + float(first / rate), begin + float(end / rate), crop, rate, begin == 0)
 
 
 def first_picture(path: str | Path) -> np.ndarray:
@@ -306,6 +268,37 @@ def _decoded(container: Any, stream: Any, begin: float) -> Iterator[Any]:
             return
     with av.open(container.name) as fresh:
         yield from fresh.decode(fresh.streams[stream.index])
+
+
+def _timed(container: Any, stream: Any, begin: float, path: str | Path) -> Iterator[tuple[Any, float]]:
+    """A video stream's frames, from a little before `begin` on, each with its time in seconds."""
+    if container.format.name == "avi":
+        # Where a seek ends, nothing tells which picture of how many it is.
+        yield from _in_order(container.decode(stream), stream.time_base)
+        return
+    for number, frame in enumerate(_decoded(container, stream, begin)):
+        yield frame, _time_of(frame, path, number / float(stream.average_rate or FPS) if begin == 0 else None)
+
+
+def _in_order(frames: Iterator[Any], period: Fraction) -> Iterator[tuple[Any, float]]:
+    """AVI's frames with their times. It holds no time of showing: a frame comes with its packet's, and packets stand in
+    another order where B-frames were coded. The k-th frame that is shown has the k-th earliest time."""
+    waiting: deque[Any] = deque()
+    times: list[int] = []
+    last = -1
+
+    def first() -> tuple[Any, float]:
+        nonlocal last
+        last = max(last + 1, heappop(times))
+        return waiting.popleft(), float(last * period)
+
+    for frame in frames:
+        waiting.append(frame)
+        heappush(times, last + len(waiting) if frame.pts is None else frame.pts)
+        if len(waiting) > _MOST_REORDERED:
+            yield first()
+    while waiting:
+        yield first()
 
 
 def _time_of(frame: Any, path: str | Path, otherwise: float | None) -> float:

@@ -4,14 +4,17 @@ import json
 import math
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fedtalk_ray.media import excerpt as excerpt_module
 from fedtalk_ray.media.encoding import write_video
-from fedtalk_ray.media.excerpt import Excerpt, excerpt_of
-from fedtalk_ray.media.video import WHOLE_PICTURE
+from fedtalk_ray.media.excerpt import Excerpt, Footage, excerpt_of
+from fedtalk_ray.media.video import SAMPLE_RATE, WHOLE_PICTURE, frames_of
+from tests.unit.media.plain_frames import grey
 
 
 @settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -66,3 +69,23 @@ def test_its_footage_is_that_part_of_the_file(tmp_path: Path) -> None:
     assert [frame.mean() for frame in found] == pytest.approx([5 * (10 + k) for k in range(20)], abs=3)
     again = list(excerpt.footage().part(4, 7))
     assert all((one == other).all() for one, other in zip(again, found[4:7], strict=True)) and len(again) == 3
+
+
+def test_footage_is_the_same_every_time_and_kept_only_while_it_is_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.mp4"
+    write_video(path, grey(list(range(40, 60))), np.zeros(SAMPLE_RATE, np.float32))
+    once = list(frames_of(path))
+    footage = Footage(path)
+    opened = []
+    real = av.open
+    monkeypatch.setattr(av, "open", lambda *a, **k: opened.append(a) or real(*a, **k))
+    for _ in range(3):
+        assert all(np.array_equal(one, other) for one, other in zip(footage, once, strict=True))
+    assert len(opened) == 1, "kept after the first time"
+    monkeypatch.setattr(excerpt_module, "KEPT_BYTES", 2 * once[0].nbytes)
+    footage = Footage(path)
+    for _ in range(2):
+        assert all(np.array_equal(one, other) for one, other in zip(footage, once, strict=True))
+    assert len(opened) == 3, "decoded anew"
