@@ -98,14 +98,21 @@ class Sampler:
 
 
 def check_cohorts(config: TrainConfig, population: int) -> None:
-    """Raises `ConfigError` where sums could not be opened: of Poisson cohorts that are often too small, or of cohorts
-    of whom too few are waited for."""
+    """Raises `ConfigError` where sums could not be opened: of too few clients, of Poisson cohorts that are often too
+    small, or of cohorts of whom too few are waited for."""
     check_groups(config, population)
     if config.aggregation != "secure":
         return
+    limits = limits_of(config.privacy)
     if not config.poisson:
         size, over = config.cohort.size, config.cohort.over_select
-        asked, limits = min(population, ceil(size * (1 + over))), limits_of(config.privacy)
+        if population < limits.floor:
+            raise ConfigError(
+                f"aggregation: secure opens no sum of fewer than {limits.floor} clients, and the shards "
+                f"{config.shards} hold {population}; prepare more people, make several clients of one with "
+                "population.pieces_per_client, or set aggregation: plain"
+            )
+        asked = min(population, ceil(size * (1 + over)))
         if over and size < limits.needed(asked) <= asked:
             most = max((n for n in range(size, asked) if limits.needed(n) <= size), default=size)
             raise ConfigError(
@@ -114,7 +121,7 @@ def check_cohorts(config: TrainConfig, population: int) -> None:
                 "less"
             )
         return
-    fewest, size = limits_of(config.privacy).floor, config.cohort.size
+    fewest, size = limits.floor, config.cohort.size
     share = too_small(population, size, fewest)
     if share > MOST_TOO_SMALL:
         larger = range(size + 1, population + 1)

@@ -6,7 +6,7 @@ comparing and auditing all ask here.
 """
 
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,7 +135,8 @@ def people_of(config: TrainConfig, shards: str | Path | None = None) -> People:
 
 
 def speakers(run: RunFolder, personal: bool) -> Callable[[str], str | None]:
-    """identity -> the client whose own adapter speaks for it: the first that holds clips of it and has an adapter.
+    """identity -> the client whose own adapter speaks for it: the one of its name, as `personalize` writes it, else the
+    first that holds clips of it and has an adapter.
 
     None for an identity without one, and for all unless `personal`; a pretrained pipeline has no clients.
     """
@@ -148,7 +149,7 @@ def speakers(run: RunFolder, personal: bool) -> Callable[[str], str | None]:
     people = None if plain else people_of(config)
 
     def speaker(identity: str) -> str | None:
-        clients = iter([identity]) if people is None else people.clients_of(identity)
+        clients = chain([identity], () if people is None else people.clients_of(identity))
         return next((client for client in clients if run.client(client).adapters()), None)
 
     return speaker

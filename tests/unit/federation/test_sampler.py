@@ -186,6 +186,17 @@ def test_asking_more_clients_than_can_be_done_without_is_refused() -> None:
     check(0.25, clients=500, size=96)
 
 
+def test_fewer_clients_than_a_sum_is_opened_of_are_refused_before_the_first_round() -> None:
+    """Each round would be given up, and with them the run."""
+    tree = {"run": "r", "shards": "s", "pretrained": "p", "cohort": {"size": 8}}
+    few = r"fewer than 8 clients, and the shards s hold 7; .*population.pieces_per_client, or set aggregation: plain"
+    with pytest.raises(ConfigError, match=few):
+        check_cohorts(parse_config(tree, "test"), 7)
+    check_cohorts(parse_config(tree, "test"), 8)
+    check_cohorts(parse_config(tree | {"aggregation": "plain"}, "test"), 7)
+    check_cohorts(parse_config(tree | {"privacy": {"insecure_min_survivors": 3}}, "test"), 3)
+
+
 def test_a_poisson_cohort_that_would_often_be_too_small_is_refused() -> None:
     """B11: of 64 clients at the floor of 8, 44% of the rounds are given up. The share is scipy's own binomial."""
 

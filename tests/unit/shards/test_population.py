@@ -1,15 +1,20 @@
 """Virtual clients: what they hold, how it is dealt, and what a large population costs to open."""
 
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedtalk_ray.config import save_config
 from fedtalk_ray.errors import ShardError
+from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.settings import PopulationConfig
 from fedtalk_ray.shards.format import ClipEntry, Manifest
+from fedtalk_ray.shards.people import people_of, speakers
 from fedtalk_ray.shards.population import Population
 
 
@@ -201,3 +206,27 @@ def test_a_part_of_somebody_cannot_take_anothers_name(other: str) -> None:
     """Whichever of the two comes first in order, and nobody is lost without a word."""
     with pytest.raises(ShardError, match=rf"{other} is an identity of the shards, and would be a part of {other[0]}"):
         Population(uneven({"a": 5, "b": 5, other: 1}), PopulationConfig(pieces_per_client=3))
+
+
+def test_who_was_personalised_speaks_with_the_adapter_of_her_name(
+    tmp_path: Path, make_config: Callable, make_shards: Callable
+) -> None:
+    """Where a person is several clients, `personalize` writes one adapter, by the person's name."""
+    make_shards(tmp_path / "shards", {"ann": [30] * 8, "bob": [30] * 8})
+    config = make_config(
+        run=str(tmp_path / "run"), shards=str(tmp_path / "shards"), population={"pieces_per_client": 2}
+    )
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    save_config(config, run.config_file)
+    clients = list(people_of(config).clients_of("ann"))
+    assert "ann" not in clients and len(clients) > 1
+    run.client(clients[1]).newest_adapter.mkdir(parents=True)
+    assert speakers(run, personal=True)("ann") == clients[1]
+    run.client("ann").newest_adapter.mkdir(parents=True)
+    assert [speakers(run, personal)(name) for personal in (True, False) for name in ("ann", "bob")] == [
+        "ann",
+        None,
+        None,
+        None,
+    ]
