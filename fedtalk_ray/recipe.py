@@ -27,15 +27,19 @@ PHASES: tuple[PhaseName, ...] = ("units", "decoder", "identity", "sync", "speech
 STATISTICS_ROUNDS = {"units": 1, "calibration": 3}
 """Phases in which clients send statistics of their clips, and in how many rounds."""
 
-VERSION = 6
+VERSION = 7
 """Of what rounds compute from the same settings: a run of another one is not resumed. Raise it with every change."""
 
 STATISTICS_FROM = 1000
 """Clients a round, real or simulated, from which statistics stand out of the noise that protects them, at weights of
 about 1 (`privacy.samples_cap`). At 200 and epsilon 8 two of five lip axes were noise (GRID)."""
 
-LARGEST_STATISTICS = 100.0
-"""Bound on a client's statistics before they are weighted, where there is no noise."""
+LARGEST_STATISTICS = 64.0
+"""Bound on a client's statistics, where there is no noise. Honest ones are 14 to 53 long."""
+
+SMALLEST_SHARE = 0.5
+"""Without noise: the least mean of the 1 that every client's statistics hold. Below it one wrote another figure there,
+and all that is divided by it is as large as that one likes."""
 
 STATISTICS_NORM = 10.0
 """With noise: bound on a client's weighted statistics. At weight 1 their norm is 14 to 53, at the weight of a few clips

@@ -116,7 +116,11 @@ class ClientSlot:
             except Halted:
                 break
             except TrainingError as error:
-                refused[str(self._left_out(client, round_number, error))] += 1
+                code = self._left_out(client, round_number, error)
+                if self._secure.offer_nothing(client):
+                    ready.append(client)
+                else:
+                    refused[str(code)] += 1
         return Answers(tuple(ready), dict(refused))
 
     def answer(self, stage: str, frames: dict[str, bytes]) -> tuple[Answers, list[np.ndarray]]:
@@ -162,6 +166,7 @@ class ClientSlot:
         losses = []
         if not (self._config.in_the_clear or self._people.unseen.issuperset(clients)):
             raise RunError("clients' losses are not told where anything is promised to them; ask about unseen people")
+        self._model.check_shows_nobody(True)
         for client in clients:
             self._note(round_number, client)
             self._load(client, shared, round_number + 1)
@@ -175,6 +180,7 @@ class ClientSlot:
         on: of each the first test clip."""
         if not self._people.unseen.issuperset(people):
             raise RunError("how clients' lips move is not told; ask about unseen people")
+        self._model.check_shows_nobody(True)
         total = 0.0
         for person in people:
             self._note(round_number, person)
@@ -189,8 +195,7 @@ class ClientSlot:
         A client's to its own folder, because it shows the client's face; of others to the run's samples. shared: None
         for the model as it is, where the phase `faces` is over.
         """
-        if shared is None:
-            self._model.check_finished()
+        self._model.check_shows_nobody(shared is not None)
         for identity in identities:
             unseen = identity in self._people.unseen
             place = self._run.samples if unseen else self._run.client(identity).samples
@@ -201,10 +206,9 @@ class ClientSlot:
 
     def export(self, shared: np.ndarray | None, round_number: int) -> None:
         """Makes these parameters the run's released model, as after the round; None for the model as it is."""
+        self._model.check_shows_nobody(shared is not None)
         trainer = self._model.trainer
-        if shared is None:
-            self._model.check_finished()
-        else:
+        if shared is not None:
             trainer.load(shared, None)
         pipeline, kind = self._model.pipeline, self._config.shared
         release_model(self._run, round_number, pipeline, trainer.model, kind, anew=shared is None)

@@ -1,8 +1,8 @@
 """What a client has answered in a run, on its own disk: the last exchange, the last round, how often it took part.
 
-Guarantee, to the client: an exchange, and a round, is answered once, whatever the server numbers them, whoever asks at
-the same time in another process, and whatever is killed when: what is written is on disk before the answer leaves, and
-numbers only grow. A record that cannot be read ends the client's part in a run.
+Guarantee, to the client: an exchange, and a round, is answered once, and a round trained from one model, whatever the
+server numbers them, whoever asks at the same time in another process, and whatever is killed when: what is written is
+on disk before the answer leaves, and numbers only grow. A record that cannot be read ends the client's part in a run.
 """
 
 import json
@@ -16,12 +16,14 @@ from fedtalk_ray.privacy.protocol import Aborted, Code
 @dataclass(frozen=True)
 class Answered:
     """exchange: the last one that this client answered. masked: the last round that it sent a masked update of.
-    participations: in how many rounds. roster: length and SHA-256 of the roster as it saw it then."""
+    participations: in how many rounds. roster: length and SHA-256 of the roster as it saw it then. trained: the last
+    round that it trained for, and the SHA-256 of the parameters that it began with."""
 
     exchange: int = 0
     masked: int = 0
     participations: int = 0
     roster: tuple[int, str] | None = None
+    trained: tuple[int, str] | None = None
 
 
 class ClientRecord:
@@ -34,12 +36,25 @@ class ClientRecord:
         """As it stands. Raises `Aborted` for a damaged file: who does not know what it answered must not go on."""
         try:
             found = json.loads(self._path.read_text()) if self._path.exists() else {}
-            roster = found.pop("roster", None)
-            return Answered(**found, roster=None if roster is None else (int(roster[0]), str(roster[1])))
+            pairs = {name: found.pop(name, None) for name in ("roster", "trained")}
+            read = {name: None if pair is None else (int(pair[0]), str(pair[1])) for name, pair in pairs.items()}
+            return Answered(**found, **read)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise Aborted(
                 Code.RECORD_DAMAGED, f"{self._path} cannot be read ({error}), and tells what this client answered"
             ) from error
+
+    def train(self, round_number: int, parameters: str) -> None:
+        """Before training for a round, from parameters of that SHA-256. Raises `Aborted` where it was trained for from
+        others, or a later one was: whether training goes well tells of the client's clips, and a server that could
+        choose the parameters as often as it likes would ask for them bit by bit."""
+        with alone(self._path):
+            answered = self.read()
+            last = answered.trained or (0, "")
+            if round_number < last[0] or (round_number == last[0] and parameters != last[1]):
+                raise Aborted(Code.OLD_ROUND, f"round {round_number} from another model; trained for round {last[0]}")
+            if round_number > last[0]:
+                self._write(replace(answered, trained=(round_number, parameters)))
 
     def begin(self, exchange: int, roster: tuple[int, str]) -> None:
         """Before the first answer of an exchange. Raises `Aborted` where it, or a later one, was answered already."""

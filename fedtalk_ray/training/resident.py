@@ -77,10 +77,15 @@ class ResidentModel:
             self._begun = phase, phase.initial()
         return self._begun
 
-    def check_finished(self) -> None:
-        """Raises `RunError` unless the phase `faces` is over: until then a client's training may lie in the model."""
-        if "faces" not in self.over:
-            raise RunError(f"the model is in the phase {self.name}; without parameters there is nothing to show yet")
+    def check_shows_nobody(self, parameters: bool) -> None:
+        """Raises `RunError` where a client's training may lie in what is shown: with parameters of `faces` outside that
+        phase, and without, until `faces` and the present phase are over."""
+        if parameters and self.name != "faces":
+            raise RunError(
+                f"the model is in the phase {self.name}; parameters of `faces` are shown in that phase alone"
+            )
+        if not parameters and ("faces" not in self.over or (self._fitted and self.name not in self.over)):
+            raise RunError(f"the model is in the phase {self.name}, which is not over; there is nothing to show yet")
 
     def enter(self, name: PhaseName, results: Results) -> None:
         """Takes on the results of the phases before that it has not taken on yet, and begins the named one.
@@ -131,7 +136,7 @@ class ResidentModel:
         config, pipeline, device = self._config, self.pipeline, self._device
         base = bare_denoiser(pipeline.denoiser)
         if name == "units":
-            return Units(base)
+            return Units(base, config.privacy.mechanism != "none")
         # Under noise sums are divided by one public number, the mean weight in `faces`.
         noisy = config.privacy.mechanism != "none" and name != "faces"
         alpha = None if noisy else self._strategy.score_alpha
@@ -148,7 +153,7 @@ class ResidentModel:
             return Faces(self._trainer, config, self._strategy.proximal, score)
         if name == "calibration":
             score = None if alpha is None else partial(self.trainer.score, alpha=alpha)
-            return Calibration(pipeline, config.seed, score)
+            return Calibration(pipeline, config.seed, score, noisy)
         if name == "decoder":
             if not isinstance(pipeline.autoencoder, PatchAutoencoder):
                 raise RunError("phases: decoder trains the project's own autoencoder, and this pipeline has another")

@@ -80,8 +80,9 @@ class SecureClients:
 
     def join(self, client: str, shared: np.ndarray) -> None:
         """Lets a client look at the plan before it trains. Raises `Aborted` when it will not take part."""
-        plan, answered = self._plan, self._record(client).read()
+        plan, record = self._plan, self._record(client)
         assert plan is not None
+        answered = record.read()
         if answered.roster is not None and not self._file.keeps(Pin(*answered.roster)):
             raise Aborted(Code.NOT_PINNED, "the roster does not begin with what this client saw before")
         check_plan(
@@ -98,11 +99,19 @@ class SecureClients:
             # Looked at before it trains; again, with the charge, before anything of it leaves.
             check(ledger.read().and_one(plan.run, self._charged), self._agreement)
         key = self._signing_key(client)
+        record.train(plan.round, plan.shared.hex())
         self._sides[client] = SecureClient(client, key, self._roster, plan, limits_of(self._config.privacy))
 
     def offer(self, client: str, update: np.ndarray, weight: float) -> None:
         """What the client will add to the sum. update: float32 [D]. weight: omega_k, the client's own secret."""
         self._updates[client] = (update, weight)
+
+    def offer_nothing(self, client: str) -> bool:
+        """With noise: the client, who has no usable update, adds zeros, and so does not tell that; else False."""
+        if self._codec.noise is None:
+            return False
+        self.offer(client, np.zeros(self._codec.dimension, np.float32), 0.0)
+        return True
 
     def answer(self, stage: str, frames: Mapping[str, bytes]) -> tuple[Answers, list[np.ndarray]]:
         """Every client's signed answer to one stage, as uint8 arrays, which Ray does not copy.

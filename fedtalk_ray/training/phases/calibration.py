@@ -28,8 +28,10 @@ from fedtalk_ray.model.denoiser import TalkingHeadDenoiser, bare_denoiser
 from fedtalk_ray.model.motion_units import mouth_blend
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
 from fedtalk_ray.model.sampling import sample_parts
+from fedtalk_ray.recipe import SMALLEST_SHARE
 from fedtalk_ray.shards.format import Piece
 from fedtalk_ray.training.phases.phase import Fitted, Score, Task, state_digest, until_halted
+from fedtalk_ray.training.phases.units import ROUNDING
 
 MOST_CLIPS = 60
 """Clips of a client that are calibrated by; more say nothing new."""
@@ -84,9 +86,12 @@ class Calibration:
     gains in PSNR [factors, 2], and products [2, h, w].
     """
 
-    def __init__(self, pipeline: TalkingHeadPipeline, seed: int, score: Score | None = None) -> None:
-        """Nothing is calibrated of a network that predicts noise: it has no mean. score: None where nobody asks."""
-        self._pipeline, self._seed, self._score = pipeline, seed, score
+    def __init__(
+        self, pipeline: TalkingHeadPipeline, seed: int, score: Score | None = None, noisy: bool = False
+    ) -> None:
+        """Nothing is calibrated of a network that predicts noise: it has no mean. score: None where nobody asks. noisy:
+        whether means have noise in them, and may be what no clips give."""
+        self._pipeline, self._seed, self._score, self._noisy = pipeline, seed, score, noisy
         self._base: TalkingHeadDenoiser = bare_denoiser(pipeline.denoiser)
         side = int(self._base.config.latent_size)
         self._shapes = ((5, side, side), (len(FACTORS_TRIED), 2), (2, side, side))
@@ -139,12 +144,18 @@ class Calibration:
         return state_digest(state, (name for name in state if name.endswith(("certainty", "liveliness"))))
 
     def _sections(self, vector: np.ndarray) -> list[torch.Tensor | None]:
-        """What every round gave, float32 on the CPU; None where it gave nothing."""
+        """What every round gave, float32 on the CPU; None where it gave nothing. Raises `TrainingError` for what no
+        mean of clients' figures is."""
         found: list[torch.Tensor | None] = []
         begin = 0
         for shape in self._shapes:
             count = int(np.prod(shape))
             share, figures = float(vector[begin]), vector[begin + 1 : begin + 1 + count]
+            if not self._noisy and abs(share) > ROUNDING and not SMALLEST_SHARE <= share <= 1 + ROUNDING:
+                raise TrainingError(
+                    f"the mean of what clients sent to calibrate by is counted {share:.3g} times: one sent other "
+                    "figures than its own; begin another run without it"
+                )
             found.append(torch.from_numpy(np.array(figures / share)).view(shape) if share > 0 else None)
             begin += 1 + count
         return found

@@ -56,12 +56,15 @@ class ModuleSteps:
                 task.pace(config.learning_rate, config.steps).rate,
                 weight_decay=config.weight_decay,
             )
-        finally:
             self._module.eval().requires_grad_(False)
-        update = adapters.to_vector(parameters) - task.shared
-        if not np.isfinite(update).all():
-            raise TrainingError(f"its update holds values that are not finite; lower {task.phase.name}.learning_rate")
-        return Fitted(update, losses, reliability=self._score(task) if self._score else None)
+            update = adapters.to_vector(parameters) - task.shared
+            if not np.isfinite(update).all():
+                name = f"{task.phase.name}.learning_rate"
+                raise TrainingError(f"its update holds values that are not finite; lower {name}")
+            return Fitted(update, losses, reliability=self._score(task) if self._score else None)
+        finally:
+            # What a client's training made of the model is that client's alone, whatever is asked for next.
+            self.finish(task.shared)
 
     def finish(self, vector: np.ndarray) -> None:
         adapters.from_vector(self._parameters(), vector)

@@ -21,6 +21,7 @@ import torch
 from fedtalk_ray.errors import NothingToGive, ShardError, TrainingError
 from fedtalk_ray.media.lips import LIP_MOTION, lip_motion
 from fedtalk_ray.model.denoiser import TalkingHeadDenoiser
+from fedtalk_ray.recipe import SMALLEST_SHARE
 from fedtalk_ray.shards.format import LANDMARKS, Piece
 from fedtalk_ray.training.phases.phase import Fitted, Task, state_digest, until_halted
 
@@ -33,11 +34,16 @@ _APERTURE, _MOVED = 10.0, 100.0
 vector is clipped and noise is added to all of it alike."""
 
 
+ROUNDING = 1e-3
+"""How far a mean of statistics may lie beyond what is possible, from rounding to integers."""
+
+
 class Units:
     """Statistics of clips; sets a denoiser's units and lip axes."""
 
-    def __init__(self, denoiser: TalkingHeadDenoiser) -> None:
-        self._denoiser = denoiser
+    def __init__(self, denoiser: TalkingHeadDenoiser, noisy: bool = False) -> None:
+        """noisy: whether the mean has noise in it, and may be what no clips give."""
+        self._denoiser, self._noisy = denoiser, noisy
         self._channels = int(denoiser.config.latent_channels)
 
     def initial(self) -> np.ndarray:
@@ -48,6 +54,8 @@ class Units:
         return Fitted((moments(until_halted(task, pieces), self._denoiser) - task.shared).astype(np.float32))
 
     def finish(self, vector: np.ndarray) -> None:
+        if not self._noisy:
+            check_possible(vector, self._channels)
         set_units(self._denoiser, vector)
 
     def frozen(self) -> bytes:
@@ -104,13 +112,8 @@ def set_units(denoiser: TalkingHeadDenoiser, vector: np.ndarray) -> None:
     if vector[0] <= 0:
         raise TrainingError("the clients' statistics cancel out: nobody answered, or there is more noise than answers")
     channels = int(denoiser.config.latent_channels)
-    figures = vector[1:].astype(np.float64) / vector[0]
-    mean, square, residual = figures[: 3 * channels].reshape(3, channels)
+    (mean, square, residual), (aperture, aperture_square), products = _parts(vector, channels)
     old_mean, old_std, old_residual = (each[:, 0, 0] for each in latent_units(denoiser))
-    aperture, aperture_square = figures[3 * channels : 3 * channels + 2]
-    products = np.zeros((LIP_MOTION - 1, LIP_MOTION - 1))
-    products[_PRODUCTS] = figures[3 * channels + 2 :]
-    products = np.triu(products) + np.triu(products, 1).T
     variances, vectors = np.linalg.eigh(products)
     count = len(denoiser.lip_axes)
     axes = vectors[:, ::-1][:, :count].T
@@ -126,3 +129,26 @@ def set_units(denoiser: TalkingHeadDenoiser, vector: np.ndarray) -> None:
         (denoiser.lip_std, np.array(spread)),
     ):
         buffer.copy_(torch.from_numpy(values.astype(np.float32)))
+
+
+def check_possible(vector: np.ndarray, channels: int) -> None:
+    """Raises `TrainingError` for what no mean of `moments` is, however the clips are: somebody sent other figures."""
+    possible = SMALLEST_SHARE <= vector[0] <= 1 + ROUNDING
+    if possible:
+        (mean, square, residual), (aperture, aperture_square), products = _parts(vector, channels)
+        variances = [*(square - mean**2), *residual, aperture_square - aperture**2, *np.linalg.eigvalsh(products)]
+        possible = min(variances) >= -ROUNDING * max(1.0, np.abs(vector).max())
+    if not possible:
+        raise TrainingError(
+            "the mean of the clients' statistics is one that no clips have: a client sent other figures than its own; "
+            "begin another run without it"
+        )
+
+
+def _parts(vector: np.ndarray, channels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Moments of latents and residuals [3, C], of the aperture [2], and the matrix of products [M, M], float64."""
+    figures = vector[1:].astype(np.float64) / vector[0]
+    upper = np.zeros((LIP_MOTION - 1, LIP_MOTION - 1))
+    upper[_PRODUCTS] = figures[3 * channels + 2 :]
+    products = np.triu(upper) + np.triu(upper, 1).T
+    return figures[: 3 * channels].reshape(3, channels), figures[3 * channels : 3 * channels + 2], products

@@ -112,6 +112,7 @@ def nothing_was_answered(patch: pytest.MonkeyPatch) -> None:
     """S3: nobody looks whether a round has its masked update."""
     for module in (client_record, secure_clients):
         patch.setattr(module, "answered_may_go_on", lambda *_: None)
+    patch.setattr(ClientRecord, "train", lambda *_: None)
 
 
 def by_the_exchange(patch: pytest.MonkeyPatch) -> None:

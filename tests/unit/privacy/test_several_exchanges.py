@@ -206,7 +206,8 @@ KEPT = (SIDE, "_NONCE = bytes(12)\n", "_NONCE = bytes(12)\n_kept = {}\n")
 MUTANTS: dict[str, list[tuple[ModuleType, str, str]]] = {
     "S3: nobody remembers rounds": [(RECORD, "if round_number <= answered.masked:", "if False:")],
     "S3: rounds before the last one are forgotten": [
-        (RECORD, "if round_number <= answered.masked:", "if round_number == answered.masked:")
+        (RECORD, "if round_number <= answered.masked:", "if round_number == answered.masked:"),
+        (RECORD, "if round_number < last[0] or (", "if ("),
     ],
     "S3: looked at when a client joins alone": [
         (RECORD, "            answered_may_go_on(answered, round_number, cap)\n", ""),

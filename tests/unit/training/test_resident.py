@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from fedtalk_ray.errors import RunError
+from fedtalk_ray.media.lips import LIP_MOTION
 from fedtalk_ray.model.identity import IdentityEncoder
 from fedtalk_ray.model.sync import SyncNetwork
 from fedtalk_ray.recipe import PHASES as EVERY_PHASE
-from fedtalk_ray.recipe import STATISTICS_ROUNDS, PhaseName, PhaseRounds
+from fedtalk_ray.recipe import PhaseName, PhaseRounds
 from fedtalk_ray.settings import TrainConfig
 from fedtalk_ray.shards.people import People
 from fedtalk_ray.training.backbone import untrained_pipeline
@@ -46,8 +47,14 @@ def new_model(people: People, config: TrainConfig, outside: int = 0) -> Resident
 
 def some_result(name: PhaseName, start: np.ndarray) -> np.ndarray:
     """What a phase may have ended with."""
-    if name in STATISTICS_ROUNDS:
-        return np.random.default_rng(0).uniform(0.5, 1.5, len(start)).astype(np.float32)
+    if name == "units":
+        rng, sides = np.random.default_rng(0), np.triu_indices(LIP_MOTION - 1)
+        channels = (len(start) - 3 - len(sides[0])) // 3
+        moved = rng.normal(size=(100, LIP_MOTION - 1))
+        parts = [1.0], rng.uniform(0, 0.5, channels), rng.uniform(0.5, 1.5, 2 * channels), [0.5, 1.0]
+        return np.concatenate([*parts, (moved.T @ moved / 100)[sides]]).astype(np.float32)
+    if name == "calibration":
+        return np.ones_like(start)
     return (start + np.random.default_rng(0).normal(0, 0.01, len(start))).astype(np.float32)
 
 

@@ -242,7 +242,7 @@ def three_rounds(
     pipeline: TalkingHeadPipeline, clients: list[list[Piece]], make_task: Callable[..., Any], denominator: float = 1.0
 ) -> dict[str, torch.Tensor]:
     """The maps after three rounds of these clients, each weighted by its clips, over a share of all weights."""
-    phase = Calibration(pipeline, 0)
+    phase = Calibration(pipeline, 0, noisy=denominator != 1)
     shared, weights = phase.initial(), np.array([len(held) for held in clients])
     for number in (1, 2, 3):
         updates = [phase.fit(make_task(held, shared, number, 3)).update for held in clients]
@@ -330,6 +330,21 @@ def test_predictions_that_are_no_numbers_do_not_leave_the_client(make_pipeline, 
     phase = Calibration(pipeline, 0)
     with pytest.raises(TrainingError, match="holds values that are no numbers"):
         phase.fit(make_task(pieces, phase.initial(), 1, 3))
+
+
+@pytest.mark.parametrize("lied", [-64.0, -5.0, 30.0])
+def test_a_count_that_one_client_lied_about_is_refused(lively, make_task, lied: float) -> None:
+    """All is divided by the 1 that each client writes: with -64 among 24 nothing was left to calibrate by."""
+    pipeline, pieces = lively
+    phase = Calibration(pipeline, 0)
+    honest = phase.fit(make_task(pieces, phase.initial(), 1, 3)).update
+    liar = honest.copy()
+    liar[0] = lied
+    shared = phase.initial() + (7 * honest + liar) / 8
+    with pytest.raises(TrainingError, match="times: one sent other figures"):
+        phase.fit(make_task(pieces, shared, 2, 3))
+    with pytest.raises(TrainingError, match="begin another run without it"):
+        phase.finish(shared)
 
 
 @pytest.mark.parametrize("adapted", [False, True])

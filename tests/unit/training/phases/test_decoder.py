@@ -53,6 +53,8 @@ def test_the_decoder_alone_is_federated(pieces: list[Piece], make_task) -> None:
     assert len(shared) == sum(parameter.numel() for parameter in autoencoder.decoder.parameters())
     update = phase.fit(make_task(pieces, shared)).update
     assert update.dtype == np.float32 and (update != 0).mean() > 0.5
+    assert phase.initial().tobytes() == shared.tobytes(), "what it learnt is in the update alone"
+    phase.finish(shared + update)
     np.testing.assert_array_equal(phase.initial() - shared, update)
 
 

@@ -8,6 +8,7 @@ import torch
 
 from fedtalk_ray.errors import NothingToGive, ShardError, TrainingError
 from fedtalk_ray.media.lips import MIRRORED
+from fedtalk_ray.recipe import LARGEST_STATISTICS
 from fedtalk_ray.shards.format import Piece
 from fedtalk_ray.training.phases.units import Units, moments, set_units
 
@@ -225,3 +226,32 @@ def test_statistics_that_cancel_out_are_refused(mean, make_denoiser, share: floa
     """Nobody answered, or the noise is larger than the answers."""
     with pytest.raises(TrainingError, match="the clients' statistics cancel out"):
         set_units(make_denoiser(), share * mean)
+
+
+def lies(honest: np.ndarray, others: int) -> dict[str, np.ndarray]:
+    """What a liar among so many others sends: a vector no longer than may be."""
+    nothing = np.zeros_like(honest)
+    share, residual, square, lips = nothing.copy(), honest.copy(), honest.copy(), honest.copy()
+    share[0] = -LARGEST_STATISTICS
+    almost = np.concatenate([[0.02 - others], 0 * honest[1:]])
+    residual[9:13] = -(others + 1) * honest[9:13]
+    square[5:9] = -(others + 1) * honest[5:9]
+    lips[15:] = -(others + 1) * honest[15:]
+    return {"share below 0": share, "share of nearly 0": almost, "residuals": residual, "squares": square, "lips": lips}
+
+
+@pytest.mark.parametrize("lie", ["share below 0", "share of nearly 0", "residuals", "squares", "lips"])
+def test_statistics_that_no_clips_have_are_refused(mean, make_denoiser, lie: str) -> None:
+    """One client of eight set units to anything: all is divided by the 1 that it, too, writes, and what came out below
+    0 was taken for nearly 0."""
+    others, units = 7, Units(make_denoiser())
+    liar = lies(mean, others)[lie]
+    both = ((others * mean + liar) / (others + 1)).astype(np.float32)
+    with pytest.raises(TrainingError, match="one that no clips have: a client sent other figures"):
+        units.finish(both)
+    units.finish(mean.astype(np.float32))
+
+
+def test_of_noise_anything_is_taken(mean, make_denoiser) -> None:
+    liar = lies(mean, 7)["residuals"]
+    Units(make_denoiser(), noisy=True).finish(((7 * mean + liar) / 8).astype(np.float32))
