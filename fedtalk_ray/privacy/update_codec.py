@@ -178,10 +178,14 @@ class UpdateCodec:
         values = values + self._central_noise(len(values))
         deviation = self._deviation(survivors, cohort) / self.scale
         honest = survivors * self.sensitivity / self.scale
-        spread = deviation * (math.sqrt(self.length) + _SIGMAS)
+        # Noise hardly lies along the sum, so that squares add up: Laurent and Massart's bound on them at e^-32, with
+        # Skellam's kurtosis.
+        kurtosis = 1 / (deviation * self.scale) ** 2 if deviation else 0.0
+        squares = self.length + _SIGMAS * math.sqrt((2 + kurtosis) * self.length) + _SIGMAS**2
+        longest = math.sqrt(honest**2 + 2 * _SIGMAS * deviation * honest + deviation**2 * squares)
         # Without noise no value that is written is larger than one.
         largest = honest + _SIGMAS * deviation if self._private else survivors * (1 + 1 / self.scale)
-        if np.abs(values).max() > largest or np.linalg.norm(values) > honest + spread:
+        if np.abs(values).max() > largest or np.linalg.norm(values) > longest:
             raise Aborted(Code.SUM_TOO_LARGE)
         summed, weight, bits = values[: self.dimension] / self.zoom, values[-2], values[-1]
         if not self._private:
