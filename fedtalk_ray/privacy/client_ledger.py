@@ -3,7 +3,7 @@
 Guarantee, to the client: before a masked update leaves, what it costs is on disk, and it does not leave where that is
 more than was agreed; whichever server asks, in whichever run, with whatever it says of the past, from however many
 processes at once, and whatever is killed when. What is written only grows. A file that cannot be read, or that knows
-less of a run than the client's record of it (`client_record`), ends the client's part.
+of fewer rounds of a run than the client's record says it charged (`client_record`), ends the client's part.
 
 Epsilon is the server view's: whoever asks for an update knows that this client is there, so nothing is amplified.
 That a server adds central noise (`mechanism: gaussian`) is its word, which nobody can check.
@@ -79,7 +79,7 @@ class ClientLedger:
             ) from error
 
     def charge(self, run: str, before: int, noise: Noise | None, agreement: Agreement) -> None:
-        """One round of a run. before: of this run the client remembers so many. noise: None for a sum without any.
+        """One round of a run. before: of this run it has charged so many. noise: None for a sum without any.
 
         Raises `Aborted` where that is more than was agreed, and where this file knows of fewer rounds than `before`.
         """

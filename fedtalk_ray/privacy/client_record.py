@@ -6,6 +6,7 @@ on disk before the answer leaves, and numbers only grow. A record that cannot be
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -17,13 +18,15 @@ from fedtalk_ray.privacy.protocol import Aborted, Code
 class Answered:
     """exchange: the last one that this client answered. masked: the last round that it sent a masked update of.
     participations: in how many rounds. roster: length and SHA-256 of the roster as it saw it then. trained: the last
-    round that it trained for, and the SHA-256 of the parameters that it began with."""
+    round that it trained for, and the SHA-256 of the parameters that it began with. charged: how many of those rounds
+    are in its ledger, which settings may name in one part of a run and not in another."""
 
     exchange: int = 0
     masked: int = 0
     participations: int = 0
     roster: tuple[int, str] | None = None
     trained: tuple[int, str] | None = None
+    charged: int = 0
 
 
 class ClientRecord:
@@ -64,12 +67,19 @@ class ClientRecord:
                 raise Aborted(Code.OLD_ROUND, f"exchange {exchange}, the last one was {answered.exchange}")
             self._write(replace(answered, exchange=exchange, roster=roster))
 
-    def mask(self, round_number: int, cap: int | None) -> None:
-        """Before a masked update leaves. Raises `Aborted` for a round that has one, and beyond `cap` rounds."""
+    def mask(self, round_number: int, cap: int | None, charge: Callable[[int], None] | None = None) -> None:
+        """Before a masked update leaves. Raises `Aborted` for a round that has one, and beyond `cap` rounds.
+
+        charge: writes the round into the client's ledger, told how many are there by what this record knows; called
+        while nobody else can mask the round, and before it is written down here.
+        """
         with alone(self._path):
             answered = self.read()
             answered_may_go_on(answered, round_number, cap)
-            self._write(replace(answered, masked=round_number, participations=answered.participations + 1))
+            if charge is not None:
+                charge(answered.charged)
+            took, charged = answered.participations + 1, answered.charged + (charge is not None)
+            self._write(replace(answered, masked=round_number, participations=took, charged=charged))
 
     def _write(self, answered: Answered) -> None:
         write_synced(self._path, json.dumps(asdict(answered)))

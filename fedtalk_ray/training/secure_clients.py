@@ -11,6 +11,7 @@ where `agreement.ledgers` names a folder for it, what was spent (`privacy.client
 import hashlib
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -153,12 +154,10 @@ class SecureClients:
         scale = plan.weight_scale if self._codec.noise is None else 1.0
         vector = self._codec.encode(update, scale * weight, plan.clip_norm, len(plan.cohort), system_rng())
         masked = side.mask(frame, vector)
-        record, cap = self._record(client), self._config.privacy.participation_cap
-        answered = record.read()
-        answered_may_go_on(answered, plan.round, cap)
+        charge = None
         if (ledger := self._ledger(client)) is not None:
-            ledger.charge(plan.run, answered.participations, self._charged, self._agreement)
-        record.mask(plan.round, cap)
+            charge = partial(ledger.charge, plan.run, noise=self._charged, agreement=self._agreement)
+        self._record(client).mask(plan.round, self._config.privacy.participation_cap, charge)
         return masked
 
     def _ledger(self, client: str) -> ClientLedger | None:

@@ -118,7 +118,7 @@ def nothing_was_answered(patch: pytest.MonkeyPatch) -> None:
 def by_the_exchange(patch: pytest.MonkeyPatch) -> None:
     """S3: what was answered goes by the exchange's number, which the server picks."""
 
-    def mask(self: ClientRecord, round_number: int, cap: int | None) -> None:
+    def mask(self: ClientRecord, round_number: int, cap: int | None, charge: Any) -> None:
         answered = self.read()
         if answered.exchange <= answered.masked:
             raise Aborted(Code.OLD_ROUND)
@@ -131,17 +131,6 @@ def by_the_exchange(patch: pytest.MonkeyPatch) -> None:
 def when_it_joins_alone(patch: pytest.MonkeyPatch) -> None:
     """S3: who has joined two exchanges answers both."""
     patch.setattr(client_record, "answered_may_go_on", lambda *_: None)
-    look = secure_clients.answered_may_go_on
-    answer = secure_clients.SecureClients._answer
-
-    def mutant(self: Any, client: str, stage: str, frame: bytes) -> bytes:
-        patch.setattr(secure_clients, "answered_may_go_on", lambda *_: None)
-        try:
-            return answer(self, client, stage, frame)
-        finally:
-            patch.setattr(secure_clients, "answered_may_go_on", look)
-
-    patch.setattr(secure_clients.SecureClients, "_answer", mutant)
 
 
 def remembered_in_memory(patch: pytest.MonkeyPatch) -> None:

@@ -210,8 +210,7 @@ MUTANTS: dict[str, list[tuple[ModuleType, str, str]]] = {
         (RECORD, "if round_number < last[0] or (", "if ("),
     ],
     "S3: looked at when a client joins alone": [
-        (RECORD, "            answered_may_go_on(answered, round_number, cap)\n", ""),
-        (CLIENTS, "        answered_may_go_on(answered, plan.round, cap)\n", ""),
+        (RECORD, "            answered_may_go_on(answered, round_number, cap)\n", "")
     ],
     "S3: by the exchange's number": [
         (CLIENTS, "answered_may_go_on(answered, plan.round, self._config.privacy.participation_cap)", "pass"),

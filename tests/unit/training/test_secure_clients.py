@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from inspect import signature
 from pathlib import Path
 
@@ -258,3 +259,48 @@ def test_a_round_of_simulated_noise_counts_as_one_without(tmp_path: Path, more: 
     server, frame = Liar(config).plan(1)
     assert len(clients.answer("mask", shared(clients, server, frame))[0].clients) == 8
     assert ClientLedger(tmp_path / "ledgers" / "c0.json").read().epsilon(1e-5) == pytest.approx(epsilon, abs=1e-4)
+
+
+@pytest.mark.parametrize("named", [(False, True, True), (True, False, True, True)])
+def test_a_ledger_may_be_named_and_left_out_at_a_resume(tmp_path: Path, named: tuple[bool, ...]) -> None:
+    """It was held against all rounds of the run, those in which none was named among them, and was damaged for ever."""
+    place = tmp_path / "ledgers"
+    tree = {"run": str(tmp_path / "run"), "shards": "s", "pretrained": "p", "cohort": {"size": 8}, "rounds": 5}
+    tree |= {"phases": ["units", "faces"]}
+    kept, bare = (parse_config(tree | {"agreement": {"ledgers": each}}, "test") for each in (str(place), None))
+    enrolled(kept)
+    for number, names_it in enumerate([*named, True], 2):
+        config = kept if names_it else bare
+        if number == len(named) + 2:
+            (place / "c0.json").unlink()
+        slot = SecureClients(config, "faces", len(MODEL), BACKBONE)
+        server, frame = Liar(config).plan(number)
+        answers, _ = slot.answer("mask", shared(slot, server, frame))
+        if number < len(named) + 2:
+            assert answers.clients == tuple(COHORT), f"round {number} of the run"
+    assert answers.refused == {str(Code.RECORD_DAMAGED): 1}, "what was lost is noticed as before"
+    assert sum(ClientLedger(place / "c1.json").read().rounds.values()) == sum(named) + 1
+
+
+def test_two_slots_that_mask_one_round_at_once_charge_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both had looked at the record before either wrote to it: two rounds were charged, and one was masked."""
+    tree = {"run": str(tmp_path / "run"), "shards": "s", "pretrained": "p", "cohort": {"size": 8}}
+    tree |= {"phases": ["faces"]}
+    config = parse_config(tree | {"agreement": {"ledgers": str(tmp_path / "ledgers")}}, "test")
+    enrolled(config)
+    slots = [SecureClients(config, "faces", len(MODEL), BACKBONE) for _ in range(2)]
+    one, other = ((slot, shared(slot, *Liar(config).plan(1))) for slot in slots)
+    charge, later = ClientLedger.charge, []
+
+    def charged(self: ClientLedger, *arguments: object, **more: object) -> None:
+        if not later:
+            later.append(pool.submit(other[0].answer, "mask", {"c0": other[1]["c0"]}))
+            wait(later, 0.5)
+        charge(self, *arguments, **more)
+
+    monkeypatch.setattr(ClientLedger, "charge", charged)
+    with ThreadPoolExecutor(1) as pool:
+        first, _ = one[0].answer("mask", {"c0": one[1]["c0"]})
+    second, _ = later[0].result()
+    assert (first.clients, second.clients) == (("c0",), ()) and second.refused == {str(Code.OLD_ROUND): 1}
+    assert sum(ClientLedger(tmp_path / "ledgers" / "c0.json").read().rounds.values()) == 1
