@@ -26,9 +26,8 @@ from fedtalk_ray.actors.plain_round import plain_round
 from fedtalk_ray.actors.pool import SlotPool, result_of
 from fedtalk_ray.actors.ray_errors import RoundLost
 from fedtalk_ray.actors.secure_round import secure_round
-from fedtalk_ray.errors import TrainingError, UserError
+from fedtalk_ray.errors import UserError
 from fedtalk_ray.federation.cohorts import Sampler, check_cohorts
-from fedtalk_ray.federation.failure_policy import QuorumLost
 from fedtalk_ray.federation.privacy_plan import sampling_rate, with_noise
 from fedtalk_ray.federation.roster import RosterFile, extend_roster
 from fedtalk_ray.federation.secure_aggregator import BudgetSpent, limits_of
@@ -153,18 +152,21 @@ class Federation:
                 "counts": {"cohort": len(cohort)},
                 **figures,
             }
-        if secure:
-            self._enrol(cohort)
         one_round: Any = partial(plain_round, charge=config.privacy.mechanism != "none")
         if secure:
             one_round = partial(secure_round, groups=config.strategy.groups)
         enough = config.cohort.size if config.cohort.over_select else None
         try:
+            if secure:
+                self._enrol(cohort)
             record, attempts = self.with_parameters(
                 "shared", lambda shared: one_round(self._pool, self._server, number, cohort, shared, enough)
             )
-        except (QuorumLost, TrainingError):
-            # That the run ends here tells of who was there.
+        except BudgetSpent:
+            # Nobody was asked, and there is nothing left to charge it to.
+            raise
+        except Exception:
+            # That the run ends here, whatever by, may tell of who was there.
             ask(self._server, "give_up", number, cohort)
             raise
         return record | {"attempts": attempts} if attempts > 1 else record

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fedtalk_ray.errors import NothingToGive, RunError, TrainingError
+from fedtalk_ray.errors import NothingToGive, RunError, TrainingError, UserError
 from fedtalk_ray.evaluation.clip_figures import lip_agreement
 from fedtalk_ray.federation.aggregation import WeightedSum
 from fedtalk_ray.federation.lora_factors import Pair
@@ -121,6 +121,10 @@ class ClientSlot:
                     ready.append(client)
                 else:
                     refused[str(code)] += 1
+            except (UserError, OSError) as error:
+                # Trouble of its own is no other client's.
+                print(f"{client} takes no part in round {round_number}: {error}", flush=True)
+                refused[str(Code.CANNOT_GO_ON)] += 1
         return Answers(tuple(ready), dict(refused))
 
     def answer(self, stage: str, frames: dict[str, bytes]) -> tuple[Answers, list[np.ndarray]]:

@@ -14,6 +14,7 @@ from fedtalk_ray.actors.parameter_server import ask
 from fedtalk_ray.actors.pool import DIED, LATE, SlotPool, missing_clients
 from fedtalk_ray.actors.ray_errors import RoundLost
 from fedtalk_ray.actors.slot import Slot
+from fedtalk_ray.errors import RunError
 from fedtalk_ray.federation.cohorts import dealt
 from fedtalk_ray.messages import Collected
 from fedtalk_ray.privacy.noise import system_rng
@@ -40,7 +41,8 @@ def secure_round(
 
     enough: clients that close the training. groups: into how many the cohort is dealt, each with an exchange of its own
     (`strategy.groups`); `lost_groups` of the line counts those whose sum was not opened, by the reason. Raises
-    `QuorumLost`, and `RoundLost` when the server's exchange is gone.
+    `QuorumLost`, `RoundLost` when the server's exchange is gone, and `RunError` where all clients have trouble of their
+    own.
     """
     tally, aborted, lost = Tally(), None, Counter[str]()
     if groups == 1:
@@ -93,6 +95,11 @@ def _exchange(
         if collected.aborted:
             break
     tally.refused.update(refused)
+    if refused[Code.CANNOT_GO_ON] == len(cohort):
+        raise RunError(
+            f"round {number}: none of {len(cohort)} clients can go on; the slots' logs say why, often a folder that "
+            "nobody can read or write; the last checkpoint is intact"
+        )
     return collected.aborted
 
 

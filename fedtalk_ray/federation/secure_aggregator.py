@@ -197,13 +197,13 @@ class SecureAggregator:
 
     def charge_given_up(self, round_number: int) -> None:
         """Charges a round whose exchange ended before it was charged: that too few answered tells of who is there."""
-        if self.codec.noise is None or self.answered:
+        if self.codec.noise is None:
             return
-        if self._plan is not None and self._plan.round == round_number:
-            self._charge(self._charge_for(self._plan.exchange, round_number, []))
-        else:
-            # A server that came back may have charged it before.
+        if self._plan is None or self._plan.round != round_number:
+            # No exchange was begun, or by a server that came back since and may have charged it before.
             self.charge_plain(round_number, [])
+        elif not self.answered:
+            self._charge(self._charge_for(self._plan.exchange, round_number, []))
 
     def figures(self) -> dict[str, Any]:
         """What a log may say about privacy after a round, and whether the noise is a larger cohort's."""

@@ -229,12 +229,12 @@ class ParameterServer:
         return {"survivors": 0, "aborted": str(Code.TOO_FEW)} | self.spent()
 
     def give_up(self, round_number: int, cohort: list[str]) -> None:
-        """Charges a round with which the run ends, as too few of the cohort answered; the model stays as it is, and the
-        round is to be gone through yet. A cohort that is drawn anew for it, and too few of it answer, costs anew.
+        """Charges a round with which the run ends, as too few of the cohort answered or by any error; the model stays
+        as it is, and the round is to be gone through yet. A cohort that is drawn anew for it, and ends so, costs anew.
 
-        Raises `BudgetSpent` where the server adds the noise and the round would have overspent.
+        Raises `BudgetSpent` where the round would have overspent.
         """
-        if self._aggregator is None:
+        if self._aggregator is None or round_number <= self._round:
             return
         if self._config.aggregation == "secure":
             self._aggregator.charge_given_up(round_number)

@@ -73,7 +73,7 @@ class ClientLedger:
             if sum(rounds.values()) != spent.bare + sum(count for _, count in noise):
                 raise ValueError("its rounds by run are not as many as those by noise")
             return spent
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, OverflowError, TypeError, KeyError, AttributeError) as error:
             raise Aborted(
                 Code.RECORD_DAMAGED, f"{self._path} cannot be read ({error!r}), and tells what this client spent"
             ) from error

@@ -40,8 +40,12 @@ class ClientRecord:
         try:
             found = json.loads(self._path.read_text()) if self._path.exists() else {}
             pairs = {name: found.pop(name, None) for name in ("roster", "trained")}
-            read = {name: None if pair is None else (int(pair[0]), str(pair[1])) for name, pair in pairs.items()}
-            return Answered(**found, **read)
+            counts, digests = zip(*(pair or (0, "") for pair in pairs.values()), strict=True)
+            if not all(type(number) is int and number >= 0 for number in (*found.values(), *counts)):
+                raise ValueError("its numbers are none")
+            if not all(isinstance(digest, str) for digest in digests):
+                raise ValueError("its digests are none")
+            return Answered(**found, **{name: tuple(pair) if pair else None for name, pair in pairs.items()})
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise Aborted(
                 Code.RECORD_DAMAGED, f"{self._path} cannot be read ({error}), and tells what this client answered"

@@ -49,6 +49,8 @@ class Code(StrEnum):
     RECORD_DAMAGED = "record damaged"
     CAP_REACHED = "participation cap reached"
     NOT_AGREED = "not agreed to"
+    CANNOT_GO_ON = "cannot go on"
+    """A client's own trouble: with its shards, its key, its ledger or its disk."""
     CANNOT_UNMASK = "cannot unmask"
     SUM_TOO_LARGE = "sum too large"
     LOST = "exchange lost"

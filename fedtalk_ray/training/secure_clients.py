@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedtalk_ray.errors import UserError
 from fedtalk_ray.federation.roster import Pin, RosterFile
 from fedtalk_ray.federation.secure_aggregator import clip_norm_of, limits_of, make_codec
 from fedtalk_ray.messages import Answers, Plan
@@ -54,8 +55,14 @@ class SecureClients:
         self._file = RosterFile(self._run.roster)
 
     def enrol(self, clients: list[str]) -> dict[str, bytes]:
-        """These clients' public keys; makes the secret ones at the first call."""
-        return {client: self._signing_key(client).public for client in clients}
+        """These clients' public keys, of those who have one; makes the secret ones at the first call."""
+        keys = {}
+        for client in clients:
+            try:
+                keys[client] = self._signing_key(client).public
+            except (UserError, OSError) as error:
+                print(f"{client} is not enrolled: {error}", flush=True)
+        return keys
 
     def open_round(self, frame: bytes) -> Plan:
         """The server's plan, and an end to whatever another one was about. Raises `Aborted`.
@@ -117,8 +124,8 @@ class SecureClients:
     def answer(self, stage: str, frames: Mapping[str, bytes]) -> tuple[Answers, list[np.ndarray]]:
         """Every client's signed answer to one stage, as uint8 arrays, which Ray does not copy.
 
-        frames: what the server sent to each. A client that finds something wrong is silent from then on. Raises
-        `ValueError` for what is no stage.
+        frames: what the server sent to each. A client that finds something wrong, or whose disk fails it, is silent
+        from then on. Raises `ValueError` for what is no stage.
         """
         if stage not in STAGES:
             raise ValueError(f"{stage!r} is no stage of the protocol")
@@ -129,10 +136,14 @@ class SecureClients:
         for client in sorted(frames.keys() & self._sides.keys()):
             try:
                 frame = self._answer(client, stage, frames[client])
-            except Aborted as error:
+            except (Aborted, UserError, OSError) as error:
                 del self._sides[client]
                 self._updates.pop(client, None)
-                refused[str(error.code)] += 1
+                code = error.code if isinstance(error, Aborted) else Code.CANNOT_GO_ON
+                refused[str(code)] += 1
+                if code == Code.CANNOT_GO_ON:
+                    # For the slot's log alone.
+                    print(f"{client} takes no further part: {error}", flush=True)
                 continue
             answered.append(client)
             payload.append(np.frombuffer(frame, np.uint8))

@@ -12,8 +12,9 @@ import pytest
 from fedtalk_ray import rounds
 from fedtalk_ray.actors.ray_errors import RoundLost
 from fedtalk_ray.config import load_config, parse_config
-from fedtalk_ray.errors import RunError, ShardError, TrainingError
+from fedtalk_ray.errors import ClusterError, RunError, ShardError, TrainingError
 from fedtalk_ray.federation.failure_policy import FailurePolicy, QuorumLost
+from fedtalk_ray.federation.secure_aggregator import BudgetSpent
 from fedtalk_ray.outputs import OutputError
 from fedtalk_ray.rounds import Federation
 from fedtalk_ray.runs.folder import RunFolder
@@ -101,23 +102,47 @@ def test_what_has_lost_the_parameters_begins_again_with_new_ones(config: Callabl
         begun(retries=1)
 
 
-@pytest.mark.parametrize("error", [QuorumLost("1 of 8 answered"), TrainingError("no client has an update")])
-@pytest.mark.parametrize("aggregation", ["secure", "plain"])
-def test_a_round_that_ends_the_run_as_too_few_answered_is_given_up_first(
-    config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch, error: Exception, aggregation: str
+@pytest.mark.parametrize(
+    "error",
+    [
+        kind("it failed")
+        for kind in (QuorumLost, TrainingError, ShardError, OutputError, RoundLost, ClusterError, ValueError)
+    ],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize("where", ["secure_round", "plain_round", "_enrol"])
+def test_a_round_with_which_the_run_ends_is_given_up_first(
+    config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch, error: Exception, where: str
 ) -> None:
-    """The server charges it: that it failed tells of who was there."""
-    asked = []
+    """The server charges it: that it failed, whatever by, may tell of who was there."""
+    asked = ending(config, monkeypatch, error, where)
+    assert asked == [("give_up", 3, [f"c{number}" for number in range(8)])]
+
+
+@pytest.mark.parametrize("where", ["secure_round", "plain_round"])
+def test_a_round_that_would_overspend_is_not_given_up(
+    config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Nobody was asked, and there is nothing left to charge it to."""
+    assert ending(config, monkeypatch, BudgetSpent("round 3 would bring epsilon to 9"), where) == []
+
+
+def ending(
+    config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch, error: Exception, where: str
+) -> list[tuple[Any, ...]]:
+    """What the server is asked in a round that ends by an error, which comes out as it is."""
+    asked: list[tuple[Any, ...]] = []
 
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(rounds, f"{aggregation}_round", fail)
     monkeypatch.setattr(rounds, "ask", lambda _, *call: asked.append(call))
     monkeypatch.setattr(Federation, "_enrol", lambda *_: None)
+    monkeypatch.setattr(*((Federation, where) if where == "_enrol" else (rounds, where)), fail)
     server: Any = SimpleNamespace(shared=SimpleNamespace(remote=lambda: "shared"))
-    pool: Any = SimpleNamespace(policy=FailurePolicy(config().failures))
-    cohort = [f"c{number}" for number in range(8)]
-    with pytest.raises(type(error)):
-        Federation(config(aggregation=aggregation), pool=pool, server=server).run_round(3, cohort)
-    assert asked == [("give_up", 3, cohort)]
+    chosen = config(aggregation="plain" if where == "plain_round" else "secure", failures={"retries": 0})
+    pool: Any = SimpleNamespace(policy=FailurePolicy(chosen.failures))
+    with pytest.raises(type(error)) as caught:
+        Federation(chosen, pool=pool, server=server).run_round(3, [f"c{number}" for number in range(8)])
+    assert caught.value is error
+    return asked

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from fedtalk_ray.actors.client import ClientSlot
-from fedtalk_ray.errors import TrainingError
+from fedtalk_ray.errors import RunError, ShardError, TrainingError
+from fedtalk_ray.messages import Answers
+from fedtalk_ray.outputs import OutputError
+from fedtalk_ray.privacy.protocol import Code
 from fedtalk_ray.settings import TrainConfig
 from fedtalk_ray.training.backbone import untrained_pipeline
 
@@ -70,6 +74,51 @@ def test_a_client_with_nothing_to_teach_is_left_out_by_name(
     speech, _ = slot.fit(["a", "c"], 2, shared)
     assert speech.clients == ("c",) and speech.refused == {"nothing to give": 1}
     assert "a is left out of round 2: its clips are silent" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "error", [ShardError("shard cannot be read"), RunError("key is damaged"), OutputError("full"), OSError("denied")]
+)
+@pytest.mark.parametrize("when", ["join", "fit"])
+def test_a_clients_own_trouble_in_a_secure_round_is_no_other_clients(
+    make_config: Callable[..., TrainConfig],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+    when: str,
+) -> None:
+    """It ended the run, by an error that named who had been drawn."""
+    slot = ClientSlot(make_config())
+
+    def fails_for_b(client: str) -> None:
+        if client == "b":
+            raise error
+
+    joins = lambda client, _: fails_for_b(client) if when == "join" else None  # noqa: E731
+    plan = SimpleNamespace(round=3)
+    slot._secure = SimpleNamespace(open_round=lambda _: plan, join=joins, offer=lambda *_: None)  # type: ignore
+
+    def fit(number: int, client: str, *_: object) -> object:
+        fails_for_b(client)
+        return SimpleNamespace(weight=1.0), np.zeros(4, np.float32)
+
+    monkeypatch.setattr(slot, "_fit_one", fit)
+    answers = slot.train(["a", "b", "c"], np.zeros(4, np.float32), b"plan")
+    assert answers == Answers(("a", "c"), {str(Code.CANNOT_GO_ON): 1})
+    assert f"b takes no part in round 3: {error}" in capsys.readouterr().out
+
+
+def test_a_clients_own_trouble_ends_a_run_in_the_clear_by_its_name(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slot = ClientSlot(config)
+
+    def fails(*_: object) -> None:
+        raise ShardError("shard client=b/train-000.parquet cannot be read")
+
+    monkeypatch.setattr(slot, "_fit_one", fails)
+    with pytest.raises(ShardError, match="client=b"):
+        slot.fit(["b"], 1, np.zeros(4, np.float32))
 
 
 def still(file: Path, column: str) -> None:

@@ -233,6 +233,25 @@ def test_every_draw_that_lost_its_quorum_is_charged_once(tmp_path: Path) -> None
     assert [(charge.exchange, charge.round, charge.clients) for charge in charges] == [(1, 1, ()), (2, 1, ())]
 
 
+def test_a_round_that_ends_the_run_before_its_exchange_is_charged(tmp_path: Path) -> None:
+    """That the last round's masked inputs had arrived says nothing of this one."""
+    run = Run(tmp_path, config())
+    server = run.round()
+    server.give_up(2, COHORT)
+    charges = Ledger(RunFolder(run.folder).ledger).charges
+    assert [(charge.round, charge.clients) for charge in charges] == [(1, tuple(COHORT)), (2, ())]
+
+
+def test_a_round_that_was_gone_through_is_not_charged_again(tmp_path: Path) -> None:
+    """Whatever ends the run comes after it, also where the server came back in between."""
+    for mechanism in ("skellam", "gaussian"):
+        run = Run(tmp_path / mechanism, config(mechanism=mechanism))
+        server = run.round()
+        for each in (server, run.server()):
+            each.give_up(1, COHORT[:3])
+        assert len(Ledger(RunFolder(run.folder).ledger).charges) == 1
+
+
 def test_every_draw_that_lost_its_quorum_is_charged_where_the_server_adds_the_noise(tmp_path: Path) -> None:
     run = Run(tmp_path, config(mechanism="gaussian").model_copy(update={"aggregation": "plain"}))
     for drawn in (["a", "b"], ["a", "b"], ["b", "c"]):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,6 +48,12 @@ def enrolled(config: TrainConfig) -> SecureClients:
 def config(tmp_path: Path) -> TrainConfig:
     tree = {"run": str(tmp_path / "run"), "shards": "s", "pretrained": "p", "cohort": {"size": 8}, "rounds": 3}
     return parse_config(tree | {"phases": ["units", "faces"]}, "test")
+
+
+def agreeing(folder: Path) -> TrainConfig:
+    """Of a run whose clients keep ledgers beside it."""
+    tree = {"run": str(folder / "run"), "shards": "s", "pretrained": "p", "cohort": {"size": 8}, "phases": ["faces"]}
+    return parse_config(tree | {"agreement": {"ledgers": str(folder / "ledgers")}}, "test")
 
 
 @pytest.fixture
@@ -204,7 +213,15 @@ def test_a_record_only_grows_and_survives(tmp_path: Path) -> None:
     assert again.read().participations == 2
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"exchange": 1, "more": 2}', '{"roster": 5}'])
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", '{"exchange": 1, "more": 2}', '{"roster": 5}', '{"roster": ["5", "ab"]}', '{"roster": [5, 6]}']
+    + [
+        f'{{"{name}": {value}}}'
+        for name in ("exchange", "masked", "charged")
+        for value in ('"0"', "null", "true", "-1")
+    ],
+)
 def test_a_client_whose_record_is_damaged_takes_no_part(
     config: TrainConfig, slot: Callable[..., SecureClients], content: str
 ) -> None:
@@ -215,6 +232,38 @@ def test_a_client_whose_record_is_damaged_takes_no_part(
     clients.join("c1", MODEL)
     answers, payload = clients.answer("advertise", dict.fromkeys(COHORT, b""))
     assert answers.clients == ("c1",) and len(payload) == 1, "the others' records are their own"
+
+
+@pytest.mark.parametrize("trouble", ["a folder in the lock's place", "a disk that fails"])
+def test_a_client_whose_disk_refuses_its_ledger_is_silent_and_the_others_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], trouble: str
+) -> None:
+    """It took the slot's other clients with it, and ended the run."""
+    config, charge = agreeing(tmp_path), ClientLedger.charge
+    clients, (server, frame) = enrolled(config), Liar(config).plan(1)
+    frames = shared(clients, server, frame)
+    if trouble == "a disk that fails":
+
+        def fails_for_c3(self: ClientLedger, *arguments: Any, **more: Any) -> None:
+            if self._path.name == "c3.json":
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            charge(self, *arguments, **more)
+
+        monkeypatch.setattr(ClientLedger, "charge", fails_for_c3)
+    else:
+        (tmp_path / "ledgers" / ".c3.json.lock").mkdir(parents=True)
+    answers, payload = clients.answer("mask", frames)
+    assert answers.clients == (*COHORT[:3], *COHORT[4:]) and len(payload) == 7
+    assert answers.refused == {str(Code.CANNOT_GO_ON): 1}
+    assert "c3 takes no further part: " in capsys.readouterr().out
+    assert clients.answer("confirm", {"c3": b""})[0].clients == (), "its secrets are gone"
+
+
+def test_a_client_whose_key_is_damaged_is_not_enrolled_and_the_others_are(
+    config: TrainConfig, slot: Callable[..., SecureClients]
+) -> None:
+    RunFolder(Path(config.run)).client("c0").signing_key.write_bytes(b"half")
+    assert list(slot().enrol(COHORT)) == COHORT[1:]
 
 
 def test_who_has_no_update_to_mask_is_silent_and_the_others_answer(
@@ -284,9 +333,7 @@ def test_a_ledger_may_be_named_and_left_out_at_a_resume(tmp_path: Path, named: t
 
 def test_two_slots_that_mask_one_round_at_once_charge_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both had looked at the record before either wrote to it: two rounds were charged, and one was masked."""
-    tree = {"run": str(tmp_path / "run"), "shards": "s", "pretrained": "p", "cohort": {"size": 8}}
-    tree |= {"phases": ["faces"]}
-    config = parse_config(tree | {"agreement": {"ledgers": str(tmp_path / "ledgers")}}, "test")
+    config = agreeing(tmp_path)
     enrolled(config)
     slots = [SecureClients(config, "faces", len(MODEL), BACKBONE) for _ in range(2)]
     one, other = ((slot, shared(slot, *Liar(config).plan(1))) for slot in slots)
