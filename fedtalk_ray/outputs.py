@@ -110,9 +110,18 @@ def alone(path: Path) -> Iterator[None]:
             yield
 
 
-def write_synced(path: Path, text: str) -> None:
-    """Replaces a file, whole, by one that its owner alone can read, and returns when it is on disk."""
-    with new_file(path) as place, os.fdopen(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(text)
+def write_synced(path: Path, content: str | bytes) -> None:
+    """Replaces a file, whole, by one that its owner alone can read, and returns when it is on disk under its name."""
+    with new_file(path) as place, os.fdopen(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    except OSError as error:
+        # Of a file system that knows no such thing.
+        if error.errno != errno.EINVAL:
+            raise
+    finally:
+        os.close(folder)

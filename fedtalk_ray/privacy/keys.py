@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from fedtalk_ray.errors import RunError
-from fedtalk_ray.outputs import writing
+from fedtalk_ray.outputs import write_synced
 
 KEY_BYTES = 32
 
@@ -46,14 +46,7 @@ class SigningKey:
     def kept_in(cls, path: Path) -> "SigningKey":
         """The key in a file that only its owner can read, made at the first call. `RunError` for a damaged one."""
         if not path.is_file():
-            with writing(path):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-                with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-                    file.write(os.urandom(KEY_BYTES))
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(partial, path)
+            write_synced(path, os.urandom(KEY_BYTES))
         secret = path.read_bytes()
         if len(secret) != KEY_BYTES:
             raise RunError(f"signing key {path} is damaged: it holds {len(secret)} bytes, not {KEY_BYTES}")

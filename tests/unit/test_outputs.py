@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fedtalk_ray.outputs import OutputError, new_file, new_folder, write_synced
+from fedtalk_ray.privacy.keys import SigningKey
 
 
 def names(folder: Path) -> list[str]:
@@ -228,3 +229,28 @@ def test_what_is_synced_is_for_its_owner_only_whatever_lay_there(tmp_path: Path)
         os.umask(before)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600 and path.read_text() == "new"
     assert names(path.parent) == ["ana.json"]
+
+
+@pytest.mark.parametrize("write", [lambda path: write_synced(path, "new"), SigningKey.kept_in])
+def test_the_new_name_is_on_disk_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write) -> None:
+    """After a power cut the old file was back under the name: both of a client's books, and nobody noticed."""
+    done, replace, path = [], os.replace, tmp_path / "ledgers" / "ana.json"
+
+    def replaced(source, target) -> None:
+        replace(source, target)
+        done.append("replaced")
+
+    monkeypatch.setattr(os, "replace", replaced)
+    monkeypatch.setattr(os, "fsync", lambda file: done.append(os.fstat(file).st_ino))
+    write(path)
+    assert done == [path.stat().st_ino, "replaced", path.parent.stat().st_ino]
+
+
+def test_a_file_system_that_syncs_no_folders_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fsync(file: int) -> None:
+        if stat.S_ISDIR(os.fstat(file).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_synced(tmp_path / "ana.json", "new")
+    assert (tmp_path / "ana.json").read_text() == "new"
