@@ -1,7 +1,8 @@
 """Who broke the protocol: what a server that keeps to it can say of clients after an exchange.
 
 Guarantee, to an honest client, as long as no more clients are in league than the protocol bears (`graph.tolerated`): no
-proven fault is ever found with it, and a suspected one only where it fell silent in a round that was then lost.
+proven fault is ever found with it, and a suspected one only where it fell silent, or did not begin to speak, in a round
+that was then lost.
 
 What an exchange leaves as evidence. A dealer commits to every share, and a holder is given the commitment with it: so
 before anything is opened it signs whose share is of no use to it, and who did not complain has a share that fits. The

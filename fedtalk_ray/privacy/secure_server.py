@@ -99,6 +99,7 @@ class SecureServer:
         # In the last stage every secret needs a threshold of its own, which is looked at there.
         if closed != "unmask" and len(alive) < needed:
             place = STAGES.index(closed)
+            # In the first stage too: one of eight that never comes would lose every round. Who abstains looks the same.
             before = self._frames[STAGES[place - 1]] if place else self._plan.cohort
             self.faults |= dict.fromkeys(set(before) - set(alive), Fault.SILENT)
             raise Aborted(Code.TOO_FEW, f"{len(alive)} clients after {closed}, {needed} are needed")

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedtalk_ray.federation.left_out import LeftOut
 from fedtalk_ray.messages import OpenedShare, SealedShare
 from fedtalk_ray.privacy import protocol, shamir
 from fedtalk_ray.privacy.faults import PROVEN, Fault, Secret, faults
 from fedtalk_ray.privacy.graph import tolerated
 from fedtalk_ray.privacy.protocol import Aborted, Code
+from tests.unit.privacy.conftest import people_of
 from tests.unit.privacy.tampering import OFFENDER, Make
 
 if TYPE_CHECKING:
@@ -189,6 +192,21 @@ def test_who_falls_silent_in_a_lost_round_is_suspected(make_exchange: Make) -> N
         with pytest.raises(Aborted, match="too few"):
             exchange.step(LIARS[:3])
         assert exchange.server.faults == dict.fromkeys(LIARS[:3], Fault.SILENT)
+
+
+def test_one_that_never_comes_loses_few_rounds(make_exchange: Make, tmp_path: Path) -> None:
+    """Of eight clients all must answer, so silence from the start is suspected too. Who abstains looks the same."""
+    people, left_out, spoilt = people_of(9), LeftOut(tmp_path / "left_out.json"), 0
+    for number in range(1, 33):
+        drawn = tuple(name for name in people.names if name not in left_out.of(number, 1))[:8]
+        if OFFENDER in drawn:
+            spoilt += 1
+            exchange = make_exchange(floor=8, people=people, number=number, cohort=drawn)
+            with pytest.raises(Aborted, match="too few"):
+                exchange.step([OFFENDER])
+            left_out.after(number, exchange.server.faults, lost=True)
+    assert spoilt == 5, "it sits out the next 1, 2, 4, ... rounds"
+    assert left_out.for_good() == ()
 
 
 @pytest.mark.parametrize("complaints", [(0,), (10,), (2, 2), (3, 2), (1, 2**63)])
