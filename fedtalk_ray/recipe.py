@@ -165,7 +165,7 @@ class LocalConfig(Section):
     """Share of windows that train with their true lip shapes in place of those that the sound suggests. Nothing where
     the backbone knows no lip axes (the phase `units` fixes them)."""
     clip_norm: float = Field(1.0, gt=0)
-    """Gradients are scaled down to this global norm."""
+    """A step's gradients are scaled down to this global norm. `privacy.clip_norm` is for the client's update."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     autocast: bool = True
@@ -222,7 +222,7 @@ class StepsConfig(Section):
     weight_decay: float = Field(0.0, ge=0)
     """AdamW's."""
     clip_norm: float | None = Field(None, gt=0)
-    """`privacy.clip_norm` of this phase. null: that one."""
+    """`privacy.clip_norm` of this phase: for the client's update, not for a step's gradients. null: that one."""
 
 
 class SpeechConfig(StepsConfig):
@@ -265,14 +265,14 @@ class SharpnessConfig(StepsConfig):
     learning_rate: float = Field(5e-4, gt=0)
     """At its highest; warm-up and cosine over all rounds."""
     adversarial: float = Field(0.015, ge=0)
-    """Weight of the adversary's word; 0 paints the mean, which is soft."""
+    """Weight of the adversarial (GAN) loss; 0 gives the blurred mean."""
     gradient_penalty: float = Field(1e-4, ge=0)
-    """R1: what the adversary's slopes at true pictures cost it, squared and summed over a picture. In trials on unseen
-    GRID speakers mouths were 0.97 times as sharp as the truth's after some 3,000 steps, and clean (0.76 after 800 with
-    the weight 0.01). Without it a weight of 0.004 made them 0.99 times as sharp after 600 steps and 1.22 after 2,000,
+    """Weight of the discriminator's R1 penalty: its squared gradient at true pictures. On unseen GRID speakers
+    mouths were 0.97 times as sharp as the truth's after some 3,000 steps, and clean (0.76 after 800 with `adversarial`
+    0.01). Without the penalty `adversarial` 0.004 made them 0.99 times as sharp after 600 steps and 1.22 after 2,000,
     ragged, and 0.02 streaked them."""
     perceptual: float = Field(0.1, ge=0)
-    """Weight of the distance between what the adversary sees in made and in true pictures."""
+    """Weight of the perceptual loss: how far the discriminator's features of made and of true pictures lie apart."""
 
 
 class SyncConfig(StepsConfig):

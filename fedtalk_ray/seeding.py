@@ -1,4 +1,8 @@
-"""Every random choice has its own seed, from the run's and from what it is for: order and resume cannot matter."""
+"""A seed for each random choice, from the run's seed and from what it is for: order and resume cannot matter.
+
+Not derived, but from the system's randomness: Poisson cohorts, groups (`strategy.groups`), the secure protocol's
+secrets and rounding, and a `privacy.mechanism`'s noise.
+"""
 
 import hashlib
 

@@ -84,8 +84,8 @@ class CohortConfig(Section):
     """uniform: without replacement, sees nothing. poisson: everybody by a coin of their own, from the system's
     randomness, which is what amplifies privacy; sees nothing. size: chances as training frames, which the shards'
     manifest tells; aggregation plain only. balanced: who took part least often first, drawn among equals; sees who was
-    in which cohort, as the server does in any case. reliable: chances as exp(last reliability score); sees the scores,
-    so aggregation plain only. null: poisson with noise (`privacy.mechanism`), else uniform."""
+    in which cohort, as the server does in any case. reliable: chances as exp(strategy.gamma x last score); sees the
+    scores, so aggregation plain only. null: poisson with noise (`privacy.mechanism`), else uniform."""
     over_select: float = Field(0.0, ge=0, le=4)
     """Asks so many more clients, as a share of `size`, and closes the round when `size` of them are done."""
     trace: str | None = None
@@ -113,8 +113,8 @@ class PrivacyConfig(Section):
     participation_cap: int | None = Field(None, ge=1)
     """Rounds of all phases in which a client takes part at most. null: as often as it is drawn."""
     clip_norm: float | None = Field(None, gt=0)
-    """C. With noise, which needs it: bound on a client's weighted update. Secure sums without: on its update before it
-    is weighted, and so on a round's average; null: as far as a round's optimiser steps reach. Plain sums: none."""
+    """C, the largest L2 norm of a client's update. With noise: required, applied after weighting. Secure without noise:
+    applied before weighting; null takes what a round's optimiser steps can reach. Plain without noise: unused."""
     clipping: Literal["fixed", "adaptive"] = "fixed"
     """adaptive: C follows the median norm (Andrew et al. 2021), from a cohort of 64."""
     samples_cap: int = Field(10_000, ge=1)
@@ -174,18 +174,18 @@ class AgreementConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """What is measured during training, on the clients' val clips and on clips of people whom nobody trains on."""
+    """What is measured in the phase `faces`, on held-out clips; unseen people are those whom nobody trains on."""
 
     every: int = Field(1, ge=1)
-    """Rounds between two evaluations."""
+    """Rounds of `faces` between two evaluations; its last round has one too."""
     clients: int = Field(8, ge=1)
-    """Clients that report a held-out loss: the first so many of the population, always the same."""
+    """People whose held-out loss is measured: always the same unseen people; clients only with `plain` and no noise."""
     windows: int = Field(4, ge=1)
-    """Held-out windows per client, always the same ones with the same noise."""
+    """Held-out windows per person, always the same ones with the same noise."""
     speakers: int = Field(0, ge=0)
-    """People whom nobody trains on, of whom a clip is spoken at every evaluation: do lips follow? 2 seconds a clip."""
+    """Unseen people whose lips each evaluation compares with the truth. Costs about 2 s of computing per person."""
     sample_every: int = Field(5, ge=1)
-    """Rounds between two sample videos and contact sheets."""
+    """Rounds of `faces` between two sample videos and contact sheets; its last round and the run's have one too."""
 
 
 class TrainConfig(Section):
@@ -196,9 +196,9 @@ class TrainConfig(Section):
     shards: str
     """Folder written by `fedtalk prepare`."""
     pretrained: str | None = None
-    """Folder written by `fedtalk pretrain`; null starts from random weights (only with `shared: backbone`)."""
+    """`fedtalk-tiny`, a folder of `fedtalk pretrain`, or a hub id. null: random weights (`shared: backbone` only)."""
     seed: int = Field(0, ge=0)
-    """Every random choice derives from it."""
+    """All random choices derive from it but those of Poisson cohorts, groups, privacy noise and the secure protocol."""
     phases: list[PhaseName] = Field(["units", "speech", "faces", "calibration", "sharpness"])
     """What is taught, in the order of `recipe`. [faces] goes on from a `pretrained` that knows such people, and is
     what a run with noise does that names nothing. sharpness is for shards of lower faces, decoder for those of whole
@@ -252,7 +252,7 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _needs_a_backbone(self) -> "TrainConfig":
         if self.shared == "adapter" and self.pretrained is None:
-            raise ValueError("shared: adapter needs `pretrained` (the folder that `fedtalk pretrain` wrote)")
+            raise ValueError("shared: adapter needs `pretrained`: fedtalk-tiny, a pipeline's folder, or a hub id")
         if "faces" not in self.phases:
             raise ValueError("phases: faces is missing, and nothing else makes a model that speaks")
         if self.phases != [name for name in PHASES if name in self.phases]:

@@ -24,11 +24,12 @@ app = typer.Typer(
 
 app.add_typer(privacy_commands.app, name="privacy")
 
+Model = Annotated[Path, typer.Option(help="Run folder, a pretrained pipeline, or fedtalk-tiny.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
 Address = Annotated[str, typer.Option(help='Ray cluster: "default", "local", "auto", or host:port.')]
 Steps = Annotated[
     int | None,
-    typer.Option(min=1, max=1000, help="Denoising steps; 1 shows the mean of all that may be seen.", show_default="2"),
+    typer.Option(min=1, max=1000, help="Denoising steps; 1 gives the average prediction.", show_default="2"),
 ]
 Guidance = Annotated[
     float | None, typer.Option(min=0, help="How far the sound's effect is exaggerated.", show_default="1, not at all")
@@ -40,7 +41,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("runs/demo"),
     overwrite: Overwrite = False,
 ) -> None:
-    """The whole main job on drawn faces: data, pretraining, federated rounds, a talking-head video.
+    """The whole main job on drawn faces: data, federated rounds, personalising, two videos, figures.
 
     Example: `fedtalk demo --out runs/demo`
     """
@@ -78,7 +79,7 @@ def prepare(
     identity: Annotated[
         str, typer.Option(help='"none", "dlib", "facenet", "facenet:WEIGHTS.pt", or an ONNX face network.')
     ] = "none",
-    only: Annotated[str | None, typer.Option(help="Only these identities, by commas.")] = None,
+    only: Annotated[str | None, typer.Option(help="Only these identities, comma-separated.")] = None,
     max_clips: Annotated[
         int | None, typer.Option(help="At most so many clips per identity, spread evenly over its clips.")
     ] = None,
@@ -88,8 +89,8 @@ def prepare(
     unseen: Annotated[
         str | None,
         typer.Option(
-            help="Keep these for testing only: a number (the last N; 0: nobody) or names. Else the test set that lrs3 "
-            "and voxceleb2 define; elsewhere who has one clip."
+            help="Keep these for testing only: a number (the last N; 0: nobody), or comma-separated names. Else the "
+            "test set that lrs3 and voxceleb2 define; elsewhere who has one clip."
         ),
     ] = None,
     address: Address = "default",
@@ -139,7 +140,7 @@ def pretrain(
     minutes: Annotated[
         float, typer.Option(min=0, help="Time for the denoiser; the decoder of lower-face takes as much again.")
     ] = 20.0,
-    steps: Annotated[int | None, typer.Option(min=1, help="Denoiser steps instead of minutes (repeatable).")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Denoiser steps instead of minutes: reproducible.")] = None,
     preset: Annotated[
         str | None, typer.Option(help="Size of the backbone: tiny (else), base or large (docs/presets.md).")
     ] = None,
@@ -149,7 +150,7 @@ def pretrain(
     loss: Annotated[list[str] | None, typer.Option(help="A loss weight, as in tdc=0 or sync=0.05; repeatable.")] = None,
     tensorboard: Annotated[Path | None, typer.Option(help="Folder for the curves of all losses.")] = None,
     device: Annotated[str, typer.Option(help="Of the training: auto, cpu, cuda or cuda:N.")] = "auto",
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Annotated[int, typer.Option(help="Of all random choices: weights, windows, noise.")] = 0,
     overwrite: Overwrite = False,
 ) -> None:
     """Train decoder, identity encoder, sync network and the shared backbone centrally, on the train split of SHARDS.
@@ -202,7 +203,7 @@ def train(
 def personalize(
     run: Annotated[Path, typer.Option(help="Run folder.")],
     client: Annotated[str, typer.Option(help="Whose adapter.")],
-    steps: Annotated[int, typer.Option(min=1)] = 150,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps on the adapter.")] = 150,
     shards: Annotated[str | None, typer.Option(help="The client's clips; else those the run was trained on.")] = None,
 ) -> None:
     """Train one client's own identity adapter on its own clips; it stays in the client's folder.
@@ -222,7 +223,7 @@ def personalize(
 
 @app.command()
 def generate(
-    run: Annotated[Path, typer.Option(help="Run folder.")],
+    run: Model,
     reference: Annotated[str, typer.Option(help="The face: a picture, a clip, or CLIENT/CLIP of the shards.")],
     audio: Annotated[str, typer.Option(help="The sound: a sound file, a clip, or CLIENT/CLIP of the shards.")],
     out: Annotated[Path, typer.Option(help="Video to write (.mp4).")],
@@ -231,7 +232,7 @@ def generate(
     face: Annotated[int | None, typer.Option(help="Which face, counted from the left; else the largest.")] = None,
     crop: Annotated[bool, typer.Option("--crop", help="Write the face alone, as the network makes it.")] = False,
     hold_still: Annotated[bool, typer.Option("--hold-still", help="A photo neither blinks nor sways.")] = False,
-    seed: Annotated[int, typer.Option(help="Of the noise: the same one makes the same video.")] = 0,
+    seed: Annotated[int, typer.Option(help="Changes the noise; the same seed makes the same video.")] = 0,
     steps: Steps = None,
     guidance: Guidance = None,
 ) -> None:
@@ -265,16 +266,16 @@ def _sampling(steps: int | None, guidance: float | None) -> "Sampling":
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Option(help="Run folder, or a pretrained pipeline's.")],
+    run: Model,
     shards: Annotated[Path, typer.Option(help="Shards with held-out clips.")],
     out: Annotated[Path, typer.Option(help="metrics.json to write.")],
     split: Annotated[str, typer.Option(help="test, val, or held-out for both.")] = "test",
-    judge: Annotated[Path | None, typer.Option(help="Folder of an ONNX identity judge; adds `identity`.")] = None,
+    judge: Annotated[Path | None, typer.Option(help="Folder with fr_feature.onnx; adds `identity`.")] = None,
     shared_only: Annotated[bool, typer.Option("--shared-only", help="Leave the clients' own adapters out.")] = False,
     samples: Annotated[int, typer.Option(min=1, help="Noise seeds to average over.")] = 1,
     clips: Annotated[int | None, typer.Option(min=1, help="At most so many clips a group, for a quick look.")] = None,
     exclude: Annotated[
-        str | None, typer.Option(help="Leave these people out, by commas: those by whom settings were chosen.")
+        str | None, typer.Option(help="Leave these people out, comma-separated: those by whom settings were chosen.")
     ] = None,
     steps: Steps = None,
     guidance: Guidance = None,
@@ -359,9 +360,9 @@ def corrupt(
     shards: Annotated[Path, typer.Option(help="Clean shards.")],
     out: Annotated[Path, typer.Option(help="Folder for the corrupted copy.")],
     share: Annotated[float, typer.Option(help="Share of the clients that become unreliable.")] = 1 / 3,
-    who: Annotated[str | None, typer.Option(help="These clients, by commas, and not a share of them.")] = None,
+    who: Annotated[str | None, typer.Option(help="These clients, comma-separated, and not a share of them.")] = None,
     kinds: Annotated[
-        str, typer.Option(help="What is done to them in turn, by commas.")
+        str, typer.Option(help="What is done to them in turn, comma-separated.")
     ] = "shuffled frames,wrong sound,mixed identities",
     seed: Annotated[int, typer.Option(min=0, help="Which clients, and how.")] = 0,
     overwrite: Overwrite = False,

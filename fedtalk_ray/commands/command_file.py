@@ -37,7 +37,7 @@ def _options(options: list[Any], path: Path) -> list[str]:
 
 
 def _texts(option: Any, key: str, value: Any, path: Path) -> list[str]:
-    """The command line of one key. A list is a repeated option where it may be repeated, else joined by commas."""
+    """The command line of one key. A list is a repeated option where it may be repeated, else comma-separated."""
     name = f"--{key}"
     if option.is_flag:
         if not isinstance(value, bool):

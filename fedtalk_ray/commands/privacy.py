@@ -13,7 +13,7 @@ app = typer.Typer(help="Differential privacy: plan the noise, show what was spen
 @app.command()
 def plan(
     clients: Annotated[int, typer.Option(min=1, help="Population.")],
-    rounds: Annotated[int, typer.Option(min=1)],
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of all phases together.")],
     epsilon: Annotated[float, typer.Option(help="The budget, above 0.")],
     delta: Annotated[float, typer.Option(help="Well below 1 / clients.")] = 1e-5,
     cohort: Annotated[int | None, typer.Option(min=1, help="Clients expected per round; else a quarter.")] = None,

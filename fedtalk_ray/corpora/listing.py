@@ -76,7 +76,7 @@ def usual_speech(corpus: str) -> str:
 
 
 def named(names: list[str]) -> str:
-    """The names by commas, the first of them where they are many."""
+    """The names, comma-separated, the first of them where they are many."""
     shown = ", ".join(names[:_NAMES_SHOWN])
     return shown if len(names) <= _NAMES_SHOWN else f"{shown}, ... ({len(names)} in all)"
 

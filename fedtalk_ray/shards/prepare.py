@@ -148,7 +148,7 @@ def unseen_names(unseen: int | Sequence[str] | None, names: list[str]) -> set[st
 
 
 def parse_unseen(text: str, names: Sequence[str]) -> int | list[str]:
-    """What --unseen says: names by commas, or how many. What is a name of the corpus is never a number."""
+    """What --unseen says: comma-separated names, or how many. What is a name of the corpus is never a number."""
     listed = [name for part in text.split(",") if (name := part.strip())]
     return int(text) if text.isdecimal() and text not in names else listed
 

@@ -71,7 +71,7 @@ def corrupt_shards(
     if strangers := sorted(set(who or ()) - set(clients)):
         raise ShardError(f"{strangers[0]!r} is no client of shards {shards}; clients: {', '.join(clients)}")
     if who is not None and not who:
-        raise ShardError("--who names nobody; give clients by commas")
+        raise ShardError("--who names nobody; give clients, comma-separated")
     if not 0 < share <= 1 or not count:
         raise ShardError(f"--share {share:g} of {len(clients)} clients corrupts nobody; give a share in (0, 1]")
     for kind in kinds:

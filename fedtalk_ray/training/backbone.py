@@ -20,9 +20,9 @@ def build_pipeline(
 ) -> TalkingHeadPipeline:
     """Loads the pipeline `pretrained`, or makes an untrained one around the shards' autoencoder, drawn from `seed`.
 
-    hears_anew: whether hearing is taught after this (the phase `speech`); then a pipeline that hears other features
-    than the shards' keeps all that it can paint, and what hears in it is drawn anew. settings: of an untrained
-    `TalkingHeadDenoiser`. Raises `ShardError` for shards that the pipeline was not made for.
+    hears_anew: whether the phase `speech` follows; then a pipeline that was trained on other sound features than the
+    shards' keeps its other weights and gets a fresh speech encoder. settings: of an untrained `TalkingHeadDenoiser`.
+    Raises `ShardError` for shards that the pipeline was not made for.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -45,7 +45,7 @@ def start_of(config: TrainConfig, manifest: Manifest) -> TalkingHeadPipeline:
 def _hear_as_in(manifest: Manifest, pipeline: TalkingHeadPipeline, where: str) -> None:
     """A fresh speech encoder where the shards hold other features, of which a sync network knows nothing either.
 
-    A network of another kind that cannot change its ears stays as it is.
+    A network of another kind that cannot change its sound features stays as it is.
     """
     denoiser = bare_denoiser(pipeline.denoiser)
     hops, bins = manifest.shapes["speech"]
@@ -53,8 +53,8 @@ def _hear_as_in(manifest: Manifest, pipeline: TalkingHeadPipeline, where: str) -
     differs = (heard.speech, heard.speech_hops, heard.mel_bins) != (manifest.speech, hops, bins)
     if differs and hasattr(denoiser, "hear_by"):
         _LOG.warning(
-            "%s was taught to hear by %s and the shards hold %s: it learns to hear anew", where, heard.speech,
-            manifest.speech,
+            "%s was trained on the sound features of %s; its speech encoder is trained anew on the shards' (%s)", where,
+            heard.speech, manifest.speech,
         )  # fmt: skip
         denoiser.hear_by(manifest.speech, hops, bins)
         pipeline.register_modules(sync_network=None)

@@ -149,7 +149,7 @@ def test_a_missing_key_is_named(key: str) -> None:
 def test_a_shared_adapter_needs_a_pretrained_backbone_and_a_shared_backbone_does_not() -> None:
     tree = MINIMAL | {"pretrained": None}
     message = refusal(lambda: parse_config(tree, "train.yaml"))
-    assert message == "train.yaml: shared: adapter needs `pretrained` (the folder that `fedtalk pretrain` wrote)"
+    assert message == "train.yaml: shared: adapter needs `pretrained`: fedtalk-tiny, a pipeline's folder, or a hub id"
     alone = tree | {"shared": "backbone", "aggregation": "plain"}
     assert parse_config(alone, "train.yaml").pretrained is None
 
