@@ -18,6 +18,7 @@ import yaml
 from fedtalk_ray.actors.placement import Node, rooms
 from fedtalk_ray.config import load_config
 from fedtalk_ray.errors import UserError
+from fedtalk_ray.model.embedded import EMBEDDED
 from fedtalk_ray.settings import TrainConfig
 from fedtalk_ray.tracking.prometheus import COUNTERS, GAUGES
 from tests.unit.manifest_checks import (
@@ -203,9 +204,8 @@ def test_the_job_fits_its_cluster_at_the_least_and_at_the_most(manifests: dict[s
     """A run is refused where `slots.at_least` slots have no room at the start; `slots.count` need the whole group."""
     spec = manifests["rayjob.yaml"]["spec"]
     config = job_config(spec["entrypoint"])
-    assert [Path(path).is_relative_to(MOUNT) for path in (config.shards, config.pretrained or "", config.run)] == [
-        True
-    ] * 3
+    assert [Path(path).is_relative_to(MOUNT) for path in (config.shards, config.run)] == [True] * 2
+    assert config.pretrained == EMBEDDED, "the package brings it to every node; any other lies on the volume"
     gpu = next(group for group in spec["rayClusterSpec"]["workerGroupSpecs"] if group["groupName"] == "gpu")
     has = next(values(gpu, "limits"))
 
