@@ -4,8 +4,8 @@ A proven fault ends a client's part in the run. Who is only suspected, since a r
 or did not answer complaints, sits out the next 1, 2, 4, ... rounds, twice as many each time: so a client that spoils
 rounds by silence or by its shares spoils few more than the logarithm of their number, and no more of others' budgets.
 An honest one, with whom no fault is ever proven, is never out for good. It is out for a while only after a round that
-others lost and in which it was silent, cut off or abstaining: the server cannot tell these from silence. Cohorts stay as
-large as they were: of a population that is no larger than a cohort nobody sits out who is only suspected.
+others lost and in which it was silent, cut off or abstaining: the server cannot tell these from silence. Cohorts stay
+as large as they were: of a population that is no larger than a cohort nobody sits out who is only suspected.
 
 Not covered: a client that keeps to the protocol and masks a vector that no honest one has. Its sum is thrown away, and
 nobody can see whose it was.
