@@ -142,8 +142,10 @@ class Federation:
         return sampler.cohort(number, history, spent, out)
 
     def run_round(self, number: int, cohort: list[str]) -> Record:
-        """Trains the cohort and moves the shared parameters on; returns the round's line for the history."""
+        """Trains a drawn cohort and moves the shared parameters on; returns the round's line for the history."""
         config, secure = self._config, self._config.aggregation == "secure"
+        if config.privacy.mechanism != "none":
+            ask(self._server, "note_draw")
         if len(cohort) < (limits_of(config.privacy).floor * config.strategy.groups if secure else 1):
             figures = ask(self._server, "skip", number)
             return {

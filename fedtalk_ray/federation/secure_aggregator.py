@@ -14,7 +14,7 @@ from fedtalk_ray.errors import RunError, UserError
 from fedtalk_ray.federation.left_out import LeftOut
 from fedtalk_ray.federation.roster import RosterFile
 from fedtalk_ray.messages import Collected, Plan
-from fedtalk_ray.outputs import new_file
+from fedtalk_ray.outputs import write_synced
 from fedtalk_ray.privacy.keys import SigningKey
 from fedtalk_ray.privacy.ledger import Charge, Ledger
 from fedtalk_ray.privacy.protocol import PRODUCTION_FLOOR, Aborted, Code, Limits, Rejected
@@ -185,25 +185,20 @@ class SecureAggregator:
                 f"is the last one{simulation(privacy, '; ')}"
             )
 
+    def note_draw(self) -> None:
+        """A cohort was drawn: what was charged so far pays for other draws, be they of the same round."""
+        if self.codec.noise is not None:
+            self._note(drawn=len(self.ledger.charges))
+
     def charge_plain(self, round_number: int, cohort: list[str]) -> None:
-        """Charges a round whose noise the server adds to a plain sum, or one for which nobody came; repeating a round's
-        charge changes nothing, unless its cohort was drawn anew."""
-        charged = {(charge.round, charge.clients) for charge in self.ledger.charges}
-        if (round_number, tuple(sorted(cohort))) in charged:
+        """Charges a round whose noise the server adds to a plain sum, or one for which too few came or answered: that
+        tells of who is there. Changes nothing where these clients, or for nobody any, have paid for this draw."""
+        paid = self.ledger.charges[self._noted()["drawn"] :]
+        if any(charge.round == round_number and set(cohort) <= set(charge.clients) for charge in paid):
             return
         number = self._next_exchange()
         self.check_budget(number, round_number, cohort)
         self._charge(self._charge_for(number, round_number, cohort))
-
-    def charge_given_up(self, round_number: int) -> None:
-        """Charges a round whose exchange ended before it was charged: that too few answered tells of who is there."""
-        if self.codec.noise is None:
-            return
-        if self._plan is None or self._plan.round != round_number:
-            # No exchange was begun, or by a server that came back since and may have charged it before.
-            self.charge_plain(round_number, [])
-        elif not self.answered:
-            self._charge(self._charge_for(self._plan.exchange, round_number, []))
 
     def figures(self) -> dict[str, Any]:
         """What a log may say about privacy after a round, and whether the noise is a larger cohort's."""
@@ -230,17 +225,18 @@ class SecureAggregator:
         charged = max((charge.exchange for charge in self.ledger.charges), default=0)
         return max(self._noted()["exchange"], charged) + 1
 
-    def _note(self, exchange: int) -> None:
-        """Keeps the number of the last exchange, and apart from the ledger how many charges it has."""
-        noted = {"exchange": max(exchange, self._noted()["exchange"]), "charges": len(self.ledger.charges)}
-        with new_file(self._run.exchange_number) as place:
-            place.write_text(json.dumps(noted))
+    def _note(self, exchange: int = 0, drawn: int | None = None) -> None:
+        """Keeps the number of the last exchange, and apart from the ledger how many charges it has, and had when the
+        last cohort was drawn."""
+        noted = self._noted()
+        noted |= {"exchange": max(exchange, noted["exchange"]), "charges": len(self.ledger.charges)}
+        write_synced(self._run.exchange_number, json.dumps(noted if drawn is None else noted | {"drawn": drawn}))
 
     def _noted(self) -> dict[str, int]:
         path = self._run.exchange_number
         try:
             found = json.loads(path.read_text()) if path.exists() else {}
-            return {"exchange": int(found.get("exchange", 0)), "charges": int(found.get("charges", 0))}
+            return {name: int(found.get(name, 0)) for name in ("exchange", "charges", "drawn")}
         except (ValueError, TypeError, AttributeError) as error:
             raise RunError(f"{path} is damaged ({error}); without it exchanges would get old numbers") from error
 

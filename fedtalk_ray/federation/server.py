@@ -125,6 +125,11 @@ class ParameterServer:
         self._step(round_number, update)
         return float(np.linalg.norm(update))
 
+    def note_draw(self) -> None:
+        """Before anybody of a new cohort is asked: each draw of a round is charged for itself, once."""
+        if self._aggregator is not None:
+            self._aggregator.note_draw()
+
     def begin(self, round_number: int, cohort: list[str], backbone: bytes) -> bytes:
         """Starts a secure round; returns the plan that every client of the cohort must agree with.
 
@@ -182,7 +187,7 @@ class ParameterServer:
         if round_number <= self._round:
             return secure.figures()
         if aborted is not None:
-            secure.charge_given_up(round_number)
+            secure.charge_plain(round_number, [])
             self._check_dispensable(round_number, aborted)
         averaged, survivors = None, 0
         opened = {"groups": sum(average is not None for _, average in self._groups)} if groups > 1 else {}
@@ -234,12 +239,8 @@ class ParameterServer:
 
         Raises `BudgetSpent` where the round would have overspent.
         """
-        if self._aggregator is None or round_number <= self._round:
-            return
-        if self._config.aggregation == "secure":
-            self._aggregator.charge_given_up(round_number)
-        else:
-            self._aggregator.charge_plain(round_number, cohort)
+        if self._aggregator is not None and round_number > self._round:
+            self._aggregator.charge_plain(round_number, [] if self._config.aggregation == "secure" else cohort)
 
     def _check_dispensable(self, round_number: int, aborted: str) -> None:
         """Raises `RunError` where a round that was given up is one of statistics: what follows is built on them."""

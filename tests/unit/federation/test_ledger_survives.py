@@ -218,21 +218,6 @@ def test_a_round_of_statistics_that_ends_the_run_is_charged_first(tmp_path: Path
     assert [charge.round for charge in Ledger(RunFolder(run.folder).ledger).charges] == [1]
 
 
-def test_every_draw_that_lost_its_quorum_is_charged_once(tmp_path: Path) -> None:
-    """The run ends and is resumed, the round is drawn anew, and each time it shows that too few were there. The server
-    may be asked twice, and one that died in between no longer knows the exchange."""
-    run = Run(tmp_path, config())
-    for drawn in (["a", "b", "c"], ["a", "b", "c", "d"]):
-        server = run.server()
-        server.begin(1, drawn, bytes(32))
-        for _ in range(2):
-            server.give_up(1, drawn)
-        run.server().give_up(1, drawn)
-        assert server.round() == 0
-    charges = Ledger(RunFolder(run.folder).ledger).charges
-    assert [(charge.exchange, charge.round, charge.clients) for charge in charges] == [(1, 1, ()), (2, 1, ())]
-
-
 def test_a_round_that_ends_the_run_before_its_exchange_is_charged(tmp_path: Path) -> None:
     """That the last round's masked inputs had arrived says nothing of this one."""
     run = Run(tmp_path, config())
@@ -252,41 +237,12 @@ def test_a_round_that_was_gone_through_is_not_charged_again(tmp_path: Path) -> N
         assert len(Ledger(RunFolder(run.folder).ledger).charges) == 1
 
 
-def test_every_draw_that_lost_its_quorum_is_charged_where_the_server_adds_the_noise(tmp_path: Path) -> None:
-    run = Run(tmp_path, config(mechanism="gaussian").model_copy(update={"aggregation": "plain"}))
-    for drawn in (["a", "b"], ["a", "b"], ["b", "c"]):
-        run.server().give_up(1, drawn)
-    charges = Ledger(RunFolder(run.folder).ledger).charges
-    assert [charge.clients for charge in charges] == [("a", "b"), ("b", "c")]
-
-
 def test_a_lost_quorum_without_noise_costs_nothing(tmp_path: Path) -> None:
     run = Run(tmp_path, config(mechanism="none", noise_multiplier=None))
     server = run.server()
     server.begin(1, COHORT, bytes(32))
     server.give_up(1, COHORT)
     assert not RunFolder(run.folder).ledger.exists()
-
-
-def test_a_charge_that_was_made_before_a_kill_neither_doubles_nor_swallows_another(tmp_path: Path) -> None:
-    """Between charge and checkpoint: the round is gone through again, with the same cohort or one drawn anew."""
-    run = Run(tmp_path, config(mechanism="gaussian"))
-    for cohort in ([], ["a", "b"], ["a", "b"], ["b", "c"]):
-        server = run.server()
-        assert server._aggregator is not None
-        server._aggregator.charge_plain(1, cohort)
-    run.server().skip(1)
-    server = run.server()
-    assert server._aggregator is not None
-    server._aggregator.charge_plain(2, ["c", "d"])
-    charges = Ledger(RunFolder(run.folder).ledger).charges
-    assert [(charge.round, charge.clients) for charge in charges] == [
-        (1, ()),
-        (1, ("a", "b")),
-        (1, ("b", "c")),
-        (2, ("c", "d")),
-    ]
-    assert len({charge.exchange for charge in charges}) == 4
 
 
 def test_a_skipped_round_that_would_overspend_is_not_gone_through(tmp_path: Path) -> None:
