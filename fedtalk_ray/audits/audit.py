@@ -79,7 +79,8 @@ def summary(subject: Subject, outcomes: list[Outcome], effort: Effort) -> dict[s
     """What audit.json holds."""
     privacy, claim = subject.config.privacy, None
     if privacy.mechanism != "none":
-        claim = {name: finite(value) for name, value in asdict(subject.ledger.spent(privacy.delta)).items()}
+        spent = subject.ledger.spent(privacy.delta, privacy.participation_cap)
+        claim = {name: finite(value) for name, value in asdict(spent).items()}
     return {
         "run": str(subject.run.path),
         "mode": mode(subject.config),

@@ -83,7 +83,7 @@ def show(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
     if privacy.mechanism == "none":
         print("no noise: epsilon is infinite in every view")
         return
-    spent = ledger.spent(privacy.delta)
+    spent = ledger.spent(privacy.delta, privacy.participation_cap)
     multipliers = sorted({charge.noise.multiplier for charge in ledger.charges})
     print(f"charged: {spent.rounds} rounds, noise multiplier {', '.join(f'{z:g}' for z in multipliers) or 'none yet'}")
     print(

@@ -177,7 +177,7 @@ class SecureAggregator:
         charge = self._charge_for(exchange, round_number, cohort)
         if privacy.epsilon is None or charge is None:
             return
-        cost = getattr(self.ledger.spent(privacy.delta, charge), privacy.view)
+        cost = getattr(self.ledger.spent(privacy.delta, privacy.participation_cap, charge), privacy.view)
         if cost > privacy.epsilon + 1e-9:
             raise BudgetSpent(
                 f"round {round_number} would bring epsilon to {cost:.3f} ({privacy.view} view, delta "
@@ -204,7 +204,7 @@ class SecureAggregator:
         """What a log may say about privacy after a round, and whether the noise is a larger cohort's."""
         if self.codec.noise is None:
             return {}
-        spent = self.ledger.spent(self._config.privacy.delta)
+        spent = self.ledger.spent(self._config.privacy.delta, self._config.privacy.participation_cap)
         figures = {
             "noise_multiplier": self.codec.noise.multiplier,
             "epsilon": spent.release,

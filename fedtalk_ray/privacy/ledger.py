@@ -84,31 +84,54 @@ class Ledger:
         """In how many charged rounds each client was."""
         return Counter(client for charge in self._charges.values() for client in charge.clients)
 
-    def spent(self, delta: float, more: Charge | None = None) -> Spent:
-        """What all charges cost together, and `more` with them where it is given."""
+    def spent(self, delta: float, cap: int | None = None, more: Charge | None = None) -> Spent:
+        """What all charges cost together, and `more` with them where it is given.
+
+        cap: the rounds that a client takes part in at most, whatever comes (`privacy.participation_cap`).
+        """
         charges = [*self._charges.values(), *([more] if more else [])]
         release = merged([Rounds(charge.noise, charge.rate, 1) for charge in charges])
         servers, most = histories(charges)
-        asked = (delta, release, servers, most)
+        # Where somebody was in more, as after a round that was lost and taken up again, that many count.
+        seldom = None if cap is None else max(cap, most)
+        asked = (delta, release, servers, most, seldom)
         if self._told is None or self._told[0] != asked:
             # The same is asked before a round and after it, and takes up to a second.
-            self._told = asked, self._account(delta, release, servers, len(charges), most)
+            self._told = asked, self._account(delta, release, servers, len(charges), most, seldom)
         return self._told[1]
 
     def _account(
-        self, delta: float, release: list[Rounds], servers: list[list[Rounds]], rounds: int, most: int
+        self,
+        delta: float,
+        release: list[Rounds],
+        servers: list[list[Rounds]],
+        rounds: int,
+        most: int,
+        seldom: int | None,
     ) -> Spent:
-        # Nobody is in more than all of the rounds, whatever the figure for sampled ones is.
-        unsampled = merged([Rounds(part.noise, 1.0, part.count) for part in release])
+        # Nobody is in more than all of the rounds, nor in more than `seldom`, whatever the figure for sampled ones is.
+        ways = [release, merged([Rounds(part.noise, 1.0, part.count) for part in release])]
+        if seldom is not None and release:
+            ways.append([Rounds(worst([part.noise for part in release]), 1.0, seldom)])
         return Spent(
             delta,
-            min(epsilon(release, delta), epsilon(unsampled, delta)),
+            min(epsilon(way, delta) for way in ways),
             max((epsilon(server, delta) for server in servers), default=0.0),
-            min(epsilon_bound(release, delta), epsilon_bound(unsampled, delta)) if release else 0.0,
+            min(epsilon_bound(way, delta) for way in ways) if release else 0.0,
             max((epsilon_bound(server, delta) for server in servers), default=0.0),
             rounds,
             most,
         )
+
+
+def worst(noises: list[Noise]) -> Noise:
+    """Noise that costs as much as any of these, or more: less of it, coarser steps and more values all cost more."""
+    return Noise(
+        "skellam" if any(noise.kind == "skellam" for noise in noises) else "gaussian",
+        min(noise.multiplier for noise in noises),
+        min(noise.sensitivity for noise in noises),
+        max(noise.dimension for noise in noises),
+    )
 
 
 def histories(charges: list[Charge]) -> tuple[list[list[Rounds]], int]:

@@ -49,7 +49,8 @@ def read_facts(folder: RunFolder) -> Facts:
             f"run {folder.path} has no finished round yet; a report needs one: fedtalk train --resume goes on"
         )
     ledger = Ledger(folder.ledger) if config.privacy.mechanism != "none" else None
-    spent = ledger.spent(config.privacy.delta) if ledger and ledger.charges else None
+    privacy = config.privacy
+    spent = ledger.spent(privacy.delta, privacy.participation_cap) if ledger and ledger.charges else None
     return Facts(folder, config, folder.config_file.read_text(encoding="utf-8"), history, spent)
 
 

@@ -104,7 +104,7 @@ def was_skipped(record: dict[str, Any]) -> bool:
 
 def check_epsilon(privacy: PrivacyConfig, records: list[dict[str, Any]], ledger: Ledger, outcome: Outcome) -> None:
     """What the history says was spent is what the charges cost, and no more than the budget."""
-    spent = ledger.spent(privacy.delta)
+    spent = ledger.spent(privacy.delta, privacy.participation_cap)
     claim = {privacy.view: privacy.epsilon}
     outcome.figures += [
         Figure("epsilon of the run recomputed, release view", spent.release, claim=claim.get("release")),

@@ -16,6 +16,7 @@ from fedtalk_ray.audits.attacks.charges import attack
 from fedtalk_ray.audits.effort import FAST
 from fedtalk_ray.federation.secure_aggregator import SecureAggregator, make_codec
 from fedtalk_ray.federation.server import ParameterServer
+from fedtalk_ray.privacy.accounting import Rounds, epsilon
 from fedtalk_ray.privacy.ledger import Charge, Ledger
 from fedtalk_ray.privacy.update_codec import Averaged, UpdateCodec
 from fedtalk_ray.runs.folder import RunFolder
@@ -74,6 +75,23 @@ def test_a_sound_run_has_paid_for_every_round(private: Round, tmp_path: Path) ->
     assert found["charges of an exchange with too few confirmations"] == 1
     assert found["charges of a round for which nobody came"] == 1
     assert found["weight of a client in a smaller sum over that in the whole"] == pytest.approx(1, abs=0.1)
+
+
+def test_the_history_of_a_capped_run_agrees_with_its_ledger(
+    make_round: Make, skellam: dict[str, Any], tmp_path: Path
+) -> None:
+    privacy = skellam["privacy"] | {"insecure_min_survivors": 3, "participation_cap": 1}
+    audited = make_round(5, privacy=privacy, rounds=3)
+    ledger, noise = Ledger(RunFolder(tmp_path).ledger), make_codec(audited.config, len(audited.shared)).noise
+    assert noise is not None
+    records = write_run(tmp_path, audited, ())
+    for number in ROUNDS:
+        ledger.charge(Charge(number, number, noise, 0.5, (f"c{number}",)))
+    one = epsilon([Rounds(noise, 1.0, 1)], audited.config.privacy.delta)
+    write_history(tmp_path, [*records[:2], records[2] | {"epsilon": one, "epsilon_server": one}])
+    outcome = audit(audited, tmp_path)
+    assert outcome.failures() == []
+    assert figures(outcome)["epsilon of the run recomputed, release view"] == pytest.approx(one)
 
 
 def test_a_run_without_files_is_looked_at_by_its_exchanges_alone(private: Round, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from dp_accounting import get_epsilon_gaussian
 
 from fedtalk_ray.commands.cli import main
 from fedtalk_ray.config import parse_config, save_config
-from fedtalk_ray.privacy.accounting import Noise
+from fedtalk_ray.privacy.accounting import Noise, Rounds, epsilon
 from fedtalk_ray.privacy.client_ledger import Agreement, ClientLedger
 from fedtalk_ray.privacy.ledger import Charge, Ledger
 from fedtalk_ray.runs.folder import RunFolder
@@ -70,6 +70,20 @@ def test_what_a_run_spent_is_shown_with_its_bound(tmp_path: Path, capsys: pytest
     assert f"release view (models, not cohorts):  epsilon {spent.release:.3f} at delta 1e-05" in text
     assert f"epsilon {spent.server:.3f}, 3 rounds of one client" in text
     assert "central noise: the server saw the exact sums and is trusted" in text and "budget: epsilon 30" in text
+
+
+def test_what_a_capped_run_spent_is_what_its_budget_was_held_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"mechanism": "gaussian", "noise_multiplier": 1.0, "clip_norm": 1.0, "participation_cap": 2}
+    run = run_folder(tmp_path / "run", **settings)
+    for number in range(1, 6):
+        came = ("a",) if number < 3 else ()
+        Ledger(RunFolder(run).ledger).charge(Charge(number, number, Noise("gaussian", 1.0), 0.9, came))
+    two = epsilon([Rounds(Noise("gaussian", 1.0), 1.0, 2)], 1e-5)
+    text = said(["privacy", "show", str(run)], capsys)
+    assert f"release view (models, not cohorts):  epsilon {two:.3f} at delta 1e-05" in text
+    assert f"epsilon {two:.3f}, 2 rounds of one client" in text
 
 
 def test_what_is_not_private_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@ clients really add: never less, and at most 0.02 more."""
 
 import math
 from collections import Counter
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ from dp_accounting.pld import PLDAccountant
 
 from fedtalk_ray.config import parse_config
 from fedtalk_ray.federation.cohorts import Sampler
-from fedtalk_ray.federation.privacy_plan import sampling_rate
+from fedtalk_ray.federation.privacy_plan import plan_of, sampling_rate, with_noise
 from fedtalk_ray.federation.secure_aggregator import SecureAggregator, limits_of
+from fedtalk_ray.privacy.accounting import Noise, Rounds, epsilon
+from fedtalk_ray.privacy.ledger import Charge, Ledger
 from fedtalk_ray.privacy.noise import system_rng
 from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.settings import TrainConfig
@@ -78,6 +81,70 @@ def test_the_books_are_never_low(
     release, server = pld(multiplier, rate, rounds), pld(multiplier, 1.0, max(names.values()))
     assert release - 1e-4 <= spent.release < release + 0.02
     assert server - 1e-4 <= spent.server < server + 0.02
+
+
+# clients, cohort, rounds, cap, who adds the noise: counting a client's rounds costs less than sampling, or more, or all
+CAPPED = [
+    (64, 32, 12, 2, "skellam"),
+    (64, 32, 12, 2, "gaussian"),
+    (64, 16, 12, 3, "skellam"),
+    (12, 12, 5, 5, "skellam"),
+]
+
+
+@pytest.mark.parametrize(("clients", "cohort", "rounds", "cap", "mechanism"), CAPPED)
+def test_a_capped_run_goes_as_far_as_its_plan_and_its_books_are_never_low(
+    tmp_path: Path, clients: int, cohort: int, rounds: int, cap: int, mechanism: str
+) -> None:
+    """The books counted all rounds so far for every client, and the run ended long before its plan did. Towards the end
+    everybody may have reached the cap: such rounds find nobody."""
+    privacy = {"mechanism": mechanism, "epsilon": 8, "clip_norm": 1.0, "participation_cap": cap}
+    tree = {"run": "r", "shards": "s", "pretrained": "p", "cohort": {"size": cohort}, "rounds": rounds}
+    settings = with_noise(parse_config(tree | {"phases": ["faces"], "privacy": privacy}, "test"), clients)
+    plan, multiplier, rate = plan_of(settings, clients), settings.privacy.noise_multiplier, cohort / clients
+    assert plan is not None and multiplier is not None
+    aggregator = SecureAggregator(RunFolder(tmp_path), settings, 1000, rate)
+    sampler, taken = Sampler(settings, [f"{number:03d}" for number in range(clients)]), Counter[str]()
+    for number in range(1, rounds + 1):
+        came = sampler.cohort(number, [], aggregator.ledger.participations())
+        taken.update(came)
+        aggregator.note_draw()
+        aggregator.charge_plain(number, came)
+        if number in (1, cap + 1, rounds):
+            told = aggregator.figures()["epsilon"]
+            least = min(pld(multiplier, rate, number), pld(multiplier, 1.0, min(number, cap)))
+            assert least - 1e-4 <= told < least + 0.02 and told <= 8
+    assert max(taken.values()) <= cap
+    assert told == pytest.approx(plan.spent(multiplier)["release"], abs=0.01)
+
+
+def test_who_takes_part_seldom_pays_for_the_worst_of_the_noise(tmp_path: Path) -> None:
+    """Three rounds of coarse steps and three of little noise: whichever three of them a client was in."""
+    coarse, little = Noise("skellam", 1.4, 2.0, 10_000), Noise("skellam", 1.0, 2.0**18, 5_000_000)
+    ledger = Ledger(tmp_path / "ledger.json")
+    for exchange in range(1, 7):
+        ledger.charge(
+            Charge(exchange, exchange, little if exchange % 2 else coarse, 0.9, ("a",) if exchange < 3 else ())
+        )
+    worst = max(
+        epsilon([Rounds(coarse, 1.0, some), Rounds(little, 1.0, others)], DELTA)
+        for some, others in product(range(4), repeat=2)
+        if some + others <= 3
+    )
+    capped, all_of_them = ledger.spent(DELTA, 3), ledger.spent(DELTA)
+    assert worst <= capped.release < all_of_them.release and capped.release <= capped.release_bound
+    assert (capped.server, capped.rounds) == (all_of_them.server, all_of_them.rounds)
+
+
+def test_a_cap_that_somebody_went_beyond_counts_for_nothing_less(tmp_path: Path) -> None:
+    """A sampler that is not Poisson's knows no cap, and a round that was lost and taken up again counts twice."""
+    noise = Noise("gaussian", 2.0)
+    ledger = Ledger(tmp_path / "ledger.json")
+    for exchange in range(1, 9):
+        ledger.charge(Charge(exchange, exchange, noise, 0.9, ("a", "b") if exchange < 4 else ("c",)))
+    spent = ledger.spent(DELTA, 2)
+    assert spent.participations == 5
+    assert spent.release == pytest.approx(epsilon([Rounds(noise, 1.0, 5)], DELTA)) == spent.server
 
 
 @pytest.mark.parametrize(("cohort", "colluders"), [(9, 1), (9, 7), (16, 7), (64, 1), (128, 7)])

@@ -139,6 +139,16 @@ def test_the_ledger_wins_over_the_records(make_run: MakeRun, secure_record: Reco
     assert "2 exchanges are charged" in told and "not what the last record says" in told
 
 
+def test_the_epsilon_of_a_capped_run_is_what_its_budget_was_held_to(make_run: MakeRun, secure_record: Record) -> None:
+    run = make_run([told(secure_record(1))], privacy=NOISY | {"participation_cap": 1})
+    ledger, noise = Ledger(RunFolder(run).ledger), Noise("skellam", 2.0)
+    for exchange, client in enumerate(("anna", "ben", "cleo"), 1):
+        ledger.charge(Charge(exchange, 1, noise, 0.9, (client,)))
+    found = read_facts(RunFolder(run))
+    assert found.spent is not None
+    assert found.spent.release == found.spent.server < 0.8 * ledger.spent(found.config.privacy.delta).release
+
+
 @pytest.mark.parametrize("view", ["release", "server"])
 def test_every_epsilon_of_a_simulated_cohort_says_so(make_run: MakeRun, secure_record: Record, view: str) -> None:
     """The sentence with the budget, the key figure, the ledger's line, and the curves."""
