@@ -25,7 +25,8 @@ class SlotConfig(Section):
     """Fewer than `count`: the run starts with so many, and the pool grows and shrinks with the cluster and the cohort.
     null: all of them, and no fewer."""
     clients_per_slot: int = Field(1, ge=1)
-    """With `at_least`: a cohort asks for one slot for so many clients, `count` at most."""
+    """With `at_least`: a cohort asks for one slot for so many clients, `count` at most. Where its size is secret
+    (docs/privacy.md), the expected size counts."""
     placement_timeout_s: float = Field(120.0, gt=0)
     """How long to wait until all slots are up, before saying what is missing."""
 

@@ -84,11 +84,14 @@ class SlotPool:
 
     def fit_to(self, clients: int) -> None:
         """Before a round of so many clients: slots that died or whose node left are replaced, and with `slots.at_least`
-        the pool grows or shrinks to what the cohort asks for and the cluster has.
+        the pool grows or shrinks to what the cohort asks for and the cluster has. Where cohorts are hidden that is what
+        one of the expected size asks for: anybody can count slots.
 
         Waits for one slot at most: the others take clients up when they are there.
         """
         slots = self._config.slots
+        if self._config.privacy.hides_cohorts:
+            clients = self._config.cohort.size
         nodes = {node.name for node in nodes_of(ray.nodes())}
         for slot in [slot for slot in self._slots if slot.node not in nodes]:
             self._lose(slot)

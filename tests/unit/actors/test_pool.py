@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from fedtalk_ray.actors import pool as pools
 from fedtalk_ray.actors.pool import DIED, LATE, Outcome, SlotPool, missing_clients
 from fedtalk_ray.federation.failure_policy import FailurePolicy
 from fedtalk_ray.messages import Answers, FitReport
@@ -29,6 +30,29 @@ def test_the_deadline_holds_while_no_slot_is_up(make_config: Any, monkeypatch: p
     assert time.monotonic() - begun < 5
     assert [outcome.lost for outcome in outcomes] == [LATE] * len(outcomes)
     assert [client for outcome in outcomes for client in outcome.clients] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("view", "wanted"), [("release", [4, 4, 4, 4]), ("server", [2, 3, 5, 8])], ids=["hidden", "told"]
+)
+def test_a_pool_that_grows_does_not_tell_the_size_of_a_hidden_cohort(
+    make_config: Any, monkeypatch: pytest.MonkeyPatch, view: str, wanted: list[int]
+) -> None:
+    """Whoever looks at Prometheus, or at Ray itself, can count the slots."""
+    privacy = {"mechanism": "skellam", "noise_multiplier": 1.0, "clip_norm": 1.0, "view": view}
+    slots = {"count": 8, "at_least": 2, "memory_mb": 100, "clients_per_slot": 4}
+    config = make_config(aggregation="secure", cohort={"size": 16}, slots=slots, privacy=privacy)
+    pool = SlotPool.__new__(SlotPool)
+    vars(pool).update(_config=config, policy=FailurePolicy(config.failures), _slots=[])
+    asked: list[int] = []
+    monkeypatch.setattr(pools, "nodes_of", lambda _: [])
+    monkeypatch.setattr(pools.ray, "nodes", list)
+    monkeypatch.setattr(pools, "request_resources", lambda bundles: asked.append(len(bundles)))
+    monkeypatch.setattr(pool, "_start", lambda _: None)
+    monkeypatch.setattr(pool, "_await", lambda _: None)
+    for clients in (8, 11, 17, 32):
+        pool.fit_to(clients)
+    assert asked == wanted
 
 
 @pytest.mark.parametrize("message", [FitReport, Answers])
