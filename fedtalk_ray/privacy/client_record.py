@@ -45,7 +45,8 @@ class ClientRecord:
                 raise ValueError("its numbers are none")
             if not all(isinstance(digest, str) for digest in digests):
                 raise ValueError("its digests are none")
-            return Answered(**found, **{name: tuple(pair) if pair else None for name, pair in pairs.items()})
+            roster, trained = (tuple(pair) if pair else None for pair in pairs.values())
+            return Answered(**found, roster=roster, trained=trained)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise Aborted(
                 Code.RECORD_DAMAGED, f"{self._path} cannot be read ({error}), and tells what this client answered"
