@@ -34,8 +34,9 @@ STATISTICS_FROM = 1000
 """Clients a round, real or simulated, from which statistics stand out of the noise that protects them, at weights of
 about 1 (`privacy.samples_cap`). At 200 and epsilon 8 two of five lip axes were noise (GRID)."""
 
-LARGEST_STATISTICS = 64.0
-"""Bound on a client's statistics, where there is no noise. Honest ones are 14 to 53 long."""
+LARGEST_STATISTICS = 40.0
+"""Bound on a client's statistics, where there is no noise. Honest ones are 14 to 53 long; one that is cut counts for
+less."""
 
 SMALLEST_SHARE = 0.5
 """Without noise: the least mean of the 1 that every client's statistics hold. Below it one wrote another figure there,

@@ -50,6 +50,9 @@ MOST_FRAMES = 15
 MAX_PIXELS = 20_000_000
 """Pixels of all those frames together: 1,000 frames of 144 pixels. Of larger ones each clip gives fewer, so that what a
 large autoencoder decodes is bounded."""
+LEAST_CERTAINTY = 0.5
+"""Of the mouth's cells, on average. Trained models have 0.8 and more; one client of eight that lies could bring 0.84 to
+0.04, and no lips would move."""
 DETAIL_UNIT = 100.0
 """What products of lost and missing detail are multiplied by, being squares of a tenth and less: all figures are about
 1, as the vector is clipped and noise is added to all of it alike."""
@@ -170,6 +173,9 @@ class Calibration:
         base, best = self._base, self._best(first)
         assert first is not None
         certainty = best if second is None else best * chosen(second, len(best), base.region)
+        # Raised alike, so that cells which cannot be predicted stay below the others.
+        mouth = base.mouth()
+        certainty = certainty + mouth * max(0.0, LEAST_CERTAINTY - float((certainty * mouth).sum() / mouth.sum()))
         _, _, true, mean, added = first
         lively = factor(true - certainty.square() * mean, added).clamp(min=0).sqrt()
         base.certainty.copy_(certainty)

@@ -16,6 +16,7 @@ from fedtalk_ray.model.pipeline import TalkingHeadPipeline, new_pipeline
 from fedtalk_ray.shards.format import Piece
 from fedtalk_ray.training.phases.calibration import (
     FACTORS_TRIED,
+    LEAST_CERTAINTY,
     MAX_LIVELINESS,
     MOST_CLIPS,
     Calibration,
@@ -345,6 +346,24 @@ def test_a_count_that_one_client_lied_about_is_refused(lively, make_task, lied: 
         phase.fit(make_task(pieces, shared, 2, 3))
     with pytest.raises(TrainingError, match="begin another run without it"):
         phase.finish(shared)
+
+
+def test_one_client_does_not_stop_the_mouth(lively, make_task) -> None:
+    """It sends that nothing in the mouth is as predicted: moved by 5 of all that the mean tells there, no lips move."""
+    pipeline, pieces = lively
+    phase = Calibration(pipeline, 0)
+    shared = phase.initial()
+    for number in (1, 2, 3):
+        shared = shared + phase.fit(make_task(pieces, shared, number, 3)).update
+    phase.finish(shared)
+    mouth = pipeline.denoiser.mouth()
+    honest = pipeline.denoiser.certainty.clone()
+    assert (honest * mouth).sum() > 0.55 * mouth.sum()
+    lied = shared.copy()
+    lied[1 : 1 + SIDE**2] -= (5 * mouth / mouth.norm()).flatten().numpy()
+    phase.finish(lied)
+    raised = pipeline.denoiser.certainty
+    assert (raised * mouth).sum() / mouth.sum() == pytest.approx(LEAST_CERTAINTY, abs=1e-5)
 
 
 @pytest.mark.parametrize("adapted", [False, True])
