@@ -35,10 +35,10 @@ STATISTICS_FROM = 1000
 about 1 (`privacy.samples_cap`). At 200 and epsilon 8 two of five lip axes were noise (GRID)."""
 
 LARGEST_STATISTICS = 40.0
-"""Bound on a client's statistics, where there is no noise. Honest ones are 14 to 53 long; one that is cut counts for
+"""Bound on a client's statistics, where there is no noise. Honest ones are 14 to 67 long; one that is cut counts for
 less."""
 
-SMALLEST_SHARE = 0.5
+SMALLEST_SHARE = 0.25
 """Without noise: the least mean of the 1 that every client's statistics hold. Below it one wrote another figure there,
 and all that is divided by it is as large as that one likes."""
 
