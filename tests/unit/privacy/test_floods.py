@@ -28,8 +28,8 @@ LARGEST_OF_ALL = LARGEST + 8 * COUNT**2
 
 VICTIM, TIMES = "c00", 300
 
-KEPT = 25_000
-"""Bytes that a flood may leave behind: eighty for each of so many times."""
+KEPT = 40_000
+"""Bytes that a flood may leave behind: a hundred and thirty for each of so many times."""
 
 
 @contextmanager
