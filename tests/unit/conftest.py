@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,15 @@ if TYPE_CHECKING:
     from fedtalk_ray.settings import TrainConfig
     from fedtalk_ray.shards.format import Manifest
     from fedtalk_ray.shards.windows import WindowBatch
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_the_disk() -> Iterator[None]:
+    """Nothing here is to outlive a power cut; `tests/unit/test_outputs.py` asks whether files are synced."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
+
 
 TINY: dict[str, Any] = {"latent_channels": 4, "latent_size": 8, "widths": (16, 32), "window": 4}
 
