@@ -253,5 +253,6 @@ def test_statistics_that_no_clips_have_are_refused(mean, make_denoiser, lie: str
 
 
 def test_of_noise_anything_is_taken(mean, make_denoiser) -> None:
-    liar = lies(mean, 7)["residuals"]
-    Units(make_denoiser(), noisy=True).finish(((7 * mean + liar) / 8).astype(np.float32))
+    liar, denoiser = lies(mean, 7)["residuals"], make_denoiser()
+    Units(denoiser, noisy=True).finish(((7 * mean + liar) / 8).astype(np.float32))
+    np.testing.assert_allclose(denoiser.residual_std, 0.001, rtol=1e-3)
