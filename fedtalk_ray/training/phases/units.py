@@ -37,6 +37,10 @@ vector is clipped and noise is added to all of it alike."""
 ROUNDING = 1e-3
 """How far a mean of statistics may lie beyond what is possible, from rounding to integers."""
 
+LEAST_OF_OLD_UNITS = 0.2
+"""At least so much of the deviations that a model had are its new ones: one client's figures could bring a channel's to
+nothing. On people of another kind means came to 0.33 at least (GRID after drawn people), single clients to 0.23."""
+
 
 class Units:
     """Statistics of clips; sets a denoiser's units and lip axes."""
@@ -107,13 +111,16 @@ def latent_units(denoiser: TalkingHeadDenoiser) -> tuple[np.ndarray, np.ndarray,
 def set_units(denoiser: TalkingHeadDenoiser, vector: np.ndarray) -> None:
     """Sets a denoiser's units and lip axes from the mean of the clients' `moments` for it.
 
-    The axes are the largest principal components of displacements, each with its largest number positive.
+    The axes are the largest principal components of displacements, each with its largest number positive. Deviations
+    of a model that has units become no less than `LEAST_OF_OLD_UNITS` of what they were.
     """
     if vector[0] <= 0:
         raise TrainingError("the clients' statistics cancel out: nobody answered, or there is more noise than answers")
     channels = int(denoiser.config.latent_channels)
     (mean, square, residual), (aperture, aperture_square), products = _parts(vector, channels)
     old_mean, old_std, old_residual = (each[:, 0, 0] for each in latent_units(denoiser))
+    known = bool((old_std != 1).any() or (old_residual != 1).any())
+    least = LEAST_OF_OLD_UNITS**2 if known else 1e-6
     variances, vectors = np.linalg.eigh(products)
     count = len(denoiser.lip_axes)
     axes = vectors[:, ::-1][:, :count].T
@@ -122,8 +129,8 @@ def set_units(denoiser: TalkingHeadDenoiser, vector: np.ndarray) -> None:
     spread += [np.sqrt(max(variance, 1e-8)) / _MOVED for variance in variances[::-1][:count]]
     for buffer, values in (
         (denoiser.reference_mean, old_mean + old_std * mean),
-        (denoiser.reference_std, old_std * np.sqrt(np.maximum(square - mean**2, 1e-6))),
-        (denoiser.residual_std, old_residual * np.sqrt(np.maximum(residual, 1e-6))),
+        (denoiser.reference_std, old_std * np.sqrt(np.maximum(square - mean**2, least))),
+        (denoiser.residual_std, old_residual * np.sqrt(np.maximum(residual, least))),
         (denoiser.lip_axes, axes),
         (denoiser.lip_mean, np.array([aperture / _APERTURE, *np.zeros(count)])),
         (denoiser.lip_std, np.array(spread)),

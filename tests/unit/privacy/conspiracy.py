@@ -8,6 +8,7 @@ every mask that it can make. What is left bare is a sum over some honest clients
 from __future__ import annotations
 
 import contextlib
+from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,7 +55,7 @@ class Story:
 
     heard: who advertised. absent: who is no partner of it, and whose shares do not arrive. strangers: who is said to be
     one besides. survivors: who is to be confirmed as having survived. again: the same once more. garbled: owner -> whom
-    no usable share of its seed reaches.
+    no usable share of its seed reaches. forged: of whom it gets round keys that the server made and signed.
 
     Of an exchange before: stale: at a stage, of whom it is told what was said then. replayed: the stage at which it is
     sent the frame of then as it was.
@@ -68,6 +69,7 @@ class Story:
     survivors: Mapping[str, frozenset[str]] = field(default_factory=dict)
     again: Mapping[str, frozenset[str]] = field(default_factory=dict)
     garbled: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    forged: Mapping[str, frozenset[str]] = field(default_factory=dict)
     stale: Mapping[str, frozenset[str]] = field(default_factory=dict)
     replayed: Mapping[str, str] = field(default_factory=dict)
     signs: bool = False
@@ -103,7 +105,10 @@ class Conspiracy:
         rng = np.random.default_rng(len(plan.cohort))
         self.vectors = vectors or {name: rng.integers(0, 2**32, LENGTH, dtype=np.uint32) for name in self.honest}
         self.before, self.known = before, known or Known()
-        self.own = {name: (ExchangeKey.generate(), ExchangeKey.generate()) for name in colluders}
+        self.own = defaultdict[str, tuple[ExchangeKey, ExchangeKey]](
+            lambda: (ExchangeKey.generate(), ExchangeKey.generate())
+        )
+        """The server's own round keys: of its clients, and such as it forges of the others."""
         # What the server sees of each honest client, and what its clients read.
         self.advertised: dict[str, bytes] = {}
         self.session: dict[str, bytes] = {}
@@ -119,6 +124,7 @@ class Conspiracy:
         self.shares: dict[tuple[str, str], dict[str, bytes]] = {}
         """(owner, "seed" or "key") -> holder -> share."""
         self.confirmed: dict[str, bytes] = {}
+        self.made_up: dict[bytes, tuple[bytes, ...]] = {}
         self.told: dict[tuple[str, str], bytes] = {}
         """(stage, name) -> the frame that a client was sent."""
 
@@ -164,6 +170,7 @@ class Conspiracy:
 
     def _share(self, name: str, heard: frozenset[str]) -> None:
         said = self.advertised | self._stale("share", lambda other: other.advertised)
+        said |= {other: self._forged(other) for other in self._servers(name) - self.colluders}
         frames = tuple(said[other] for other in sorted(heard & said.keys()))
         answer = self._try(name, "share", Advertised(frames))
         if answer is None:
@@ -176,12 +183,12 @@ class Conspiracy:
     def _mask(self, name: str, story: Story) -> None:
         """Whoever shares with it is a partner, and of the server's own all; what these dealt is made up."""
         usual = {owner for owner in self.sealed if name in self.sealed[owner]}
-        usual |= self.sealed.keys() & self.sealed[name].keys() | self.colluders
+        usual |= self.sealed.keys() & self.sealed[name].keys() | self._servers(name)
         partners = usual - story.absent.get(name, frozenset()) | story.strangers.get(name, frozenset())
         partners = partners & self.keys[name].keys() - {name}
         parts, sealed = [], self.sealed | self._stale("mask", lambda other: other.sealed)
         for owner in sorted(partners):
-            if owner in self.colluders:
+            if owner in self._servers(name):
                 cipher = self._cipher("key", owner, owner, name, name)
                 made_up = cipher.encrypt(bytes(12), bytes(shamir.SHARE_BYTES), self._associated(owner, name, name))
                 parts.append(SealedFrom(owner, made_up, bytes(32)))
@@ -205,6 +212,7 @@ class Conspiracy:
         if self.story.signs:
             signed = [self.clients[other].sign(Consistency(other, hashed, ())) for other in self.honest]
             forged += tuple(frame for frame in signed if frame)
+        forged += self._forged_confirmations(hashed)
         forged += tuple(self._stale("unmask", lambda other: other.confirmed).values())
         # Every signature twice, in case somebody counts them.
         answer = self._try(name, "unmask", UnmaskRequest(2 * (*confirmed, *forged)))
@@ -233,9 +241,9 @@ class Conspiracy:
         return {name: what for name, what in said(self.before[-1]).items() if name in self.story.stale.get(stage, ())}
 
     def _read(self, kind: str, owner: str, shares: tuple[SealedShare, ...]) -> dict[str, SealedShare]:
-        """Who got what of a client; what went to the server's own is opened and kept."""
+        """Who got what of a client; what was sealed for keys of the server's is opened and kept."""
         for share in shares:
-            if share.holder in self.colluders:
+            if share.holder in self._servers(owner):
                 cipher = self._cipher(kind, share.holder, owner, share.holder, owner)
                 plain = cipher.decrypt(bytes(12), share.ciphertext, self._associated(owner, share.holder, owner))
                 self.shares.setdefault((owner, kind), {})[share.holder] = plain
@@ -328,7 +336,7 @@ class Conspiracy:
         made: Callable[[ExchangeKey, bytes], bytes] = lambda own, other: own.derive(  # noqa: E731
             other, self.session[name], "mask", first, second
         )
-        if partner in self.colluders:
+        if partner in self._servers(name):
             return made(self.own[partner][1], mine)
         for secret, other in ((keys.get(name), theirs), (keys.get(partner), mine)):
             if secret is not None and ExchangeKey(secret).public in (mine, theirs):
@@ -338,7 +346,7 @@ class Conspiracy:
     # How they speak.
 
     def _try(self, name: str, stage: str, message: Any, *more: Any) -> bytes | None:
-        frame = protocol.seal_frame(self.people.server, self.context, message)
+        frame = self._signed_by_server(message)
         if self.before and self.story.replayed.get(name) == stage:
             frame = self.before[-1].told.get((stage, name), frame)
         self.told[stage, name] = frame
@@ -348,6 +356,24 @@ class Conspiracy:
 
     def _by(self, colluder: str, message: Any) -> bytes:
         return protocol.seal_frame(self.people.keys[colluder], self.context, message)
+
+    def _signed_by_server(self, message: Any) -> bytes:
+        return protocol.seal_frame(self.people.server, self.context, message)
+
+    def _forged_confirmations(self, hashed: bytes) -> tuple[bytes, ...]:
+        """In the name of every honest client, the same frames for all who are told the same."""
+        if hashed not in self.made_up:
+            made = (self._signed_by_server(Consistency(name, hashed, ())) for name in self.honest)
+            self.made_up[hashed] = tuple(made)
+        return self.made_up[hashed]
+
+    def _forged(self, name: str) -> bytes:
+        encryption, masking = self.own[name]
+        return self._signed_by_server(Advertisement(name, encryption.public, masking.public))
+
+    def _servers(self, name: str) -> frozenset[str]:
+        """Whose round keys, as a client was told them, are the server's own."""
+        return self.colluders | self.story.forged.get(name, frozenset()) & frozenset(self.honest) - {name}
 
     def _cipher(self, kind: str, colluder: str, owner: str, holder: str, in_session_of: str) -> ChaCha20Poly1305:
         other = owner if colluder == holder else holder

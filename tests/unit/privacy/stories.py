@@ -106,18 +106,33 @@ def garbled(league: Conspiracy) -> Story:
     return Story(survivors=split(league, 0.5), garbled={victim: everybody})
 
 
+def impostors(league: Conspiracy) -> Story:
+    """The first client gets round keys of all others that the server made: it would be alone among strangers."""
+    return Story(forged={league.honest[0]: frozenset(league.honest[1:])})
+
+
+def same_impostors(share: float) -> Deviation:
+    """Everybody gets the server's keys in place of those of the same part of the honest clients."""
+
+    def story(league: Conspiracy) -> Story:
+        ghosts = frozenset(league.honest[len(league.honest) - round(share * len(league.honest)) :])
+        return Story(forged=dict.fromkeys(league.honest, ghosts))
+
+    return story
+
+
 def changed(data: st.DataObject, known: Deviation, league: Conspiracy) -> Story:
     """A known attack, or the truth, with some clients told something else at some stages."""
     everybody, story = frozenset(league.plan.cohort), known(league)
     some = st.frozensets(st.sampled_from(sorted(everybody)), max_size=4)
     told = {}
-    for what in ("heard", "absent", "strangers", "survivors", "again", "garbled"):
+    for what in ("heard", "absent", "strangers", "survivors", "again", "garbled", "forged"):
         said = getattr(story, what)
         if isinstance(said, Late):
             continue
         others = dict(said)
         for name in data.draw(st.lists(st.sampled_from(league.honest), max_size=3, unique=True), label=what):
-            usual = frozenset() if what in ("absent", "strangers", "garbled") else everybody
+            usual = frozenset() if what in ("absent", "strangers", "garbled", "forged") else everybody
             others[name] = others.get(name, usual) ^ data.draw(some)
         told[what] = others
     return replace(story, **told)

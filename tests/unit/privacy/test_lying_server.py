@@ -31,8 +31,10 @@ from tests.unit.privacy.stories import (
     garbled,
     hidden,
     holders_in_league,
+    impostors,
     never_shared,
     said_to_be_lost,
+    same_impostors,
     truth,
     two_stories,
 )
@@ -113,6 +115,8 @@ ATTACKS: dict[str, Attack] = {
     "one is said to be lost": Attack(12, 3, said_to_be_lost(1)),
     "a story for each": Attack(24, 9, a_story_for_each),
     "complaints of shares that never came": Attack(12, 5, garbled),
+    "round keys of all others are forged": Attack(12, 0, impostors),
+    "round keys of half are forged, the same to all": Attack(12, 3, same_impostors(0.5)),
     "holders who are in league": Attack(60, 5, partial(holders_in_league, partners=True), 8),
     "masks with the server's alone": Attack(60, 5, partial(holders_in_league, partners=False), 8),
 }
@@ -154,6 +158,13 @@ MUTANTS: dict[str, list[tuple[str, str]]] = {
         ),
         ("import chosen, quorum", "import holders, quorum"),
     ],
+    "holders' keys that they have not signed": [("        self._check_keys(self._holders)\n", "")],
+    "confirmations that nobody has signed": [
+        (
+            "message = protocol.open_frame(data, Consistency, self._context, self._key_of)",
+            "message = protocol.read_frame(data, Consistency)[1]",
+        )
+    ],
     "seeds for holders with whom it does not mask": [("self._holders & self._partners)", "self._holders)")],
     "survivors with whom it has not masked": [(" or self._survivors & self._holders - self._partners", "")],
     "any number of survivors will do": [("if len(survivors) < self._limits", "if 0 > self._limits")],
@@ -175,6 +186,8 @@ SEEN_BY = {
     "limits by who is said to have advertised": "a victim alone with the server's clients",
     "as few holders as are there": "masks with the server's alone",
     "holders who can be foretold": "holders who are in league",
+    "holders' keys that they have not signed": "round keys of all others are forged",
+    "confirmations that nobody has signed": "a story for each",
     "seeds for holders with whom it does not mask": "nothing of the others arrives",
     "survivors with whom it has not masked": "some are hidden from the others",
     "any number of survivors will do": "more are said to be lost than the floor allows",

@@ -256,3 +256,21 @@ def test_of_noise_anything_is_taken(mean, make_denoiser) -> None:
     liar, denoiser = lies(mean, 7)["residuals"], make_denoiser()
     Units(denoiser, noisy=True).finish(((7 * mean + liar) / 8).astype(np.float32))
     np.testing.assert_allclose(denoiser.residual_std, 0.001, rtol=1e-3)
+
+
+@pytest.mark.parametrize("lie", ["residuals", "squares"])
+def test_one_client_brings_no_channel_of_a_model_with_units_to_nothing(mean, make_denoiser, lie: str) -> None:
+    """A liar of eight can send what some clips have: one channel that never changes. It came to a thousandth."""
+    before = make_denoiser()
+    set_units(before, mean)
+    honest = moments([piece(60, 3)], before)
+    liar = honest.copy()
+    place = {"residuals": 9, "squares": 5}[lie]
+    liar[place] = honest[1] ** 2 - 7 * (honest[place] - honest[1] ** 2) if lie == "squares" else -7 * honest[place]
+    assert np.linalg.norm(liar) <= LARGEST_STATISTICS
+    denoiser = make_denoiser()
+    set_units(denoiser, mean)
+    Units(denoiser).finish(((7 * honest + liar) / 8).astype(np.float32))
+    name = {"residuals": "residual_std", "squares": "reference_std"}[lie]
+    np.testing.assert_allclose(units_of(denoiser)[name][0], 0.2 * units_of(before)[name][0], rtol=1e-3)
+    np.testing.assert_allclose(units_of(denoiser)[name][1:], units_of(before)[name][1:], rtol=0.2)
