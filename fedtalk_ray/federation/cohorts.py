@@ -99,8 +99,9 @@ class Sampler:
 
 def check_cohorts(config: TrainConfig, population: int) -> None:
     """Raises `ConfigError` where sums could not be opened: of too few clients, of Poisson cohorts that are often too
-    small, or of cohorts of whom too few are waited for."""
+    small, or of cohorts of whom too few are waited for; and where nobody would be left to draw."""
     check_groups(config, population)
+    check_cap(config, population)
     if config.aggregation != "secure":
         return
     limits = limits_of(config.privacy)
@@ -130,6 +131,17 @@ def check_cohorts(config: TrainConfig, population: int) -> None:
         raise ConfigError(
             f"cohort.size {size} is the mean of Poisson cohorts: of {population} clients, {100 * share:.0f}% of "
             f"rounds would have fewer than {fewest} and be given up; {mend}"
+        )
+
+
+def check_cap(config: TrainConfig, population: int) -> None:
+    """Raises `ConfigError` where all clients together may not take part as often as cohorts are drawn."""
+    cap, size, rounds = config.privacy.participation_cap, min(config.cohort.size, population), config.all_rounds
+    if cap is not None and cap * population < rounds * size:
+        raise ConfigError(
+            f"privacy.participation_cap {cap}: {population} clients may take part {cap * population} times together, "
+            f"and {rounds} rounds of {size} want {rounds * size}; set it to {ceil(rounds * size / population)} or "
+            f"more, or have {cap * population // size} rounds over all phases"
         )
 
 

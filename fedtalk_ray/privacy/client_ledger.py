@@ -85,9 +85,11 @@ class ClientLedger:
         """
         with alone(self._path):
             spent = self.read()
-            if spent.rounds.get(run, 0) < before:
+            if (known := spent.rounds.get(run, 0)) < before:
                 raise Aborted(
-                    Code.RECORD_DAMAGED, f"{self._path} knows less of a run than the client: was it put back?"
+                    Code.RECORD_DAMAGED,
+                    f"{self._path} knows {known} rounds of a run of which the client charged {before}: an older file "
+                    "was put back, or agreement.ledgers names another folder than before",
                 )
             after = spent.and_one(run, noise)
             check(after, agreement)

@@ -197,6 +197,29 @@ def test_fewer_clients_than_a_sum_is_opened_of_are_refused_before_the_first_roun
     check_cohorts(parse_config(tree | {"privacy": {"insecure_min_survivors": 3}}, "test"), 3)
 
 
+def test_a_cap_that_leaves_nobody_to_draw_is_refused() -> None:
+    """The last rounds found nobody: 64 clients take part 128 times, in four rounds of 32."""
+
+    def check(rounds: int, cap: int, clients: int = 64, **more: Any) -> None:
+        tree = {"run": "r", "shards": "s", "pretrained": "p", "phases": ["faces"], "cohort": {"size": 32}}
+        capped = {"privacy": {"participation_cap": cap}, "rounds": rounds, "aggregation": "plain"}
+        check_cohorts(parse_config(tree | capped | more, "test"), clients)
+
+    told = (
+        r"cap 2: 64 clients may take part 128 times .* 5 rounds of 32 want 160; set it to 3 or more, or have 4 rounds"
+    )
+    with pytest.raises(ConfigError, match=told):
+        check(5, 2)
+    check(4, 2)
+    check(5, 3)
+    with pytest.raises(ConfigError, match="and 5 rounds of 20 want 100"):
+        check(5, 4, clients=20)
+    check(5, 5, clients=20)
+    # Rounds of statistics count too.
+    with pytest.raises(ConfigError, match="and 6 rounds of 32"):
+        check(5, 2, phases=["units", "faces"])
+
+
 def test_a_poisson_cohort_that_would_often_be_too_small_is_refused() -> None:
     """B11: of 64 clients at the floor of 8, 44% of the rounds are given up. The share is scipy's own binomial."""
 
