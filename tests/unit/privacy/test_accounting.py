@@ -9,7 +9,7 @@ from dp_accounting import dp_event, get_epsilon_gaussian
 from dp_accounting.pld import PLDAccountant
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from opacus.accountants import GaussianAccountant
+from opacus.accountants import GaussianAccountant, PRVAccountant
 from opacus.accountants.analysis.rdp import compute_rdp
 from scipy import stats
 from scipy.special import logsumexp
@@ -55,6 +55,23 @@ def test_another_librarys_accountant_agrees(multiplier: float, rate: float, coun
     event = dp_event.PoissonSampledDpEvent(rate, dp_event.GaussianDpEvent(multiplier))
     theirs.compose(dp_event.SelfComposedDpEvent(event, count))
     assert epsilon(gaussian(multiplier, rate, count), DELTA) == pytest.approx(theirs.get_epsilon(DELTA), abs=0.02)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [(1.31, 0.25, 48)],
+        [(0.5, 0.2, 20)],
+        [(5.0, 0.1, 3)],
+        [(1.2, 0.5, 10), (1.5, 0.1, 30), (3.0, 1.0, 2)],
+    ],
+)
+def test_opacus_own_accountant_says_the_same(parts: list[tuple[float, float, int]]) -> None:
+    """It cuts losses off elsewhere, and takes ten times as long to find out where."""
+    theirs = PRVAccountant()
+    theirs.history = list(parts)
+    rounds = [Rounds(Noise("gaussian", multiplier), rate, count) for multiplier, rate, count in parts]
+    assert epsilon(rounds, DELTA) == pytest.approx(theirs.get_epsilon(DELTA), rel=1e-5)
 
 
 def test_the_accountant_that_under_reports_is_not_the_one_in_use() -> None:
