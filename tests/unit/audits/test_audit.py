@@ -1,7 +1,9 @@
 """`fedtalk audit` in its fast form on small runs, made by the real slot and server without Ray."""
 
 import json
+import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +218,14 @@ def forget(run: Path) -> None:
     (run / "audit" / "audit.json").unlink(missing_ok=True)
 
 
+@pytest.fixture
+def one_more_round_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All audits of a test look at the same one more round, which takes longer than most attacks on it."""
+    made = cache(lambda path, effort: Subject(RunFolder(path), effort))
+    monkeypatch.setattr(sys.modules[audit.__module__], "Subject", lambda run, effort: made(run.path, effort))
+
+
+@pytest.mark.usefixtures("one_more_round_is_enough")
 def test_what_other_attacks_found_stands(plain_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """On the same round: one more attack is added in its place, and one that is made again is replaced."""
     forget(plain_run)
@@ -229,6 +239,7 @@ def test_what_other_attacks_found_stands(plain_run: Path, capsys: pytest.Capture
     assert audit(plain_run, only=["charges"])["effort"] is None, "the others were quick looks"
 
 
+@pytest.mark.usefixtures("one_more_round_is_enough")
 def test_a_broken_promise_stands_until_its_attack_is_made_again(plain_run: Path) -> None:
     forget(plain_run)
     audit(plain_run, fast=True, only=["charges"])
