@@ -258,12 +258,15 @@ def test_a_run_whose_slots_are_killed_again_and_again_ends_as_if_nothing_had_bee
 
 
 def test_a_round_without_a_quorum_ends_the_run_with_its_checkpoint_intact(make_config: Make, tmp_path: Path) -> None:
-    config = make_config(tmp_path / "run", cohort={"size": 3}, failures={"deadline_s": 0.01, "quorum": 1.0})
+    alone = {"count": 1}
+    config = make_config(
+        tmp_path / "run", cohort={"size": 3}, failures={"deadline_s": 0.01, "quorum": 1.0}, slots=alone
+    )
     with pytest.raises(QuorumLost, match=r"round 1: 0 of 3 clients answered \(3 late\)"):
         train(config)
     checkpoint = load_checkpoint(tmp_path / "run" / "checkpoints")
     assert checkpoint is not None and checkpoint.round == 0
-    train(make_config(tmp_path / "run", cohort={"size": 3}, rounds=1), resume=True)
+    train(make_config(tmp_path / "run", cohort={"size": 3}, rounds=1, slots=alone), resume=True)
     assert [record["round"] for record in read_history(tmp_path / "run" / "history.jsonl")] == [1]
 
 

@@ -74,9 +74,8 @@ def fedtalk(*arguments: str, at: OwnCluster, token: str = TOKEN) -> subprocess.C
 def written(make_config: Callable[..., TrainConfig], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that holds a configuration and nothing else, as somebody has who installed the package."""
     folder = tmp_path_factory.mktemp("work")
-    config = make_config(
-        folder.parent / "jobs-run", rounds=2, evaluation={"sample_every": 2, "windows": 1, "clients": 2}
-    )
+    watched, alone = {"sample_every": 2, "windows": 1, "clients": 2}, {"count": 1}
+    config = make_config(folder.parent / "jobs-run", rounds=2, evaluation=watched, slots=alone)
     tree = config.model_dump(mode="json") | {"address": "default"}
     (folder / "small.yaml").write_text(yaml.safe_dump(tree))
     return folder

@@ -28,6 +28,8 @@ SMALL: dict[str, Any] = {
     "rounds": 2,
     "speech": {"rounds": 2, "steps": 2, "batch_size": 4},
     "local": {"steps": 2, "identity_steps": 1, "batch_size": 2, "score_windows": 2},
+    # A slot's start takes longer than such a run.
+    "slots": {"count": 1},
 }
 
 
@@ -152,7 +154,8 @@ def test_nothing_central_is_needed_and_nothing_crosses_in_the_clear(make_config:
     """From random weights under secure aggregation: statistics too are seen as a sum alone."""
     config = make_config(
         tmp_path / "run",
-        **SMALL | {"pretrained": None, "shared": "backbone", "aggregation": "secure", "cohort": {"size": 3}},
+        **SMALL
+        | {"pretrained": None, "shared": "backbone", "aggregation": "secure", "cohort": {"size": 3}, "slots": {}},
         privacy={"insecure_min_survivors": 3},
         server={},
     )

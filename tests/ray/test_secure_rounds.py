@@ -116,7 +116,7 @@ def test_over_two_runs_clients_answer_as_often_as_they_agreed_to(
     """Three rounds were agreed to. The second run's second one is gone through without anybody."""
     agreement = {"ledgers": str(tmp_path / "ledgers"), "rounds": 3}
     for name in ("one", "two"):
-        train(secure(make_config, tmp_path / name, crowd, rounds=2, agreement=agreement))
+        train(secure(make_config, tmp_path / name, crowd, rounds=2, agreement=agreement, slots={"count": 1}))
     assert [record.get("survivors") for record in read_history(tmp_path / "one" / "history.jsonl")] == [7, 7]
     first, second = read_history(tmp_path / "two" / "history.jsonl")
     assert first["survivors"] == 7
