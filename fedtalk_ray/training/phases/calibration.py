@@ -51,8 +51,9 @@ MAX_PIXELS = 20_000_000
 """Pixels of all those frames together: 1,000 frames of 144 pixels. Of larger ones each clip gives fewer, so that what a
 large autoencoder decodes is bounded."""
 LEAST_CERTAINTY = 0.5
-"""Of the mouth's cells, on average. Models of drawn people have 0.86 to 1.07 (GRID's were not looked at); by what
-clients of one of them send, a liar among eight could bring it to 0.12, and hardly a lip would move."""
+"""Of the mouth's cells, on average. Models of drawn people have 0.86 to 1.07, one of GRID's speakers (six rounds of
+`faces`) 0.65; by what clients of one of drawn people send, a liar among eight could bring it to 0.12, and hardly a lip
+would move."""
 DETAIL_UNIT = 100.0
 """What products of lost and missing detail are multiplied by, being squares of a tenth and less: all figures are about
 1, as the vector is clipped and noise is added to all of it alike."""
