@@ -193,7 +193,7 @@ def was_summed(client: ClientFolder, aggregation: str, rounds: int) -> bool:
     if aggregation == "plain":
         return True
     try:
-        return ClientRecord(client.protocol_state).read().masked > 0
+        return client.protocol_state.exists() and ClientRecord(client.protocol_state).read().masked > 0
     except Aborted as error:
         raise RunError(str(error)) from error
 

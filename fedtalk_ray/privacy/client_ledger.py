@@ -3,7 +3,8 @@
 Guarantee, to the client: before a masked update leaves, what it costs is on disk, and it does not leave where that is
 more than was agreed; whichever server asks, in whichever run, with whatever it says of the past, from however many
 processes at once, and whatever is killed when. What is written only grows. A file that cannot be read, or that knows
-of fewer rounds of a run than the client's record says it charged (`client_record`), ends the client's part.
+of other rounds of a run than the client's record says it charged (`client_record`), ends the client's part: one of the
+two was put back.
 
 Epsilon is the server view's: whoever asks for an update knows that this client is there, so nothing is amplified.
 That a server adds central noise (`mechanism: gaussian`) is its word, which nobody can check.
@@ -78,27 +79,37 @@ class ClientLedger:
                 Code.RECORD_DAMAGED, f"{self._path} cannot be read ({error!r}), and tells what this client spent"
             ) from error
 
-    def charge(self, run: str, before: int, noise: Noise | None, agreement: Agreement) -> None:
-        """One round of a run. before: of this run it has charged so many. noise: None for a sum without any.
+    def with_one_more(self, run: str, before: int, noise: Noise | None, agreement: Agreement) -> Spent:
+        """What would be spent after one round more. before: of this run the client's record says that so many were
+        charged. noise: None for a sum without any.
 
-        Raises `Aborted` where that is more than was agreed, and where this file knows of fewer rounds than `before`.
+        Raises `Aborted` where that is more than was agreed, and where this file knows of other rounds than `before`.
         """
+        spent = self.read()
+        known = spent.rounds.get(run, 0)
+        # One more where the client was killed between its two books.
+        if known not in (before, before + 1):
+            older = f"{self._path} is older, or agreement.ledgers names another folder than before"
+            raise Aborted(
+                Code.RECORD_DAMAGED,
+                f"{self._path} knows {known} rounds of a run, and the client's record that {before} were charged: "
+                + (older if known < before else "the record is older"),
+            )
+        after = spent.and_one(run, noise)
+        check(after, agreement)
+        return after
+
+    def charge(self, run: str, before: int, noise: Noise | None, agreement: Agreement) -> int:
+        """Writes down what `with_one_more` gives; returns how many rounds of the run are charged then."""
         with alone(self._path):
-            spent = self.read()
-            if (known := spent.rounds.get(run, 0)) < before:
-                raise Aborted(
-                    Code.RECORD_DAMAGED,
-                    f"{self._path} knows {known} rounds of a run of which the client charged {before}: an older file "
-                    "was put back, or agreement.ledgers names another folder than before",
-                )
-            after = spent.and_one(run, noise)
-            check(after, agreement)
+            after = self.with_one_more(run, before, noise, agreement)
             tree = {
                 "rounds": after.rounds,
                 "noise": [[asdict(each), count] for each, count in after.noise],
                 "bare": after.bare,
             }
             write_synced(self._path, json.dumps(tree))
+        return after.rounds[run]
 
 
 def check(spent: Spent, agreement: Agreement) -> None:

@@ -2,7 +2,8 @@
 
 Guarantee, to the client: an exchange, and a round, is answered once, and a round trained from one model, whatever the
 server numbers them, whoever asks at the same time in another process, and whatever is killed when: what is written is
-on disk before the answer leaves, and numbers only grow. A record that cannot be read ends the client's part in a run.
+on disk before the answer leaves, and numbers only grow. A record that cannot be read, or is gone, ends the client's
+part in a run; that an older one was put back is noticed where the client keeps a ledger (`client_ledger`).
 """
 
 import json
@@ -35,10 +36,17 @@ class ClientRecord:
     def __init__(self, path: Path) -> None:
         self._path = path
 
+    def create(self) -> None:
+        """Of a client that has answered nothing, before it has a key: whoever has one must find its record."""
+        with alone(self._path):
+            if not self._path.exists():
+                self._write(Answered())
+
     def read(self) -> Answered:
-        """As it stands. Raises `Aborted` for a damaged file: who does not know what it answered must not go on."""
+        """As it stands. Raises `Aborted` for a damaged file, or none: who does not know what it answered must not go
+        on."""
         try:
-            found = json.loads(self._path.read_text()) if self._path.exists() else {}
+            found = json.loads(self._path.read_text())
             pairs = {name: found.pop(name, None) for name in ("roster", "trained")}
             counts, digests = zip(*(pair or (0, "") for pair in pairs.values()), strict=True)
             if not all(type(number) is int and number >= 0 for number in (*found.values(), *counts)):
@@ -72,18 +80,19 @@ class ClientRecord:
                 raise Aborted(Code.OLD_ROUND, f"exchange {exchange}, the last one was {answered.exchange}")
             self._write(replace(answered, exchange=exchange, roster=roster))
 
-    def mask(self, round_number: int, cap: int | None, charge: Callable[[int], None] | None = None) -> None:
+    def mask(self, round_number: int, cap: int | None, charge: Callable[[int], int] | None = None) -> None:
         """Before a masked update leaves. Raises `Aborted` for a round that has one, and beyond `cap` rounds.
 
-        charge: writes the round into the client's ledger, told how many are there by what this record knows; called
-        while nobody else can mask the round, and before it is written down here.
+        charge: writes the round into the client's ledger, told how many are there by what this record knows, and tells
+        how many are there now; called while nobody else can mask the round, and before it is written down here.
         """
         with alone(self._path):
             answered = self.read()
             answered_may_go_on(answered, round_number, cap)
+            charged = answered.charged
             if charge is not None:
-                charge(answered.charged)
-            took, charged = answered.participations + 1, answered.charged + (charge is not None)
+                charged = charge(charged)
+            took = answered.participations + 1
             self._write(replace(answered, masked=round_number, participations=took, charged=charged))
 
     def _write(self, answered: Answered) -> None:

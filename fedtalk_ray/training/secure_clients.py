@@ -20,7 +20,7 @@ from fedtalk_ray.errors import UserError
 from fedtalk_ray.federation.roster import Pin, RosterFile
 from fedtalk_ray.federation.secure_aggregator import clip_norm_of, limits_of, make_codec
 from fedtalk_ray.messages import Answers, Plan
-from fedtalk_ray.privacy.client_ledger import Agreement, ClientLedger, check
+from fedtalk_ray.privacy.client_ledger import Agreement, ClientLedger
 from fedtalk_ray.privacy.client_record import ClientRecord, answered_may_go_on
 from fedtalk_ray.privacy.keys import SigningKey
 from fedtalk_ray.privacy.noise import system_rng
@@ -59,6 +59,8 @@ class SecureClients:
         keys = {}
         for client in clients:
             try:
+                if not self._run.client(client).signing_key.exists():
+                    self._record(client).create()
                 keys[client] = self._signing_key(client).public
             except (UserError, OSError) as error:
                 print(f"{client} is not enrolled: {error}", flush=True)
@@ -105,7 +107,7 @@ class SecureClients:
         answered_may_go_on(answered, plan.round, self._config.privacy.participation_cap)
         if (ledger := self._ledger(client)) is not None:
             # Looked at before it trains; again, with the charge, before anything of it leaves.
-            check(ledger.read().and_one(plan.run, self._charged), self._agreement)
+            ledger.with_one_more(plan.run, answered.charged, self._charged, self._agreement)
         key = self._signing_key(client)
         record.train(plan.round, plan.shared.hex())
         self._sides[client] = SecureClient(client, key, self._roster, plan, limits_of(self._config.privacy))

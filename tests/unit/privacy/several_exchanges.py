@@ -28,6 +28,7 @@ from fedtalk_ray.federation.roster import RosterFile, extend_roster
 from fedtalk_ray.federation.secure_aggregator import clip_norm_of
 from fedtalk_ray.messages import Plan
 from fedtalk_ray.privacy import protocol
+from fedtalk_ray.privacy.client_record import ClientRecord
 from fedtalk_ray.privacy.protocol import Aborted, Code, Limits
 from fedtalk_ray.recipe import PhaseName
 from fedtalk_ray.runs.checkpoints import config_digest
@@ -155,7 +156,7 @@ class League:
         run.clients_folder.mkdir(parents=True)
         extend_roster(run.roster, self.people.server.public, self.people.roster.clients)
         for name in self.people.names:
-            run.client(name).path.mkdir()
+            ClientRecord(run.client(name).protocol_state).create()
             run.client(name).signing_key.write_bytes(self.people.keys[name].secret)
         self._run = RosterFile(run.roster).read()[1]
         self._slots: dict[tuple[int, str], SlotProcess] = {}

@@ -218,7 +218,12 @@ MUTANTS: dict[str, list[tuple[ModuleType, str, str]]] = {
         (RECORD, "replace(answered, masked=round_number,", "replace(answered, masked=answered.exchange,"),
     ],
     "S3: each slot has a record of its own": [
-        (CLIENTS, "(client).protocol_state)", '(client).protocol_state.with_name(f"{id(self)}.json"))')
+        (CLIENTS, "(client).protocol_state)", '(client).protocol_state.with_name(f"{id(self)}.json"))'),
+        (
+            RECORD,
+            "json.loads(self._path.read_text())",
+            "json.loads(self._path.read_text()) if self._path.exists() else {}",
+        ),
     ],
     "S3: who has joined two exchanges answers both": [(RECORD, "if exchange <= answered.exchange:", "if False:")],
     "S3: exchanges are not counted": [

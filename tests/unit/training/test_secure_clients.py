@@ -200,6 +200,7 @@ def test_updates_of_who_dropped_out_are_not_kept(config: TrainConfig, slot: Call
 
 def test_a_record_only_grows_and_survives(tmp_path: Path) -> None:
     record = ClientRecord(tmp_path / "protocol.json")
+    record.create()
     assert record.read() == Answered()
     record.begin(4, (10, "ab"))
     record.mask(2, None)
@@ -232,6 +233,37 @@ def test_a_client_whose_record_is_damaged_takes_no_part(
     clients.join("c1", MODEL)
     answers, payload = clients.answer("advertise", dict.fromkeys(COHORT, b""))
     assert answers.clients == ("c1",) and len(payload) == 1, "the others' records are their own"
+
+
+def test_a_client_whose_record_is_gone_takes_no_part(config: TrainConfig, slot: Callable[..., SecureClients]) -> None:
+    """It would answer the round that it has answered once more. Who has a key had a record before."""
+    clients, record = slot(), RunFolder(Path(config.run)).client("c0").protocol_state
+    server, frame = Liar(config).plan(2)
+    assert "c0" in clients.answer("mask", shared(clients, server, frame))[0].clients
+    record.unlink()
+    clients.open_round(Liar(config).plan(2)[1])
+    refused(Code.RECORD_DAMAGED, lambda: clients.join("c0", MODEL))
+    slot().enrol(COHORT)
+    refused(Code.RECORD_DAMAGED, lambda: clients.join("c0", MODEL))
+    assert not record.exists()
+
+
+def test_a_record_that_was_put_back_is_noticed_by_the_ledger(tmp_path: Path) -> None:
+    """The round before last would be answered, and charged, twice."""
+    config = agreeing(tmp_path)
+    enrolled(config)
+    record, kept = RunFolder(Path(config.run)).client("c0").protocol_state, []
+    for number in (1, 2, 3):
+        slot = SecureClients(config, "faces", len(MODEL), BACKBONE)
+        server, frame = Liar(config).plan(number)
+        kept.append(record.read_text())
+        assert "c0" in slot.answer("mask", shared(slot, server, frame))[0].clients
+    spent = ClientLedger(tmp_path / "ledgers" / "c0.json").read()
+    record.write_text(kept[1])
+    slot = SecureClients(config, "faces", len(MODEL), BACKBONE)
+    slot.open_round(Liar(config).plan(2)[1])
+    refused(Code.RECORD_DAMAGED, lambda: slot.join("c0", MODEL))
+    assert ClientLedger(tmp_path / "ledgers" / "c0.json").read() == spent
 
 
 @pytest.mark.parametrize("trouble", ["a folder in the lock's place", "a disk that fails"])
@@ -318,17 +350,18 @@ def test_a_ledger_may_be_named_and_left_out_at_a_resume(tmp_path: Path, named: t
     tree |= {"phases": ["units", "faces"]}
     kept, bare = (parse_config(tree | {"agreement": {"ledgers": each}}, "test") for each in (str(place), None))
     enrolled(kept)
-    for number, names_it in enumerate([*named, True], 2):
+    for number, names_it in enumerate(named, 2):
         config = kept if names_it else bare
-        if number == len(named) + 2:
-            (place / "c0.json").unlink()
         slot = SecureClients(config, "faces", len(MODEL), BACKBONE)
         server, frame = Liar(config).plan(number)
         answers, _ = slot.answer("mask", shared(slot, server, frame))
-        if number < len(named) + 2:
-            assert answers.clients == tuple(COHORT), f"round {number} of the run"
-    assert answers.refused == {str(Code.RECORD_DAMAGED): 1}, "what was lost is noticed as before"
-    assert sum(ClientLedger(place / "c1.json").read().rounds.values()) == sum(named) + 1
+        assert answers.clients == tuple(COHORT), f"round {number} of the run"
+    (place / "c0.json").unlink()
+    slot = SecureClients(kept, "faces", len(MODEL), BACKBONE)
+    slot.open_round(Liar(kept).plan(len(named) + 2)[1])
+    refused(Code.RECORD_DAMAGED, lambda: slot.join("c0", MODEL))
+    slot.join("c1", MODEL)
+    assert sum(ClientLedger(place / "c1.json").read().rounds.values()) == sum(named)
 
 
 def test_two_slots_that_mask_one_round_at_once_charge_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,11 +372,11 @@ def test_two_slots_that_mask_one_round_at_once_charge_it_once(tmp_path: Path, mo
     one, other = ((slot, shared(slot, *Liar(config).plan(1))) for slot in slots)
     charge, later = ClientLedger.charge, []
 
-    def charged(self: ClientLedger, *arguments: object, **more: object) -> None:
+    def charged(self: ClientLedger, *arguments: object, **more: object) -> int:
         if not later:
             later.append(pool.submit(other[0].answer, "mask", {"c0": other[1]["c0"]}))
             wait(later, 0.5)
-        charge(self, *arguments, **more)
+        return charge(self, *arguments, **more)
 
     monkeypatch.setattr(ClientLedger, "charge", charged)
     with ThreadPoolExecutor(1) as pool:
