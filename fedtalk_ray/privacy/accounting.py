@@ -34,6 +34,9 @@ Kind = Literal["skellam", "gaussian"]
 ORDERS = (*range(2, 65), 80, 96, 128, 192, 256, 384, 512, 1024)
 """Renyi orders; integers, because the amplification bound is one for integers."""
 
+NO_PRIVACY = 200.0
+"""An epsilon beyond which a bound will do: the grid of privacy losses grows with it, to gigabytes for noise of a
+twentieth of one client's effect."""
 PRV_ERROR = 0.01
 """Of epsilon, from cutting privacy losses into a grid: Opacus' own default."""
 
@@ -59,8 +62,8 @@ class Rounds:
 
 
 def epsilon(rounds: Iterable[Rounds], delta: float) -> float:
-    """Epsilon of all these rounds together, an upper bound within 0.02 of the least that is true where noise is
-    Gaussian or its steps are fine."""
+    """Epsilon of all these rounds together, an upper bound; within 0.02 of the least that is true where noise is
+    Gaussian or its steps are fine, up to `NO_PRIVACY`."""
     parts = [part for part in rounds if part.count and part.rate]
     if not parts:
         return 0.0
@@ -85,7 +88,9 @@ def epsilon(rounds: Iterable[Rounds], delta: float) -> float:
 def _gaussian_epsilon(parts: tuple[tuple[float, float, int], ...], delta: float) -> float:
     """Of rounds with Gaussian noise: multiplier, rate, count."""
     if all(rate >= 1 for _, rate, _ in parts):
-        return _unsampled_epsilon(math.sqrt(sum(count / multiplier**2 for multiplier, _, count in parts)), delta)
+        return _unsampled_epsilon(_shift(parts), delta)
+    if (rough := _rough(parts, delta)) > NO_PRIVACY:
+        return rough
     # Imported where they are called: Opacus takes seconds, and every parameter server imports this module.
     from opacus.accountants.analysis import prv
 
@@ -108,11 +113,20 @@ def _half_width(parts: tuple[tuple[float, float, int], ...], left: float) -> flo
     """Beyond which privacy losses may be cut off, at a delta of `left` (Gopi et al. 2021, remark 5.6). As Opacus'
     accountant does it, but by the orders that are at hand here: it works out fractional ones anew at every call, which
     is nineteen twentieths of its time."""
-    every = [Rounds(Noise("gaussian", multiplier), rate, count) for multiplier, rate, count in parts]
-    one_each = left / (8 * sum(part.count for part in every))
-    found = [epsilon_bound(every, left / 4)]
-    found += [epsilon_bound([Rounds(part.noise, part.rate, 1)], one_each) for part in every]
+    one_each = left / (8 * sum(count for *_, count in parts))
+    found = [_rough(parts, left / 4), *(_rough(((multiplier, rate, 1),), one_each) for multiplier, rate, _ in parts)]
     return max(*found, PRV_ERROR) + 3
+
+
+def _rough(parts: tuple[tuple[float, float, int], ...], delta: float) -> float:
+    """An upper bound: Renyi's, or that of the same rounds unsampled, which is less where there is little noise."""
+    rounds = [Rounds(Noise("gaussian", multiplier), rate, count) for multiplier, rate, count in parts]
+    return min(epsilon_bound(rounds, delta), _unsampled_epsilon(_shift(parts), delta))
+
+
+def _shift(parts: tuple[tuple[float, float, int], ...]) -> float:
+    """By how much one Gaussian of deviation 1 is shifted that tells as much as all these rounds unsampled."""
+    return math.sqrt(sum(count / multiplier**2 for multiplier, _, count in parts))
 
 
 def _unsampled_epsilon(shift: float, delta: float) -> float:
