@@ -67,6 +67,7 @@ def test_another_librarys_accountant_agrees(multiplier: float, rate: float, coun
         [(1.2, 0.5, 10), (1.5, 0.1, 30), (3.0, 1.0, 2)],
     ],
 )
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
 def test_opacus_own_accountant_says_the_same(parts: list[tuple[float, float, int]]) -> None:
     """It cuts losses off elsewhere, and takes ten times as long to find out where."""
     theirs = PRVAccountant()
