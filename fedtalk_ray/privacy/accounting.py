@@ -112,7 +112,7 @@ def _gaussian_epsilon(parts: tuple[tuple[float, float, int], ...], delta: float)
 def _half_width(parts: tuple[tuple[float, float, int], ...], left: float) -> float:
     """Beyond which privacy losses may be cut off, at a delta of `left` (Gopi et al. 2021, remark 5.6). As Opacus'
     accountant does it, but by the orders that are at hand here: it works out fractional ones anew at every call, which
-    is nineteen twentieths of its time."""
+    is most of its time at the rates of a federation."""
     one_each = left / (8 * sum(count for *_, count in parts))
     found = [_rough(parts, left / 4), *(_rough(((multiplier, rate, 1),), one_each) for multiplier, rate, _ in parts)]
     return max(*found, PRV_ERROR) + 3

@@ -69,7 +69,7 @@ def test_another_librarys_accountant_agrees(multiplier: float, rate: float, coun
 )
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
 def test_opacus_own_accountant_says_the_same(parts: list[tuple[float, float, int]]) -> None:
-    """It cuts losses off elsewhere, and takes ten times as long to find out where."""
+    """It cuts losses off elsewhere, and takes several times as long to find out where."""
     theirs = PRVAccountant()
     theirs.history = list(parts)
     rounds = [Rounds(Noise("gaussian", multiplier), rate, count) for multiplier, rate, count in parts]
