@@ -2,9 +2,9 @@
 
 Guarantee, to the client: before a masked update leaves, what it costs is on disk, and it does not leave where that is
 more than was agreed; whichever server asks, in whichever run, with whatever it says of the past, from however many
-processes at once, and whatever is killed when. What is written only grows. A file that cannot be read, or that knows
-of other rounds of a run than the client's record says it charged (`client_record`), ends the client's part: one of the
-two was put back.
+processes at once, and whatever is killed when. What is written only grows, and no round of a run is charged twice. A
+file that cannot be read, or that knows of fewer rounds of a run than the client's record says it charged
+(`client_record`), ends the client's part.
 
 Epsilon is the server view's: whoever asks for an update knows that this client is there, so nothing is amplified.
 That a server adds central noise (`mechanism: gaussian`) is its word, which nobody can check.
@@ -31,11 +31,13 @@ class Agreement:
 
 @dataclass
 class Spent:
-    """rounds: by run. noise: how often each kind of noise was in a sum. bare: rounds without any."""
+    """rounds: by run. noise: how often each kind of noise was in a sum. bare: rounds without any. last: the number of
+    the last round that was charged, by run."""
 
     rounds: dict[str, int] = field(default_factory=dict)
     noise: list[tuple[Noise, int]] = field(default_factory=list)
     bare: int = 0
+    last: dict[str, int] = field(default_factory=dict)
 
     def epsilon(self, delta: float) -> float:
         """0 before the first round, infinite after one without noise."""
@@ -43,13 +45,13 @@ class Spent:
             return float("inf")
         return epsilon(merged([Rounds(noise, 1.0, count) for noise, count in self.noise]), delta)
 
-    def and_one(self, run: str, noise: Noise | None) -> "Spent":
-        """This and one more round."""
+    def and_one(self, run: str, number: int, noise: Noise | None) -> "Spent":
+        """This and one more round, of that number."""
         counts = dict(self.noise)
         if noise is not None:
             counts[noise] = counts.get(noise, 0) + 1
         rounds = self.rounds | {run: self.rounds.get(run, 0) + 1}
-        return Spent(rounds, list(counts.items()), self.bare + (noise is None))
+        return Spent(rounds, list(counts.items()), self.bare + (noise is None), self.last | {run: number})
 
 
 class ClientLedger:
@@ -66,7 +68,8 @@ class ClientLedger:
             found = json.loads(self._path.read_text())
             noise = [(Noise(**each), int(count)) for each, count in found["noise"]]
             rounds = {str(run): int(count) for run, count in found["rounds"].items()}
-            spent = Spent(rounds, noise, int(found["bare"]))
+            last = {str(run): int(number) for run, number in found.get("last", {}).items()}
+            spent = Spent(rounds, noise, int(found["bare"]), last)
             for each, _ in noise:
                 sound = each.multiplier > 0 and each.sensitivity > 0 and each.dimension > 0
                 if each.kind not in get_args(Kind) or not sound:
@@ -79,32 +82,35 @@ class ClientLedger:
                 Code.RECORD_DAMAGED, f"{self._path} cannot be read ({error!r}), and tells what this client spent"
             ) from error
 
-    def with_one_more(self, run: str, before: int, noise: Noise | None, agreement: Agreement) -> Spent:
-        """What would be spent after one round more. before: of this run the client's record says that so many were
-        charged. noise: None for a sum without any.
+    def with_one_more(self, run: str, number: int, before: int, noise: Noise | None, agreement: Agreement) -> Spent:
+        """What would be spent after a run's round of that number. before: of this run the client's record says that so
+        many were charged. noise: None for a sum without any.
 
-        Raises `Aborted` where that is more than was agreed, and where this file knows of other rounds than `before`.
+        Raises `Aborted` where that is more than was agreed, where this file knows of fewer rounds than `before`, and
+        for a round no later than one that was charged: it was answered, whatever the record says, or the client was
+        killed before it could be, and sits it out.
         """
         spent = self.read()
         known = spent.rounds.get(run, 0)
-        # One more where the client was killed between its two books.
-        if known not in (before, before + 1):
-            older = f"{self._path} is older, or agreement.ledgers names another folder than before"
+        if known < before:
             raise Aborted(
                 Code.RECORD_DAMAGED,
-                f"{self._path} knows {known} rounds of a run, and the client's record that {before} were charged: "
-                + (older if known < before else "the record is older"),
+                f"{self._path} knows {known} rounds of a run of which the client charged {before}: an older file was "
+                "put back, or agreement.ledgers names another folder than before",
             )
-        after = spent.and_one(run, noise)
+        if number <= spent.last.get(run, 0):
+            raise Aborted(Code.OLD_ROUND, f"round {number} is charged already in {self._path}")
+        after = spent.and_one(run, number, noise)
         check(after, agreement)
         return after
 
-    def charge(self, run: str, before: int, noise: Noise | None, agreement: Agreement) -> int:
+    def charge(self, run: str, number: int, before: int, noise: Noise | None, agreement: Agreement) -> int:
         """Writes down what `with_one_more` gives; returns how many rounds of the run are charged then."""
         with alone(self._path):
-            after = self.with_one_more(run, before, noise, agreement)
+            after = self.with_one_more(run, number, before, noise, agreement)
             tree = {
                 "rounds": after.rounds,
+                "last": after.last,
                 "noise": [[asdict(each), count] for each, count in after.noise],
                 "bare": after.bare,
             }

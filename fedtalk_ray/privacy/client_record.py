@@ -3,7 +3,7 @@
 Guarantee, to the client: an exchange, and a round, is answered once, and a round trained from one model, whatever the
 server numbers them, whoever asks at the same time in another process, and whatever is killed when: what is written is
 on disk before the answer leaves, and numbers only grow. A record that cannot be read, or is gone, ends the client's
-part in a run; that an older one was put back is noticed where the client keeps a ledger (`client_ledger`).
+part in a run; where an older one was put back, a ledger, if the client keeps one, knows the rounds (`client_ledger`).
 """
 
 import json

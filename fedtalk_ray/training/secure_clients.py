@@ -107,7 +107,7 @@ class SecureClients:
         answered_may_go_on(answered, plan.round, self._config.privacy.participation_cap)
         if (ledger := self._ledger(client)) is not None:
             # Looked at before it trains; again, with the charge, before anything of it leaves.
-            ledger.with_one_more(plan.run, answered.charged, self._charged, self._agreement)
+            ledger.with_one_more(plan.run, plan.round, answered.charged, self._charged, self._agreement)
         key = self._signing_key(client)
         record.train(plan.round, plan.shared.hex())
         self._sides[client] = SecureClient(client, key, self._roster, plan, limits_of(self._config.privacy))
@@ -169,7 +169,7 @@ class SecureClients:
         masked = side.mask(frame, vector)
         charge = None
         if (ledger := self._ledger(client)) is not None:
-            charge = partial(ledger.charge, plan.run, noise=self._charged, agreement=self._agreement)
+            charge = partial(ledger.charge, plan.run, plan.round, noise=self._charged, agreement=self._agreement)
         self._record(client).mask(plan.round, self._config.privacy.participation_cap, charge)
         return masked
 

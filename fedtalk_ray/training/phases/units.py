@@ -112,7 +112,7 @@ def set_units(denoiser: TalkingHeadDenoiser, vector: np.ndarray) -> None:
     """Sets a denoiser's units and lip axes from the mean of the clients' `moments` for it.
 
     The axes are the largest principal components of displacements, each with its largest number positive. Deviations
-    of a model that has units become no less than `LEAST_OF_OLD_UNITS` of what they were.
+    of latents, of a model that has units, become no less than `LEAST_OF_OLD_UNITS` of what they were.
     """
     if vector[0] <= 0:
         raise TrainingError("the clients' statistics cancel out: nobody answered, or there is more noise than answers")

@@ -109,7 +109,7 @@ def test_a_client_sees_what_it_spent_over_all_runs_and_what_is_left(
     path = tmp_path / "ana.json"
     ledger, strong, weak = ClientLedger(path), Noise("gaussian", 8.0), Noise("gaussian", 4.0)
     for run, rounds, noise in (("one", 0, strong), ("one", 1, weak), ("two", 0, strong)):
-        ledger.charge(run, rounds, noise, Agreement())
+        ledger.charge(run, rounds + 1, rounds, noise, Agreement())
     expected = get_epsilon_gaussian((2 / 8**2 + 1 / 4**2) ** -0.5, 1e-6)
     before = path.read_bytes()
     text = said(["privacy", "client", str(path), "--epsilon", "8", "--delta", "1e-6", "--rounds", "5"], capsys)
@@ -132,7 +132,7 @@ def test_after_a_round_without_noise_nothing_of_an_epsilon_is_left(
 ) -> None:
     path = tmp_path / "ana.json"
     for before, noise in enumerate([Noise("skellam", 8.0, 2.0**18, 100), None]):
-        ClientLedger(path).charge("one", before, noise, Agreement())
+        ClientLedger(path).charge("one", before + 1, before, noise, Agreement())
     text = said(["privacy", "client", str(path), "--epsilon", "8", "--rounds", "1"], capsys)
     assert "  1 with skellam noise, multiplier 8\n  1 without noise\nepsilon so far: infinite at delta 1e-05" in text
     assert "left of epsilon 8: 0.000" in text and "left of 1 rounds: 0" in text

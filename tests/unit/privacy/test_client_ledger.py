@@ -6,6 +6,7 @@ import json
 import math
 import multiprocessing
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -33,27 +34,27 @@ def ledger(tmp_path: Path) -> ClientLedger:
 
 def test_rounds_of_several_runs_add_up(ledger: ClientLedger) -> None:
     for place in range(5):
-        ledger.charge(f"run {place % 2}", place // 2, None, Agreement(rounds=5))
-    refused(Code.NOT_AGREED, lambda: ledger.charge("run 2", 0, None, Agreement(rounds=5)))
+        ledger.charge(f"run {place % 2}", place // 2 + 1, place // 2, None, Agreement(rounds=5))
+    refused(Code.NOT_AGREED, lambda: ledger.charge("run 2", 1, 0, None, Agreement(rounds=5)))
     assert ledger.read().rounds == {"run 0": 3, "run 1": 2}
 
 
 def test_epsilon_of_several_runs_adds_up(ledger: ClientLedger) -> None:
     """Without amplification, as every round is one that she was in: inverse squares of the multipliers add up."""
     for place, noise in enumerate([STRONG, WEAK, STRONG]):
-        ledger.charge(f"run {place}", 0, noise, Agreement())
+        ledger.charge(f"run {place}", 1, 0, noise, Agreement())
     expected = get_epsilon_gaussian((2 / 8**2 + 1 / 4**2) ** -0.5, 1e-6)
     assert ledger.read().epsilon(1e-6) == pytest.approx(expected, rel=1e-4)
-    refused(Code.NOT_AGREED, lambda: ledger.charge("run 3", 0, WEAK, Agreement(expected, delta=1e-6)))
+    refused(Code.NOT_AGREED, lambda: ledger.charge("run 3", 1, 0, WEAK, Agreement(expected, delta=1e-6)))
     assert ledger.read().epsilon(1e-6) == pytest.approx(expected, rel=1e-4)
 
 
 def test_who_agreed_to_an_epsilon_answers_no_round_without_noise(ledger: ClientLedger) -> None:
-    refused(Code.NOT_AGREED, lambda: ledger.charge("run", 0, None, Agreement(epsilon=100.0)))
+    refused(Code.NOT_AGREED, lambda: ledger.charge("run", 1, 0, None, Agreement(epsilon=100.0)))
     assert ledger.read() == Spent()
-    ledger.charge("run", 0, None, Agreement())
+    ledger.charge("run", 1, 0, None, Agreement())
     assert ledger.read().epsilon(1e-5) == math.inf
-    refused(Code.NOT_AGREED, lambda: ledger.charge("run", 1, STRONG, Agreement(epsilon=100.0)))
+    refused(Code.NOT_AGREED, lambda: ledger.charge("run", 2, 1, STRONG, Agreement(epsilon=100.0)))
 
 
 ONE_ROUND = '{"rounds": {"run": 1}, "noise": [[{"kind": "gaussian", "multiplier": 8.0}, 1]], "bare": 0}'
@@ -71,7 +72,7 @@ def test_a_damaged_ledger_ends_the_clients_part(ledger: ClientLedger, text: str)
     ledger._path.write_text(ONE_ROUND)
     assert ledger.read() == Spent({"run": 1}, [(STRONG, 1)])
     ledger._path.write_text(text)
-    refused(Code.RECORD_DAMAGED, lambda: ledger.charge("run", 0, STRONG, Agreement()))
+    refused(Code.RECORD_DAMAGED, lambda: ledger.charge("run", 1, 0, STRONG, Agreement()))
     assert ledger._path.read_text() == text
 
 
@@ -79,29 +80,31 @@ def test_a_damaged_ledger_ends_the_clients_part(ledger: ClientLedger, text: str)
 def test_a_ledger_that_forgot_is_noticed_by_what_the_client_remembers_of_the_run(
     ledger: ClientLedger, how: str
 ) -> None:
-    ledger.charge("run", 0, STRONG, Agreement())
+    ledger.charge("run", 1, 0, STRONG, Agreement())
     old = ledger._path.read_text()
-    ledger.charge("run", 1, STRONG, Agreement())
+    ledger.charge("run", 2, 1, STRONG, Agreement())
     ledger._path.unlink() if how == "deleted" else ledger._path.write_text(old)
     left = ledger.read()
-    refused(Code.RECORD_DAMAGED, lambda: ledger.charge("run", 2, STRONG, Agreement()))
+    refused(Code.RECORD_DAMAGED, lambda: ledger.charge("run", 3, 2, STRONG, Agreement()))
     assert ledger.read() == left
 
 
-def test_a_record_that_forgot_is_noticed_by_what_the_ledger_knows_of_the_run(ledger: ClientLedger) -> None:
-    """One round more may be here: of a client that was killed between its two books. It is charged again then."""
-    for before in range(3):
-        assert ledger.charge("run", before, STRONG, Agreement()) == before + 1
+def test_a_round_is_charged_once_whatever_the_clients_record_says(ledger: ClientLedger) -> None:
+    """A client that was killed between its two books sits the round out; so does one whose record was put back."""
+    for number in (2, 3, 5):
+        ledger.charge("run", number, 0, STRONG, Agreement())
     left = ledger.read()
-    for before in (0, 1):
-        refused(Code.RECORD_DAMAGED, lambda before=before: ledger.charge("run", before, STRONG, Agreement()))
+    assert left.last == {"run": 5} and left.rounds == {"run": 3}
+    for number in (2, 4, 5):
+        for before in (0, 2, 3):
+            refused(Code.OLD_ROUND, partial(ledger.charge, "run", number, before, STRONG, Agreement()))
     assert ledger.read() == left
-    assert ledger.charge("run", 2, STRONG, Agreement()) == 4
+    assert ledger.charge("run", 6, 2, STRONG, Agreement()) == 4
 
 
 def charge_often(path: Path, run: str, times: int) -> None:
     for before in range(times):
-        ClientLedger(path).charge(run, before, STRONG, Agreement())
+        ClientLedger(path).charge(run, before + 1, before, STRONG, Agreement())
 
 
 def test_processes_that_charge_at_once_lose_nothing(ledger: ClientLedger) -> None:
@@ -124,11 +127,12 @@ def test_no_order_of_rounds_goes_beyond_what_was_agreed(
     agreement = Agreement(data.draw(st.sampled_from([None, 1.0, 2.0])), data.draw(st.sampled_from([None, 2, 5])))
     for run, noise in asked:
         before = ledger.read()
-        after = before.and_one(run, noise)
+        known = before.rounds.get(run, 0)
+        after = before.and_one(run, known + 1, noise)
         within = sum(after.rounds.values()) <= (agreement.rounds or 99)
         within = within and (agreement.epsilon is None or after.epsilon(agreement.delta) <= agreement.epsilon)
         try:
-            ledger.charge(run, before.rounds.get(run, 0), noise, agreement)
+            ledger.charge(run, known + 1, known, noise, agreement)
         except Aborted:
             assert not within and ledger.read() == before
         else:

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -248,8 +249,9 @@ def test_a_client_whose_record_is_gone_takes_no_part(config: TrainConfig, slot: 
     assert not record.exists()
 
 
-def test_a_record_that_was_put_back_is_noticed_by_the_ledger(tmp_path: Path) -> None:
-    """The round before last would be answered, and charged, twice."""
+@pytest.mark.parametrize("older", [1, 2, 3])
+def test_where_a_record_was_put_back_the_ledger_knows_the_rounds(tmp_path: Path, older: int) -> None:
+    """A round would be answered, and charged, twice, the last one above all."""
     config = agreeing(tmp_path)
     enrolled(config)
     record, kept = RunFolder(Path(config.run)).client("c0").protocol_state, []
@@ -259,10 +261,11 @@ def test_a_record_that_was_put_back_is_noticed_by_the_ledger(tmp_path: Path) -> 
         kept.append(record.read_text())
         assert "c0" in slot.answer("mask", shared(slot, server, frame))[0].clients
     spent = ClientLedger(tmp_path / "ledgers" / "c0.json").read()
-    record.write_text(kept[1])
-    slot = SecureClients(config, "faces", len(MODEL), BACKBONE)
-    slot.open_round(Liar(config).plan(2)[1])
-    refused(Code.RECORD_DAMAGED, lambda: slot.join("c0", MODEL))
+    record.write_text(kept[-older])
+    for number in (1, 2, 3):
+        slot = SecureClients(config, "faces", len(MODEL), BACKBONE)
+        slot.open_round(Liar(config).plan(number)[1])
+        refused(Code.OLD_ROUND, partial(slot.join, "c0", MODEL))
     assert ClientLedger(tmp_path / "ledgers" / "c0.json").read() == spent
 
 
