@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from fedtalk_ray.audits import holders
 from fedtalk_ray.audits.attack import Round
 from fedtalk_ray.audits.recorded_exchange import enlarged
 from fedtalk_ray.privacy import protocol, secure_client
@@ -28,6 +29,14 @@ def test_a_sound_exchange_on_a_sparse_graph_stands_it(sparse: Round) -> None:
     assert found["holders that are drawn again in a second exchange"] == pytest.approx(DRAWN / (LARGE - 1), abs=0.15)
     # All of two exchanges, and of the third all but the one who leaves before it shares and the one before it masks.
     assert len(outcome.series["p values of masked bytes"]) == 3 * LARGE - 2
+
+
+def test_a_guess_that_hits_one_clients_draw_by_chance_names_nothing(
+    sparse: Round, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """4,648 guesses at each of six draws of eight of 23 did so in every eighteenth audit of a sound exchange."""
+    monkeypatch.setattr(holders, "is_foretold", lambda view, owner, drawn: owner == min(view.holders))
+    assert audit(sparse).failures() == []
 
 
 def test_a_run_of_small_cohorts_is_attacked_on_its_complete_graph(few: Round) -> None:
