@@ -104,12 +104,12 @@ def show(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
 
 @app.command()
 def client(
-    ledger: Annotated[Path, typer.Argument(help="A client's file in the folder that agreement.ledgers names.")],
+    ledger: Annotated[Path, typer.Argument(help="A client's: RUN/clients/NAME/ledger.json or in agreement.ledgers.")],
     epsilon: Annotated[float | None, typer.Option(help="What was agreed to, to see what is left of it.")] = None,
     delta: Annotated[float, typer.Option(help="Of that epsilon.")] = 1e-5,
     rounds: Annotated[int | None, typer.Option(min=1, help="As --epsilon: most rounds over all runs.")] = None,
 ) -> None:
-    """What a client has spent over all runs, and what is left of its agreement.
+    """What a client has spent, in its run or over all runs, and what is left of its agreement.
 
     Example: `fedtalk privacy client ledgers/ana.json --epsilon 8 --rounds 40`
     """
@@ -120,13 +120,13 @@ def client(
 
     check_budget(epsilon, delta)
     if not ledger.is_file():
-        raise RunError(f"{ledger} is no file; a client's ledger lies in the folder that agreement.ledgers names")
+        raise RunError(f"{ledger} is no file; a client's is RUN/clients/NAME/ledger.json or in agreement.ledgers")
     try:
         spent = ClientLedger(ledger).read()
     except Aborted as error:
         raise RunError(str(error)) from error
     taken, reached = sum(spent.rounds.values()), spent.epsilon(delta)
-    print(f"{ledger}: rounds over all runs: {taken}")
+    print(f"{ledger}: {taken} rounds")
     for run, count in spent.rounds.items():
         print(f"  {count} in run {run}")
     kinds: Counter[tuple[str, float]] = Counter()

@@ -1,4 +1,4 @@
-"""What a client has spent over all runs, on its own disk, and what it agreed to spend at most.
+"""What a client has spent, on its own disk, and the most that it agreed to: in its run, or over all runs.
 
 Guarantee, to the client: before a masked update leaves, what it costs is on disk, and it does not leave where that is
 more than was agreed; whichever server asks, in whichever run, with whatever it says of the past, from however many
@@ -22,11 +22,13 @@ from fedtalk_ray.privacy.protocol import Aborted, Code
 
 @dataclass(frozen=True)
 class Agreement:
-    """The most that a client spends over all runs: epsilon at `delta`, and rounds. None: any number."""
+    """The most that a client spends over all runs: epsilon at `delta`, and rounds; and rounds of one run. None: any
+    number."""
 
     epsilon: float | None = None
     rounds: int | None = None
     delta: float = 1e-5
+    rounds_of_a_run: int | None = None
 
 
 @dataclass
@@ -55,7 +57,7 @@ class Spent:
 
 
 class ClientLedger:
-    """One client's, in a file that outlives runs."""
+    """One client's, in a file, which may outlive runs."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -100,6 +102,8 @@ class ClientLedger:
             )
         if number <= spent.last.get(run, 0):
             raise Aborted(Code.OLD_ROUND, f"round {number} is charged already in {self._path}")
+        if agreement.rounds_of_a_run is not None and known >= agreement.rounds_of_a_run:
+            raise Aborted(Code.CAP_REACHED)
         after = spent.and_one(run, number, noise)
         check(after, agreement)
         return after

@@ -1,9 +1,10 @@
-"""What a client has answered in a run, on its own disk: the last exchange, the last round, how often it took part.
+"""What a client has answered in a run, on its own disk: the last exchange, the last round, how many were charged.
 
 Guarantee, to the client: an exchange, and a round, is answered once, and a round trained from one model, whatever the
 server numbers them, whoever asks at the same time in another process, and whatever is killed when: what is written is
 on disk before the answer leaves, and numbers only grow. A record that cannot be read, or is gone, ends the client's
-part in a run; where an older one was put back, a ledger, if the client keeps one, knows the rounds (`client_ledger`).
+part in a run; where an older one was put back, the ledger knows the rounds (`client_ledger`). Each of the two books is
+held against the other.
 """
 
 import json
@@ -18,16 +19,14 @@ from fedtalk_ray.privacy.protocol import Aborted, Code
 @dataclass(frozen=True)
 class Answered:
     """exchange: the last one that this client answered. masked: the last round that it sent a masked update of.
-    participations: in how many rounds. roster: length and SHA-256 of the roster as it saw it then. trained: the last
-    round that it trained for, and the SHA-256 of the parameters that it began with. charged: how many of those rounds
-    are in its ledger, which settings may name in one part of a run and not in another."""
+    charged: how many rounds of the run its ledger holds. roster: length and SHA-256 of the roster as it saw it then.
+    trained: the last round that it trained for, and the SHA-256 of the parameters that it began with."""
 
     exchange: int = 0
     masked: int = 0
-    participations: int = 0
+    charged: int = 0
     roster: tuple[int, str] | None = None
     trained: tuple[int, str] | None = None
-    charged: int = 0
 
 
 class ClientRecord:
@@ -80,31 +79,25 @@ class ClientRecord:
                 raise Aborted(Code.OLD_ROUND, f"exchange {exchange}, the last one was {answered.exchange}")
             self._write(replace(answered, exchange=exchange, roster=roster))
 
-    def mask(self, round_number: int, cap: int | None, charge: Callable[[int], int] | None = None) -> None:
-        """Before a masked update leaves. Raises `Aborted` for a round that has one, and beyond `cap` rounds.
+    def mask(self, round_number: int, charge: Callable[[int], int]) -> None:
+        """Before a masked update leaves. Raises `Aborted` for a round that has one.
 
         charge: writes the round into the client's ledger, told how many are there by what this record knows, and tells
         how many are there now; called while nobody else can mask the round, and before it is written down here.
         """
         with alone(self._path):
             answered = self.read()
-            answered_may_go_on(answered, round_number, cap)
-            charged = answered.charged
-            if charge is not None:
-                charged = charge(charged)
-            took = answered.participations + 1
-            self._write(replace(answered, masked=round_number, participations=took, charged=charged))
+            answered_may_go_on(answered, round_number)
+            self._write(replace(answered, masked=round_number, charged=charge(answered.charged)))
 
     def _write(self, answered: Answered) -> None:
         write_synced(self._path, json.dumps(asdict(answered)))
 
 
-def answered_may_go_on(answered: Answered, round_number: int, cap: int | None) -> None:
-    """Raises `Aborted` where a client has answered a round already, or `cap` rounds.
+def answered_may_go_on(answered: Answered, round_number: int) -> None:
+    """Raises `Aborted` where a client has answered a round already.
 
     Two sums over one round, whose survivors differ by one client, would tell that client's update.
     """
     if round_number <= answered.masked:
         raise Aborted(Code.OLD_ROUND, f"round {round_number} has this client's masked update already")
-    if cap is not None and answered.participations >= cap:
-        raise Aborted(Code.CAP_REACHED)

@@ -39,9 +39,10 @@ _ALTERS_NO_ROUND: Any = {
 }
 """Settings that alter nothing of what a round computes."""
 
-_FREE_TO_CHANGE: Any = _ALTERS_NO_ROUND | {"failures": True}
-"""Settings that a resumed run may change: those, and the deadline, which decides by the clock whose updates are in a
-round: no resume repeats that, and too short a one is what a run may have ended by."""
+_FREE_TO_CHANGE: Any = _ALTERS_NO_ROUND | {"failures": True, "agreement": {"epsilon", "rounds", "delta"}}
+"""Settings that a resumed run may change. Not where clients' ledgers lie: each remembers what it charged there. But the
+deadline, which decides by the clock whose updates are in a round: no resume repeats that, and too short a one is what a
+run may have ended by."""
 
 
 @dataclass

@@ -4,6 +4,7 @@
     RUN/clients/<client>/identity.previous/  the one before; identity.oldest/ the one before that
     RUN/clients/<client>/signing.key         Ed25519, for its owner only
     RUN/clients/<client>/protocol.json       what it has seen of the secure protocol
+    RUN/clients/<client>/ledger.json         what it has spent in this run (`agreement.ledgers`: or over all, elsewhere)
     RUN/clients/<client>/samples/            videos that show its face
     RUN/clients/<client>/audit/              pictures that an attack recovered of it
 
@@ -42,6 +43,10 @@ class ClientFolder:
     @property
     def protocol_state(self) -> Path:
         return self.path / "protocol.json"
+
+    @property
+    def ledger(self) -> Path:
+        return self.path / "ledger.json"
 
     @property
     def samples(self) -> Path:

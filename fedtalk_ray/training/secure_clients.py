@@ -4,8 +4,8 @@ Every client keeps its secrets as a device of its own would: its signing key and
 this round's keys and its update in a `SecureClient` object here. Nothing of it is put into Ray's object store; what
 `answer` returns is signed, masked or encrypted.
 
-What is kept (`runs.client_folder`): the signing key, and what was answered (`privacy.client_record`); over all runs,
-where `agreement.ledgers` names a folder for it, what was spent (`privacy.client_ledger`).
+What is kept (`runs.client_folder`): the signing key, what was answered (`privacy.client_record`) and what was spent
+(`privacy.client_ledger`), over all runs where `agreement.ledgers` names a folder for it.
 """
 
 import hashlib
@@ -44,7 +44,9 @@ class SecureClients:
         # Noise of a simulated cohort is too little for the few real clients: in a client's ledger it counts as none.
         self._charged = None if config.privacy.simulated_cohort else self._codec.noise
         agreed = config.agreement
-        self._agreement = Agreement(agreed.epsilon, agreed.rounds, agreed.delta)
+        self._agreement = Agreement(
+            agreed.epsilon, agreed.rounds, agreed.delta, rounds_of_a_run=config.privacy.participation_cap
+        )
         self._sides: dict[str, SecureClient] = {}
         self._updates: dict[str, tuple[np.ndarray, float]] = {}
         self._plan: Plan | None = None
@@ -104,10 +106,9 @@ class SecureClients:
             config=self._digest,
             clip_norm=self._clip_norm,
         )
-        answered_may_go_on(answered, plan.round, self._config.privacy.participation_cap)
-        if (ledger := self._ledger(client)) is not None:
-            # Looked at before it trains; again, with the charge, before anything of it leaves.
-            ledger.with_one_more(plan.run, plan.round, answered.charged, self._charged, self._agreement)
+        answered_may_go_on(answered, plan.round)
+        # Looked at before it trains; again, with the charge, before anything of it leaves.
+        self._ledger(client).with_one_more(plan.run, plan.round, answered.charged, self._charged, self._agreement)
         key = self._signing_key(client)
         record.train(plan.round, plan.shared.hex())
         self._sides[client] = SecureClient(client, key, self._roster, plan, limits_of(self._config.privacy))
@@ -167,15 +168,15 @@ class SecureClients:
         scale = plan.weight_scale if self._codec.noise is None else 1.0
         vector = self._codec.encode(update, scale * weight, plan.clip_norm, len(plan.cohort), system_rng())
         masked = side.mask(frame, vector)
-        charge = None
-        if (ledger := self._ledger(client)) is not None:
-            charge = partial(ledger.charge, plan.run, plan.round, noise=self._charged, agreement=self._agreement)
-        self._record(client).mask(plan.round, self._config.privacy.participation_cap, charge)
+        charge = partial(
+            self._ledger(client).charge, plan.run, plan.round, noise=self._charged, agreement=self._agreement
+        )
+        self._record(client).mask(plan.round, charge)
         return masked
 
-    def _ledger(self, client: str) -> ClientLedger | None:
+    def _ledger(self, client: str) -> ClientLedger:
         folder = self._config.agreement.ledgers
-        return None if folder is None else ClientLedger(Path(folder) / f"{client}.json")
+        return ClientLedger(Path(folder) / f"{client}.json" if folder else self._run.client(client).ledger)
 
     def _signing_key(self, client: str) -> SigningKey:
         return SigningKey.kept_in(self._run.client(client).signing_key)

@@ -216,7 +216,7 @@ def test_a_secure_round_is_the_plain_one_for_isfa(make_config: Make, crowd: Path
         key = run / "clients" / client / "signing.key"
         assert stat.S_IMODE(key.stat().st_mode) == 0o600
         state = json.loads((run / "clients" / client / "protocol.json").read_text())
-        assert state["exchange"] == 1 and state["participations"] == 1
+        assert state["exchange"] == 1 and state["charged"] == 1
     assert (run / "adapters" / "shared" / "adapter_model.safetensors").is_file()
 
 
@@ -231,7 +231,7 @@ def test_groups_have_sums_of_their_own_and_their_median_is_taken(
         assert record["update_norm"] > 0 and not record["refused"]
     for client in load_manifest(crowd).clients():
         state = json.loads((run / "clients" / client / "protocol.json").read_text())
-        assert state["participations"] == 2 and 4 <= state["exchange"] <= 6
+        assert state["charged"] == 2 and 4 <= state["exchange"] <= 6
     assert np.isfinite(parameters(config)).all()
 
 

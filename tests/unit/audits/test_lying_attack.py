@@ -18,6 +18,7 @@ from fedtalk_ray.audits.attacks.lying_server import attack
 from fedtalk_ray.audits.effort import FAST
 from fedtalk_ray.federation import secure_aggregator
 from fedtalk_ray.privacy import client_record, secure_client, update_codec
+from fedtalk_ray.privacy.client_ledger import ClientLedger
 from fedtalk_ray.privacy.client_record import Answered, ClientRecord
 from fedtalk_ray.privacy.graph import threshold
 from fedtalk_ray.privacy.protocol import Aborted, Code
@@ -108,8 +109,15 @@ def no_confirmations(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(secure_client, "quorum", lambda cohort: 0)
 
 
+def no_ledger(patch: pytest.MonkeyPatch) -> None:
+    """The second book, which alone would stand against what follows."""
+    patch.setattr(ClientLedger, "with_one_more", lambda *_: None)
+    patch.setattr(ClientLedger, "charge", lambda self, run, number, before, **_: before + 1)
+
+
 def nothing_was_answered(patch: pytest.MonkeyPatch) -> None:
     """S3: nobody looks whether a round has its masked update."""
+    no_ledger(patch)
     for module in (client_record, secure_clients):
         patch.setattr(module, "answered_may_go_on", lambda *_: None)
     patch.setattr(ClientRecord, "train", lambda *_: None)
@@ -118,7 +126,7 @@ def nothing_was_answered(patch: pytest.MonkeyPatch) -> None:
 def by_the_exchange(patch: pytest.MonkeyPatch) -> None:
     """S3: what was answered goes by the exchange's number, which the server picks."""
 
-    def mask(self: ClientRecord, round_number: int, cap: int | None, charge: Any) -> None:
+    def mask(self: ClientRecord, round_number: int, charge: Any) -> None:
         answered = self.read()
         if answered.exchange <= answered.masked:
             raise Aborted(Code.OLD_ROUND)
@@ -130,11 +138,13 @@ def by_the_exchange(patch: pytest.MonkeyPatch) -> None:
 
 def when_it_joins_alone(patch: pytest.MonkeyPatch) -> None:
     """S3: who has joined two exchanges answers both."""
+    no_ledger(patch)
     patch.setattr(client_record, "answered_may_go_on", lambda *_: None)
 
 
 def remembered_in_memory(patch: pytest.MonkeyPatch) -> None:
     """S3: a client that was restarted knows nothing of what it answered."""
+    no_ledger(patch)
     kept: dict[Any, Answered] = {}
     init = secure_clients.SecureClients.__init__
 

@@ -114,7 +114,7 @@ def test_a_client_sees_what_it_spent_over_all_runs_and_what_is_left(
     before = path.read_bytes()
     text = said(["privacy", "client", str(path), "--epsilon", "8", "--delta", "1e-6", "--rounds", "5"], capsys)
     assert text.splitlines() == [
-        f"{path}: rounds over all runs: 3",
+        f"{path}: 3 rounds",
         "  2 in run one",
         "  1 in run two",
         "  2 with gaussian noise, multiplier 8, which is the server's word",
@@ -141,7 +141,7 @@ def test_after_a_round_without_noise_nothing_of_an_epsilon_is_left(
 @pytest.mark.parametrize(
     ("content", "more", "says"),
     [
-        (None, [], "is no file; a client's ledger lies in the folder that agreement.ledgers names"),
+        (None, [], "is no file; a client's is RUN/clients/NAME/ledger.json or in agreement.ledgers"),
         ("{", [], "cannot be read"),
         ('{"exchange": 3, "masked": 2}', [], "cannot be read"),
         ('{"rounds": {"one": 2}, "noise": [], "bare": 1}', [], "its rounds by run are not as many as those by noise"),
@@ -166,4 +166,4 @@ def test_who_took_part_in_nothing_has_spent_nothing(tmp_path: Path, capsys: pyte
     path = tmp_path / "ana.json"
     path.write_text(json.dumps({"rounds": {}, "noise": [], "bare": 0}))
     text = said(["privacy", "client", str(path), "--epsilon", "8"], capsys)
-    assert "rounds over all runs: 0\nepsilon so far: 0.000 " in text and "left of epsilon 8: 8.000" in text
+    assert ": 0 rounds\nepsilon so far: 0.000 " in text and "left of epsilon 8: 8.000" in text

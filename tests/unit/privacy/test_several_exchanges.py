@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, Phase, find, given, settings
 from hypothesis import strategies as st
 
 from fedtalk_ray.actors import slot
-from fedtalk_ray.privacy import client_record, graph, secure_client
+from fedtalk_ray.privacy import client_ledger, client_record, graph, secure_client
 from fedtalk_ray.privacy.protocol import STAGES
 from fedtalk_ray.training import secure_clients
 from tests.unit.privacy.conftest import people_of
@@ -200,25 +200,36 @@ def test_the_shortest_sums_are_found(rows: list[Row], fewest: list[dict[str, int
     assert least == min((len([each for each in row.values() if each]) for row in fewest), default=0)
 
 
-RECORD, SIDE, CLIENTS, SLOT = client_record, secure_client, secure_clients, slot
+RECORD, LEDGER, SIDE, CLIENTS, SLOT = client_record, client_ledger, secure_client, secure_clients, slot
 KEPT = (SIDE, "_NONCE = bytes(12)\n", "_NONCE = bytes(12)\n_kept = {}\n")
 
+FORGETS = (LEDGER, "if number <= spent.last.get(run, 0):", "if False:")
+"""A client has two books, and each alone knows what it answered (`test_either_book_stands_alone`)."""
+
 MUTANTS: dict[str, list[tuple[ModuleType, str, str]]] = {
-    "S3: nobody remembers rounds": [(RECORD, "if round_number <= answered.masked:", "if False:")],
+    "S3: nobody remembers rounds": [(RECORD, "if round_number <= answered.masked:", "if False:"), FORGETS],
     "S3: rounds before the last one are forgotten": [
         (RECORD, "if round_number <= answered.masked:", "if round_number == answered.masked:"),
         (RECORD, "if round_number < last[0] or (", "if ("),
+        (LEDGER, "if number <= spent.last.get(run, 0):", "if number == spent.last.get(run, 0):"),
     ],
     "S3: looked at when a client joins alone": [
-        (RECORD, "            answered_may_go_on(answered, round_number, cap)\n", "")
+        (RECORD, "            answered_may_go_on(answered, round_number)\n", ""),
+        (
+            LEDGER,
+            "after = self.with_one_more(run, number, before, noise, agreement)",
+            "after = self.read().and_one(run, number, noise)",
+        ),
     ],
     "S3: by the exchange's number": [
-        (CLIENTS, "answered_may_go_on(answered, plan.round, self._config.privacy.participation_cap)", "pass"),
+        FORGETS,
+        (CLIENTS, "answered_may_go_on(answered, plan.round)", "pass"),
         (RECORD, "if round_number <= answered.masked:", "if answered.exchange <= answered.masked:"),
         (RECORD, "replace(answered, masked=round_number,", "replace(answered, masked=answered.exchange,"),
     ],
     "S3: each slot has a record of its own": [
         (CLIENTS, "(client).protocol_state)", '(client).protocol_state.with_name(f"{id(self)}.json"))'),
+        (CLIENTS, "(client).ledger)", '(client).ledger.with_name(f"{id(self)}-ledger.json"))'),
         (
             RECORD,
             "json.loads(self._path.read_text())",
@@ -230,6 +241,7 @@ MUTANTS: dict[str, list[tuple[ModuleType, str, str]]] = {
         (RECORD, "if exchange <= answered.exchange:", "if False:"),
         (SIDE, "if plan.exchange <= last_exchange:", "if False:"),
         (RECORD, "if round_number <= answered.masked:", "if False:"),
+        FORGETS,
     ],
     "S3: statistics go by any number": [
         (CLIENTS, " or self._config.phase_at(plan.round).name != self._phase", ""),
@@ -269,14 +281,19 @@ SEEN_BY = {
 
 
 def rules_without(mutant: str) -> Rules:
-    def changes(module: ModuleType) -> list[Change]:
-        return [(old, new) for where, old, new in MUTANTS[mutant] if where is module]
+    return rules_with(MUTANTS[mutant])
 
-    record, side = remade(RECORD, *changes(RECORD)), remade(SIDE, *changes(SIDE))
+
+def rules_with(mutant: list[tuple[ModuleType, str, str]]) -> Rules:
+    def changes(module: ModuleType) -> list[Change]:
+        return [(old, new) for where, old, new in mutant if where is module]
+
+    record, ledger, side = (remade(module, *changes(module)) for module in (RECORD, LEDGER, SIDE))
     clients = remade(
         CLIENTS,
         *changes(CLIENTS),
         ClientRecord=record.ClientRecord,
+        ClientLedger=ledger.ClientLedger,
         answered_may_go_on=record.answered_may_go_on,
         SecureClient=side.SecureClient,
         check_plan=side.check_plan,
@@ -287,6 +304,13 @@ def rules_without(mutant: str) -> Rules:
 @pytest.mark.parametrize(("mutant", "attack"), [(each, attack) for each in SEEN_BY for attack in SEEN_BY[each]])
 def test_a_rule_that_is_missing_is_noticed(mutant: str, attack: str, place: Place) -> None:
     assert ATTACKS[attack].play(place(), rules_without(mutant)).too_small()
+
+
+@pytest.mark.parametrize("attack", SEEN_BY["S3: nobody remembers rounds"])
+@pytest.mark.parametrize("which", [0, 1], ids=["the ledger", "the record"])
+def test_either_book_stands_alone(which: int, attack: str, place: Place) -> None:
+    missing = [MUTANTS["S3: nobody remembers rounds"][which]]
+    assert not ATTACKS[attack].play(place(), rules_with(missing)).too_small()
 
 
 def test_an_exchange_that_is_answered_twice_is_noticed(place: Place) -> None:

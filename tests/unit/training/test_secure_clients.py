@@ -51,10 +51,15 @@ def config(tmp_path: Path) -> TrainConfig:
     return parse_config(tree | {"phases": ["units", "faces"]}, "test")
 
 
+def alone(folder: Path, **more: Any) -> TrainConfig:
+    """Of a run that counts by itself."""
+    tree = {"run": str(folder / "run"), "shards": "s", "pretrained": "p", "cohort": {"size": 8}, "phases": ["faces"]}
+    return parse_config(tree | more, "test")
+
+
 def agreeing(folder: Path) -> TrainConfig:
     """Of a run whose clients keep ledgers beside it."""
-    tree = {"run": str(folder / "run"), "shards": "s", "pretrained": "p", "cohort": {"size": 8}, "phases": ["faces"]}
-    return parse_config(tree | {"agreement": {"ledgers": str(folder / "ledgers")}}, "test")
+    return alone(folder, agreement={"ledgers": str(folder / "ledgers")})
 
 
 @pytest.fixture
@@ -204,15 +209,14 @@ def test_a_record_only_grows_and_survives(tmp_path: Path) -> None:
     record.create()
     assert record.read() == Answered()
     record.begin(4, (10, "ab"))
-    record.mask(2, None)
+    record.mask(2, lambda before: before + 1)
     again = ClientRecord(tmp_path / "protocol.json")
     assert again.read() == Answered(4, 2, 1, (10, "ab"))
     refused(Code.OLD_ROUND, lambda: again.begin(4, (10, "ab")))
-    refused(Code.OLD_ROUND, lambda: again.mask(2, None))
-    refused(Code.CAP_REACHED, lambda: again.mask(3, 1))
+    refused(Code.OLD_ROUND, lambda: again.mask(2, lambda before: before + 1))
     assert again.read() == Answered(4, 2, 1, (10, "ab"))
-    again.mask(3, 2)
-    assert again.read().participations == 2
+    again.mask(3, lambda before: before + 1)
+    assert again.read().charged == 2
 
 
 @pytest.mark.parametrize(
@@ -250,23 +254,82 @@ def test_a_client_whose_record_is_gone_takes_no_part(config: TrainConfig, slot: 
 
 
 @pytest.mark.parametrize("older", [1, 2, 3])
-def test_where_a_record_was_put_back_the_ledger_knows_the_rounds(tmp_path: Path, older: int) -> None:
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["in the run", "over all runs"])
+def test_where_a_record_was_put_back_the_ledger_knows_the_rounds(tmp_path: Path, older: int, elsewhere: bool) -> None:
     """A round would be answered, and charged, twice, the last one above all."""
-    config = agreeing(tmp_path)
+    config = agreeing(tmp_path) if elsewhere else alone(tmp_path)
     enrolled(config)
+    ledger = ClientLedger(tmp_path / ("ledgers/c0.json" if elsewhere else "run/clients/c0/ledger.json"))
     record, kept = RunFolder(Path(config.run)).client("c0").protocol_state, []
     for number in (1, 2, 3):
         slot = SecureClients(config, "faces", len(MODEL), BACKBONE)
         server, frame = Liar(config).plan(number)
         kept.append(record.read_text())
         assert "c0" in slot.answer("mask", shared(slot, server, frame))[0].clients
-    spent = ClientLedger(tmp_path / "ledgers" / "c0.json").read()
+    spent = ledger.read()
+    assert sum(spent.rounds.values()) == 3
     record.write_text(kept[-older])
     for number in (1, 2, 3):
         slot = SecureClients(config, "faces", len(MODEL), BACKBONE)
         slot.open_round(Liar(config).plan(number)[1])
         refused(Code.OLD_ROUND, partial(slot.join, "c0", MODEL))
-    assert ClientLedger(tmp_path / "ledgers" / "c0.json").read() == spent
+    assert ledger.read() == spent
+
+
+@pytest.mark.parametrize(
+    ("book", "trouble", "answered", "new"),
+    [
+        ("ledger", "deleted", Code.OLD_ROUND, Code.RECORD_DAMAGED),
+        ("ledger", "cut short", Code.OLD_ROUND, Code.RECORD_DAMAGED),
+        ("ledger", "put back", Code.OLD_ROUND, Code.RECORD_DAMAGED),
+        ("protocol_state", "deleted", Code.RECORD_DAMAGED, Code.RECORD_DAMAGED),
+        ("protocol_state", "cut short", Code.RECORD_DAMAGED, Code.RECORD_DAMAGED),
+        ("protocol_state", "put back", Code.OLD_ROUND, None),
+    ],
+)
+def test_a_client_one_of_whose_books_lost_something_answers_no_round_twice(
+    tmp_path: Path, book: str, trouble: str, answered: Code, new: Code | None
+) -> None:
+    """As settings are by default. answered: how a round is refused that it answered before; new: another one."""
+    config = alone(tmp_path)
+    enrolled(config)
+    path, first = getattr(RunFolder(Path(config.run)).client("c0"), book), ""
+    for number in (1, 2, 3):
+        slot = SecureClients(config, "faces", len(MODEL), BACKBONE)
+        assert len(slot.answer("mask", shared(slot, *Liar(config).plan(number)))[0].clients) == 8
+        first = first or path.read_text()
+    if trouble == "deleted":
+        path.unlink()
+    else:
+        path.write_text(first if trouble == "put back" else first[:-5])
+    for number, code in ((1, answered), (2, answered), (3, answered), (4, new)):
+        slot = SecureClients(config, "faces", len(MODEL), BACKBONE)
+        slot.open_round(Liar(config).plan(number)[1])
+        if code is not None:
+            refused(code, partial(slot.join, "c0", MODEL))
+        slot.join("c1", MODEL) if number == 4 else None
+    left = path.read_text() if path.exists() else None
+    assert left == {"deleted": None, "cut short": first[:-5], "put back": first}[trouble]
+
+
+@pytest.mark.parametrize("put_back", [False, True])
+def test_a_client_takes_part_in_no_more_rounds_of_a_run_than_its_cap(tmp_path: Path, put_back: bool) -> None:
+    """Whatever its record says: where an older one was put back it counted fewer."""
+    config = alone(tmp_path, privacy={"participation_cap": 2})
+    enrolled(config)
+    record, answered, old = RunFolder(Path(config.run)).client("c0").protocol_state, [], None
+    for number in (1, 2, 3):
+        slot = SecureClients(config, "faces", len(MODEL), BACKBONE)
+        server, frame = Liar(config).plan(number)
+        if old is None:
+            old = record.read_text()
+        if put_back:
+            record.write_text(old)
+        try:
+            answered.append(len(slot.answer("mask", shared(slot, server, frame))[0].clients))
+        except Aborted as error:
+            answered.append(error.code)
+    assert answered == [8, 8, Code.CAP_REACHED]
 
 
 @pytest.mark.parametrize("trouble", ["a folder in the lock's place", "a disk that fails"])
@@ -345,26 +408,18 @@ def test_a_round_of_simulated_noise_counts_as_one_without(tmp_path: Path, more: 
     assert ClientLedger(tmp_path / "ledgers" / "c0.json").read().epsilon(1e-5) == pytest.approx(epsilon, abs=1e-4)
 
 
-@pytest.mark.parametrize("named", [(False, True, True), (True, False, True, True)])
-def test_a_ledger_may_be_named_and_left_out_at_a_resume(tmp_path: Path, named: tuple[bool, ...]) -> None:
-    """It was held against all rounds of the run, those in which none was named among them, and was damaged for ever."""
-    place = tmp_path / "ledgers"
-    tree = {"run": str(tmp_path / "run"), "shards": "s", "pretrained": "p", "cohort": {"size": 8}, "rounds": 5}
-    tree |= {"phases": ["units", "faces"]}
-    kept, bare = (parse_config(tree | {"agreement": {"ledgers": each}}, "test") for each in (str(place), None))
-    enrolled(kept)
-    for number, names_it in enumerate(named, 2):
-        config = kept if names_it else bare
-        slot = SecureClients(config, "faces", len(MODEL), BACKBONE)
-        server, frame = Liar(config).plan(number)
-        answers, _ = slot.answer("mask", shared(slot, server, frame))
-        assert answers.clients == tuple(COHORT), f"round {number} of the run"
-    (place / "c0.json").unlink()
-    slot = SecureClients(kept, "faces", len(MODEL), BACKBONE)
-    slot.open_round(Liar(kept).plan(len(named) + 2)[1])
-    refused(Code.RECORD_DAMAGED, lambda: slot.join("c0", MODEL))
-    slot.join("c1", MODEL)
-    assert sum(ClientLedger(place / "c1.json").read().rounds.values()) == sum(named)
+def test_a_ledger_stays_where_it_was_in_a_run(tmp_path: Path) -> None:
+    """Another place would know nothing of what the client charged."""
+    here, there = alone(tmp_path), agreeing(tmp_path)
+    assert config_fingerprint(here) != config_fingerprint(there), "no resume with the other"
+    assert config_fingerprint(here) == config_fingerprint(alone(tmp_path, agreement={"delta": 1e-6}))
+    enrolled(here)
+    slot = SecureClients(here, "faces", len(MODEL), BACKBONE)
+    assert len(slot.answer("mask", shared(slot, *Liar(here).plan(1)))[0].clients) == 8
+    save_checkpoint(RunFolder(Path(there.run)).checkpoints, Checkpoint(0, MODEL, {}), config_fingerprint(there))
+    other = SecureClients(there, "faces", len(MODEL), BACKBONE)
+    other.open_round(Liar(there).plan(2)[1])
+    refused(Code.RECORD_DAMAGED, lambda: other.join("c0", MODEL))
 
 
 def test_two_slots_that_mask_one_round_at_once_charge_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
