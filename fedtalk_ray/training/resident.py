@@ -136,7 +136,7 @@ class ResidentModel:
         config, pipeline, device = self._config, self.pipeline, self._device
         base = bare_denoiser(pipeline.denoiser)
         if name == "units":
-            return Units(base, config.privacy.mechanism != "none")
+            return Units(base, config.privacy.mechanism != "none" or config.strategy.groups > 1)
         # Under noise sums are divided by one public number, the mean weight in `faces`.
         noisy = config.privacy.mechanism != "none" and name != "faces"
         alpha = None if noisy else self._strategy.score_alpha

@@ -41,12 +41,18 @@ LEAST_OF_OLD_UNITS = 0.2
 """At least so much of the deviations that a model had are its new ones: one client's figures could bring a channel's to
 nothing. On people of another kind means came to 0.33 at least (GRID after drawn people), single clients to 0.23."""
 
+LEAST_APERTURE, LEAST_MOVED = 0.02, 0.002
+"""At least so much are the deviations of the lips' aperture, in distances between the eyes, and along each axis, in the
+crop's side: one client's figures could bring them to a ten-thousandth, and lips be told as thousands of deviations.
+Of GRID, drawn people and puppets means over clients are 0.056 and 0.0048 at least, single clients' 0.025 and 0.0021."""
+
 
 class Units:
     """Statistics of clips; sets a denoiser's units and lip axes."""
 
     def __init__(self, denoiser: TalkingHeadDenoiser, noisy: bool = False) -> None:
-        """noisy: whether the mean has noise in it, and may be what no clips give."""
+        """noisy: whether what is summed has noise in it, or is a median over groups (`strategy.groups`), and so may be
+        what no clips give."""
         self._denoiser, self._noisy = denoiser, noisy
         self._channels = int(denoiser.config.latent_channels)
 
@@ -112,7 +118,8 @@ def set_units(denoiser: TalkingHeadDenoiser, vector: np.ndarray) -> None:
     """Sets a denoiser's units and lip axes from the mean of the clients' `moments` for it.
 
     The axes are the largest principal components of displacements, each with its largest number positive. Deviations
-    of latents, of a model that has units, become no less than `LEAST_OF_OLD_UNITS` of what they were.
+    of latents, of a model that has units, become no less than `LEAST_OF_OLD_UNITS` of what they were, those of lips no
+    less than `LEAST_APERTURE` and `LEAST_MOVED`.
     """
     if vector[0] <= 0:
         raise TrainingError("the clients' statistics cancel out: nobody answered, or there is more noise than answers")
@@ -125,8 +132,8 @@ def set_units(denoiser: TalkingHeadDenoiser, vector: np.ndarray) -> None:
     count = len(denoiser.lip_axes)
     axes = vectors[:, ::-1][:, :count].T
     axes = axes * np.sign(axes[np.arange(count), np.abs(axes).argmax(1)])[:, None]
-    spread = [np.sqrt(max(aperture_square - aperture**2, 1e-8)) / _APERTURE]
-    spread += [np.sqrt(max(variance, 1e-8)) / _MOVED for variance in variances[::-1][:count]]
+    spread = [max(np.sqrt(max(aperture_square - aperture**2, 0)) / _APERTURE, LEAST_APERTURE)]
+    spread += [max(np.sqrt(max(variance, 0)) / _MOVED, LEAST_MOVED) for variance in variances[::-1][:count]]
     for buffer, values in (
         (denoiser.reference_mean, old_mean + old_std * mean),
         (denoiser.reference_std, old_std * np.sqrt(np.maximum(square - mean**2, least))),

@@ -274,3 +274,59 @@ def test_one_client_brings_no_channel_of_a_model_with_units_to_nothing(mean, mak
     name = {"residuals": "residual_std", "squares": "reference_std"}[lie]
     np.testing.assert_allclose(units_of(denoiser)[name][0], 0.2 * units_of(before)[name][0], rtol=1e-3)
     np.testing.assert_allclose(units_of(denoiser)[name][1:], units_of(before)[name][1:], rtol=0.2)
+
+
+@pytest.mark.parametrize("lie", ["aperture", "axes"])
+def test_one_client_brings_no_deviation_of_lips_to_nothing(mean, make_denoiser, lie: str) -> None:
+    """Of eight, with or without units before: lips whose aperture never changes, or that move along one axis alone.
+
+    They came to a ten-thousandth, and true lips were told as thousands of deviations.
+    """
+    honest, liar = mean, mean.copy()
+    if lie == "aperture":
+        liar[14] = 8 * honest[13] ** 2 - 7 * honest[14]
+    else:
+        products = np.zeros((40, 40))
+        products[np.triu_indices(40)] = honest[15:]
+        values, vectors = np.linalg.eigh(products + np.triu(products, 1).T)
+        first = values[-1] * np.outer(vectors[:, -1], vectors[:, -1])
+        liar[15:] = 8 * first[np.triu_indices(40)] - 7 * honest[15:]
+    denoiser = make_denoiser()
+    Units(denoiser).finish(((7 * honest + liar) / 8).astype(np.float32))
+    spread, before = units_of(denoiser)["lip_std"], make_denoiser()
+    set_units(before, mean)
+    if lie == "aperture":
+        assert spread[0] == pytest.approx(0.02) and spread[1:] == pytest.approx(units_of(before)["lip_std"][1:])
+    else:
+        assert spread[2:] == pytest.approx(0.002) and spread[:2] == pytest.approx(units_of(before)["lip_std"][:2], 0.01)
+
+
+def moving(seed: int) -> np.ndarray:
+    """One client's moments, whose lips move along five axes as those of GRID do, each client's a little otherwise."""
+    rng = np.random.default_rng(seed)
+    axes = np.linalg.qr(np.random.default_rng(0).normal(size=(40, 5)))[0] + 0.03 * rng.normal(size=(40, 5))
+    products = (axes * (np.array([20, 3.8, 1.5, 0.34, 0.23]) * rng.uniform(0.5, 1.5, 5))) @ axes.T
+    honest = np.array([1.0, *np.zeros(4), *np.ones(8), 1, 1.3])
+    return np.concatenate([honest, products[np.triu_indices(40)]])
+
+
+def test_a_median_over_groups_is_taken_and_bears_a_liar(make_denoiser) -> None:
+    """Value by value, it is what no clips give: runs with `strategy.groups` ended, and called honest clients liars."""
+    clients = np.stack([moving(seed) for seed in range(1, 25)])
+    groups = clients.reshape(3, 8, -1).mean(1)
+    middle = np.median(groups, axis=0).astype(np.float32)
+    with pytest.raises(TrainingError, match="one that no clips have"):
+        Units(make_denoiser()).finish(middle)
+    liar = np.random.default_rng(1).normal(size=groups.shape[1])
+    groups[0] += LARGEST_STATISTICS / 8 * liar / np.linalg.norm(liar)
+    products = np.zeros((40, 40))
+    products[np.triu_indices(40)] = clients.mean(0)[15:]
+    products += np.triu(products, 1).T
+    lost = []
+    for vector in (clients.mean(0), middle, groups[0], np.median(groups, axis=0)):
+        denoiser = make_denoiser()
+        Units(denoiser, noisy=True).finish(vector.astype(np.float32))
+        axes = units_of(denoiser)["lip_axes"]
+        lost.append(1 - np.trace(axes @ products @ axes.T) / np.trace(products))
+    everybody, median, lied, outvoted = lost
+    assert median < everybody + 0.01 and outvoted < everybody + 0.02 and lied > everybody + 0.05, lost
