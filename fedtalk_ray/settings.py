@@ -164,7 +164,7 @@ class AgreementConfig(Section):
     """What each client agrees to spend over all runs, which it checks itself before an update leaves; secure only."""
 
     ledgers: str | None = None
-    """Folder that outlives runs, with a file of each client's own. null: each run counts by itself, in RUN/clients."""
+    """Folder that outlives runs, with a file of each client's own. null: each run counts by itself, in RUN.clients."""
     epsilon: float | None = Field(None, gt=0)
     """Most epsilon over all runs, as the server sees it; then no round without noise is answered. null: any."""
     delta: float = Field(1e-5, gt=0, lt=1)

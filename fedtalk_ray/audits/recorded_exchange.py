@@ -188,7 +188,9 @@ def run_twice(audited: Round) -> tuple[Exchange, Exchange]:
     with tempfile.TemporaryDirectory() as place:
         first = open_run(audited, Path(place) / "first")
         second = settings_for(audited, Path(place) / "second")
-        shutil.copytree(first.run, second.run)
+        one, two = RunFolder(Path(first.run)), RunFolder(Path(second.run))
+        for folder, copy in ((one.path, two.path), (one.clients_folder, two.clients_folder)):
+            shutil.copytree(folder, copy)
         return _run(audited, first, {}), _run(audited, second, {})
 
 

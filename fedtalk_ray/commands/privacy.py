@@ -104,7 +104,7 @@ def show(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
 
 @app.command()
 def client(
-    ledger: Annotated[Path, typer.Argument(help="A client's: RUN/clients/NAME/ledger.json or in agreement.ledgers.")],
+    ledger: Annotated[Path, typer.Argument(help="A client's: RUN.clients/NAME/ledger.json or in agreement.ledgers.")],
     epsilon: Annotated[float | None, typer.Option(help="What was agreed to, to see what is left of it.")] = None,
     delta: Annotated[float, typer.Option(help="Of that epsilon.")] = 1e-5,
     rounds: Annotated[int | None, typer.Option(min=1, help="As --epsilon: most rounds over all runs.")] = None,
@@ -120,7 +120,7 @@ def client(
 
     check_budget(epsilon, delta)
     if not ledger.is_file():
-        raise RunError(f"{ledger} is no file; a client's is RUN/clients/NAME/ledger.json or in agreement.ledgers")
+        raise RunError(f"{ledger} is no file; a client's is RUN.clients/NAME/ledger.json or in agreement.ledgers")
     try:
         spent = ClientLedger(ledger).read()
     except Aborted as error:

@@ -34,7 +34,7 @@ TASKS = ("prepare", "pretrain", "train", "personalize", "generate", "evaluate", 
 PLACES = ("out", "run", "shards", "root", "tensorboard", "judge", "metrics")
 """Parameters that name a file or folder which outlives the job, or which is too large to be sent along."""
 
-NOT_SENT = ["/data", "/shards", "/runs", "/models"]
+NOT_SENT = ["/data", "/shards", "/runs", "/models", "*.clients"]
 """Folders of the working directory that stay where they are, beside what .gitignore names: people's clips, and what
 runs keep of their clients."""
 

@@ -1,14 +1,14 @@
 """What a client keeps for itself in a run, on the client's side of the disk.
 
-    RUN/clients/<client>/identity/           its own adapter, a PEFT folder, the newest
-    RUN/clients/<client>/identity.previous/  the one before; identity.oldest/ the one before that
-    RUN/clients/<client>/signing.key         Ed25519, for its owner only
-    RUN/clients/<client>/protocol.json       what it has seen of the secure protocol
-    RUN/clients/<client>/ledger.json         what it has spent in this run (`agreement.ledgers`: or over all, elsewhere)
-    RUN/clients/<client>/samples/            videos that show its face
-    RUN/clients/<client>/audit/              pictures that an attack recovered of it
+    RUN.clients/<client>/identity/           its own adapter, a PEFT folder, the newest
+    RUN.clients/<client>/identity.previous/  the one before; identity.oldest/ the one before that
+    RUN.clients/<client>/signing.key         Ed25519, for its owner only
+    RUN.clients/<client>/protocol.json       what it has seen of the secure protocol
+    RUN.clients/<client>/ledger.json         what it has spent in this run (`agreement.ledgers`: or over all, elsewhere)
+    RUN.clients/<client>/samples/            videos that show its face
+    RUN.clients/<client>/audit/              pictures that an attack recovered of it
 
-RUN/clients can be entered by its owner alone. `state.json` in each adapter's folder says after which round it was
+RUN.clients can be entered by its owner alone. `state.json` in each adapter's folder says after which round it was
 written, and in how many rounds the client took part. A run that died in the middle of a round has newer adapters than
 its checkpoint: asking for the one *before* a round finds the right one, and resuming repeats the round exactly.
 """
@@ -73,6 +73,9 @@ class ClientFolder:
 
         took_part: whether the round counts as one in which the client took part.
         """
+        if not self.path.parent.exists():
+            # Of a run that came without its clients.
+            self.path.parent.mkdir(mode=0o700, parents=True)
         new = self.path / f"{_NEWEST}.new"
         with new_folder(new, overwrite=True) as place:
             write(place)

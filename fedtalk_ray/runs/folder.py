@@ -1,4 +1,4 @@
-"""The owner of a run's folder: what lies where in RUN/, and which model of it is released.
+"""The owner of a run's folders: what lies where in RUN/ and RUN.clients/, and which model is released.
 
     RUN/config.yaml                    every setting of the run
     RUN/history.jsonl                  a line for each finished round (`runs.history`)
@@ -8,8 +8,8 @@
     RUN/pipeline/                      the backbone, a diffusers pipeline
     RUN/adapters/shared/               the federated adapter, a PEFT folder
     RUN/samples/round-00003.mp4, .png  what the model made of people whom nobody trained on
-    RUN/clients/<client>/              what is a client's own (`runs.client_folder`)
     RUN/tensorboard/  audit/  metrics.json  figures.json  report.html
+    RUN.clients/<client>/              what is a client's own (`runs.client_folder`), apart: RUN is what one shows
 
 **The released model** is the one in RUN/pipeline and RUN/adapters: the last that was exported, of the round that
 `released.json` beside its weights names. Checkpoints may be ahead of it, and one of them alone is not what
@@ -123,12 +123,15 @@ class RunFolder:
     def client(self, name: str) -> ClientFolder:
         """Where a client keeps what is its own. Raises `RunError` for a name that is no folder's."""
         if name in ("", ".", "..") or "/" in name or "\0" in name:
-            raise RunError(f"client {name!r} cannot be the name of a folder in {self.path}")
+            raise RunError(f"client {name!r} cannot be the name of a folder in {self.clients_folder}")
         return ClientFolder(self.clients_folder / name)
 
     @property
     def clients_folder(self) -> Path:
-        return self.path / "clients"
+        """RUN.clients, beside the run's own folder, not where a link to it lies."""
+        plain = self.path.name not in ("", "..") and not self.path.is_symlink()
+        run = self.path if plain else self.path.resolve()
+        return run.with_name(f"{run.name}.clients")
 
     def clients(self) -> list[str]:
         """Clients that keep something here."""

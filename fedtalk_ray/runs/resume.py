@@ -22,6 +22,11 @@ def open_run(run: RunFolder, config: TrainConfig, resume: bool) -> int:
         checkpoint = run.checkpoint(config)
     if not resume and run.path.exists() and any(run.path.iterdir()):
         raise RunError(f"run {run.path} already exists; go on with it by --resume, or give another `run` folder")
+    if not resume and run.clients():
+        raise RunError(
+            f"{run.clients_folder} holds what clients of an earlier run keep: their keys, and what they answered; "
+            "remove it, or give another `run` folder"
+        )
     with writing(run.path):
         run.path.mkdir(parents=True, exist_ok=True)
         # The server's keys, ledger and log, and what each client keeps: for their owner alone, whatever lies in them.

@@ -83,7 +83,7 @@ def test_a_run_that_was_stopped_and_resumed_ends_bit_identical(
     for record in (*whole, *resumed):
         del record["seconds"], record["stage_seconds"]
     assert resumed == whole
-    for adapter in (Path(finished.run) / "clients").glob("*/identity/adapter_model.safetensors"):
+    for adapter in RunFolder(Path(finished.run)).clients_folder.glob("*/identity/adapter_model.safetensors"):
         other = run / adapter.relative_to(finished.run)
         assert other.read_bytes() == adapter.read_bytes()
 

@@ -213,9 +213,9 @@ def test_a_secure_round_is_the_plain_one_for_isfa(make_config: Make, crowd: Path
     assert "clients" not in record and "loss" not in record and np.isfinite(record["held_out_loss"])
     assert record["survivors"] == 7 and record["bytes_up"] > 0
     for client in load_manifest(crowd).clients():
-        key = run / "clients" / client / "signing.key"
+        key = RunFolder(run).client(client).signing_key
         assert stat.S_IMODE(key.stat().st_mode) == 0o600
-        state = json.loads((run / "clients" / client / "protocol.json").read_text())
+        state = json.loads(RunFolder(run).client(client).protocol_state.read_text())
         assert state["exchange"] == 1 and state["charged"] == 1
     assert (run / "adapters" / "shared" / "adapter_model.safetensors").is_file()
 
@@ -230,7 +230,7 @@ def test_groups_have_sums_of_their_own_and_their_median_is_taken(
         assert record["survivors"] == 7 and record["counts"]["mask"] == record["counts"]["cohort"] == 7
         assert record["update_norm"] > 0 and not record["refused"]
     for client in load_manifest(crowd).clients():
-        state = json.loads((run / "clients" / client / "protocol.json").read_text())
+        state = json.loads(RunFolder(run).client(client).protocol_state.read_text())
         assert state["charged"] == 2 and 4 <= state["exchange"] <= 6
     assert np.isfinite(parameters(config)).all()
 

@@ -313,11 +313,13 @@ def build_run(
 
     from fedtalk_ray.config import save_config
     from fedtalk_ray.evaluation.evaluate import write_metrics
+    from fedtalk_ray.runs.folder import RunFolder
 
     def build(run: Path, records: list[dict[str, Any]], measured: bool = False, **settings: Any) -> Path:
         run.mkdir()
-        for part in ("pipeline", "adapters", "clients"):
+        for part in ("pipeline", "adapters"):
             (run / part).symlink_to(exported / part)
+        RunFolder(run).clients_folder.symlink_to(RunFolder(exported).clients_folder)
         base = {"run": str(run), "shards": str(report_shards), "rounds": 3, "cohort": {"size": 9}}
         save_config(make_config(**base | settings), run / "config.yaml")
         (run / "history.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))

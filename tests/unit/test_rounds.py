@@ -1,5 +1,6 @@
 """What a run checks before it starts anything."""
 
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -60,6 +61,28 @@ def test_a_new_run_writes_its_resolved_configuration(config: Callable[..., Train
     run = RunFolder(Path(config().run))
     assert open_run(run, config(rounds=7), resume=False) == 1
     assert load_config(run.path / "config.yaml") == config(rounds=7)
+
+
+def test_what_clients_keep_lies_apart_for_its_owner_alone(config: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    """Whoever gets the run's folder gets nobody's key, face or voice."""
+    run = RunFolder(Path(config().run))
+    open_run(run, config(), resume=False)
+    assert run.clients_folder == tmp_path / "run.clients"
+    for private in (run.checkpoints, run.clients_folder):
+        assert stat.S_IMODE(private.stat().st_mode) == 0o700
+    (tmp_path / "newest").symlink_to(run.path)
+    assert RunFolder(tmp_path / "newest").clients_folder == run.clients_folder
+    assert RunFolder(tmp_path / "run" / "checkpoints" / "..").clients_folder == run.clients_folder
+
+
+def test_a_new_run_does_not_begin_over_what_clients_of_an_earlier_one_keep(
+    config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    """They would refuse every round that they answered in it."""
+    (tmp_path / "run.clients" / "ann").mkdir(parents=True)
+    with pytest.raises(RunError, match=r"run\.clients holds what clients of an earlier run keep"):
+        open_run(RunFolder(Path(config().run)), config(), resume=False)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_folder_that_cannot_be_made_is_named(config: Callable[..., TrainConfig], tmp_path: Path) -> None:

@@ -139,8 +139,9 @@ def test_without_privacy_the_attacks_get_something(plain_run: Path, capsys: pyte
     for name in available():
         assert f"\n{name}: " in printed
     # What shows a client stays in its folder.
-    for picture in ("audit/membership.png", "audit/canaries.png", "clients/p00/audit/inversion.png"):
-        assert (plain_run / picture).read_bytes().startswith(b"\x89PNG")
+    own = RunFolder(plain_run).client("p00").audit
+    for picture in (plain_run / "audit/membership.png", plain_run / "audit/canaries.png", own / "inversion.png"):
+        assert picture.read_bytes().startswith(b"\x89PNG")
     assert not (plain_run / "audit" / "inversion.png").exists()
 
 

@@ -141,7 +141,7 @@ def test_after_a_round_without_noise_nothing_of_an_epsilon_is_left(
 @pytest.mark.parametrize(
     ("content", "more", "says"),
     [
-        (None, [], "is no file; a client's is RUN/clients/NAME/ledger.json or in agreement.ledgers"),
+        (None, [], "is no file; a client's is RUN.clients/NAME/ledger.json or in agreement.ledgers"),
         ("{", [], "cannot be read"),
         ('{"exchange": 3, "masked": 2}', [], "cannot be read"),
         ('{"rounds": {"one": 2}, "noise": [], "bare": 1}', [], "its rounds by run are not as many as those by noise"),

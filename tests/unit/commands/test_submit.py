@@ -96,9 +96,9 @@ def test_a_job_id_that_is_taken_is_told(serve: Serve, tmp_path: Path) -> None:
 
 
 def test_a_job_is_the_command_with_this_package_and_what_it_needs(serve: Serve, tmp_path: Path) -> None:
-    for name in ("configs", "runs/a/clients/ann"):
+    for name in ("configs", "runs/a.clients/ann"):
         (tmp_path / name).mkdir(parents=True)
-    (tmp_path / "runs/a/clients/ann/client.key").write_text("secret")
+    (tmp_path / "runs/a.clients/ann/client.key").write_text("secret")
     accepted = {"job_id": "mine", "submission_id": "mine"}
     client = connect_jobs(
         serve(version(ray.__version__) | {"/api/packages/": (200, ""), "/api/jobs/": (200, accepted)})
@@ -109,7 +109,7 @@ def test_a_job_is_the_command_with_this_package_and_what_it_needs(serve: Serve, 
     assert sent["entrypoint_num_gpus"] == 0.5 and sent["runtime_env"]["env_vars"]["OMP_NUM_THREADS"] == "1"
     # Nothing that a run keeps of its clients goes along: the package is named by what is in it.
     before = sent["runtime_env"]["working_dir"]
-    (tmp_path / "runs/a/clients/ann/client.key").write_text("another secret")
+    (tmp_path / "runs/a.clients/ann/client.key").write_text("another secret")
     submit(client, "pretrain", [], tmp_path)
     assert SENT[-1]["runtime_env"]["working_dir"] == before
     (tmp_path / "configs" / "c.yaml").write_text("rounds: 3")

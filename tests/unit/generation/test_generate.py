@@ -30,6 +30,7 @@ from fedtalk_ray.model.embedded import EMBEDDED
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline, load_pipeline
 from fedtalk_ray.model.released import load_released, open_model
 from fedtalk_ray.model.sampling import USUAL, Sampling
+from fedtalk_ray.runs.folder import RunFolder
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -62,8 +63,9 @@ def run(make_pipeline, make_denoiser, tmp_path_factory) -> Path:
         model = adapters.with_adapters(denoiser, None, 1.0, 3)
         for _, parameter in adapters.identity_parameters(model):
             parameter.data.normal_(0, 0.3)
-        (folder / "clients" / name).mkdir(parents=True)
-        adapters.save_adapter(model, adapters.IDENTITY, folder / "clients" / name / "identity")
+        place = RunFolder(folder).client(name)
+        place.path.mkdir(parents=True)
+        adapters.save_adapter(model, adapters.IDENTITY, place.newest_adapter)
     return folder
 
 
@@ -303,14 +305,14 @@ def poison(folder: Path) -> None:
     ],
 )
 def test_a_damaged_adapter_is_refused(refused, run: Path, tmp_path: Path, damage, says: str) -> None:
-    folder = tmp_path / "run" / "clients" / "anna" / "identity"
+    folder = tmp_path / "run.clients" / "anna" / "identity"
     shutil.copytree(run, tmp_path / "run")
     damage(folder)
     assert refused("--client", "anna", run=tmp_path / "run").removeprefix("adapter ").startswith(f"{folder} {says}")
 
 
 def test_an_adapter_of_another_model_and_an_unknown_client_are_refused(refused, run: Path) -> None:
-    wide = f"adapter {run}/clients/wide/identity does not fit this backbone: size mismatch for base_model"
+    wide = f"adapter {run}.clients/wide/identity does not fit this backbone: size mismatch for base_model"
     assert refused("--client", "wide").startswith(wide)
     assert refused("--client", "nobody").endswith(f"no identity adapter in {run}; there are: anna, wide")
     assert refused(run=run / "none").startswith(f"run folder {run}/none does not exist")

@@ -63,7 +63,7 @@ def test_diffusers_and_peft_alone_give_it_back(trained) -> None:
     """Nothing of ours but the model classes is on the loading side."""
     run, kind, without, with_client = trained
     pipeline = TalkingHeadPipeline.from_pretrained(str(run / "pipeline"))
-    identity = str(run / "clients" / "s1" / "identity")
+    identity = str(RunFolder(run).client("s1").newest_adapter)
     if kind == "adapter":
         model = peft.PeftModel.from_pretrained(
             pipeline.denoiser, str(run / "adapters" / "shared"), adapter_name="shared"

@@ -80,7 +80,7 @@ def test_the_shared_adapter_is_neither_written_nor_touched(model, tmp_path: Path
     save(model, tmp_path, 1)
     load_identity(model, tmp_path, "s1", 2)
     assert adapters.to_vector(shared).tobytes() == before.tobytes()
-    weights = peft.load_peft_weights(str(tmp_path / "clients" / "s1" / "identity"))
+    weights = peft.load_peft_weights(str(RunFolder(tmp_path).client("s1").newest_adapter))
     assert sum(value.numel() for value in weights.values()) == len(set_identity(model, 0))
 
 
@@ -124,7 +124,7 @@ def test_the_names_on_disk_are_peft_folders_and_nothing_half_written_stays(model
         save(model, tmp_path, number)
         save(model, tmp_path, number)
     folder = RunFolder(tmp_path).client("s1").path
-    assert folder == tmp_path / "clients" / "s1"
+    assert folder == tmp_path.with_name(f"{tmp_path.name}.clients") / "s1"
     # Older states may stay as well; a folder that is still being written must not.
     found = {path.name for path in folder.iterdir()}
     assert {"identity", "identity.previous"} <= found

@@ -54,10 +54,12 @@ def test_only_the_clients_own_folder_changes_and_its_loss_falls(run: Path, clien
     before, ticks = contents(run.parent), []
     result = personalize(run, client, 15, ticks.append)
     after = contents(run.parent)
-    own = f"run/clients/{client}/"
+    own = f"run.clients/{client}/"
     changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
     assert changed and all(name.startswith(own) for name in changed)
-    assert result.folder == run / "clients" / client / "identity" and ClientFolder.written_after(result.folder) == 2
+    assert (
+        result.folder == RunFolder(run).client(client).newest_adapter and ClientFolder.written_after(result.folder) == 2
+    )
     assert result.loss_after < 0.97 * result.loss_before
     assert len(ticks) == 15
 
@@ -72,8 +74,8 @@ def test_the_same_run_gives_the_same_adapter(run: Path) -> None:
     weights = []
     for _ in range(2):
         personalize(run, "s2", 3)
-        weights.append((run / "clients/s2/identity/adapter_model.safetensors").read_bytes())
-        for path in sorted((run / "clients" / "s2").rglob("*"), reverse=True):
+        weights.append((RunFolder(run).client("s2").newest_adapter / "adapter_model.safetensors").read_bytes())
+        for path in sorted(RunFolder(run).client("s2").path.rglob("*"), reverse=True):
             path.unlink() if path.is_file() else path.rmdir()
     assert weights[0] == weights[1]
 
@@ -88,7 +90,7 @@ def test_the_same_run_gives_the_same_adapter(run: Path) -> None:
 def test_a_client_that_cannot_be_served_is_named(run: Path, client: str, says: str) -> None:
     with pytest.raises(ShardError, match=says):
         personalize(run, client, 1)
-    assert not (run / "clients" / client).exists()
+    assert not RunFolder(run).client(client).path.exists()
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
@@ -114,4 +116,4 @@ def test_a_newcomer_is_personalised_from_shards_of_their_own(run: Path, make_sha
     with pytest.raises(ShardError, match="client 'new' is not in the shards"):
         personalize(run, "new", 1)
     result = personalize(run, "new", 15, shards=str(tmp_path / "own"))
-    assert result.folder == run / "clients" / "new" / "identity" and result.loss_after < result.loss_before
+    assert result.folder == RunFolder(run).client("new").newest_adapter and result.loss_after < result.loss_before

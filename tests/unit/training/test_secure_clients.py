@@ -259,7 +259,7 @@ def test_where_a_record_was_put_back_the_ledger_knows_the_rounds(tmp_path: Path,
     """A round would be answered, and charged, twice, the last one above all."""
     config = agreeing(tmp_path) if elsewhere else alone(tmp_path)
     enrolled(config)
-    ledger = ClientLedger(tmp_path / ("ledgers/c0.json" if elsewhere else "run/clients/c0/ledger.json"))
+    ledger = ClientLedger(tmp_path / ("ledgers/c0.json" if elsewhere else "run.clients/c0/ledger.json"))
     record, kept = RunFolder(Path(config.run)).client("c0").protocol_state, []
     for number in (1, 2, 3):
         slot = SecureClients(config, "faces", len(MODEL), BACKBONE)
