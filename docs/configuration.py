@@ -1,7 +1,7 @@
 """The settings as a page: every section and key of a pydantic model, out of the model itself."""
 
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeGuard, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeGuard, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel
@@ -50,6 +50,8 @@ def type_name(annotation: Any) -> str:
     origin, inside = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return " or ".join(f"`{value(choice)}`" for choice in inside)
+    if origin is Annotated:
+        return type_name(inside[0])
     if origin in (Union, UnionType):
         return " or ".join(type_name(part) for part in inside)
     if annotation is NoneType:

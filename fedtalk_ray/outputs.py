@@ -110,6 +110,12 @@ def alone(path: Path) -> Iterator[None]:
             yield
 
 
+def read_own(path: Path) -> str:
+    """What `write_synced` wrote. A link in its place, which writing would replace and not follow, is an `OSError`."""
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW)) as file:
+        return file.read()
+
+
 def write_synced(path: Path, content: str | bytes) -> None:
     """Replaces a file, whole, by one that its owner alone can read, and returns when it is on disk under its name."""
     with new_file(path) as place, os.fdopen(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:

@@ -3,9 +3,10 @@
 What clients compute, phase by phase, is in `recipe`; how slots run is in `slot_settings`.
 """
 
-from typing import Any, Literal
+import os
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from fedtalk_ray.recipe import (
     LARGEST_STATISTICS,
@@ -163,8 +164,8 @@ class PrivacyConfig(Section):
 class AgreementConfig(Section):
     """What each client agrees to spend over all runs, which it checks itself before an update leaves; secure only."""
 
-    ledgers: str | None = None
-    """Folder that outlives runs, with a file of each client's own. null: each run counts by itself, in RUN.clients."""
+    ledgers: Annotated[str, AfterValidator(os.path.abspath)] | None = None
+    """Folder that outlives runs, with a client's own files. null: each run counts by itself, in RUN.clients."""
     epsilon: float | None = Field(None, gt=0)
     """Most epsilon over all runs, as the server sees it; then no round without noise is answered. null: any."""
     delta: float = Field(1e-5, gt=0, lt=1)
@@ -236,9 +237,8 @@ class TrainConfig(Section):
     """Ray cluster. "local" starts one for this run; "auto" or host:port joins one; "default" joins the one that
     RAY_ADDRESS names (a submitted job finds its cluster there) and starts one where nothing is named."""
     debug: bool = False
-    """Slots that meet `breakpoint()` or an exception wait for `ray debug`, what they print is shown, and the dashboard
-    draws stack traces and flame graphs (docs/debugging.md). Whoever reaches the node can then enter a client's process:
-    for trials only."""
+    """Slots that meet `breakpoint()` or an exception wait for `ray debug`, their output is shown, the dashboard draws
+    stack traces (docs/debugging.md). Whoever reaches the node can then enter a client's process: for trials only."""
 
     @model_validator(mode="before")
     @classmethod

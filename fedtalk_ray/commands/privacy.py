@@ -1,4 +1,4 @@
-"""`fedtalk privacy`: how much noise a budget needs, before a run; what a run has spent, or a client over all runs."""
+"""`fedtalk privacy`: how much noise a budget needs, before a run; what a run has spent, or a client."""
 
 from pathlib import Path
 from typing import Annotated
@@ -126,7 +126,7 @@ def client(
     except Aborted as error:
         raise RunError(str(error)) from error
     taken, reached = sum(spent.rounds.values()), spent.epsilon(delta)
-    print(f"{ledger}: {taken} rounds")
+    print(f"{ledger}: {taken} round{'' if taken == 1 else 's'}")
     for run, count in spent.rounds.items():
         print(f"  {count} in run {run}")
     kinds: Counter[tuple[str, float]] = Counter()

@@ -42,7 +42,10 @@ class Sampler:
 
     @property
     def spare(self) -> int:
-        """How many clients a cohort can do without."""
+        """How many clients cohorts can do without. Poisson cohorts, drawn from all, get smaller by each of them: by an
+        eighth at most."""
+        if self._way == "poisson":
+            return len(self._population) // 8
         return len(self._population) - ceil(self._config.cohort.size * (1 + self._config.cohort.over_select))
 
     @property

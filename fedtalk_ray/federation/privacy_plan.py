@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fedtalk_ray.errors import ConfigError
 from fedtalk_ray.privacy.accounting import Kind, Noise, Rounds, epsilon, noise_multiplier
 from fedtalk_ray.privacy.publication import simulation
-from fedtalk_ray.settings import PrivacyConfig, TrainConfig
+from fedtalk_ray.settings import ADAPTIVE_FROM, PrivacyConfig, TrainConfig
 
 _STEPS, _VALUES = 2.0**18, 10**8
 """Finer steps and shorter vectors give less; what they add to Skellam's bound is far below a thousandth."""
@@ -71,6 +71,11 @@ def with_noise(config: TrainConfig, population: int) -> TrainConfig:
         config = config.model_copy(update={"cohort": config.cohort.model_copy(update={"size": population})})
         if drowned := config.drowned_statistics:
             raise ConfigError(drowned)
+        if config.privacy.clipping == "adaptive" and not config.privacy.simulated_cohort and population < ADAPTIVE_FROM:
+            raise ConfigError(
+                f"privacy.clipping adaptive needs a cohort of {ADAPTIVE_FROM}, or it drowns in noise, and the shards "
+                f"hold {population} clients; take fixed"
+            )
     privacy, plan = config.privacy, plan_of(config, population)
     if plan is None:
         return config

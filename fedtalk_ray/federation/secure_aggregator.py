@@ -78,9 +78,19 @@ class SecureAggregator:
     """
 
     def __init__(
-        self, run: RunFolder, config: TrainConfig, dimension: int, rate: float, phase: PhaseName = "faces"
+        self,
+        run: RunFolder,
+        config: TrainConfig,
+        dimension: int,
+        rate: float,
+        phase: PhaseName = "faces",
+        rounds: int = 0,
     ) -> None:
-        """rate: the probability with which a client is in a cohort, for the ledger. phase: whose rounds these are."""
+        """rate: the probability with which a client is in a cohort, for the ledger. phase: whose rounds these are.
+        rounds: that the run has gone through.
+
+        Raises `RunError` for files that are damaged, gone, or older than one of the others says.
+        """
         self._run, self._config, self._rate = run, config, rate
         self._digest = config_digest(config)
         self._key = SigningKey.kept_in(run.server_key)
@@ -88,7 +98,7 @@ class SecureAggregator:
         self._limits, self._phase = limits_of(config.privacy), phase
         self.codec = make_codec(config, dimension, phase)
         self.ledger = Ledger(run.ledger)
-        self._check_ledger()
+        self._check_files(rounds)
         self.left_out = LeftOut(run.left_out)
         self._exchange: SecureServer | None = None
         self._plan: Plan | None = None
@@ -148,6 +158,8 @@ class SecureAggregator:
         except Aborted as error:
             aborted = str(error.code)
         if stage == "mask" and answered:
+            if self._phase in STATISTICS_ROUNDS and self._plan is not None:
+                self._note(answered=self._plan.round)
             plan, self.answered = self._plan, True
             assert plan is not None
             self._charge(self._charge_for(plan.exchange, plan.round, list(plan.cohort)))
@@ -225,23 +237,38 @@ class SecureAggregator:
         charged = max((charge.exchange for charge in self.ledger.charges), default=0)
         return max(self._noted()["exchange"], charged) + 1
 
-    def _note(self, exchange: int = 0, drawn: int | None = None) -> None:
-        """Keeps the number of the last exchange, and apart from the ledger how many charges it has, and had when the
-        last cohort was drawn."""
-        noted = self._noted()
+    def was_answered(self, round_number: int) -> bool:
+        """Whether masked inputs of a round arrived, in this exchange or, of statistics, in any: whoever sent one takes
+        no part in another over it."""
+        return self.answered or round_number <= self._noted()["answered"]
+
+    def _note(self, exchange: int = 0, **more: int) -> None:
+        """Keeps the number of the last exchange, and apart from the ledger how many charges it has; and had when the
+        last cohort was drawn (drawn), and the last round of statistics whose masked inputs arrived (answered)."""
+        noted = self._noted() | more
         noted |= {"exchange": max(exchange, noted["exchange"]), "charges": len(self.ledger.charges)}
-        write_synced(self._run.exchange_number, json.dumps(noted if drawn is None else noted | {"drawn": drawn}))
+        write_synced(self._run.exchange_number, json.dumps(noted))
 
     def _noted(self) -> dict[str, int]:
         path = self._run.exchange_number
         try:
             found = json.loads(path.read_text()) if path.exists() else {}
-            return {name: int(found.get(name, 0)) for name in ("exchange", "charges", "drawn")}
-        except (ValueError, TypeError, AttributeError) as error:
+            return {name: int(found.get(name, 0)) for name in ("exchange", "charges", "drawn", "answered")}
+        except (OSError, ValueError, OverflowError, TypeError, AttributeError) as error:
             raise RunError(f"{path} is damaged ({error}); without it exchanges would get old numbers") from error
 
-    def _check_ledger(self) -> None:
-        """Raises `RunError` for a ledger that was lost or put back to an earlier day: what it forgot is spent."""
+    def _check_files(self, rounds: int) -> None:
+        """Raises `RunError` for what was lost, and for a ledger that was put back to an earlier day: what it forgot is
+        spent. The number of the last exchange is kept from the beginning, the roster from the first exchange on."""
+        if not self._run.exchange_number.exists():
+            if rounds:
+                raise RunError(
+                    f"{self._run.exchange_number} is gone, and the run has gone through {rounds} rounds; clients "
+                    "refuse exchanges with old numbers: put it back"
+                )
+            self._note()
+        if self._noted()["exchange"] and self._config.aggregation == "secure" and not self._roster.path.exists():
+            raise RunError(f"roster {self._roster.path} is gone; clients take part by the one they saw: put it back")
         if self.codec.noise is None:
             return
         noted, there = self._noted()["charges"], len(self.ledger.charges)

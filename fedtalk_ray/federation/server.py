@@ -18,7 +18,7 @@ from fedtalk_ray.federation.server_optimizer import make_optimizer
 from fedtalk_ray.messages import Collected, PlainUpdate
 from fedtalk_ray.privacy.clipping import adapted
 from fedtalk_ray.privacy.protocol import Aborted, Code
-from fedtalk_ray.privacy.update_codec import SWALLOWING, Averaged
+from fedtalk_ray.privacy.update_codec import MOST_ROUNDING, Averaged
 from fedtalk_ray.privacy.wire import Buffer
 from fedtalk_ray.recipe import STATISTICS_ROUNDS, PhaseName
 from fedtalk_ray.runs.checkpoints import Checkpoint, config_fingerprint, mean_parameters, save_checkpoint
@@ -59,7 +59,9 @@ class ParameterServer:
         self._groups: list[tuple[int, Averaged | None]] = []
         self._aggregator: SecureAggregator | None = None
         if config.aggregation == "secure" or privacy.mechanism != "none":
-            self._aggregator = SecureAggregator(self._folder, config, len(self._parameters), self._rate, phase)
+            self._aggregator = SecureAggregator(
+                self._folder, config, len(self._parameters), self._rate, phase, self._round
+            )
 
     def phase(self) -> PhaseName:
         """Which the shared parameters belong to."""
@@ -245,7 +247,7 @@ class ParameterServer:
     def _check_dispensable(self, round_number: int, aborted: str) -> None:
         """Raises `RunError` where a round that was given up is one of statistics: what follows is built on them."""
         if self._phase in STATISTICS_ROUNDS and aborted != Code.LOST:
-            answered = self._aggregator is not None and self._aggregator.answered
+            answered = self._aggregator is not None and self._aggregator.was_answered(round_number)
             mend = (
                 "clients have answered it and will not a second time: begin another run"
                 if answered
@@ -259,10 +261,10 @@ class ParameterServer:
     def _check_precise(self, round_number: int, rounding_error: float) -> None:
         """Raises `RunError` where weights are so small that rounding shows: in a phase's first round, as the last ones'
         updates are nearly nothing."""
-        if rounding_error > SWALLOWING and round_number == self._began + 1:
+        if rounding_error > MOST_ROUNDING and round_number == self._began + 1:
             raise RunError(
                 f"round {round_number}, the first of the phase {self._phase}: rounding to integers adds "
-                f"{100 * rounding_error:.2g}% to the update, and may add {100 * SWALLOWING:g}%, as the clients' "
+                f"{100 * rounding_error:.2g}% to the update, and may add {100 * MOST_ROUNDING:g}%, as the clients' "
                 "weights are tiny; set privacy.weight_reference near a usual weight (training frames, with isfa "
                 "times exp(gamma * (score - 1))), or lower strategy.gamma or privacy.samples_cap, and begin another run"
             )

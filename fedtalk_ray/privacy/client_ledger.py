@@ -4,7 +4,7 @@ Guarantee, to the client: before a masked update leaves, what it costs is on dis
 more than was agreed; whichever server asks, in whichever run, with whatever it says of the past, from however many
 processes at once, and whatever is killed when. What is written only grows, and no round of a run is charged twice. A
 file that cannot be read, or that knows of fewer rounds of a run than the client's record says it charged
-(`client_record`), ends the client's part.
+(`client_record`), or of fewer rounds in all than the count beside it, ends the client's part.
 
 Epsilon is the server view's: whoever asks for an update knows that this client is there, so nothing is amplified.
 That a server adds central noise (`mechanism: gaussian`) is its word, which nobody can check.
@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import get_args
 
-from fedtalk_ray.outputs import alone, write_synced
+from fedtalk_ray.outputs import alone, read_own, write_synced
 from fedtalk_ray.privacy.accounting import Kind, Noise, Rounds, epsilon, merged
 from fedtalk_ray.privacy.protocol import Aborted, Code
 
@@ -57,21 +57,38 @@ class Spent:
 
 
 class ClientLedger:
-    """One client's, in a file, which may outlive runs."""
+    """One client's, in a file; where that outlives runs, the number of all rounds is kept in a second one beside it."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, one_run: bool = False) -> None:
+        """one_run: whether it is of one run, in which the client's record knows how many rounds there are."""
+        self._path, self._count, self._one_run = path, path.with_suffix(".rounds"), one_run
 
     def read(self) -> Spent:
-        """As it stands. Raises `Aborted` for a damaged file."""
+        """As it stands. Raises `Aborted` for a damaged file, and for one that is gone or older than the count says."""
+        spent = self._written()
         try:
-            if not self._path.exists():
-                return Spent()
-            found = json.loads(self._path.read_text())
+            counted = int(read_own(self._count)) if not self._one_run else 0
+        except FileNotFoundError:
+            counted = 0
+        except (OSError, ValueError) as error:
+            raise Aborted(Code.RECORD_DAMAGED, f"{self._count} cannot be read ({error!r})") from error
+        if (there := sum(spent.rounds.values())) < counted:
+            raise Aborted(
+                Code.RECORD_DAMAGED,
+                f"{self._path} knows {there} rounds, and the client was charged {counted}: it is gone, or an older one "
+                "was put back",
+            )
+        return spent
+
+    def _written(self) -> Spent:
+        try:
+            found = json.loads(read_own(self._path))
             noise = [(Noise(**each), int(count)) for each, count in found["noise"]]
             rounds = {str(run): int(count) for run, count in found["rounds"].items()}
-            last = {str(run): int(number) for run, number in found.get("last", {}).items()}
+            last = {str(run): int(number) for run, number in found["last"].items()}
             spent = Spent(rounds, noise, int(found["bare"]), last)
+            if rounds.keys() != last.keys() or (self._one_run and len(rounds) > 1):
+                raise ValueError("its runs are not those that it may have")
             for each, _ in noise:
                 sound = each.multiplier > 0 and each.sensitivity > 0 and each.dimension > 0
                 if each.kind not in get_args(Kind) or not sound:
@@ -79,6 +96,8 @@ class ClientLedger:
             if sum(rounds.values()) != spent.bare + sum(count for _, count in noise):
                 raise ValueError("its rounds by run are not as many as those by noise")
             return spent
+        except FileNotFoundError:
+            return Spent()
         except (OSError, ValueError, OverflowError, TypeError, KeyError, AttributeError) as error:
             raise Aborted(
                 Code.RECORD_DAMAGED, f"{self._path} cannot be read ({error!r}), and tells what this client spent"
@@ -94,6 +113,8 @@ class ClientLedger:
         """
         spent = self.read()
         known = spent.rounds.get(run, 0)
+        if self._one_run and spent.rounds.keys() - {run}:
+            raise Aborted(Code.RECORD_DAMAGED, f"{self._path} is of a run of another name than the roster's")
         if known < before:
             raise Aborted(
                 Code.RECORD_DAMAGED,
@@ -119,6 +140,8 @@ class ClientLedger:
                 "bare": after.bare,
             }
             write_synced(self._path, json.dumps(tree))
+            if not self._one_run:
+                write_synced(self._count, str(sum(after.rounds.values())))
         return after.rounds[run]
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from fedtalk_ray.outputs import alone, write_synced
+from fedtalk_ray.outputs import alone, read_own, write_synced
 from fedtalk_ray.privacy.protocol import Aborted, Code
 
 
@@ -45,15 +45,15 @@ class ClientRecord:
         """As it stands. Raises `Aborted` for a damaged file, or none: who does not know what it answered must not go
         on."""
         try:
-            found = json.loads(self._path.read_text())
-            pairs = {name: found.pop(name, None) for name in ("roster", "trained")}
+            found = json.loads(read_own(self._path))
+            pairs = {name: found.pop(name) for name in ("roster", "trained")}
             counts, digests = zip(*(pair or (0, "") for pair in pairs.values()), strict=True)
             if not all(type(number) is int and number >= 0 for number in (*found.values(), *counts)):
                 raise ValueError("its numbers are none")
             if not all(isinstance(digest, str) for digest in digests):
                 raise ValueError("its digests are none")
             roster, trained = (tuple(pair) if pair else None for pair in pairs.values())
-            return Answered(**found, roster=roster, trained=trained)
+            return Answered(found.pop("exchange"), found.pop("masked"), found.pop("charged"), roster, trained, **found)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise Aborted(
                 Code.RECORD_DAMAGED, f"{self._path} cannot be read ({error}), and tells what this client answered"

@@ -47,7 +47,15 @@ class SigningKey:
         """The key in a file that only its owner can read, made at the first call. `RunError` for a damaged one."""
         if not path.is_file():
             write_synced(path, os.urandom(KEY_BYTES))
-        secret = path.read_bytes()
+        return cls.read_from(path)
+
+    @classmethod
+    def read_from(cls, path: Path) -> "SigningKey":
+        """The key that is there. `RunError` for a damaged one, and for none."""
+        try:
+            secret = path.read_bytes()
+        except OSError as error:
+            raise RunError(f"signing key {path} cannot be read ({error}); the roster names its owner by it") from error
         if len(secret) != KEY_BYTES:
             raise RunError(f"signing key {path} is damaged: it holds {len(secret)} bytes, not {KEY_BYTES}")
         return cls(secret)

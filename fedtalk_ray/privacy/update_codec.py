@@ -1,7 +1,7 @@
 """From one client's update to the integers that are summed, and from their sum to the averaged update.
 
-Guarantee: without noise the result is the strategy's weighted mean to within `UpdateCodec.error_bound`, and whatever
-the clients sent its norm is at most C, or there is no result; with noise one
+Guarantee: without noise the result is the weighted mean of what clients sent, weights and updates as they were cut, to
+within `UpdateCodec.error_bound`, and whatever they sent its norm is at most C, or there is no result; with noise one
 client's effect on the sum is at most `sensitivity` steps, and the noise in any sum that may be opened has at least
 `noise multiplier` times that as its deviation.
 
@@ -44,9 +44,8 @@ LARGEST_SCALE = 2.0**20
 """Weights that are smaller yet are nothing."""
 
 MOST_ROUNDING = 0.01
-"""Share of an update that rounding to integers may add before readers are warned."""
-SWALLOWING = 0.25
-"""Share with which a run ends: the update is being lost."""
+"""Share of an update that rounding to integers may add: a run ends in the first round of a phase that has more, and the
+report warns of later ones, whose updates may be nearly nothing."""
 
 
 @dataclass(frozen=True)

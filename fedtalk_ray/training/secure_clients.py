@@ -61,9 +61,10 @@ class SecureClients:
         keys = {}
         for client in clients:
             try:
-                if not self._run.client(client).signing_key.exists():
+                place = self._run.client(client).signing_key
+                if not place.exists():
                     self._record(client).create()
-                keys[client] = self._signing_key(client).public
+                keys[client] = SigningKey.kept_in(place).public
             except (UserError, OSError) as error:
                 print(f"{client} is not enrolled: {error}", flush=True)
         return keys
@@ -109,7 +110,7 @@ class SecureClients:
         answered_may_go_on(answered, plan.round)
         # Looked at before it trains; again, with the charge, before anything of it leaves.
         self._ledger(client).with_one_more(plan.run, plan.round, answered.charged, self._charged, self._agreement)
-        key = self._signing_key(client)
+        key = SigningKey.read_from(self._run.client(client).signing_key)
         record.train(plan.round, plan.shared.hex())
         self._sides[client] = SecureClient(client, key, self._roster, plan, limits_of(self._config.privacy))
 
@@ -176,10 +177,9 @@ class SecureClients:
 
     def _ledger(self, client: str) -> ClientLedger:
         folder = self._config.agreement.ledgers
-        return ClientLedger(Path(folder) / f"{client}.json" if folder else self._run.client(client).ledger)
-
-    def _signing_key(self, client: str) -> SigningKey:
-        return SigningKey.kept_in(self._run.client(client).signing_key)
+        if folder is None:
+            return ClientLedger(self._run.client(client).ledger, one_run=True)
+        return ClientLedger(Path(folder) / f"{client}.json")
 
     def _record(self, client: str) -> ClientRecord:
         return ClientRecord(self._run.client(client).protocol_state)

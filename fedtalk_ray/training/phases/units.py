@@ -126,17 +126,20 @@ def set_units(denoiser: TalkingHeadDenoiser, vector: np.ndarray) -> None:
     channels = int(denoiser.config.latent_channels)
     (mean, square, residual), (aperture, aperture_square), products = _parts(vector, channels)
     old_mean, old_std, old_residual = (each[:, 0, 0] for each in latent_units(denoiser))
+    # Two frames differ by four variances at most, root mean square; of groups the medians of mean and of square may be
+    # of different ones.
+    variance = np.maximum(square - mean**2, residual * (old_residual / old_std) ** 2 / 4)
     known = bool((old_std != 1).any() or (old_residual != 1).any())
     least = LEAST_OF_OLD_UNITS**2 if known else 1e-6
-    variances, vectors = np.linalg.eigh(products)
+    moved, vectors = np.linalg.eigh(products)
     count = len(denoiser.lip_axes)
     axes = vectors[:, ::-1][:, :count].T
     axes = axes * np.sign(axes[np.arange(count), np.abs(axes).argmax(1)])[:, None]
     spread = [max(np.sqrt(max(aperture_square - aperture**2, 0)) / _APERTURE, LEAST_APERTURE)]
-    spread += [max(np.sqrt(max(variance, 0)) / _MOVED, LEAST_MOVED) for variance in variances[::-1][:count]]
+    spread += [max(np.sqrt(max(along, 0)) / _MOVED, LEAST_MOVED) for along in moved[::-1][:count]]
     for buffer, values in (
         (denoiser.reference_mean, old_mean + old_std * mean),
-        (denoiser.reference_std, old_std * np.sqrt(np.maximum(square - mean**2, least))),
+        (denoiser.reference_std, old_std * np.sqrt(np.maximum(variance, least))),
         (denoiser.residual_std, old_residual * np.sqrt(np.maximum(residual, least))),
         (denoiser.lip_axes, axes),
         (denoiser.lip_mean, np.array([aperture / _APERTURE, *np.zeros(count)])),

@@ -138,15 +138,30 @@ def test_after_a_round_without_noise_nothing_of_an_epsilon_is_left(
     assert "left of epsilon 8: 0.000" in text and "left of 1 rounds: 0" in text
 
 
+EMPTY = json.dumps({"rounds": {}, "last": {}, "noise": [], "bare": 0})
+
+
 @pytest.mark.parametrize(
     ("content", "more", "says"),
     [
         (None, [], "is no file; a client's is RUN.clients/NAME/ledger.json or in agreement.ledgers"),
         ("{", [], "cannot be read"),
         ('{"exchange": 3, "masked": 2}', [], "cannot be read"),
-        ('{"rounds": {"one": 2}, "noise": [], "bare": 1}', [], "its rounds by run are not as many as those by noise"),
-        ('{"rounds": {}, "noise": [], "bare": 0}', ["--epsilon", "0"], "--epsilon is 0; it must be above 0"),
-        ('{"rounds": {}, "noise": [], "bare": 0}', ["--delta", "1"], "--delta is 1; it must lie between 0 and 1"),
+        (
+            '{"rounds": {"one": 2}, "last": {"one": 2}, "noise": [], "bare": 1}',
+            [],
+            "its rounds by run are not as many as those by noise",
+        ),
+        (
+            '{"rounds": {}, "last": {}, "noise": [], "bare": 0}',
+            ["--epsilon", "0"],
+            "--epsilon is 0; it must be above 0",
+        ),
+        (
+            '{"rounds": {}, "last": {}, "noise": [], "bare": 0}',
+            ["--delta", "1"],
+            "--delta is 1; it must lie between 0 and 1",
+        ),
     ],
 )
 def test_what_is_no_clients_ledger_is_one_line(
@@ -164,6 +179,6 @@ def test_what_is_no_clients_ledger_is_one_line(
 
 def test_who_took_part_in_nothing_has_spent_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "ana.json"
-    path.write_text(json.dumps({"rounds": {}, "noise": [], "bare": 0}))
+    path.write_text(EMPTY)
     text = said(["privacy", "client", str(path), "--epsilon", "8"], capsys)
     assert ": 0 rounds\nepsilon so far: 0.000 " in text and "left of epsilon 8: 8.000" in text

@@ -299,9 +299,24 @@ def test_a_round_of_statistics_that_failed_after_its_masked_inputs_is_no_matter_
             run.round(boundary)
         with pytest.raises(RunError, match=rf"of the phase units, was given up \(too few\).*{mend}"):
             server[0].finish(1, "too few")
+    with pytest.raises(RunError, match="begin another run"):
+        whole().skip(1)
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"exchange": "x"}'])
+@pytest.mark.parametrize("aggregation", ["with noise", "without"])
+@pytest.mark.parametrize("lost", [["exchange.json"], ["exchange.json", "ledger.json"], ["roster.jsonl"]])
+def test_what_the_server_lost_is_named_before_a_round_is(tmp_path: Path, lost: list[str], aggregation: str) -> None:
+    """Exchanges began at 1 again, or the run had another name: every client refused every round to the last, and no
+    line said why. Without both books epsilon began at nothing."""
+    run = Run(tmp_path, config() if aggregation == "with noise" else config(mechanism="none", noise_multiplier=None))
+    run.round()
+    for path in [path for path in tmp_path.rglob("*") if path.name in lost]:
+        path.unlink()
+    with pytest.raises(RunError, match=rf"{lost[0]} is gone.*put it back"):
+        run.server()
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"exchange": "x"}', '{"exchange": Infinity}'])
 def test_a_damaged_number_of_exchanges_is_refused(tmp_path: Path, content: str) -> None:
     run = Run(tmp_path, config())
     run.round()

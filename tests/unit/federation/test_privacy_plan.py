@@ -50,3 +50,7 @@ def test_a_cohort_larger_than_the_population_is_all_of_it() -> None:
     assert with_noise(parse_config(many, "t"), 2000).cohort.size == 1000
     with pytest.raises(ConfigError, match="the statistics of units drown in a privacy"):
         with_noise(parse_config(many, "t"), 20)
+    adaptive = tree | {"privacy": noise | {"clipping": "adaptive"}, "cohort": {"size": 64}}
+    assert with_noise(parse_config(adaptive, "t"), 64).cohort.size == 64
+    with pytest.raises(ConfigError, match=r"adaptive needs a cohort of 64, or .*, and the shards hold 63"):
+        with_noise(parse_config(adaptive, "t"), 63)

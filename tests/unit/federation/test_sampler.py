@@ -236,3 +236,12 @@ def test_a_poisson_cohort_that_would_often_be_too_small_is_refused() -> None:
     for size in (8, 11, 12, 20):
         assert too_small(64, size, 8) == pytest.approx(binom.cdf(7, 64, size / 64))
     assert too_small(8, 8, 8) == 0.0 and too_small(4, 4, 8) == 1.0
+
+
+def test_suspects_make_poisson_cohorts_smaller_by_an_eighth_at_most() -> None:
+    """Drawn from all, they shrink with each who sits out: 48 suspects of 64 left cohorts of 4, too few for a sum."""
+    crowd = people(**{f"s{k}": 100 for k in range(64)})
+    tree = {"run": "r", "shards": "s", "pretrained": "p", "cohort": {"size": 16}}
+    noise = {"mechanism": "skellam", "noise_multiplier": 1.0, "clip_norm": 1.0}
+    assert Sampler(parse_config(tree | {"privacy": noise}, "test"), crowd).spare == 8
+    assert Sampler(parse_config(tree, "test"), crowd).spare == 48

@@ -57,7 +57,9 @@ def test_who_agreed_to_an_epsilon_answers_no_round_without_noise(ledger: ClientL
     refused(Code.NOT_AGREED, lambda: ledger.charge("run", 2, 1, STRONG, Agreement(epsilon=100.0)))
 
 
-ONE_ROUND = '{"rounds": {"run": 1}, "noise": [[{"kind": "gaussian", "multiplier": 8.0}, 1]], "bare": 0}'
+ONE_ROUND = (
+    '{"rounds": {"run": 1}, "last": {"run": 1}, "noise": [[{"kind": "gaussian", "multiplier": 8.0}, 1]], "bare": 0}'
+)
 
 
 @pytest.mark.parametrize(
@@ -65,21 +67,20 @@ ONE_ROUND = '{"rounds": {"run": 1}, "noise": [[{"kind": "gaussian", "multiplier"
     ["", "{", "[]", "{}", ONE_ROUND.replace('"multiplier": 8.0', '"deviation": 8.0'), ONE_ROUND.replace("1}", '"x"}')]
     + [ONE_ROUND.replace("8.0", multiplier) for multiplier in ("0", "NaN", '"8"', "null")]
     + [ONE_ROUND.replace("gaussian", "laplace"), ONE_ROUND.replace('"bare": 0', '"bare": 1')]
-    + [ONE_ROUND.replace(part, "") for part in ('"rounds": {"run": 1}, ', ', "bare": 0')],
+    + [ONE_ROUND.replace(part, "") for part in ('"rounds": {"run": 1}, ', '"last": {"run": 1}, ', ', "bare": 0')],
 )
 def test_a_damaged_ledger_ends_the_clients_part(ledger: ClientLedger, text: str) -> None:
     ledger._path.parent.mkdir()
     ledger._path.write_text(ONE_ROUND)
-    assert ledger.read() == Spent({"run": 1}, [(STRONG, 1)])
+    assert ledger.read() == Spent({"run": 1}, [(STRONG, 1)], last={"run": 1})
     ledger._path.write_text(text)
     refused(Code.RECORD_DAMAGED, lambda: ledger.charge("run", 1, 0, STRONG, Agreement()))
     assert ledger._path.read_text() == text
 
 
 @pytest.mark.parametrize("how", ["deleted", "put back"])
-def test_a_ledger_that_forgot_is_noticed_by_what_the_client_remembers_of_the_run(
-    ledger: ClientLedger, how: str
-) -> None:
+def test_a_ledger_that_forgot_is_noticed_by_what_the_client_remembers_of_the_run(tmp_path: Path, how: str) -> None:
+    ledger = ClientLedger(tmp_path / "ledger.json", one_run=True)
     ledger.charge("run", 1, 0, STRONG, Agreement())
     old = ledger._path.read_text()
     ledger.charge("run", 2, 1, STRONG, Agreement())
@@ -87,6 +88,39 @@ def test_a_ledger_that_forgot_is_noticed_by_what_the_client_remembers_of_the_run
     left = ledger.read()
     refused(Code.RECORD_DAMAGED, lambda: ledger.charge("run", 3, 2, STRONG, Agreement()))
     assert ledger.read() == left
+
+
+@pytest.mark.parametrize("how", ["deleted", "put back", "a link", "a link to nothing"])
+def test_a_ledger_that_forgot_between_two_runs_is_noticed_by_the_count_beside_it(
+    ledger: ClientLedger, how: str
+) -> None:
+    """A new run's record knows nothing of others, and what was agreed to was spent again. A link was replaced by what
+    was written, and the file behind it never grew."""
+    ledger.charge("run", 1, 0, STRONG, Agreement(rounds=2))
+    old, path = ledger._path.read_text(), ledger._path
+    ledger.charge("run", 2, 1, STRONG, Agreement(rounds=2))
+    if how.startswith("a link"):
+        elsewhere = path.rename(path.with_name("elsewhere.json"))
+        path.symlink_to(elsewhere if how == "a link" else path.with_name("nowhere.json"))
+    else:
+        path.unlink() if how == "deleted" else path.write_text(old)
+    refused(Code.RECORD_DAMAGED, lambda: ClientLedger(path).charge("next", 1, 0, STRONG, Agreement(rounds=2)))
+
+
+def test_a_client_that_was_killed_before_the_count_was_written_goes_on(ledger: ClientLedger) -> None:
+    for number in (1, 2):
+        ledger.charge("run", number, number - 1, STRONG, Agreement())
+        ledger._count.write_text("0") if number == 2 else ledger._count.unlink()
+    assert ledger.charge("run", 3, 2, STRONG, Agreement()) == 3 and ledger._count.read_text() == "3"
+    ledger._count.write_text("many")
+    refused(Code.RECORD_DAMAGED, lambda: ledger.charge("run", 4, 3, STRONG, Agreement()))
+
+
+def test_the_ledger_of_one_run_is_of_no_other(tmp_path: Path) -> None:
+    """The run's name is the server's to write: under another one the round before was answered again."""
+    ledger = ClientLedger(tmp_path / "ledger.json", one_run=True)
+    ledger.charge("run", 3, 0, STRONG, Agreement())
+    refused(Code.RECORD_DAMAGED, lambda: ledger.charge("renamed", 3, 0, STRONG, Agreement()))
 
 
 def test_a_round_is_charged_once_whatever_the_clients_record_says(ledger: ClientLedger) -> None:

@@ -229,11 +229,11 @@ MUTANTS: dict[str, list[tuple[ModuleType, str, str]]] = {
     ],
     "S3: each slot has a record of its own": [
         (CLIENTS, "(client).protocol_state)", '(client).protocol_state.with_name(f"{id(self)}.json"))'),
-        (CLIENTS, "(client).ledger)", '(client).ledger.with_name(f"{id(self)}-ledger.json"))'),
+        (CLIENTS, "(client).ledger,", '(client).ledger.with_name(f"{id(self)}-ledger.json"),'),
         (
             RECORD,
-            "json.loads(self._path.read_text())",
-            "json.loads(self._path.read_text()) if self._path.exists() else {}",
+            "json.loads(read_own(self._path))",
+            "json.loads(read_own(self._path)) if self._path.exists() else vars(Answered())",
         ),
     ],
     "S3: who has joined two exchanges answers both": [(RECORD, "if exchange <= answered.exchange:", "if False:")],

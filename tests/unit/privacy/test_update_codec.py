@@ -306,6 +306,29 @@ def test_under_skellam_noise_a_client_is_caught_where_it_stands_out(length: floa
         codec.decode(summed(vectors), 24, 24, 1.0)
 
 
+@pytest.mark.parametrize(
+    ("mechanism", "clients", "dimension", "multiplier", "hides"),
+    [("skellam", 16, 20_000, 1.3, 104), ("skellam", 64, 200_000, 1.0, 197), ("gaussian", 64, 200_000, 1.0, 162)],
+)
+def test_what_one_vector_hides_in_the_noise_is_as_the_page_says(
+    mechanism: str, clients: int, dimension: int, multiplier: float, hides: int
+) -> None:
+    """The liar adds no noise, spreads its vector over all values, and all others send the opposite of it."""
+    codec, rng = codec_of(dimension, clients, multiplier, mechanism=mechanism), np.random.default_rng(0)
+    along = np.full(dimension, dimension**-0.5)
+    others = np.zeros(codec.length, np.uint32)
+    for _ in range(clients - 1):
+        others += codec.encode(-along.astype(np.float32), 1.0, 1.0, clients, rng)
+    for length, caught in ((0.88 * hides, False), (1.12 * hides, True)):
+        total = others.copy()
+        total[:dimension] += to_ring(to_integers(length * along, codec.scale, rng))
+        if caught:
+            with pytest.raises(Aborted):
+                codec.decode(total, clients, clients, 1.0)
+        else:
+            codec.decode(total, clients, clients, 1.0)
+
+
 def test_a_sum_that_wrapped_or_was_never_unmasked_is_caught() -> None:
     for codec in (codec_of(1000, 8), codec_of(1000, 24, 1.3, mechanism="skellam")):
         noise = np.random.default_rng(0).integers(0, 2**32, codec.length, dtype=np.uint32)

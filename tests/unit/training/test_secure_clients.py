@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import math
 import os
 from collections.abc import Callable
@@ -33,6 +34,8 @@ from fedtalk_ray.training.secure_clients import SecureClients
 COHORT = [f"c{place}" for place in range(8)]
 BACKBONE = bytes(32)
 MODEL = np.zeros(4, np.float32)
+WRONG: list[Any] = ["0", None, True, -1]
+"""What no count is."""
 SIMULATED = {"simulated_cohort": 200, "simulated_population": 20_000}
 
 
@@ -221,12 +224,11 @@ def test_a_record_only_grows_and_survives(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    ["", "{", "[]", '{"exchange": 1, "more": 2}', '{"roster": 5}', '{"roster": ["5", "ab"]}', '{"roster": [5, 6]}']
-    + [
-        f'{{"{name}": {value}}}'
-        for name in ("exchange", "masked", "charged")
-        for value in ('"0"', "null", "true", "-1")
-    ],
+    ["", "{", "[]", "{}"]
+    + [json.dumps({**vars(Answered()), **wrong}) for wrong in ({"more": 2}, {"roster": 5})]
+    + [json.dumps({**vars(Answered()), "roster": roster}) for roster in (["5", "ab"], [5, 6])]
+    + [json.dumps({**vars(Answered()), name: value}) for name in ("exchange", "masked", "charged") for value in WRONG]
+    + [json.dumps({each: 0 for each in vars(Answered()) if each != name}) for name in vars(Answered())],
 )
 def test_a_client_whose_record_is_damaged_takes_no_part(
     config: TrainConfig, slot: Callable[..., SecureClients], content: str
@@ -355,6 +357,22 @@ def test_a_client_whose_disk_refuses_its_ledger_is_silent_and_the_others_answer(
     assert answers.refused == {str(Code.CANNOT_GO_ON): 1}
     assert "c3 takes no further part: " in capsys.readouterr().out
     assert clients.answer("confirm", {"c3": b""})[0].clients == (), "its secrets are gone"
+
+
+def test_a_client_whose_key_is_gone_makes_no_other(config: TrainConfig, slot: Callable[..., SecureClients]) -> None:
+    """It answered under a key that nobody knows, and no line said why nobody heard it."""
+    key, clients = RunFolder(Path(config.run)).client("c0").signing_key, slot()
+    clients.open_round(Liar(config).plan(2)[1])
+    key.unlink()
+    with pytest.raises(RunError, match=r"signing.key cannot be read .*; the roster names its owner by it"):
+        clients.join("c0", MODEL)
+    assert not key.exists()
+
+
+def test_where_ledgers_lie_does_not_hang_on_where_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relative folder was another one from elsewhere, and what was agreed to was spent there once more."""
+    monkeypatch.chdir(tmp_path)
+    assert alone(tmp_path, agreement={"ledgers": "ledgers"}).agreement.ledgers == str(tmp_path / "ledgers")
 
 
 def test_a_client_whose_key_is_damaged_is_not_enrolled_and_the_others_are(

@@ -13,6 +13,7 @@ from fedtalk_ray.model import adapters
 from fedtalk_ray.model.autoencoder import decode_latents, decode_pixels, encode_frames
 from fedtalk_ray.model.motion_units import mouth_blend
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline, new_pipeline
+from fedtalk_ray.recipe import LARGEST_STATISTICS
 from fedtalk_ray.shards.format import Piece
 from fedtalk_ray.training.phases.calibration import (
     FACTORS_TRIED,
@@ -349,7 +350,7 @@ def test_a_count_that_one_client_lied_about_is_refused(lively, make_task, lied: 
 
 
 def test_one_client_does_not_stop_the_mouth(lively, make_task) -> None:
-    """It sends that nothing in the mouth is as predicted: moved by 5 of all that the mean tells there, no lips move."""
+    """It sends that nothing in the mouth is as predicted, in a vector as long as may be: no lips moved."""
     pipeline, pieces = lively
     phase = Calibration(pipeline, 0)
     shared = phase.initial()
@@ -360,7 +361,7 @@ def test_one_client_does_not_stop_the_mouth(lively, make_task) -> None:
     honest = pipeline.denoiser.certainty.clone()
     assert (honest * mouth).sum() > 0.55 * mouth.sum()
     lied = shared.copy()
-    lied[1 : 1 + SIDE**2] -= (5 * mouth / mouth.norm()).flatten().numpy()
+    lied[1 : 1 + SIDE**2] -= (LARGEST_STATISTICS * mouth / mouth.norm()).flatten().numpy()
     phase.finish(lied)
     raised = pipeline.denoiser.certainty
     assert (raised * mouth).sum() / mouth.sum() == pytest.approx(LEAST_CERTAINTY, abs=1e-5)
