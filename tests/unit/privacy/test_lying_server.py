@@ -229,11 +229,15 @@ def test_large_cohorts(count: int, colluders: int) -> None:
         assert not Attack(count, colluders, story).play().too_small()
 
 
+SMALL = [*(8, 9, 10) * 5, 12, 12, 30]
+"""Clients of a cohort: mostly few, as every case makes everybody's keys; a sparse graph now and then."""
+
+
 @st.composite
-def attacks(draw: st.DrawFn) -> Attack:
-    """Mostly small cohorts, as every case makes everybody's keys; a sparse graph now and then."""
-    count = draw(st.sampled_from([*(8, 9, 10) * 5, 12, 12, 30]))
-    drawn = 20 if count > COMPLETE_UP_TO else 0
+def attacks(draw: st.DrawFn, counts: list[int], complete_up_to: int) -> Attack:
+    """complete_up_to: clients; larger cohorts have sparse graphs, of 20 holders each where they are below 100."""
+    count = draw(st.sampled_from(counts))
+    drawn = 20 if complete_up_to < count <= graph.COMPLETE_UP_TO else 0
     with holders_each(drawn):
         most = graph.tolerated(count, COMPLETE_UP_TO if drawn else graph.COMPLETE_UP_TO)
     known = [truth, *(attack.story for attack in ATTACKS.values())]
@@ -242,6 +246,17 @@ def attacks(draw: st.DrawFn) -> Attack:
 
 
 @settings(max_examples=CASES, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
-@given(attack=attacks())
+@given(attack=attacks(SMALL, COMPLETE_UP_TO))
 def test_no_deviation_opens_a_small_sum(attack: Attack) -> None:
+    assert not attack.play().too_small()
+
+
+@pytest.mark.skipif(not NIGHTLY, reason="a quarter of an hour; make nightly")
+@settings(
+    max_examples=max(1, CASES // 500),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@given(attack=attacks([64, 100, 101, 128, 256], graph.COMPLETE_UP_TO))
+def test_no_deviation_in_a_large_cohort_opens_a_small_sum(attack: Attack) -> None:
     assert not attack.play().too_small()
