@@ -307,6 +307,7 @@ def poison(folder: Path) -> None:
 def test_a_damaged_adapter_is_refused(refused, run: Path, tmp_path: Path, damage, says: str) -> None:
     folder = tmp_path / "run.clients" / "anna" / "identity"
     shutil.copytree(run, tmp_path / "run")
+    shutil.copytree(RunFolder(run).clients_folder, tmp_path / "run.clients")
     damage(folder)
     assert refused("--client", "anna", run=tmp_path / "run").removeprefix("adapter ").startswith(f"{folder} {says}")
 
