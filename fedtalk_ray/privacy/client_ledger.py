@@ -65,13 +65,14 @@ class ClientLedger:
 
     def read(self) -> Spent:
         """As it stands. Raises `Aborted` for a damaged file, and for one that is gone or older than the count says."""
-        spent = self._written()
+        # The count first: who charges at the same time writes it last.
         try:
             counted = int(read_own(self._count)) if not self._one_run else 0
         except FileNotFoundError:
             counted = 0
         except (OSError, ValueError) as error:
             raise Aborted(Code.RECORD_DAMAGED, f"{self._count} cannot be read ({error!r})") from error
+        spent = self._written()
         if (there := sum(spent.rounds.values())) < counted:
             raise Aborted(
                 Code.RECORD_DAMAGED,

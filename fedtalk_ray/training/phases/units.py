@@ -126,8 +126,8 @@ def set_units(denoiser: TalkingHeadDenoiser, vector: np.ndarray) -> None:
     channels = int(denoiser.config.latent_channels)
     (mean, square, residual), (aperture, aperture_square), products = _parts(vector, channels)
     old_mean, old_std, old_residual = (each[:, 0, 0] for each in latent_units(denoiser))
-    # Two frames differ by four variances at most, root mean square; of groups the medians of mean and of square may be
-    # of different ones.
+    # What two frames differ by is four variances at most, as a mean square; of groups the medians of mean and of square
+    # may be of different ones.
     variance = np.maximum(square - mean**2, residual * (old_residual / old_std) ** 2 / 4)
     known = bool((old_std != 1).any() or (old_residual != 1).any())
     least = LEAST_OF_OLD_UNITS**2 if known else 1e-6

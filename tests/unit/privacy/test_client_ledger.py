@@ -14,6 +14,7 @@ from dp_accounting import get_epsilon_gaussian
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedtalk_ray.privacy import client_ledger
 from fedtalk_ray.privacy.accounting import Noise
 from fedtalk_ray.privacy.client_ledger import Agreement, ClientLedger, Spent
 from fedtalk_ray.privacy.protocol import Aborted, Code
@@ -105,6 +106,24 @@ def test_a_ledger_that_forgot_between_two_runs_is_noticed_by_the_count_beside_it
     else:
         path.unlink() if how == "deleted" else path.write_text(old)
     refused(Code.RECORD_DAMAGED, lambda: ClientLedger(path).charge("next", 1, 0, STRONG, Agreement(rounds=2)))
+    assert path.is_symlink() == how.startswith("a link") and ledger._count.read_text() == "2"
+
+
+def test_who_looks_while_another_charges_finds_nothing_wrong(
+    ledger: ClientLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two runs side by side: it had read the ledger before the other's round, and the count after it."""
+    ledger.charge("run", 1, 0, STRONG, Agreement())
+    read, other = client_ledger.read_own, ClientLedger(ledger._path)
+
+    def interrupted(path: Path) -> str:
+        found = read(path)
+        monkeypatch.setattr(client_ledger, "read_own", read)
+        other.charge("other", 1, 0, STRONG, Agreement())
+        return found
+
+    monkeypatch.setattr(client_ledger, "read_own", interrupted)
+    assert sum(ledger.read().rounds.values()) == 2
 
 
 def test_a_client_that_was_killed_before_the_count_was_written_goes_on(ledger: ClientLedger) -> None:
@@ -121,6 +140,7 @@ def test_the_ledger_of_one_run_is_of_no_other(tmp_path: Path) -> None:
     ledger = ClientLedger(tmp_path / "ledger.json", one_run=True)
     ledger.charge("run", 3, 0, STRONG, Agreement())
     refused(Code.RECORD_DAMAGED, lambda: ledger.charge("renamed", 3, 0, STRONG, Agreement()))
+    assert ledger.read().rounds == {"run": 1}
 
 
 def test_a_round_is_charged_once_whatever_the_clients_record_says(ledger: ClientLedger) -> None:
