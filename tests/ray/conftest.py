@@ -1,15 +1,21 @@
 """One real Ray cluster for all tests in this folder; starting one takes seconds, so it is shared."""
 
 import logging
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
+import ray.data
+from ray.data import ExecutionResources
 
 from fedtalk_ray.config import parse_config
 from fedtalk_ray.settings import TrainConfig
+
+# `make test` runs these in the background, where a shell has Ctrl-C ignored: the cluster would live on.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
@@ -40,6 +46,8 @@ def shards(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from fedtalk_ray.corpora.listing import list_synthetic
     from fedtalk_ray.shards.prepare import prepare
 
+    # Each reader is a process that imports torch first: one is quicker than four on two cores.
+    ray.data.DataContext.get_current().execution_options.resource_limits = ExecutionResources(cpu=1, gpu=1)
     out = tmp_path_factory.mktemp("data") / "shards"
     prepare("synthetic", list_synthetic(4, 4, seed=3), out, size=32, autoencoder="patch", unseen=1)
     return out

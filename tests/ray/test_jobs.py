@@ -180,6 +180,7 @@ def it_is_seen_at_work(head: OwnCluster, run: Path) -> None:
     deadline = time.monotonic() + 180
     while missing or not series <= found or "slot.fit" not in calls:
         assert time.monotonic() < deadline, (list(missing), series - found, calls, status)
+        time.sleep(3)  # each look starts a process, on the cores that the job needs
         status = fedtalk("status", str(run), at=head).stdout
         missing = {what: text for what, text in missing.items() if not re.search(text, status, re.MULTILINE)}
         with urlopen(head.metrics_url) as page:

@@ -30,6 +30,9 @@ from tests.ray.private_bytes import private_bytes
 
 Make = Callable[..., TrainConfig]
 
+ALONE = {"count": 1}
+"""One slot, which starts sooner than two."""
+
 
 @pytest.fixture(scope="module")
 def finished(make_config: Make, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
@@ -221,8 +224,7 @@ def test_with_central_noise_epsilon_is_told_and_nothing_of_a_client(make_config:
     privacy = {"mechanism": "gaussian", "noise_multiplier": 1.0, "clip_norm": 1.0, "view": "server"}
     cohort = {"size": 2, "sampling": "uniform"}
     watched = {"sample_every": 100, "windows": 1, "clients": 2, "speakers": 1}
-    alone = {"count": 1}
-    config = make_config(tmp_path / "noisy", rounds=2, privacy=privacy, cohort=cohort, evaluation=watched, slots=alone)
+    config = make_config(tmp_path / "noisy", rounds=2, privacy=privacy, cohort=cohort, evaluation=watched, slots=ALONE)
     run = train(config)
     first, second = read_history(run / "history.jsonl")
     assert 0 < first["epsilon_server"] < second["epsilon_server"] and first["noise_multiplier"] == 1.0
@@ -245,7 +247,7 @@ def test_factors_are_trained_in_turn_or_made_anew_as_a_bare_loop_does(
     make_config: Make, tmp_path: Path, factors: str
 ) -> None:
     more: dict[str, Any] = {"lora_aggregation": factors, "rounds": 2, "server": {}, "strategy": {"name": "fedavg"}}
-    more["slots"] = {"count": 1}
+    more["slots"] = ALONE
     config = make_config(tmp_path / "run", **more)
     train(config)
     slot, manifest = ClientSlot(make_config(tmp_path / "bare", **more)), load_manifest(config.shards)
@@ -271,7 +273,7 @@ def test_a_backbone_is_federated_from_scratch(make_config: Make, tmp_path: Path)
         shared="backbone",
         phases=["units", "faces"],
         cohort={"size": 3},
-        slots={"count": 1},
+        slots=ALONE,
         rounds=2,
         local={"steps": 15, "identity_steps": 0, "batch_size": 4, "score_windows": 2, "loss": {"motion": 1.0}},
     )

@@ -14,8 +14,8 @@ from fedtalk_ray.audits.recorded_exchange import enlarged
 from fedtalk_ray.privacy import protocol, secure_client
 from fedtalk_ray.privacy.keys import digest
 from fedtalk_ray.privacy.secure_client import SecureClient
+from tests.slow.audits.test_server_saw import audit, figures, no_pairwise_masks, seeds_in_the_clear
 from tests.unit.audits.conftest import DRAWN, LARGE
-from tests.unit.audits.test_server_saw import audit, figures, no_pairwise_masks, seeds_in_the_clear
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 Draw = Callable[[Collection[str], str], Collection[str]]

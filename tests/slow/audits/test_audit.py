@@ -230,13 +230,13 @@ def one_more_round_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_other_attacks_found_stands(plain_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """On the same round: one more attack is added in its place, and one that is made again is replaced."""
     forget(plain_run)
-    audit(plain_run, fast=True, only=["lying_server"])
-    result = audit(plain_run, fast=True, only=["server_saw"])
-    assert "as found before, on the same round: lying_server" in capsys.readouterr().out
+    audit(plain_run, fast=True, only=["canaries"])
+    result = audit(plain_run, fast=True, only=["lying_server"])
+    assert "as found before, on the same round: canaries" in capsys.readouterr().out
     assert json.loads((plain_run / "audit" / "audit.json").read_text()) == result
-    assert [outcome["attack"] for outcome in result["outcomes"]] == ["server_saw", "lying_server"]
+    assert [outcome["attack"] for outcome in result["outcomes"]] == ["lying_server", "canaries"]
     assert result["effort"] is not None
-    assert audit(plain_run, fast=True, only=["server_saw"])["outcomes"] == result["outcomes"]
+    assert audit(plain_run, fast=True, only=["lying_server"])["outcomes"] == result["outcomes"]
     assert audit(plain_run, only=["charges"])["effort"] is None, "the others were quick looks"
 
 
@@ -249,7 +249,7 @@ def test_a_broken_promise_stands_until_its_attack_is_made_again(plain_run: Path)
     result["outcomes"][0]["failures"] = ["charges: nobody paid"]
     place.write_text(json.dumps(result))
     with pytest.raises(AuditFailed, match="charges: nobody paid"):
-        audit(plain_run, fast=True, only=["server_saw"])
+        audit(plain_run, fast=True, only=["lying_server"])
     assert json.loads(place.read_text())["failures"] == ["charges: nobody paid"]
     assert audit(plain_run, fast=True, only=["charges"])["failures"] == []
 

@@ -19,7 +19,7 @@ from fedtalk_ray.rounds import Federation
 from fedtalk_ray.runs.checkpoints import Checkpoint, config_fingerprint, save_checkpoint
 from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.settings import TrainConfig
-from tests.unit.federation.test_ledger_survives import COHORT, DIMENSION, Run, config
+from tests.slow.federation.test_ledger_survives import COHORT, DIMENSION, Run, config
 
 FEW = ["a", "b"]
 
