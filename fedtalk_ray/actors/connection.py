@@ -71,6 +71,13 @@ def connect(address: str = "default", dashboard: bool = False, debug: bool = Fal
         raise token_refused(address, error) from error
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         raise ClusterError(f"no Ray cluster answers at address {address!r}: {first_line(error)}") from error
+    except Exception as error:  # Ray's own type for this; it waits half a minute, and no setting changes that
+        if "timed out during startup" not in str(error):
+            raise
+        raise ClusterError(
+            "Ray did not start in time: other programs have this machine's cores; wait for them, or name a cluster "
+            "that is up (address: host:port)"
+        ) from error
     if context.dashboard_url and dashboard:
         print(f"Ray dashboard: http://{context.dashboard_url}", file=sys.stderr)
     if debug:

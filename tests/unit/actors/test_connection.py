@@ -6,6 +6,7 @@ from pathlib import Path
 from time import monotonic
 
 import pytest
+import ray
 
 from fedtalk_ray.actors.connection import _environment, actor_name, connect, run_label
 from fedtalk_ray.errors import ClusterError
@@ -26,6 +27,18 @@ def test_nobody_there_is_told_at_once(address: str) -> None:
 def test_a_dashboards_address_is_told_apart() -> None:
     with pytest.raises(ClusterError, match=r"is a dashboard's address, .*; name the cluster as host:port"):
         connect("http://127.0.0.1:8265")
+
+
+def test_a_machine_too_busy_to_start_ray_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(**_: object) -> None:
+        raise Exception("The current node timed out during startup. This could happen because ...")
+
+    monkeypatch.setattr(ray, "init", late)
+    with pytest.raises(ClusterError, match="Ray did not start in time: other programs have this machine's cores"):
+        connect("local")
+    monkeypatch.setattr(ray, "init", lambda **_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        connect("local")
 
 
 def test_the_drivers_own_environment_is_what_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
