@@ -5,27 +5,21 @@ LPIPS is torchmetrics'; it needs torchvision and AlexNet's weights from torch.hu
 LPIPS', so the column has another name. (Parts of that package are for non-commercial use only, CC BY-NC-SA 4.0.)
 """
 
-import contextlib
-import importlib
 import importlib.util
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import ModuleType
 
 import numpy as np
 import torch
 
 from fedtalk_ray.evaluation.weights import UNUSABLE, impatient, obtainable
 from fedtalk_ray.media.dlib_models import MissingModelError
+from fedtalk_ray.model.st_lpips import load_st_lpips
 
 LPIPS, ST_LPIPS = "lpips", "st_lpips"
 
 FRAME_STEP = 5
 """Every fifth frame is compared, five a second: neighbours look alike, and a pair costs 25 ms on one core."""
-
-UNUSED_IMPORTS = {"torchvision": "models", "torchsummary": "summary", "IPython": "embed"}
-"""What stlpips_pytorch imports and does not use for the network that is loaded here."""
 
 
 @dataclass(frozen=True)
@@ -80,28 +74,9 @@ def _load_lpips() -> PerceptualDistance | None:
 
 
 def _load_st_lpips() -> PerceptualDistance | None:
-    if importlib.util.find_spec("stlpips_pytorch") is None:
-        return None
-    with _stand_ins(UNUSED_IMPORTS):
-        stlpips = importlib.import_module("stlpips_pytorch.stlpips")
-    network = stlpips.LPIPS(net="alex", variant="shift_tolerant", verbose=False)
-    return PerceptualDistance(ST_LPIPS, network.eval())
+    network = load_st_lpips("alex")
+    return None if network is None else PerceptualDistance(ST_LPIPS, network)
 
 
 def _picture(frame: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(frame.transpose(2, 0, 1)[None].astype(np.float32)) / 127.5 - 1
-
-
-@contextlib.contextmanager
-def _stand_ins(wanted: dict[str, str]) -> Iterator[None]:
-    """Inside, the modules that are not installed can be imported, each with the named attribute; they hold nothing."""
-    absent = [name for name in wanted if name not in sys.modules and importlib.util.find_spec(name) is None]
-    for name in absent:
-        module = ModuleType(name)
-        setattr(module, wanted[name], None)
-        sys.modules[name] = module
-    try:
-        yield
-    finally:
-        for name in absent:
-            del sys.modules[name]

@@ -16,6 +16,7 @@ from fedtalk_ray.model.autoencoder import PatchAutoencoder, sees_reference, thro
 from fedtalk_ray.model.denoiser import bare_denoiser
 from fedtalk_ray.model.identity import IdentityEncoder
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
+from fedtalk_ray.model.st_lpips import VggFeatures
 from fedtalk_ray.model.sync import SyncNetwork
 from fedtalk_ray.recipe import PhaseName, StrategyConfig
 from fedtalk_ray.settings import TrainConfig
@@ -39,7 +40,7 @@ class ResidentModel:
 
     def __init__(self, pipeline: TalkingHeadPipeline, config: TrainConfig, device: str = "cpu") -> None:
         if "sharpness" in config.phases:
-            check_can_be_sharp(pipeline)
+            check_can_be_sharp(pipeline, config.sharpness.vgg)
         check_has_judges(pipeline, config)
         self.pipeline = pipeline.to(device)
         self._config, self._device = config, device
@@ -199,8 +200,9 @@ def check_has_judges(pipeline: TalkingHeadPipeline, config: TrainConfig) -> None
                 )
 
 
-def check_can_be_sharp(pipeline: TalkingHeadPipeline) -> None:
-    """Raises `RunError` for a pipeline that the phase `sharpness` can teach nothing."""
+def check_can_be_sharp(pipeline: TalkingHeadPipeline, vgg: float) -> None:
+    """Raises `RunError` for a pipeline that the phase `sharpness` can teach nothing, and without the network that
+    `sharpness.vgg` weighs: before the first phase, not after hours."""
     if not sees_reference(pipeline.autoencoder):
         name = type(pipeline.autoencoder).__name__
         raise RunError(
@@ -209,3 +211,5 @@ def check_can_be_sharp(pipeline: TalkingHeadPipeline) -> None:
         )
     if bare_denoiser(pipeline.denoiser).config.prediction_type == "epsilon":
         raise RunError("phases: sharpness paints the mean, and a network that predicts noise (epsilon) has none")
+    if vgg:
+        VggFeatures()

@@ -4,8 +4,9 @@ own picture.
 The mean of all faces that a lip shape may mean is soft. So the decoder is shown such means beside the reference, and is
 taught by the true pictures in two ways: to come near them, and to look like them to an adversary that sees the
 reference too. (The hinge loss of 1802.05957 with the gradient penalty of 1801.04406; what the adversary sees stands in
-for a perceptual network, as in 1711.11585, so that no weights are needed that somebody else trained.) The adversary is
-learned in the same rounds and summed like the decoder, and is thrown away at the end.
+for a perceptual network, as in 1711.11585, so that no weights are needed that somebody else trained; `sharpness.vgg`
+has VGG-16 beside it, as in 1603.08155.) The adversary is learned in the same rounds and summed like the decoder, and is
+thrown away at the end.
 """
 
 import copy
@@ -23,6 +24,7 @@ from fedtalk_ray.model.autoencoder import encode_pixels, scaling_factor, sees_re
 from fedtalk_ray.model.denoiser import bare_denoiser
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
 from fedtalk_ray.model.sampling import DEFAULT_STEPS
+from fedtalk_ray.model.st_lpips import VggFeatures
 from fedtalk_ray.recipe import SharpnessConfig
 from fedtalk_ray.shards.windows import PictureBatch, Wanted
 from fedtalk_ray.slot_settings import StreamConfig
@@ -39,6 +41,8 @@ TRUE_LATENTS = 0.2
 """Share of windows that are painted from their true latents, so that a decoder for soft ones does not spoil those."""
 ADVERSARY_FROM = 0.25
 """Share of the phase after which the adversary's word counts: before, it knows nothing."""
+CUT = 64
+"""Pixels a side of what VGG-16 sees of a window, elsewhere in each step: all of it would take twice as long."""
 
 
 class Painting(nn.Module):
@@ -53,7 +57,8 @@ def sharpness_phase(
     pipeline: TalkingHeadPipeline, config: SharpnessConfig, stream: StreamConfig, true_lips: float, device: str = "cpu"
 ) -> ModuleSteps:
     """true_lips: share of windows that are predicted from their true lip shapes (`local.true_lips`)."""
-    painter = Painter(pipeline, Adversary().to(device), config, true_lips)
+    vgg = VggFeatures().to(device) if config.vgg else None
+    painter = Painter(pipeline, Adversary().to(device), config, true_lips, vgg)
     wanted = Wanted(pictures=True, lips=true_lips > 0 and bare_denoiser(pipeline.denoiser).knows_lips())
 
     def losses(task: Task, rng: np.random.Generator) -> Iterator[Loss]:
@@ -71,6 +76,8 @@ def sharpness_phase(
         return (painter.loss(batch, rng, judged) for batch in batches)
 
     others = {"encoder": pipeline.autoencoder.encoder, "denoiser": pipeline.denoiser}
+    if vgg is not None:
+        others["vgg"] = vgg
     return ModuleSteps(painter.networks, config, losses, device, frozen_modules=others)
 
 
@@ -78,10 +85,16 @@ class Painter:
     """The loss of the phase, on windows of a pipeline's clients."""
 
     def __init__(
-        self, pipeline: TalkingHeadPipeline, adversary: Adversary, config: SharpnessConfig, true_lips: float
+        self,
+        pipeline: TalkingHeadPipeline,
+        adversary: Adversary,
+        config: SharpnessConfig,
+        true_lips: float,
+        vgg: VggFeatures | None = None,
     ) -> None:
+        """vgg: where `config.vgg` weighs it."""
         assert sees_reference(pipeline.autoencoder)  # `ResidentModel` has refused any other
-        self._pipeline, self._config, self._true_lips = pipeline, config, true_lips
+        self._pipeline, self._config, self._true_lips, self._vgg = pipeline, config, true_lips, vgg
         self._autoencoder = pipeline.autoencoder
         self._base = bare_denoiser(pipeline.denoiser)
         self.window = int(self._base.config.window)
@@ -106,7 +119,14 @@ class Painter:
         shown = self._autoencoder.window(torch.from_numpy(mask_of(pixels.shape[-1])).to(pixels))
         weights = shown * cell_weights(shown.shape[-1], MOUTH_WEIGHT, self._base.region).to(pixels)
         near = (weights / weights.mean() * (made - true).abs()).mean()
-        return self._with_adversary(near, shown * made, shown * true, shown * self._autoencoder.window(face), judged)
+        made, true, face = shown * made, shown * true, shown * self._autoencoder.window(face)
+        loss, terms = self._with_adversary(near, made, true, face, judged)
+        if self._vgg is not None:
+            top, left = rng.integers(0, max(1, made.shape[-1] - CUT + 1), 2)
+            cut = (..., slice(top, top + CUT), slice(left, left + CUT))
+            apart = self._vgg.distance(made[cut], true[cut])
+            loss, terms = loss + self._config.vgg * apart, terms | {"vgg": float(apart.detach())}
+        return loss, terms
 
     @torch.no_grad()
     def _predicted(

@@ -9,12 +9,12 @@ from fedtalk_ray.evaluation import metrics
 from fedtalk_ray.evaluation.perceptual import (
     FRAME_STEP,
     ST_LPIPS,
-    UNUSED_IMPORTS,
     PerceptualDistance,
     _load_st_lpips,
     load_perceptual,
 )
 from fedtalk_ray.media.dlib_models import MissingModelError
+from fedtalk_ray.model.st_lpips import UNUSED_IMPORTS
 
 
 def test_every_fifth_frame_scaled_to_one_is_compared() -> None:

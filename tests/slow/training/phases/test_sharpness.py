@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from fedtalk_ray.errors import NothingToGive, RunError
+from fedtalk_ray.model import st_lpips
 from fedtalk_ray.model.adversary import Adversary
 from fedtalk_ray.model.autoencoder import frames_to_pixels
 from fedtalk_ray.model.lower_face import LowerFaceAutoencoder
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
 from fedtalk_ray.model.schedule import make_scheduler
+from fedtalk_ray.model.st_lpips import VggFeatures
 from fedtalk_ray.recipe import PHASES, PhaseRounds, SharpnessConfig
 from fedtalk_ray.settings import TrainConfig
 from fedtalk_ray.shards.people import People
@@ -152,6 +154,35 @@ def test_each_network_is_taught_by_its_own_part_of_the_loss(people: People) -> N
     moved = {name for name in judged if not torch.allclose(judged[name], without[name], atol=1e-6)}
     assert {"decoder.conv_in.weight", "decoder.conv_out.weight"} <= moved
     assert not [name for name in moved if name.startswith("adversary")]
+
+
+def test_vgg_is_weighed_beside_the_rest_and_known_to_be_the_same_everywhere(people: People) -> None:
+    pytest.importorskip("stlpips_pytorch")
+    pipeline = new_pipeline(people)
+    vgg = VggFeatures()
+
+    def loss(weight: float) -> tuple[float, dict[str, float]]:
+        torch.manual_seed(1)
+        config = SharpnessConfig(vgg=weight)
+        painter = Painter(pipeline, Adversary((8, 16)), config, true_lips=0.9, vgg=vgg if weight else None)
+        total, terms = painter.loss(opened_mouths(0), np.random.default_rng(0), judged=True)
+        return float(total.detach()), terms
+
+    (without, plain), (weighed, terms) = loss(0), loss(3)
+    assert terms.keys() - plain.keys() == {"vgg"} and terms["vgg"] > 0
+    assert weighed - without == pytest.approx(3 * terms["vgg"], rel=1e-4)
+    torch.manual_seed(0)
+    with_vgg, bare = (phase_of(pipeline, vgg=weight).frozen() for weight in (1.0, 0.0))
+    assert with_vgg != bare
+
+
+def test_a_network_that_is_missing_is_told_before_the_first_phase(
+    people: People, make_config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(st_lpips, "load_st_lpips", lambda network: None)
+    config = make_config(phases=["units", "faces", "sharpness"], sharpness={"vgg": 2.0})
+    with pytest.raises(RunError, match=r"sharpness.vgg asks for VGG-16"):
+        ResidentModel(new_pipeline(people), config)
 
 
 @pytest.mark.parametrize("kind", ["sample", "v_prediction"])
