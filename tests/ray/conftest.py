@@ -34,6 +34,8 @@ def ray_cluster() -> Iterator[None]:
         logging_level=logging.WARNING,
         namespace="fedtalk-tests",
     )
+    # A reader of clips is a process that imports torch first: two show what four do, their order too.
+    ray.data.DataContext.get_current().execution_options.resource_limits = ExecutionResources(cpu=2, gpu=1)
     try:
         yield
     finally:
@@ -46,8 +48,6 @@ def shards(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from fedtalk_ray.corpora.listing import list_synthetic
     from fedtalk_ray.shards.prepare import prepare
 
-    # Each reader is a process that imports torch first: one is quicker than four on two cores.
-    ray.data.DataContext.get_current().execution_options.resource_limits = ExecutionResources(cpu=1, gpu=1)
     out = tmp_path_factory.mktemp("data") / "shards"
     prepare("synthetic", list_synthetic(4, 4, seed=3), out, size=32, autoencoder="patch", unseen=1)
     return out

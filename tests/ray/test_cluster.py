@@ -42,7 +42,7 @@ def test_shards_of_another_autoencoder_are_refused(make_config: Make, pretrained
     pipeline.register_modules(autoencoder=PatchAutoencoder(luma_coefficients=8, chroma_coefficients=4))
     pipeline.save_pretrained(str(tmp_path / "other"))
     with pytest.raises(ShardError, match="encoded by autoencoder 'patch'"):
-        train(make_config(tmp_path / "run", pretrained=str(tmp_path / "other"), slots={"count": 1}))
+        train(make_config(tmp_path / "run", pretrained=str(tmp_path / "other")))
 
 
 def test_a_killed_parameter_server_comes_back_at_its_round(make_config: Make, tmp_path: Path) -> None:

@@ -240,7 +240,7 @@ def test_a_run_whose_slots_are_killed_again_and_again_ends_as_if_nothing_had_bee
         nonlocal killed
         rng = np.random.default_rng(0)
         # The first as soon as there is one: on a quick machine the rounds take seconds.
-        while not ended.wait(rng.uniform(3, 6) if killed else 0.1) and killed < 2:
+        while not ended.wait(rng.uniform(3, 6) if killed else 0.1) and killed < 3:
             if pids := slot_processes():
                 os.kill(int(rng.choice(pids)), signal.SIGKILL)
                 killed += 1
@@ -281,7 +281,6 @@ def test_virtual_clients_train_by_ray_data_and_by_availability(make_config: Make
         cohort={"size": 2, "trace": str(trace)},
         stream={"reader": "ray"},
         evaluation={"sample_every": 100, "windows": 1, "clients": 1},
-        slots={"count": 1},
     )
     train(config)
     first, second = read_history(tmp_path / "run" / "history.jsonl")

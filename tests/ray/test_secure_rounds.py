@@ -128,8 +128,7 @@ def test_where_cohorts_are_hidden_nothing_that_is_told_counts_them(
 ) -> None:
     """S8: the history with its counts voided the release view. They are in the server's own log."""
     noise = {"mechanism": "skellam", "noise_multiplier": 0.1, "insecure_min_survivors": 2, "clip_norm": 1.0}
-    privacy = noise | {"samples_cap": 400}
-    config = secure(make_config, tmp_path / "run", crowd, privacy=privacy, slots={"count": 1})
+    config = secure(make_config, tmp_path / "run", crowd, privacy=noise | {"samples_cap": 400})
     train(config)
     run = RunFolder(tmp_path / "run")
     (record,) = read_history(run.history_file)
@@ -225,7 +224,7 @@ def test_groups_have_sums_of_their_own_and_their_median_is_taken(
     make_config: Make, crowd: Path, tmp_path: Path
 ) -> None:
     """Seven clients in three groups, two rounds: everybody answers each round once, in one of three exchanges."""
-    config = secure(make_config, tmp_path / "run", crowd, rounds=2, strategy={"groups": 3}, slots={"count": 1})
+    config = secure(make_config, tmp_path / "run", crowd, rounds=2, strategy={"groups": 3})
     run = train(config)
     for record in read_history(run / "history.jsonl"):
         assert record["survivors"] == 7 and record["counts"]["mask"] == record["counts"]["cohort"] == 7
