@@ -276,8 +276,8 @@ class SharpnessConfig(StepsConfig):
     """Weight of the perceptual loss: how far the discriminator's features of made and of true pictures lie apart."""
     vgg: float = Field(0.0, ge=0)
     """Weight of a second one: how far the features of VGG-16 lie apart (`model.st_lpips`; its package is not installed
-    by default, and parts of it are for non-commercial use only). 2 brought mouths nearer to a still's ST-LPIPS
-    (docs/results.md); a step takes half as long again."""
+    by default, and parts of it are for non-commercial use only). With 2, ST-LPIPS came to 1.11
+    times a still's (docs/results.md, one seed); a step takes half as long again."""
 
 
 class SyncConfig(StepsConfig):

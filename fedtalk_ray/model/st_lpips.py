@@ -1,7 +1,8 @@
-"""Networks of the package `stlpips-pytorch` (ST-LPIPS, arXiv 2207.13686), which carries all its weights: AlexNet, by
-which clips are judged, and VGG-16, by which a decoder may be taught.
+"""The networks of ST-LPIPS (arXiv 2207.13686): AlexNet, by which clips are judged, and VGG-16, by which a decoder may
+be taught.
 
-Parts of that package are for non-commercial use only (CC BY-NC-SA 4.0), which is why nothing asks for it by default.
+The package `stlpips-pytorch` carries all their weights. Parts of it are for non-commercial use only (CC BY-NC-SA 4.0),
+which is why nothing asks for it by default.
 """
 
 import contextlib
@@ -33,18 +34,23 @@ def load_st_lpips(network: str) -> Any | None:
     return stlpips.LPIPS(net=network, variant="shift_tolerant", verbose=False).eval()
 
 
+def check_vgg_is_there() -> None:
+    """Raises `RunError` where the package is not installed; loads nothing."""
+    if importlib.util.find_spec("stlpips_pytorch") is None:
+        raise RunError(
+            "sharpness.vgg asks for VGG-16, which comes with stlpips-pytorch (parts of it are for non-commercial use "
+            "only): pip install stlpips-pytorch, or leave sharpness.vgg at 0"
+        )
+
+
 class VggFeatures(nn.Module):
     """The first two stages of VGG-16 (to relu1_2 and relu2_2), frozen: how unlike two pictures look close by."""
 
     def __init__(self) -> None:
         """Raises `RunError` where the package is not installed."""
         super().__init__()
-        network = load_st_lpips("vgg")
-        if network is None:
-            raise RunError(
-                "sharpness.vgg asks for VGG-16, which comes with stlpips-pytorch (parts of it are for non-commercial "
-                "use only): pip install stlpips-pytorch, or leave sharpness.vgg at 0"
-            )
+        check_vgg_is_there()
+        network: Any = load_st_lpips("vgg")
         self.scale, self.stages = network.scaling_layer, nn.ModuleList([network.net.slice1, network.net.slice2])
         self.eval().requires_grad_(False)
 

@@ -16,7 +16,7 @@ from fedtalk_ray.model.autoencoder import PatchAutoencoder, sees_reference, thro
 from fedtalk_ray.model.denoiser import bare_denoiser
 from fedtalk_ray.model.identity import IdentityEncoder
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
-from fedtalk_ray.model.st_lpips import VggFeatures
+from fedtalk_ray.model.st_lpips import check_vgg_is_there
 from fedtalk_ray.model.sync import SyncNetwork
 from fedtalk_ray.recipe import PhaseName, StrategyConfig
 from fedtalk_ray.settings import TrainConfig
@@ -212,4 +212,4 @@ def check_can_be_sharp(pipeline: TalkingHeadPipeline, vgg: float) -> None:
     if bare_denoiser(pipeline.denoiser).config.prediction_type == "epsilon":
         raise RunError("phases: sharpness paints the mean, and a network that predicts noise (epsilon) has none")
     if vgg:
-        VggFeatures()
+        check_vgg_is_there()

@@ -1,6 +1,7 @@
 """The phase `sharpness`: a decoder that is shown means becomes sharp, an adversary that learns beside it, and both
 alone are summed."""
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ import pytest
 import torch
 
 from fedtalk_ray.errors import NothingToGive, RunError
-from fedtalk_ray.model import st_lpips
 from fedtalk_ray.model.adversary import Adversary
 from fedtalk_ray.model.autoencoder import frames_to_pixels
 from fedtalk_ray.model.lower_face import LowerFaceAutoencoder
@@ -179,7 +179,7 @@ def test_vgg_is_weighed_beside_the_rest_and_known_to_be_the_same_everywhere(peop
 def test_a_network_that_is_missing_is_told_before_the_first_phase(
     people: People, make_config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(st_lpips, "load_st_lpips", lambda network: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     config = make_config(phases=["units", "faces", "sharpness"], sharpness={"vgg": 2.0})
     with pytest.raises(RunError, match=r"sharpness.vgg asks for VGG-16"):
         ResidentModel(new_pipeline(people), config)
