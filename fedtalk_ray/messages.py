@@ -197,6 +197,29 @@ FIELDS: dict[type, dict[str, tuple[int, ...]]] = {
 """Every field of these messages, and how many bytes it may hold. (): clients of the cohort by name or
 place, the vector, or parts."""
 
+# Of sites, clients on machines of their own, beside these (`sites`, `coordinator`):
+
+
+@dataclass(frozen=True)
+class EnrolmentRequest:
+    """Asks the authority for membership: a name, an Ed25519 key, and proofs that the sender has the invite's code (HMAC
+    of name and key) and the key's secret half (a signature of 64 bytes)."""
+
+    client: str
+    key: bytes
+    code_proof: bytes
+    key_proof: bytes
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A site's to one `Order`: the frame that the protocol's stage asks for, signed (empty in "train": it is ready); or
+    why it takes no further part, one line of `Code` or of its policy, and never of what its clips are like."""
+
+    refused: str
+    frame: bytes
+
+
 # Server to client:
 
 
@@ -259,3 +282,38 @@ class UnmaskRequest:
     among them. What it opens is its own to know: seeds of those whom it confirmed, keys of the others."""
 
     confirmations: tuple[bytes, ...]
+
+
+# Coordinator to site, beside these:
+
+
+@dataclass(frozen=True)
+class Part:
+    """A file that sites fetch by its SHA-256. name: of a file of the model to start from, of a phase, or "shared"."""
+
+    name: str
+    digest: bytes
+    size: int
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a run is about. config: its settings, JSON. start: the model's files; none where it ships with the package.
+    conditions: how clips are to be prepared, JSON (`coordinator.offer`)."""
+
+    run: str
+    config: str
+    start: tuple[Part, ...]
+    conditions: str
+
+
+@dataclass(frozen=True)
+class Order:
+    """What one site is asked in an exchange. stage: "train", with the signed plan as its frame, or one of the
+    protocol's. parts: in "train", what phases before ended with, and the shared vector, float32. With the stage "over"
+    the run is, and the parts are the released model's files."""
+
+    exchange: int
+    stage: str
+    frame: bytes
+    parts: tuple[Part, ...] = ()

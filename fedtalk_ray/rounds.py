@@ -23,13 +23,13 @@ from fedtalk_ray.actors.between_rounds import begin_phase, end_last_phase, held_
 from fedtalk_ray.actors.connection import connect
 from fedtalk_ray.actors.parameter_server import ask, start_server
 from fedtalk_ray.actors.plain_round import plain_round
-from fedtalk_ray.actors.pool import SlotPool, result_of
+from fedtalk_ray.actors.pool import Pool, SlotPool, result_of
 from fedtalk_ray.actors.ray_errors import RoundLost
 from fedtalk_ray.actors.secure_round import secure_round
 from fedtalk_ray.errors import UserError
 from fedtalk_ray.federation.cohorts import Sampler, check_cohorts
 from fedtalk_ray.federation.privacy_plan import sampling_rate, with_noise
-from fedtalk_ray.federation.roster import RosterFile, extend_roster
+from fedtalk_ray.federation.roster import extend_roster, roster_of
 from fedtalk_ray.federation.secure_aggregator import BudgetSpent, limits_of
 from fedtalk_ray.outputs import writing
 from fedtalk_ray.privacy.keys import SigningKey
@@ -50,13 +50,28 @@ Record = dict[str, Any]
 
 
 def train(config: TrainConfig, resume: bool = False) -> Path:
-    """Runs (or with `resume` goes on with) one federated training; returns the run's folder.
+    """Runs (or with `resume` goes on with) one federated training over slots; returns the run's folder.
 
     Raises `errors.UserError` with one line for whatever the user can mend.
     """
     people = people_of(config)
     clients = people.clients
     assert clients is not None
+    # Whose held-out loss is looked at: where clients are promised anything, they tell none.
+    judged = [client for client in clients[: config.evaluation.clients] if clients.held_out(client)]
+    return federate(config, clients, people.manifest.unseen(), SlotPool, resume, judged)
+
+
+def federate(
+    config: TrainConfig,
+    clients: Sequence[str],
+    unseen: Sequence[str],
+    make_pool: Callable[[TrainConfig], Pool],
+    resume: bool = False,
+    judged: Sequence[str] = (),
+) -> Path:
+    """`train` over a population of these clients, by whoever the pool asks. unseen: people whom nobody trains on.
+    judged: clients with held-out clips, of whom something may be told where nothing is promised to them."""
     if not resume:
         check_cohorts(config, len(clients))
     config = with_noise(config, len(clients))
@@ -65,7 +80,7 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
     first = open_run(run, config, resume)
     try:
         connect(config.address, dashboard=True, debug=config.debug)
-        pool = SlotPool(config)
+        pool = make_pool(config)
     except UserError:
         if not resume:
             forget_run(run)
@@ -73,9 +88,6 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
     listeners = listeners_of(run, config.model_dump(mode="json"), first)
     try:
         server = start_server(config, pool.vector, sampling_rate(config, len(clients)), pool.one("lora_pairs"))
-        # Whose held-out loss is looked at: where clients are promised anything, they tell none.
-        unseen = people.manifest.unseen()
-        judged = [client for client in clients[: config.evaluation.clients] if clients.held_out(client)]
         examined = judged if config.in_the_clear else unseen[: config.evaluation.clients]
         federation = Federation(config, pool, server, listeners, examined, judged[:1], unseen)
         if number := interrupted_round(run, first):
@@ -110,7 +122,7 @@ class Federation:
     def __init__(
         self,
         config: TrainConfig,
-        pool: SlotPool,
+        pool: Pool,
         server: Any,
         listeners: Sequence[Listener] = (),
         examined: Sequence[str] = (),
@@ -123,7 +135,7 @@ class Federation:
         self._examined, self._unseen = list(examined), list(unseen)
         self._speakers = [*shown, *self._unseen[:1]]
         self._run = RunFolder(Path(config.run))
-        self._roster = RosterFile(self._run.roster)
+        self._roster = roster_of(self._run)
         self._phase: PhaseName | None = None
 
     def enter_phase_of(self, number: int) -> None:
@@ -139,7 +151,7 @@ class Federation:
         capped = self._config.privacy.participation_cap is not None
         spent = ask(self._server, "participations") if capped else {}
         out = ask(self._server, "left_out", number, sampler.spare) if self._config.aggregation == "secure" else ()
-        return sampler.cohort(number, history, spent, out)
+        return sampler.cohort(number, history, spent, {*out, *self._pool.gone()})
 
     def run_round(self, number: int, cohort: list[str]) -> Record:
         """Trains a drawn cohort and moves the shared parameters on; returns the round's line for the history."""

@@ -3,13 +3,13 @@
 from typing import Any
 
 from fedtalk_ray.actors.parameter_server import ask
-from fedtalk_ray.actors.pool import SlotPool, result_of
+from fedtalk_ray.actors.pool import Pool, result_of
 from fedtalk_ray.messages import HeldOutFigure
 from fedtalk_ray.recipe import PhaseName, PhaseRounds
 from fedtalk_ray.runs.folder import RunFolder
 
 
-def held_out(pool: SlotPool, figure: str, people: list[str], number: int, shared: Any) -> float:
+def held_out(pool: Pool, figure: str, people: list[str], number: int, shared: Any) -> float:
     """The mean over these people, each on its own clips, clients with their own adapters.
 
     figure: "held_out_loss" or "lip_agreement" (`actors.client`).
@@ -19,7 +19,7 @@ def held_out(pool: SlotPool, figure: str, people: list[str], number: int, shared
     return sum(part.total for part in parts) / sum(part.people for part in parts)
 
 
-def release(pool: SlotPool, run: RunFolder, speakers: list[str], number: int, shared: Any) -> None:
+def release(pool: Pool, run: RunFolder, speakers: list[str], number: int, shared: Any) -> None:
     """Makes these parameters the run's released model, and lets it speak a held-out clip of each speaker.
 
     A client's sample stays in the client's folder, since it shows the client's face. shared: of the phase `faces`; None
@@ -30,7 +30,7 @@ def release(pool: SlotPool, run: RunFolder, speakers: list[str], number: int, sh
         result_of(outcome)
 
 
-def begin_phase(pool: SlotPool, server: Any, phase: PhaseRounds) -> None:
+def begin_phase(pool: Pool, server: Any, phase: PhaseRounds) -> None:
     """Takes the server and all slots, those that come later too, over to a phase.
 
     A run that is gone on with, or whose server came back, may be in it already.
@@ -43,6 +43,6 @@ def begin_phase(pool: SlotPool, server: Any, phase: PhaseRounds) -> None:
         ask(server, "begin_phase", phase.name, pool.vector, phase.first - 1, pool.one("lora_pairs"))
 
 
-def end_last_phase(pool: SlotPool, server: Any, phase: PhaseName) -> None:
+def end_last_phase(pool: Pool, server: Any, phase: PhaseName) -> None:
     """Lets all slots take on what the last phase of a run ended with."""
     pool.tell_all("enter", phase, ask(server, "end_phase"))

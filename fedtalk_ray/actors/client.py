@@ -6,6 +6,7 @@ client's folder.
 """
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from fedtalk_ray.recipe import PhaseName
 from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.seeding import derive_seed
 from fedtalk_ray.settings import TrainConfig
-from fedtalk_ray.shards.people import people_of
+from fedtalk_ray.shards.people import People, only_watched, people_of
 from fedtalk_ray.training.backbone import start_of
 from fedtalk_ray.training.phases.phase import Halted, task_of
 from fedtalk_ray.training.resident import ResidentModel, Results
@@ -42,8 +43,9 @@ class ClientSlot:
     """All that whoever calls a slot may ask of it. None of it signs what the caller likes, and none returns a client's
     figures where these are secret."""
 
-    def __init__(self, config: TrainConfig) -> None:
-        self._config = config
+    def __init__(self, config: TrainConfig, people: Callable[[TrainConfig], People] = people_of) -> None:
+        """people: whose clips it reads."""
+        self._config, self._open_shards = config, people
         self._stopped = 0
         self.working_on = ""
         """The round and the client that it stands for."""
@@ -61,7 +63,7 @@ class ClientSlot:
             # A fraction of a GPU is only admission control to Ray: hold this slot to its share of the memory.
             torch.cuda.set_per_process_memory_fraction(config.slots.num_gpus)
         self._run = RunFolder(Path(config.run))
-        self._people = people_of(config)
+        self._people = self._open_shards(config)
         self._model = ResidentModel(start_of(config, self._people.manifest), config, device)
         return self.enter(config.phases[0], {})
 
@@ -257,3 +259,8 @@ class ClientSlot:
         if shared is None:
             shared = adapters.to_vector(trainer.shared())
         trainer.load(shared, self._identity(client, round_number), derive_seed(self._config.seed, "identity", client))
+
+
+def slot_without_clients(config: TrainConfig) -> ClientSlot:
+    """The coordinator's own, where clients are sites: it exports, and looks at people whom nobody trains on."""
+    return ClientSlot(config, only_watched)

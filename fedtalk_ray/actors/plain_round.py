@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fedtalk_ray.actors.parameter_server import ask
-from fedtalk_ray.actors.pool import SlotPool, missing_clients
+from fedtalk_ray.actors.pool import Pool, missing_clients
 from fedtalk_ray.errors import TrainingError
 from fedtalk_ray.federation.aggregation import normalised
 from fedtalk_ray.federation.failure_policy import describe
@@ -19,7 +19,7 @@ from fedtalk_ray.messages import ClientReport, FitReport
 
 
 def plain_round(
-    pool: SlotPool,
+    pool: Pool,
     server: Any,
     number: int,
     cohort: list[str],

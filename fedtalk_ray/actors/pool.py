@@ -6,10 +6,10 @@ included. A chunk of clients whose slot died goes to another slot; a slot that d
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from math import ceil
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import ray
@@ -52,6 +52,26 @@ class _Work:
     running: dict[ray.ObjectRef, tuple[Slot, int, ray.ObjectRef | None]] = field(default_factory=dict)
 
 
+class Pool(Protocol):
+    """What the loop of rounds needs of whoever works for it: slots of the cluster, or sites (`actors.site_pool`)."""
+
+    vector: np.ndarray
+    """The shared vector before the phase's first round, float32 [D]."""
+
+    @property
+    def policy(self) -> FailurePolicy: ...
+    @property
+    def ready(self) -> list[Slot]: ...
+    def gone(self) -> Collection[str]: ...
+    def fit_to(self, clients: int) -> None: ...
+    def run(self, method: str, clients: list[str], *arguments: Any, **how: Any) -> list[Outcome]: ...
+    def gather(self, calls: list[tuple[Slot, ray.ObjectRef]]) -> list[Any]: ...
+    def has(self, slot: Slot) -> bool: ...
+    def tell_all(self, method: str, *arguments: Any) -> None: ...
+    def one(self, method: str, *arguments: Any) -> Any: ...
+    def close(self) -> None: ...
+
+
 class SlotPool:
     """The client slots of one run."""
 
@@ -81,6 +101,10 @@ class SlotPool:
     def ready(self) -> list[Slot]:
         """Slots that hold the model."""
         return [slot for slot in self._slots if slot.starting is None]
+
+    def gone(self) -> Collection[str]:
+        """Clients that are no more: none, as long as there are slots for them."""
+        return ()
 
     def fit_to(self, clients: int) -> None:
         """Before a round of so many clients: slots that died or whose node left are replaced, and with `slots.at_least`

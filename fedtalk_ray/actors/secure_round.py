@@ -11,7 +11,7 @@ from time import monotonic
 from typing import Any
 
 from fedtalk_ray.actors.parameter_server import ask
-from fedtalk_ray.actors.pool import DIED, LATE, SlotPool, missing_clients
+from fedtalk_ray.actors.pool import DIED, LATE, Pool, missing_clients
 from fedtalk_ray.actors.ray_errors import RoundLost
 from fedtalk_ray.actors.slot import Slot
 from fedtalk_ray.errors import RunError
@@ -35,7 +35,7 @@ class Tally:
 
 
 def secure_round(
-    pool: SlotPool, server: Any, number: int, cohort: list[str], shared: Any, enough: int | None, groups: int = 1
+    pool: Pool, server: Any, number: int, cohort: list[str], shared: Any, enough: int | None, groups: int = 1
 ) -> dict[str, Any]:
     """Runs round `number`; returns its line for the history. The model is as it was where that says `aborted`.
 
@@ -68,7 +68,7 @@ def secure_round(
 
 
 def _exchange(
-    pool: SlotPool, server: Any, number: int, cohort: list[str], shared: Any, enough: int | None, tally: Tally
+    pool: Pool, server: Any, number: int, cohort: list[str], shared: Any, enough: int | None, tally: Tally
 ) -> str | None:
     """One exchange, up to where its sum lies open; why it was given up, or None."""
     plan = ask(server, "begin", number, cohort, pool.one("backbone"))
@@ -104,7 +104,7 @@ def _exchange(
 
 
 def _train(
-    pool: SlotPool,
+    pool: Pool,
     cohort: list[str],
     shared: Any,
     plan: bytes,
@@ -131,7 +131,7 @@ def _train(
 
 
 def _answers(
-    pool: SlotPool,
+    pool: Pool,
     number: int,
     stage: str,
     seats: list[tuple[Slot, list[str]]],

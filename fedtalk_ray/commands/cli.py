@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedtalk_ray.commands import cluster_options
+from fedtalk_ray.commands import authority, cluster_options, sites
 from fedtalk_ray.commands import privacy as privacy_commands
 from fedtalk_ray.errors import UserError
 
@@ -22,7 +22,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
-app.add_typer(privacy_commands.app, name="privacy")
+for name, group in (("privacy", privacy_commands.app), ("authority", authority.app)):
+    app.add_typer(group, name=name)
 
 Model = Annotated[Path, typer.Option(help="Run folder, a pretrained pipeline, or fedtalk-tiny.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
@@ -380,7 +381,8 @@ def corrupt(
 
 
 app.command(context_settings=cluster_options.PASSED_ON)(cluster_options.submit)
-app.command()(cluster_options.status)
+for command in (cluster_options.status, sites.serve, sites.join):
+    app.command()(command)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -33,7 +33,7 @@ MOST_TOO_SMALL = 0.1
 class Sampler:
     """Draws cohorts from a population, the same ones for the same seed and history (but for poisson)."""
 
-    def __init__(self, config: TrainConfig, population: Population) -> None:
+    def __init__(self, config: TrainConfig, population: Sequence[str]) -> None:
         """Raises `ConfigError` for a trace that cannot be read or that names nobody of the population."""
         self._config, self._population = config, population
         self._way = "poisson" if config.poisson else config.cohort.sampling or "uniform"
@@ -85,6 +85,7 @@ class Sampler:
     def _log_weights(self, present: Sequence[str], history: Sequence[Mapping[str, Any]]) -> np.ndarray:
         """Logarithms of the clients' chances against each other."""
         if self._way == "size":
+            assert isinstance(self._population, Population), "clients whose sizes are known"
             for client in present:
                 if client not in self._sizes:
                     self._sizes[client] = np.log(self._population.frames(client))
@@ -194,7 +195,7 @@ class Trace:
         return sorted(client for client, times in self._spans.items() if _within(times, second))
 
 
-def read_trace(path: str, population: Population) -> Trace:
+def read_trace(path: str, population: Sequence[str]) -> Trace:
     """A CSV file with a header `client,on,off`. Raises `ConfigError` naming the line."""
     spans: dict[str, list[tuple[float, float]]] = {}
     try:

@@ -5,8 +5,10 @@
 
 Clients are enrolled when they take part for the first time, so that a population of any size costs nothing to open. A
 client keeps the length and the hash of what it saw at its last exchange (`Pin`) and refuses a file that does not begin
-with just that: nobody's key can be exchanged for another one afterwards. It does trust the file for whom it never met;
-in a deployment a directory that the server does not run stands in its place (docs/privacy.md).
+with just that: nobody's key can be exchanged for another one afterwards. It does trust the file for whom it never met.
+
+Of sites the authority's list of members stands in its place (`SignedRoster`, `enrolment.membership`): whom it names is
+nobody's word but the authority's, and a client that saw one number goes back to no lower one.
 """
 
 import hashlib
@@ -16,14 +18,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fedtalk_ray.enrolment.membership import EnrolmentError, open_membership
 from fedtalk_ray.errors import RunError
-from fedtalk_ray.outputs import new_file, writing
+from fedtalk_ray.outputs import new_file, write_synced, writing
 from fedtalk_ray.privacy.keys import Roster
+from fedtalk_ray.runs.folder import RunFolder
 
 
 @dataclass(frozen=True)
 class Pin:
-    """The beginning of a roster: so many bytes with this SHA-256."""
+    """The beginning of a roster: so many bytes with this SHA-256. Of a signed list its number, and its SHA-256."""
 
     length: int
     digest: str
@@ -73,6 +77,50 @@ class RosterFile:
         if length not in self._digests:
             self._digests[length] = hashlib.sha256(memoryview(self._data)[:length]).hexdigest()
         return self._digests[length]
+
+
+@dataclass
+class SignedRoster:
+    """The members as the authority signed them (`RunFolder.members`), read anew at every call."""
+
+    run: RunFolder
+    _pin: Pin | None = None
+
+    @property
+    def path(self) -> Path:
+        return self.run.members
+
+    def read(self) -> tuple[Roster, str]:
+        """The roster and the run's name. Raises `RunError` for a missing or damaged file, and for a list that the
+        authority did not sign."""
+        try:
+            head = json.loads(self.run.federation.read_text())
+            signed = self.path.read_bytes()
+            membership = open_membership(signed, bytes.fromhex(head["authority"]))
+            self._pin = Pin(membership.version, hashlib.sha256(signed).hexdigest())
+            return membership.roster(), str(head["run"])
+        except (OSError, ValueError, KeyError, TypeError, EnrolmentError) as error:
+            raise RunError(f"the members in {self.path} cannot be read ({error})") from error
+
+    def pin(self) -> Pin:
+        """What a client keeps of the list as it was last read."""
+        assert self._pin is not None, "read first"
+        return self._pin
+
+    def keeps(self, pin: Pin) -> bool:
+        """Whether the list as it was last read is the one that was pinned, or a later one."""
+        return self.pin().length > pin.length or self.pin() == pin
+
+
+def roster_of(run: RunFolder) -> RosterFile | SignedRoster:
+    """The run's roster: the one that its clients' authority signed, where they are sites."""
+    return SignedRoster(run) if run.federation.exists() else RosterFile(run.roster)
+
+
+def found_federation(run: RunFolder, name: str, authority: bytes, members: bytes) -> None:
+    """Makes a run's clients sites. name: the run's random one. authority: its public key. members: the signed list."""
+    write_synced(run.members, members)
+    write_synced(run.federation, json.dumps({"run": name, "authority": authority.hex()}))
 
 
 def extend_roster(path: Path, server: bytes, keys: Mapping[str, bytes]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from fedtalk_ray.errors import RunError, UserError
 from fedtalk_ray.federation.left_out import LeftOut
-from fedtalk_ray.federation.roster import RosterFile
+from fedtalk_ray.federation.roster import roster_of
 from fedtalk_ray.messages import Collected, Plan
 from fedtalk_ray.outputs import write_synced
 from fedtalk_ray.privacy.keys import SigningKey
@@ -94,7 +94,7 @@ class SecureAggregator:
         self._run, self._config, self._rate = run, config, rate
         self._digest = config_digest(config)
         self._key = SigningKey.kept_in(run.server_key)
-        self._roster = RosterFile(run.roster)
+        self._roster = roster_of(run)
         self._limits, self._phase = limits_of(config.privacy), phase
         self.codec = make_codec(config, dimension, phase)
         self.ledger = Ledger(run.ledger)

@@ -65,8 +65,12 @@ class Checkpoint:
 
 
 def config_digest(config: TrainConfig) -> bytes:
-    """SHA-256 over every setting that changes what a round computes: what clients and server agree on."""
-    return _digest(config, _ALTERS_NO_ROUND)
+    """SHA-256 over every setting that changes what a round computes: what clients and server agree on.
+
+    Not where a client's clips and the model's files lie: on every machine elsewhere. The frozen weights have a hash of
+    their own in each plan.
+    """
+    return _digest(config, _ALTERS_NO_ROUND | {"shards": True, "pretrained": True})
 
 
 def config_fingerprint(config: TrainConfig) -> str:

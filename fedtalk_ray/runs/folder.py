@@ -4,7 +4,8 @@
     RUN/history.jsonl                  a line for each finished round (`runs.history`)
     RUN/checkpoints/round-00003/       the shared parameters by round (`runs.checkpoints`)
     RUN/checkpoints/ledger.json        privacy charged (`privacy.ledger`); beside it exchange.json and server.key
-    RUN/roster.jsonl                   everybody's public signing key (`federation.roster`)
+    RUN/roster.jsonl                   everybody's public signing key (`federation.roster`); of sites, in its place:
+    RUN/members  federation.json       the list that their authority signed, and by which key, for which run
     RUN/pipeline/                      the backbone, a diffusers pipeline
     RUN/adapters/shared/               the federated adapter, a PEFT folder
     RUN/samples/round-00003.mp4, .png  what the model made of people whom nobody trained on
@@ -79,6 +80,21 @@ class RunFolder:
     @property
     def roster(self) -> Path:
         return self.path / "roster.jsonl"
+
+    @property
+    def members(self) -> Path:
+        """Of a run whose clients are sites: the list of members, as the authority signed it."""
+        return self.path / "members"
+
+    @property
+    def federation(self) -> Path:
+        """Of a run whose clients are sites: its random name, and the authority's public key."""
+        return self.path / "federation.json"
+
+    @property
+    def served(self) -> Path:
+        """What sites fetch by its SHA-256: the model to start from, results of phases, shared parameters."""
+        return self.path / "served"
 
     @property
     def pipeline(self) -> Path:

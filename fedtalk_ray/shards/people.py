@@ -134,6 +134,20 @@ def people_of(config: TrainConfig, shards: str | Path | None = None) -> People:
     return People(shards, manifest, Population(manifest, PopulationConfig()) if manifest.clients() else None)
 
 
+def only_watched(config: TrainConfig) -> People:
+    """Everybody in the run's shards, none of whom is a client: where clients are sites, with clips of their own.
+
+    Raises `ShardError`.
+    """
+    return People(config.shards, load_manifest(config.shards))
+
+
+def site_people(shards: str | Path, name: str) -> People:
+    """Everybody in a site's shards, who are one client of that name together. Raises `ShardError`."""
+    manifest = load_manifest(shards)
+    return People(shards, manifest, Population(manifest, PopulationConfig(pooled=True), pooled_as=name))
+
+
 def speakers(run: RunFolder, personal: bool) -> Callable[[str], str | None]:
     """identity -> the client whose own adapter speaks for it: the one of its name, as `personalize` writes it, else the
     first that holds clips of it and has an adapter.

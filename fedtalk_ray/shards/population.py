@@ -38,9 +38,15 @@ class Population(Sequence[str]):
     """The clients' names in order. A sequence, so that nobody has to list them all."""
 
     def __init__(
-        self, manifest: Manifest, config: PopulationConfig, seed: int = 0, identities: Sequence[str] | None = None
+        self,
+        manifest: Manifest,
+        config: PopulationConfig,
+        seed: int = 0,
+        identities: Sequence[str] | None = None,
+        pooled_as: str = EVERYBODY,
     ) -> None:
-        """identities: those to make clients of, None for all that can be one. Raises `ShardError`."""
+        """identities: those to make clients of, None for all that can be one. pooled_as: the name of the one client of
+        `population.pooled`. Raises `ShardError`."""
         self.manifest = manifest
         if identities is not None:
             manifest.check_clients(list(identities))
@@ -51,6 +57,7 @@ class Population(Sequence[str]):
         if not self.identities:
             raise ShardError("the shards hold no client: an identity needs two clips, one of them held out")
         self._config, self._seed, self._chosen = config, seed, identities is not None
+        self._pooled_as = pooled_as
         self._positions = {name: place for place, name in enumerate(self.identities)}
         self._order = np.random.default_rng([seed, 11]).permutation(len(self.identities))
         if config.identities_per_client > len(self.identities):
@@ -74,7 +81,7 @@ class Population(Sequence[str]):
         if config.clients is not None:
             return {}
         if config.pooled:
-            return {EVERYBODY: self._everything(held_back=False)}
+            return {self._pooled_as: self._everything(held_back=False)}
         most = config.pieces_per_client
         listed: dict[str, tuple[Portion, ...]] = {}
         for name in self.identities:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from fedtalk_ray.errors import UserError
-from fedtalk_ray.federation.roster import Pin, RosterFile
+from fedtalk_ray.federation.roster import Pin, roster_of
 from fedtalk_ray.federation.secure_aggregator import clip_norm_of, limits_of, make_codec
 from fedtalk_ray.messages import Answers, Plan
 from fedtalk_ray.privacy.client_ledger import Agreement, ClientLedger
@@ -54,7 +54,7 @@ class SecureClients:
         self._left_out: set[str] = set()
         self._clip_norm: float | None = None
         self._run = RunFolder(Path(config.run))
-        self._file = RosterFile(self._run.roster)
+        self._file = roster_of(self._run)
 
     def enrol(self, clients: list[str]) -> dict[str, bytes]:
         """These clients' public keys, of those who have one; makes the secret ones at the first call."""

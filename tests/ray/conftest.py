@@ -54,6 +54,17 @@ def shards(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def crowd(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seven clients with three clips each, 32 x 32 pixels, and one unseen identity."""
+    from fedtalk_ray.corpora.listing import list_synthetic
+    from fedtalk_ray.shards.prepare import prepare
+
+    out = tmp_path_factory.mktemp("data") / "crowd"
+    prepare("synthetic", list_synthetic(8, 3, seed=4), out, size=32, autoencoder="patch", unseen=1)
+    return out
+
+
+@pytest.fixture(scope="session")
 def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small untrained pipeline for those shards, with an identity encoder, saved as diffusers saves it."""
     import torch

@@ -17,7 +17,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from fedtalk_ray.actors import secure_round as exchange
 from fedtalk_ray.actors.client import ClientSlot
-from fedtalk_ray.corpora.listing import list_synthetic
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.federation.roster import extend_roster
 from fedtalk_ray.federation.secure_aggregator import make_codec
@@ -34,20 +33,11 @@ from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.runs.history import read_history
 from fedtalk_ray.settings import TrainConfig
 from fedtalk_ray.shards.format import load_manifest
-from fedtalk_ray.shards.prepare import prepare
 from tests.ray.private_bytes import private_bytes
 
 Make = Callable[..., TrainConfig]
 
 PRIVACY = {"insecure_min_survivors": 2, "samples_cap": 400, "clip_norm": 1.0}
-
-
-@pytest.fixture(scope="module")
-def crowd(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Seven clients with three clips each, 32 x 32 pixels, and one unseen identity."""
-    out = tmp_path_factory.mktemp("data") / "crowd"
-    prepare("synthetic", list_synthetic(8, 3, seed=4), out, size=32, autoencoder="patch", unseen=1)
-    return out
 
 
 def secure(make_config: Make, run: Path, shards: Path, **changes: Any) -> TrainConfig:

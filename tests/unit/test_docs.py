@@ -131,6 +131,10 @@ def test_every_link_of_the_repository_s_own_pages_leads_somewhere(page: str, rep
 # Commands
 
 
+GROUPS = ("authority", "privacy")
+"""Commands that hold others."""
+
+
 def commands() -> dict[str, click.Command]:
     """Every command by its words, as in "privacy plan"."""
     found: dict[str, click.Command] = {}
@@ -160,10 +164,10 @@ def wrong_commands(text: str) -> list[str]:
             names = [first, rest[0]] if first == "submit" and rest else [first]
             options: set[str] = set()
             for name in names:
-                name = f"privacy {rest[0]}" if name == "privacy" and rest else name
+                name = f"{name} {rest[0]}" if name in GROUPS and rest else name
                 if name in known:
                     options |= options_of(known[name])
-                elif name not in ("privacy", "TASK"):
+                elif name not in (*GROUPS, "TASK"):
                     wrong.append(f"fedtalk {name}")
             wrong += [f"fedtalk {first} {word}" for word in rest if word.startswith("--") and word not in options]
             if "train" in names or first == "compare":

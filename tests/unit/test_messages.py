@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedtalk_ray import messages
-from fedtalk_ray.messages import ClientReport, FitReport, OpenedShare, PlainUpdate, SealedFrom, SealedShare, Share
+from fedtalk_ray.messages import ClientReport, FitReport, OpenedShare, Part, PlainUpdate, SealedFrom, SealedShare, Share
 
 ALLOWED: dict[str, dict[str, object]] = {
     # In the clear under `aggregation: plain` only: names, counts, scores and mean losses, one number each.
@@ -50,6 +50,14 @@ ALLOWED: dict[str, dict[str, object]] = {
         "masking_key_shares": tuple[Share, ...],
         "opened": tuple[OpenedShare, ...],
     },
+    # Of a site, before it is a client: a name, keys and proofs, nothing computed from data.
+    "EnrolmentRequest": {"client": str, "key": bytes, "code_proof": bytes, "key_proof": bytes},
+    # Of a site, to each order: the frames above, or a line about its policy or the protocol.
+    "Reply": {"refused": str, "frame": bytes},
+    # Coordinator to site.
+    "Part": {"name": str, "digest": bytes, "size": int},
+    "Offer": {"run": str, "config": str, "start": tuple[Part, ...], "conditions": str},
+    "Order": {"exchange": int, "stage": str, "frame": bytes, "parts": tuple[Part, ...]},
     # From a slot beside them: who answered, and a code for who did not.
     "Answers": {"clients": tuple[str, ...], "refused": dict[str, int]},
     # Server to client.
@@ -90,6 +98,7 @@ PROTOCOL = {
     tuple[Share, ...],
     tuple[SealedFrom, ...],
     tuple[OpenedShare, ...],
+    tuple[Part, ...],
 }
 """What the protocol's own messages are made of; tests/ray looks at every byte of them in a real round."""
 

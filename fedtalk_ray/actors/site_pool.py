@@ -1,0 +1,201 @@
+"""The pool of sites: what the loop of rounds sees where clients are on machines of their own.
+
+It asks sites through the gate (`coordinator.gate`), which is an actor of its own with the HTTPS server in it, as slots
+are asked, and lets a slot without clients do what needs the model alone: exporting it, looking at unseen people.
+"""
+
+import asyncio
+import json
+import secrets
+import socket
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from fedtalk_ray.actors.connection import actor_name
+from fedtalk_ray.actors.pool import Outcome, SlotPool
+from fedtalk_ray.actors.ray_errors import DEATHS, RoundLost, fetch, first_line
+from fedtalk_ray.actors.slot import CONTROL, Slot
+from fedtalk_ray.coordinator.gate import Gate
+from fedtalk_ray.coordinator.http import open_door
+from fedtalk_ray.coordinator.offer import conditions_of
+from fedtalk_ray.enrolment.certificates import read_authority
+from fedtalk_ray.enrolment.coordinator_files import CoordinatorFiles
+from fedtalk_ray.enrolment.membership import later
+from fedtalk_ray.errors import ClusterError
+from fedtalk_ray.federation.roster import found_federation
+from fedtalk_ray.federation.secure_aggregator import limits_of
+from fedtalk_ray.model.embedded import EMBEDDED
+from fedtalk_ray.outputs import write_synced
+from fedtalk_ray.runs.folder import RunFolder
+from fedtalk_ray.settings import TrainConfig
+from fedtalk_ray.shards.format import Manifest
+
+NO_CLIENTS = "fedtalk_ray.actors.client:slot_without_clients"
+
+
+class GateProcess:
+    """The gate and its HTTPS server, in one process of the cluster."""
+
+    def __init__(self, files: CoordinatorFiles, served: Path, late_after: float) -> None:
+        self._files = files
+        self._gate = Gate(files, served, late_after)
+
+    async def start(self, host: str, port: int) -> int:
+        """Listens; returns the port. Raises `ClusterError` where it cannot."""
+        try:
+            listening = socket.create_server((host, port), backlog=1024)
+        except OSError as error:
+            raise ClusterError(f"nobody can listen at {host}:{port} ({error.strerror}); give another --port") from error
+        door = open_door(self._gate, self._files, listening)
+        self._open = asyncio.create_task(door.keep_open())
+        return int(listening.getsockname()[1])
+
+    async def call(self, method: str, *arguments: Any, **keywords: Any) -> Any:
+        """As a slot's."""
+        return await self._gate.call(method, *arguments, **keywords)
+
+    @ray.method(concurrency_group=CONTROL)
+    async def stop(self, call: int) -> None:
+        await self._gate.stop(call)
+
+
+_GateActor: Any = ray.remote(concurrency_groups={CONTROL: 1})(GateProcess)
+
+
+@dataclass(frozen=True)
+class Coordinator:
+    """Where the coordinator listens, and how long it waits for sites. files: what the authority gave it."""
+
+    files: CoordinatorFiles
+    host: str = "0.0.0.0"
+    port: int = 8443
+    late_after: float = 600.0
+
+    def open(self, config: TrainConfig) -> tuple[Slot, int]:
+        """The gate, which listens from now on, and its port."""
+        node = ray.get_runtime_context().get_node_id()
+        actor = _GateActor.options(
+            name=actor_name(config.run, "gate"),
+            num_cpus=0,
+            max_concurrency=1000,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
+        ).remote(self.files, RunFolder(Path(config.run)).served, self.late_after)
+        return Slot(actor, node), fetch(actor.start.remote(self.host, self.port))
+
+
+class SitePool:
+    """The sites of one run, beside one slot of the coordinator's own."""
+
+    def __init__(
+        self, config: TrainConfig, coordinator: Coordinator, gate: Slot, manifest: Manifest, members: bytes
+    ) -> None:
+        """manifest: of the shards of unseen people, prepared as the sites' clips are to be. members: the signed list by
+        which the population was drawn."""
+        self._config, self._coordinator, self._gate = config, coordinator, gate
+        self._run = RunFolder(Path(config.run))
+        alone = config.model_copy(update={"slots": config.slots.model_copy(update={"count": 1, "at_least": None})})
+        self._local = SlotPool(alone, NO_CLIENTS)
+        _, self._authority = read_authority(coordinator.files.authority.read_bytes())
+        self._listed = set(coordinator.files.membership().roster().clients)
+        if self._run.federation.exists():
+            name = json.loads(self._run.federation.read_text())["run"]
+            later(self._run.members.read_bytes(), members, self._authority)
+        else:
+            name = secrets.token_hex(16)
+            write_synced(self._run.server_key, coordinator.files.server_key.read_bytes())
+        found_federation(self._run, name, self._authority, members)
+        model = None if config.pretrained in (None, EMBEDDED) else config.pretrained
+        self._ask("offer", name, config.model_dump_json(), json.dumps(conditions_of(manifest)), model)
+
+    @property
+    def policy(self) -> Any:
+        return self._local.policy
+
+    @property
+    def vector(self) -> Any:
+        """The shared vector before the phase's first round, float32 [D]."""
+        return self._local.vector
+
+    @vector.setter
+    def vector(self, value: Any) -> None:
+        self._local.vector = value
+
+    @property
+    def ready(self) -> list[Slot]:
+        """Whoever works for the run: its own slot, and the gate."""
+        return [*self._local.ready, self._gate]
+
+    def gone(self) -> Collection[str]:
+        """Who was a member when the run began and is none any more."""
+        return self._listed - set(self._coordinator.files.membership().roster().clients)
+
+    def fit_to(self, clients: int) -> None:
+        """Before a round: takes on the newest list of members, and waits until enough sites are on line.
+
+        Raises `ClusterError` after `slots.placement_timeout_s`.
+        """
+        self._local.fit_to(1)
+        newest, held = self._coordinator.files.signed_members(), self._run.members.read_bytes()
+        if newest != held:
+            later(held, newest, self._authority)
+            write_synced(self._run.members, newest)
+        fewest, timeout = limits_of(self._config.privacy).floor, self._config.slots.placement_timeout_s
+        found = self._ask("on_line", min(fewest, clients), timeout)
+        if len(found) < min(fewest, clients):
+            raise ClusterError(
+                f"{len(found)} of {fewest} sites were on line after {timeout:g} s "
+                f"({', '.join(found[:8]) or 'none'}); start the others, or raise slots.placement_timeout_s; the last "
+                "checkpoint is intact: go on with --resume"
+            )
+
+    def run(self, method: str, clients: list[str], *arguments: Any, enough: int | None = None, **how: Any) -> Any:
+        """As `SlotPool.run`: "train" asks the sites, all at once; everything else the slot."""
+        if method != "train":
+            return self._local.run(method, clients, *arguments, **how)
+        shared, plan = arguments
+        try:
+            return [Outcome(clients, self._gate, fetch(self._gate.call("train", clients, shared, plan, enough=enough)))]
+        except DEATHS as error:
+            raise _gate_lost(error) from error
+
+    def gather(self, calls: list[tuple[Slot, ray.ObjectRef]]) -> list[Any]:
+        """The results of calls to the gate, in order."""
+        try:
+            return [fetch(ref) for _, ref in calls]
+        except DEATHS as error:
+            raise _gate_lost(error) from error
+
+    def has(self, slot: Slot) -> bool:
+        """Whether the slot is still there."""
+        return slot is self._gate or self._local.has(slot)
+
+    def tell_all(self, method: str, *arguments: Any) -> None:
+        """As `SlotPool.tell_all`. Sites are told by their next order what phases ended with."""
+        self._local.tell_all(method, *arguments)
+        if method == "enter":
+            self._ask("serve", dict(arguments[1]))
+
+    def one(self, method: str, *arguments: Any) -> Any:
+        """As `SlotPool.one`."""
+        return self._local.one(method, *arguments)
+
+    def close(self) -> None:
+        """The gate stays: sites fetch the released model there."""
+        self._local.close()
+
+    def _ask(self, method: str, *arguments: Any) -> Any:
+        try:
+            return fetch(self._gate.call(method, *arguments))
+        except DEATHS as error:
+            raise _gate_lost(error) from error
+
+
+def _gate_lost(error: Exception) -> RoundLost:
+    return RoundLost(
+        f"the gate to the sites was lost ({first_line(error)}); the last checkpoint is intact: go on with --resume"
+    )

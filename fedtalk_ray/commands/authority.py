@@ -1,0 +1,96 @@
+"""`fedtalk authority`: who belongs to a federation of sites, decided with a key that the coordinator never has."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedtalk_ray.errors import UserError
+
+app = typer.Typer(help="Who belongs to a federation: invites, members, the coordinator's certificate.")
+
+Folder = Annotated[Path, typer.Argument(help="The authority's folder. Keep it off the coordinator's machine.")]
+Name = Annotated[str, typer.Argument(help="The site's name, its client in rounds.")]
+Hosts = Annotated[list[str], typer.Option("--host", help="Name or address by which sites reach it; repeatable.")]
+
+
+@app.command()
+def init(folder: Folder, host: Hosts) -> None:
+    """Make an authority, and the folder that its coordinator is given.
+
+    Example: `fedtalk authority init authority --host fed.example.org`
+    """
+    from fedtalk_ray.enrolment.authority import Authority
+
+    made = Authority.create(folder, host)
+    print(f"authority: {folder}; whoever has it decides who belongs")
+    print(f"give the coordinator {made.coordinator.folder}, for `fedtalk serve --tls`")
+
+
+@app.command()
+def host(folder: Folder, host: Hosts) -> None:
+    """Give the coordinator a new certificate, for other hosts or in place of one that ran out."""
+    from fedtalk_ray.enrolment.authority import Authority
+
+    authority = Authority(folder)
+    authority.certify(host)
+    print(f"give the coordinator {authority.coordinator.tls_certificate} and {authority.coordinator.tls_key}")
+
+
+@app.command()
+def invite(
+    folder: Folder,
+    name: Name,
+    days: Annotated[int, typer.Option(min=1, help="How long the code is taken.")] = 14,
+    new_key: Annotated[bool, typer.Option("--new-key", help="For a member who lost the key.")] = False,
+) -> None:
+    """Print a code with which one site asks for membership, once. Tell it to nobody else.
+
+    Example: `fedtalk authority invite authority s1`
+    """
+    from fedtalk_ray.enrolment.authority import Authority
+
+    print(Authority(folder).invite(name, days, new_key).code())
+
+
+@app.command()
+def sign(
+    folder: Folder,
+    requests: Annotated[
+        Path | None, typer.Option(help="The coordinator's TLS folder, or its requests; else those beside the key.")
+    ] = None,
+    days: Annotated[int, typer.Option(min=1, help="How long new members belong.")] = 365,
+) -> None:
+    """Make members of those who used their codes, and sign the list of members for the coordinator.
+
+    Example: `fedtalk authority sign authority --requests /mnt/coordinator/tls`
+    """
+    from fedtalk_ray.enrolment.authority import Authority
+    from fedtalk_ray.enrolment.coordinator_files import CoordinatorFiles
+
+    authority = Authority(folder)
+    place = authority.coordinator.folder if requests is None else requests
+    if not place.is_dir():
+        raise UserError(f"--requests {place} is no folder; give the coordinator's TLS folder")
+    files = CoordinatorFiles(place.parent if place.name == "requests" else place)
+    decisions = authority.sign(files.waiting(), days)
+    for decision in decisions:
+        said = f"refused: {decision.refused}" if decision.refused else f"member, key {decision.key[:16]}..."
+        print(f"{decision.name}: {said}")
+    found = authority.members()
+    print(f"{len(found.members)} members, list number {found.version}: {authority.coordinator.members}")
+    if files.folder.resolve() != authority.coordinator.folder.resolve():
+        print(f"copy it to the coordinator's folder: {files.members}")
+
+
+@app.command()
+def revoke(folder: Folder, name: Name) -> None:
+    """Take a member off the list, and its code with it.
+
+    Example: `fedtalk authority revoke authority s1`
+    """
+    from fedtalk_ray.enrolment.authority import Authority
+
+    authority = Authority(folder)
+    authority.revoke(name)
+    print(f"{name} belongs no more; copy {authority.coordinator.members} to the coordinator's folder")

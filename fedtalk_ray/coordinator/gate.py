@@ -1,0 +1,285 @@
+"""The gate between a run and its sites: what is asked of each, what they replied, who has been heard of.
+
+A plain asyncio class, which looks to the run as a slot does (`actors.slot`) that stands for all sites: `train` and
+`answer` ask every named site and return when all have replied, or are late. `coordinator.http` puts it on the network.
+
+What it holds is one exchange's: a coordinator that died and came back has lost the exchange and nothing else.
+"""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import numpy as np
+
+from fedtalk_ray.coordinator.served import ServedFiles
+from fedtalk_ray.enrolment.caller import SITE, Callers, UnknownCaller
+from fedtalk_ray.enrolment.coordinator_files import CoordinatorFiles
+from fedtalk_ray.enrolment.invite import read_request
+from fedtalk_ray.enrolment.membership import EnrolmentError, Membership
+from fedtalk_ray.messages import Answers, Offer, Order, Part, Plan, Reply
+from fedtalk_ray.privacy.protocol import LARGEST_PART, Code, read_frame
+from fedtalk_ray.privacy.wire import MalformedMessage, decode, encode
+
+POLL_S = 20.0
+"""Seconds that a site waits for its next order at most, before it asks again."""
+
+HEARD_S = 60.0
+"""A site that asked for nothing for so long is not on line."""
+
+LONGEST_REFUSAL = 200
+
+LATE = "late"
+
+RELEASED = ("pipeline", "adapters")
+"""What of a run's folder is its model."""
+
+_LOG = logging.getLogger("fedtalk.coordinator")
+
+
+class Unasked(Exception):
+    """A reply to something that is not asked, or not any more."""
+
+
+class Conflict(Exception):
+    """A second, other reply to the same order."""
+
+
+@dataclass
+class _Asked:
+    """One stage of one exchange."""
+
+    exchange: int
+    stage: str
+    orders: dict[str, bytes]
+    enough: int
+    replies: dict[str, bytes] = field(default_factory=dict)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def complete(self) -> bool:
+        ready = sum(not decode(Reply, reply).refused for reply in self.replies.values())
+        return len(self.replies) == len(self.orders) or ready >= self.enough
+
+
+class Gate:
+    """The sites of one run, as seen by its coordinator."""
+
+    ASKED = frozenset({"serve", "offer", "on_line", "train", "answer", "stop", "release"})
+    """All that the run asks of it."""
+
+    def __init__(self, files: CoordinatorFiles, served: Path, late_after: float) -> None:
+        """served: the folder of what sites fetch. late_after: seconds for training, and for each stage."""
+        self._files, self.served, self._late_after = files, ServedFiles(served), late_after
+        self.callers = Callers()
+        self._members: tuple[tuple[int, int], Membership] | None = None
+        self._offer: bytes | None = None
+        self._results: tuple[Part, ...] = ()
+        self._start: tuple[Part, ...] = ()
+        self._over: bytes | None = None
+        self._asked: _Asked | None = None
+        self._news = asyncio.Condition()
+        self._heard: dict[str, float] = {}
+        self._kept: dict[tuple[int, str, str], bytes] = {}
+        self._values = 0
+        self.working_on = ""
+
+    # Asked by the run
+
+    async def call(self, method: str, *arguments: Any, **keywords: Any) -> Any:
+        """As a slot's."""
+        if method not in self.ASKED:
+            raise ValueError(f"the gate is not asked for {method!r}")
+        return await getattr(self, method)(*arguments, **keywords)
+
+    async def offer(self, run: str, config: str, conditions: str, model: str | None) -> None:
+        """What the run is about. model: the folder to start from, None for one that ships with the package."""
+        self._start = () if model is None else self.served.add_model(Path(model))
+        self._offer = encode(Offer(run, config, self._start, conditions))
+        async with self._news:
+            self._news.notify_all()
+
+    async def serve(self, results: Mapping[str, np.ndarray]) -> None:
+        """What each phase before ended with, float32 [D] by its name, in their order."""
+        self._results = tuple(self.served.add(name, _bytes_of(vector)) for name, vector in results.items())
+
+    async def on_line(self, count: int, within: float) -> list[str]:
+        """The members heard of lately, as soon as there are so many, or after so many seconds."""
+        until = monotonic() + within
+        while len(found := self._present()) < count and (left := until - monotonic()) > 0:
+            async with self._news:
+                try:
+                    await asyncio.wait_for(self._news.wait(), min(left, 5.0))
+                except TimeoutError:
+                    continue
+        return found
+
+    async def train(
+        self, clients: list[str], shared: np.ndarray, plan: bytes, call: int = 1, enough: int | None = None
+    ) -> Answers:
+        """Lets these sites train for the round of the signed plan; who is ready, and why others are not."""
+        _, planned = read_frame(plan, Plan)
+        part = self.served.add("shared", _bytes_of(shared))
+        self._values = len(shared)
+        self.served.keep_only({each.digest for each in (*self._start, *self._results, part)})
+        order = encode(Order(planned.exchange, "train", plan, (*self._results, part)))
+        replies = await self._ask(planned.exchange, "train", dict.fromkeys(clients, order), enough)
+        return self._answers(clients, replies)[0]
+
+    async def answer(self, stage: str, frames: dict[str, bytes]) -> tuple[Answers, list[np.ndarray]]:
+        """These sites' signed answers to one stage of the exchange that they trained for."""
+        exchange = self._asked.exchange if self._asked is not None else 0
+        orders = {site: encode(Order(exchange, stage, frame)) for site, frame in frames.items()}
+        replies = await self._ask(exchange, stage, orders, None)
+        return self._answers(list(frames), replies)
+
+    async def stop(self, call: int = 0) -> None:
+        """Nobody is waited for any more, in whatever is asked now."""
+        if self._asked is not None:
+            self._asked.enough = 0
+            self._asked.changed.set()
+
+    async def release(self, folder: str) -> int:
+        """Gives a run's released model, its pipeline and adapter, to whoever asks from now on; how many sites there
+        are."""
+        parts = [
+            self.served.add_model(place, f"{name}/") for name in RELEASED if (place := Path(folder) / name).is_dir()
+        ]
+        self._over = encode(Order(0, "over", b"", tuple(part for each in parts for part in each)))
+        async with self._news:
+            self._news.notify_all()
+        return len(self._present())
+
+    # Asked by sites
+
+    def caller(self, headers: Mapping[str, str], method: str, path: str) -> tuple[str, bytes]:
+        """Who calls, and the SHA-256 that the body must have. Raises `UnknownCaller`."""
+        site = headers.get(SITE, "")
+        membership = self.membership()
+        if site in membership.revoked:
+            raise UnknownCaller("membership was revoked")
+        body = self.callers.check(headers, method, path, membership.member(site), date.today().isoformat())
+        self._heard[site] = monotonic()
+        return site, body
+
+    def keep_request(self, data: bytes) -> bool:
+        """Keeps a request for membership; False where too many wait. Raises `EnrolmentError`."""
+        asked = read_request(data)
+        member = self.membership().member(asked.client)
+        return (member is not None and member.key == asked.key) or self._files.keep_request(data)
+
+    def signed_members(self) -> bytes:
+        return self._files.signed_members()
+
+    def authority(self) -> bytes:
+        return self._files.authority.read_bytes()
+
+    def membership(self) -> Membership:
+        """The newest list that the authority signed. One that it did not sign is not taken."""
+        stat = self._files.members.stat()
+        stamp = (stat.st_mtime_ns, stat.st_ino)
+        if self._members is None or self._members[0] != stamp:
+            try:
+                self._members = stamp, self._files.membership()
+            except EnrolmentError as error:
+                if self._members is None:
+                    raise
+                _LOG.error("%s; the list before stays", error)
+                self._members = stamp, self._members[1]
+        return self._members[1]
+
+    async def offered(self) -> bytes | None:
+        return self._offer
+
+    async def next_order(self, site: str, within: float = POLL_S) -> bytes | None:
+        """What the site is asked and has not replied to, as soon as there is something, or None after a while."""
+        until = monotonic() + within
+        async with self._news:
+            self._news.notify_all()
+            while True:
+                asked = self._asked
+                if asked is not None and site in asked.orders and site not in asked.replies:
+                    return asked.orders[site]
+                if self._over is not None:
+                    return self._over
+                if (left := until - monotonic()) <= 0:
+                    return None
+                try:
+                    await asyncio.wait_for(self._news.wait(), left)
+                except TimeoutError:
+                    return None
+
+    def largest_reply(self, stage: str) -> int:
+        """Bytes of a reply to that stage at most."""
+        members = len(self.membership().members)
+        values = 4 * self._values if stage == "mask" else 0
+        return LARGEST_PART * (members + 3) + values + LONGEST_REFUSAL
+
+    def take(self, site: str, exchange: int, stage: str, body: bytes) -> None:
+        """A site's reply. The same one again changes nothing. Raises `Unasked`, `Conflict` or `MalformedMessage`."""
+        if kept := self._kept.get((exchange, stage, site)):
+            if kept != body:
+                _LOG.warning("%s replied to %s of exchange %d a second time, with other bytes", site, stage, exchange)
+                raise Conflict
+            return
+        asked = self._asked
+        if asked is None or (asked.exchange, asked.stage) != (exchange, stage) or site not in asked.orders:
+            raise Unasked
+        reply = decode(Reply, body)
+        if len(reply.refused) > LONGEST_REFUSAL or not reply.refused.isprintable():
+            raise MalformedMessage("a refusal is one short line")
+        if reply.refused:
+            _LOG.warning("%s refuses %s of exchange %d: %s", site, stage, exchange, reply.refused)
+        asked.replies[site] = body
+        self._kept[exchange, stage, site] = body
+        if asked.complete:
+            asked.changed.set()
+
+    # Within
+
+    def _present(self) -> list[str]:
+        now, members = monotonic(), self.membership()
+        return sorted(
+            site for site, heard in self._heard.items() if now - heard < HEARD_S and members.member(site) is not None
+        )
+
+    async def _ask(self, exchange: int, stage: str, orders: dict[str, bytes], enough: int | None) -> dict[str, bytes]:
+        """Puts orders before the sites, and returns what they replied in time."""
+        asked = _Asked(exchange, stage, orders, len(orders) + 1 if enough is None else enough)
+        # Of stages before only the last reply may still be sent once more.
+        self._kept = {key: reply for key, reply in self._kept.items() if key[0] == exchange and key[1] != "mask"}
+        self._asked = asked
+        async with self._news:
+            self._news.notify_all()
+        if orders:
+            try:
+                await asyncio.wait_for(asked.changed.wait(), self._late_after)
+            except TimeoutError:
+                _LOG.warning("%d of %d sites are late in %s", len(orders) - len(asked.replies), len(orders), stage)
+        replies, asked.orders = dict(asked.replies), {}
+        return replies
+
+    def _answers(self, clients: list[str], replies: Mapping[str, bytes]) -> tuple[Answers, list[np.ndarray]]:
+        done, refused, payload = [], Counter[str](), []
+        for site in sorted(clients):
+            if site not in replies:
+                refused[LATE] += 1
+                continue
+            reply = decode(Reply, replies[site])
+            if reply.refused:
+                known = reply.refused.split(":")[0]
+                refused[known if known in set(Code) else str(Code.NOT_AGREED)] += 1
+                continue
+            done.append(site)
+            payload.append(np.frombuffer(reply.frame, np.uint8))
+        return Answers(tuple(done), dict(refused)), payload
+
+
+def _bytes_of(vector: np.ndarray) -> bytes:
+    return np.ascontiguousarray(vector, np.float32).tobytes()

@@ -1,0 +1,155 @@
+"""The gate on the network: HTTPS, one path a question, bodies of bounded size, read only of who may send them.
+
+    GET  /v1/authority                  the authority's certificate, PEM
+    POST /v1/requests                   a request for membership (`enrolment.invite`)
+    GET  /v1/members                    the signed list of members          \\
+    GET  /v1/offer                      what the run is about; 204 before    | of members alone,
+    GET  /v1/files/HASH                 a file; ranges are answered          | by signed headers
+    POST /v1/next                       the next order, or 204 after a while | (`enrolment.caller`)
+    POST /v1/replies/EXCHANGE/STAGE     a reply to it                       /
+"""
+
+import asyncio
+import hashlib
+import socket
+import ssl
+
+import uvicorn
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.responses import FileResponse
+
+from fedtalk_ray.coordinator.door import Door
+from fedtalk_ray.coordinator.gate import Conflict, Gate, Unasked
+from fedtalk_ray.enrolment.caller import COUNT, EPOCH, SITE, OldRequest, UnknownCaller
+from fedtalk_ray.enrolment.coordinator_files import CoordinatorFiles
+from fedtalk_ray.enrolment.invite import LARGEST_REQUEST
+from fedtalk_ray.enrolment.membership import EnrolmentError
+from fedtalk_ray.privacy.protocol import STAGES
+from fedtalk_ray.privacy.wire import MalformedMessage
+
+BYTES = "application/octet-stream"
+
+CLOSE = {"Connection": "close"}
+"""Whoever is no member keeps no connection open."""
+
+BODY_S, STRANGERS_BODY_S = 300.0, 10.0
+"""Seconds that a member's body may take, and a stranger's."""
+
+MOST_ASKING = 64
+"""Strangers whose requests for membership are being read."""
+
+
+def make_app(gate: Gate) -> FastAPI:
+    """The application over one gate."""
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    strangers = asyncio.Semaphore(MOST_ASKING)
+
+    def caller(request: Request) -> tuple[str, bytes]:
+        try:
+            return gate.caller(request.headers, request.method, request.url.path)
+        except UnknownCaller as error:
+            # The epoch and the last count are no secrets: without them a member that starts anew could not sign.
+            last = str(gate.callers.last(request.headers.get(SITE, "")))
+            again = {EPOCH: gate.callers.epoch.hex(), COUNT: last} if isinstance(error, OldRequest) else CLOSE
+            raise HTTPException(401, str(error), again) from None
+
+    @app.get("/v1/authority")
+    async def authority() -> Response:
+        return Response(gate.authority(), media_type="application/x-pem-file", headers=CLOSE)
+
+    @app.post("/v1/requests")
+    async def requests(request: Request) -> Response:
+        if strangers.locked():
+            raise HTTPException(503, "too many ask at once; try again", CLOSE)
+        async with strangers:
+            body = await body_of(request, LARGEST_REQUEST, STRANGERS_BODY_S)
+        try:
+            kept = gate.keep_request(body)
+        except EnrolmentError as error:
+            raise HTTPException(400, str(error), CLOSE) from None
+        if not kept:
+            raise HTTPException(429, "too many requests for membership wait for the authority; try again later", CLOSE)
+        return Response(status_code=202, headers=CLOSE)
+
+    @app.get("/v1/members")
+    async def members(request: Request) -> Response:
+        caller(request)
+        return Response(gate.signed_members(), media_type=BYTES)
+
+    @app.get("/v1/offer")
+    async def offer(request: Request) -> Response:
+        caller(request)
+        found = await gate.offered()
+        return Response(status_code=204) if found is None else Response(found, media_type=BYTES)
+
+    @app.get("/v1/files/{digest}")
+    async def files(request: Request, digest: str) -> Response:
+        caller(request)
+        place = gate.served.find(digest)
+        if place is None:
+            raise HTTPException(404, "no such file")
+        return FileResponse(place, media_type=BYTES)
+
+    @app.post("/v1/next")
+    async def following(request: Request) -> Response:
+        site, _ = caller(request)
+        found = await gate.next_order(site)
+        return Response(status_code=204) if found is None else Response(found, media_type=BYTES)
+
+    @app.post("/v1/replies/{exchange}/{stage}")
+    async def replies(request: Request, exchange: int, stage: str) -> Response:
+        site, digest = caller(request)
+        if stage not in ("train", *STAGES):
+            raise HTTPException(404, "no such stage")
+        body = await body_of(request, gate.largest_reply(stage))
+        if hashlib.sha256(body).digest() != digest:
+            raise HTTPException(400, "the body is not the one that was signed")
+        try:
+            gate.take(site, exchange, stage, body)
+        except Unasked:
+            raise HTTPException(410, "that is not asked, or not any more") from None
+        except Conflict:
+            raise HTTPException(409, "another reply to it came before") from None
+        except MalformedMessage as error:
+            raise HTTPException(400, str(error)) from None
+        return Response(status_code=200)
+
+    return app
+
+
+async def body_of(request: Request, largest: int, within: float = BODY_S) -> bytes:
+    """The body, of its stated length. Raises `HTTPException` for one without a length, or a larger one, unread."""
+    length = request.headers.get("content-length", "")
+    if not length.isdecimal():
+        raise HTTPException(411, "a body needs its length")
+    if int(length) > largest:
+        raise HTTPException(413, f"{largest} bytes at most")
+    body = bytearray()
+    try:
+        async with asyncio.timeout(within):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > largest:
+                    raise HTTPException(413, f"{largest} bytes at most")
+    except TimeoutError:
+        raise HTTPException(408, f"a body takes {within:g} s at most") from None
+    return bytes(body)
+
+
+def open_door(gate: Gate, files: CoordinatorFiles, listening: socket.socket) -> Door:
+    """HTTPS on a listening socket, with the certificate that the authority gave; nothing before TLS 1.2."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(files.tls_certificate, files.tls_key)
+    config = uvicorn.Config(
+        make_app(gate),
+        http="h11",
+        ws="none",
+        lifespan="off",
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=75,
+        h11_max_incomplete_event_size=16 << 10,
+    )
+    return Door(listening, config, context)

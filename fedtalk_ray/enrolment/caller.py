@@ -1,0 +1,86 @@
+"""Who calls: a signature in a request's headers, so that a coordinator knows the caller before it reads a body.
+
+    Fedtalk-Site       the site's name
+    Fedtalk-Count      a number that rises with each request of the site
+    Fedtalk-Body       SHA-256 of the body, hex
+    Fedtalk-Signature  Ed25519 by the site's key over these, the method, the path and the coordinator's epoch, hex
+
+The epoch is drawn when a coordinator starts, and told to whoever asks. No clock is looked at. Guarantee: what
+`Callers.check` lets through was signed by the member of that name, for this method, path and body, and comes once: a
+request that was recorded is refused, in the epoch by its count, afterwards by its epoch.
+"""
+
+import os
+import threading
+from collections.abc import Mapping
+
+from fedtalk_ray.enrolment.membership import Member
+from fedtalk_ray.privacy.keys import SigningKey, digest, joined, verify
+
+EPOCH_BYTES = 16
+
+EPOCH, SITE, COUNT, BODY, SIGNATURE = (
+    "Fedtalk-Epoch",
+    "Fedtalk-Site",
+    "Fedtalk-Count",
+    "Fedtalk-Body",
+    "Fedtalk-Signature",
+)
+
+
+def signed_headers(
+    key: SigningKey, site: str, epoch: bytes, count: int, method: str, path: str, body: bytes
+) -> dict[str, str]:
+    """The headers of one request. body: SHA-256 of what is sent."""
+    signature = key.sign(_context(epoch), f"{method} {path}", _said(site, count, body))
+    return {SITE: site, COUNT: str(count), BODY: body.hex(), SIGNATURE: signature.hex()}
+
+
+class UnknownCaller(Exception):
+    """Who calls is nobody that may, or cannot be told. The text is for the caller."""
+
+
+class OldRequest(UnknownCaller):
+    """Signed by a member, in another epoch or with a count that came before: whoever made it just now signs again."""
+
+
+class Callers:
+    """What one coordinator remembers of who called: the last count of each member."""
+
+    def __init__(self) -> None:
+        self.epoch = os.urandom(EPOCH_BYTES)
+        self._counts: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def check(self, headers: Mapping[str, str], method: str, path: str, member: Member | None, today: str) -> bytes:
+        """The SHA-256 that the body must have. member: whom the list of members has under the name that the headers
+        tell. today: as 2027-03-31. Raises `UnknownCaller`."""
+        if member is None:
+            raise UnknownCaller("not a member")
+        if member.until < today:
+            raise UnknownCaller(f"membership ran out on {member.until}")
+        try:
+            count, body = int(headers[COUNT]), bytes.fromhex(headers[BODY])
+            signature = bytes.fromhex(headers[SIGNATURE])
+        except (KeyError, ValueError) as error:
+            raise UnknownCaller("the request's headers are damaged") from error
+        said = _said(member.name, count, body) if 0 <= count < 2**63 and len(body) == 32 else b""
+        if not said or not verify(member.key, _context(self.epoch), f"{method} {path}", said, signature):
+            raise OldRequest("wrong signature, or one for another epoch")
+        with self._lock:
+            if count <= self._counts.get(member.name, 0):
+                raise OldRequest("a request that came before")
+            self._counts[member.name] = count
+        return body
+
+    def last(self, site: str) -> int:
+        """The last count of a member; 0 for who never called."""
+        return self._counts.get(site, 0)
+
+
+def _context(epoch: bytes) -> bytes:
+    return digest(b"fedtalk request/1", epoch)
+
+
+def _said(site: str, count: int, body: bytes) -> bytes:
+    return joined(site.encode(), count.to_bytes(8, "big"), body)

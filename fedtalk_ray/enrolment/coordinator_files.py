@@ -1,0 +1,94 @@
+"""What an authority gives a coordinator, and what the coordinator keeps beside it: the folder of `fedtalk serve --tls`.
+
+    TLS/authority.pem      the authority's certificate, for everybody
+    TLS/tls.pem  tls.key   the coordinator's certificate and its key
+    TLS/coordinator.key    Ed25519: signs plans; the list of members names its public half
+    TLS/members            the list of members, as the authority signed it last
+    TLS/requests/          requests for membership that arrived, for the authority to look at
+
+The authority's own key is not among them.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedtalk_ray.enrolment.certificates import check_server_files, read_authority
+from fedtalk_ray.enrolment.membership import EnrolmentError, Membership, open_membership
+from fedtalk_ray.outputs import write_synced
+from fedtalk_ray.privacy.keys import SigningKey
+
+MOST_REQUESTS = 4096
+"""Requests that wait at most: anybody can make some, and the authority looks at each."""
+
+
+@dataclass(frozen=True)
+class CoordinatorFiles:
+    """Where they lie."""
+
+    folder: Path
+
+    @property
+    def authority(self) -> Path:
+        return self.folder / "authority.pem"
+
+    @property
+    def tls_certificate(self) -> Path:
+        return self.folder / "tls.pem"
+
+    @property
+    def tls_key(self) -> Path:
+        return self.folder / "tls.key"
+
+    @property
+    def server_key(self) -> Path:
+        return self.folder / "coordinator.key"
+
+    @property
+    def members(self) -> Path:
+        return self.folder / "members"
+
+    @property
+    def requests(self) -> Path:
+        return self.folder / "requests"
+
+    def check(self) -> "CoordinatorFiles":
+        """This folder. Raises `EnrolmentError` for one that is no coordinator's, or whose parts do not fit."""
+        if not self.authority.is_file():
+            raise EnrolmentError(
+                f"--tls {self.folder} is no coordinator's folder; `fedtalk authority init AUTH --host HOST` makes "
+                "AUTH/coordinator"
+            )
+        check_server_files(self.tls_certificate, self.tls_key)
+        if self.membership().server != SigningKey.read_from(self.server_key).public:
+            raise EnrolmentError(f"{self.members} names another coordinator than {self.server_key}")
+        return self
+
+    def signed_members(self) -> bytes:
+        try:
+            return self.members.read_bytes()
+        except OSError as error:
+            raise EnrolmentError(f"the list of members {self.members} cannot be read ({error})") from error
+
+    def membership(self) -> Membership:
+        """Raises `EnrolmentError` for a list that this authority did not sign."""
+        _, key = read_authority(self.authority.read_bytes())
+        return open_membership(self.signed_members(), key)
+
+    def keep_request(self, data: bytes) -> bool:
+        """Keeps a request for the authority; False where too many wait. The same one is kept once, and no request takes
+        the place of another."""
+        place = self.requests / hashlib.sha256(data).hexdigest()
+        if place.exists():
+            return True
+        self.requests.mkdir(mode=0o700, exist_ok=True)
+        if sum(1 for _ in self.requests.iterdir()) >= MOST_REQUESTS:
+            return False
+        write_synced(place, data)
+        return True
+
+    def waiting(self) -> list[bytes]:
+        """The requests that arrived, in the order of their hashes."""
+        if not self.requests.is_dir():
+            return []
+        return [place.read_bytes() for place in sorted(self.requests.iterdir()) if not place.name.startswith(".")]

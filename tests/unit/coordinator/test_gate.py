@@ -1,0 +1,220 @@
+"""The coordinator's door: who gets in, what it costs to knock, and that nothing is counted twice."""
+
+import hashlib
+import json
+import socket
+import ssl
+import threading
+import urllib.request
+from datetime import date, timedelta
+from typing import Any
+
+import numpy as np
+import pytest
+import requests
+
+from fedtalk_ray.enrolment.caller import COUNT, EPOCH, signed_headers
+from fedtalk_ray.enrolment.invite import Invite, request_of
+from fedtalk_ray.enrolment.membership import EnrolmentError
+from fedtalk_ray.messages import Order, Reply
+from fedtalk_ray.privacy.keys import SigningKey
+from fedtalk_ray.privacy.wire import decode, encode
+from fedtalk_ray.sites.connection import Connection, ConnectionRefused, fetch_authority
+from tests.unit.coordinator.conftest import LATE_AFTER, Standing
+
+
+def raw(standing: Standing, method: str, path: str, **how: Any) -> requests.Response:
+    return requests.request(method, standing.address + path, verify=str(standing.files.authority), timeout=10, **how)
+
+
+def headers(standing: Standing, name: str, count: int, method: str, path: str, body: bytes = b"") -> dict[str, str]:
+    epoch, digest = standing.gate.callers.epoch, hashlib.sha256(body).digest()
+    return signed_headers(standing.keys[name], name, epoch, count, method, path, digest)
+
+
+def test_a_round_trip(standing: Standing) -> None:
+    """Two sites train and answer; what they reply arrives as it was sent, and by name."""
+    for name in ("s1", "s2"):
+        standing.member(name)
+    shared = np.arange(5, dtype=np.float32)
+    trained = standing.ask(standing.gate.call("train", ["s1", "s2"], shared, standing.plan(), enough=None))
+    for name in ("s1", "s2"):
+        found = standing.line(name).post("/v1/next", b"")
+        assert found is not None
+        order = decode(Order, found)
+        assert (order.exchange, order.stage, order.frame) == (1, "train", standing.plan())
+        (part,) = order.parts
+        assert part.digest == hashlib.sha256(shared.tobytes()).digest() and part.size == shared.nbytes
+        standing.line(name).post("/v1/replies/1/train", encode(Reply("" if name == "s1" else "old round", b"")))
+    answers = trained.result(10)
+    assert (answers.clients, answers.refused) == (("s1",), {"old round": 1})
+
+    asked = standing.ask(standing.gate.call("answer", "share", {"s1": b"frame for s1"}))
+    found = standing.line("s1").post("/v1/next", b"")
+    assert found is not None and decode(Order, found).frame == b"frame for s1"
+    standing.line("s1").post("/v1/replies/1/share", encode(Reply("", b"sealed")))
+    answers, payload = asked.result(10)
+    assert answers.clients == ("s1",) and payload[0].tobytes() == b"sealed"
+
+
+def test_who_is_late_is_counted_and_not_waited_for(standing: Standing) -> None:
+    standing.member("s1")
+    asked = standing.ask(standing.gate.call("train", ["s1"], np.zeros(1, np.float32), standing.plan()))
+    answers = asked.result(3 * LATE_AFTER)
+    assert answers.clients == () and answers.refused == {"late": 1}
+    with pytest.raises(ConnectionRefused, match="not asked"):
+        standing.line("s1").post("/v1/replies/1/train", encode(Reply("", b"")))
+
+
+def test_a_second_reply_with_other_bytes_is_refused_and_the_same_one_changes_nothing(standing: Standing) -> None:
+    for name in ("s1", "s2"):
+        standing.member(name)
+    asked = standing.ask(standing.gate.call("train", ["s1", "s2"], np.zeros(1, np.float32), standing.plan()))
+    line = standing.line("s1")
+    line.post("/v1/next", b"")
+    for _ in range(2):
+        line.post("/v1/replies/1/train", encode(Reply("", b"")))
+    with pytest.raises(ConnectionRefused, match="another reply") as refused:
+        line.post("/v1/replies/1/train", encode(Reply("old round", b"")))
+    assert refused.value.status == 409
+    standing.line("s2").post("/v1/replies/1/train", encode(Reply("", b"")))
+    assert asked.result(10).clients == ("s1", "s2")
+
+
+def test_strangers_learn_nothing_and_move_nothing(standing: Standing) -> None:
+    standing.member("s1")
+    stranger = SigningKey.generate()
+    for name, key in (("s9", stranger), ("s1", stranger), ("", stranger), ("../s1", stranger)):
+        for method, path in (
+            ("GET", "/v1/members"),
+            ("GET", "/v1/offer"),
+            ("GET", "/v1/files/" + "0" * 64),
+            ("POST", "/v1/next"),
+            ("POST", "/v1/replies/1/train"),
+        ):
+            epoch, digest = standing.gate.callers.epoch, hashlib.sha256(b"x").digest()
+            signed = signed_headers(key, name, epoch, 1, method, path, digest)
+            assert raw(standing, method, path, data=b"x", headers=signed).status_code == 401
+            assert raw(standing, method, path, data=b"x").status_code == 401
+    # Nobody was locked out by it.
+    assert standing.line("s1").get("/v1/members") == standing.files.signed_members()
+
+
+def test_who_was_revoked_or_whose_time_is_over_is_turned_away(standing: Standing) -> None:
+    for name in ("s1", "s2"):
+        standing.member(name)
+    standing.authority.revoke("s1")
+    with pytest.raises(ConnectionRefused, match="revoked"):
+        standing.line("s1").get("/v1/offer")
+    state = standing.files.folder.parent / "authority.json"
+    tree = json.loads(state.read_text())
+    tree["members"]["s2"][1] = (date.today() - timedelta(days=1)).isoformat()
+    state.write_text(json.dumps(tree))
+    standing.authority.revoke("s1") if "s1" in tree["members"] else standing.member("s3")
+    # The list was signed with s2 gone; one that still had it would be turned away by its date.
+    with pytest.raises(ConnectionRefused, match=r"not a member|ran out"):
+        standing.line("s2").get("/v1/offer")
+
+
+def test_a_recorded_request_is_refused(standing: Standing) -> None:
+    standing.member("s1")
+    signed = headers(standing, "s1", 1, "GET", "/v1/members")
+    assert raw(standing, "GET", "/v1/members", headers=signed).status_code == 200
+    again = raw(standing, "GET", "/v1/members", headers=signed)
+    assert again.status_code == 401 and again.headers[COUNT] == "1" and EPOCH in again.headers
+    # Nor does it open another path, another method or another body.
+    signed = headers(standing, "s1", 2, "GET", "/v1/members")
+    assert raw(standing, "GET", "/v1/offer", headers=signed).status_code == 401
+    assert raw(standing, "POST", "/v1/next", headers=signed).status_code == 401
+    signed = headers(standing, "s1", 3, "POST", "/v1/replies/1/train", b"one")
+    refused = raw(standing, "POST", "/v1/replies/1/train", headers=signed, data=b"two")
+    assert refused.status_code == 400 and "not the one that was signed" in refused.text
+
+
+def test_a_site_that_starts_anew_goes_on_where_it_was(standing: Standing) -> None:
+    """It does not know its last count, nor, after the coordinator started anew, the epoch."""
+    standing.member("s1")
+    for _ in range(2):
+        line = standing.line("s1")
+        assert line.get("/v1/members") and line.get("/v1/members")
+
+
+@pytest.mark.parametrize("length", [str(1 << 30), "100000", "-1", "x", None])
+def test_bodies_are_bounded_before_they_are_read(standing: Standing, length: str | None) -> None:
+    """A member that announces a gibibyte is answered before it has sent any of it."""
+    standing.member("s1")
+    path = "/v1/replies/1/train"
+    signed = headers(standing, "s1", 1, "POST", path, b"")
+    lines = [f"POST {path} HTTP/1.1", "Host: localhost", *(f"{name}: {value}" for name, value in signed.items())]
+    lines += ["Transfer-Encoding: chunked" if length is None else f"Content-Length: {length}", "", ""]
+    context = ssl.create_default_context(cafile=str(standing.files.authority))
+    with (
+        socket.create_connection(("127.0.0.1", standing.port), timeout=10) as plain,
+        context.wrap_socket(plain, server_hostname="localhost") as line,
+    ):
+        line.sendall("\r\n".join(lines).encode())
+        assert line.recv(12).split()[1] in (b"411", b"413", b"400")
+
+
+def test_requests_for_membership_are_kept_and_garbage_is_not(standing: Standing) -> None:
+    invite, key = standing.authority.invite("s1"), SigningKey.generate()
+    assert raw(standing, "POST", "/v1/requests", data=request_of(invite, key)).status_code == 202
+    assert raw(standing, "POST", "/v1/requests", data=b"garbage").status_code == 400
+    assert raw(standing, "POST", "/v1/requests", data=bytes(10_000)).status_code == 413
+    assert standing.files.waiting() == [request_of(invite, key)]
+    standing.authority.sign(standing.files.waiting())
+    # A member's own is not kept again, and signing again changes nothing.
+    assert raw(standing, "POST", "/v1/requests", data=request_of(invite, key)).status_code == 202
+
+
+def test_a_file_is_fetched_by_its_hash_and_goes_on_where_it_broke_off(standing: Standing, tmp_path: Any) -> None:
+    standing.member("s1")
+    content = bytes(range(256)) * 5000
+    part = standing.gate.served.add("file.json", content)
+    place = tmp_path / "there" / "file.json"
+    place.parent.mkdir()
+    place.with_name("file.json.part").write_bytes(content[:1000])
+    standing.line("s1").fetch(part, place)
+    assert place.read_bytes() == content and not place.with_name("file.json.part").exists()
+    # What is not what was named is not kept.
+    (standing.gate.served._folder / part.digest.hex()).write_bytes(content[::-1])
+    with pytest.raises(EnrolmentError, match="not the one it named"):
+        standing.line("s1").fetch(part, tmp_path / "other.json")
+    assert not (tmp_path / "other.json").exists() and not (tmp_path / "other.json.part").exists()
+    with pytest.raises(ConnectionRefused, match="no such file"):
+        standing.line("s1").get("/v1/files/" + "0" * 64)
+    with pytest.raises(ConnectionRefused):
+        standing.line("s1").get("/v1/files/..%2f..%2fauthority.json")
+
+
+def test_a_coordinator_of_another_authority_is_not_spoken_to(standing: Standing, tmp_path: Any) -> None:
+    from fedtalk_ray.enrolment.authority import Authority
+
+    another = Authority.create(tmp_path / "another", ["localhost"])
+    with pytest.raises(EnrolmentError, match="belongs to another authority"):
+        fetch_authority(standing.address, another.invite("s1"))
+    pem = fetch_authority(standing.address, standing.authority.invite("s1"))
+    assert pem == standing.files.authority.read_bytes()
+    for address in ("http://localhost:1", "localhost"):
+        with pytest.raises(EnrolmentError, match="no coordinator's address"):
+            fetch_authority(address, Invite.new("s1", b""))
+    # And a site that knows its authority speaks to nobody else: it goes on trying, and says so.
+    heard: list[str] = []
+    key = standing.member("s1")
+    line = Connection(standing.address, another.coordinator.authority, "s1", key, heard.append, 0.1)
+    threading.Thread(target=lambda: line.get("/v1/members"), daemon=True).start()
+    for _ in range(100):
+        threading.Event().wait(0.05)
+        if heard:
+            break
+    assert "certificate verify failed" in heard[0]
+
+
+def test_nothing_older_than_tls_1_2_is_spoken(standing: Standing) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.maximum_version = ssl.TLSVersion.TLSv1_1
+    with socket.create_connection(("127.0.0.1", standing.port), timeout=10) as plain, pytest.raises(ssl.SSLError):
+        context.wrap_socket(plain)
+    with pytest.raises(OSError):
+        urllib.request.urlopen(f"http://localhost:{standing.port}/v1/authority", timeout=5)

@@ -1,0 +1,262 @@
+"""Who belongs: codes that work once, requests that prove two secrets, lists that nobody else can sign or turn back."""
+
+import json
+import stat
+from datetime import date, timedelta
+from pathlib import Path
+
+import pytest
+
+from fedtalk_ray.commands.cli import main
+from fedtalk_ray.enrolment.authority import Authority
+from fedtalk_ray.enrolment.coordinator_files import MOST_REQUESTS, CoordinatorFiles
+from fedtalk_ray.enrolment.invite import Invite, request_of
+from fedtalk_ray.enrolment.membership import (
+    EnrolmentError,
+    Member,
+    Membership,
+    later,
+    open_membership,
+    seal_membership,
+)
+from fedtalk_ray.outputs import OutputError
+from fedtalk_ray.privacy.keys import SigningKey
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority.create(tmp_path / "authority", ["localhost", "127.0.0.1"])
+
+
+def let_in(authority: Authority, name: str, key: SigningKey, new_key: bool = False) -> None:
+    (decision,) = authority.sign([request_of(authority.invite(name, new_key=new_key), key)])
+    assert decision.name == name and not decision.refused
+
+
+def test_a_site_becomes_a_member_by_its_code(authority: Authority) -> None:
+    key = SigningKey.generate()
+    let_in(authority, "s1", key)
+    found = authority.coordinator.check().membership()
+    assert found.roster().clients == {"s1": key.public}
+    assert found.server == SigningKey.read_from(authority.coordinator.server_key).public
+    assert found.version == 2 and found.member("s1") and not found.member("s2")
+
+
+def test_everything_of_the_authority_is_for_its_owner_alone(authority: Authority, tmp_path: Path) -> None:
+    let_in(authority, "s1", SigningKey.generate())
+    assert stat.S_IMODE((tmp_path / "authority").stat().st_mode) == 0o700
+    for path in (tmp_path / "authority").rglob("*"):
+        if path.name not in (".authority.json.lock",):
+            assert stat.S_IMODE(path.stat().st_mode) in (0o600, 0o700), path
+    # The coordinator is given no key of the authority's, and no code.
+    state = json.loads((tmp_path / "authority" / "authority.json").read_text())
+    secrets = [(tmp_path / "authority" / "authority.key").read_bytes(), bytes.fromhex(state["invites"]["s1"]["secret"])]
+    for path in authority.coordinator.folder.rglob("*"):
+        if path.is_file():
+            held = path.read_bytes()
+            assert not any(secret in held or secret.hex().encode() in held for secret in secrets)
+
+
+def test_a_code_lets_one_key_in(authority: Authority) -> None:
+    invite = authority.invite("s1")
+    first, second = SigningKey.generate(), SigningKey.generate()
+    assert [bool(d.refused) for d in authority.sign([request_of(invite, first), request_of(invite, second)])] == [0, 1]
+    # The same request again, as it still waits at the coordinator, changes nothing.
+    version = authority.members().version
+    assert not authority.sign([request_of(invite, first)])[0].refused
+    assert authority.members().version == version
+    assert authority.members().roster().clients == {"s1": first.public}
+
+
+@pytest.mark.parametrize("who", ["another code", "another name", "another key", "no proof", "garbage", "too long"])
+def test_a_request_that_proves_too_little_is_refused(authority: Authority, who: str) -> None:
+    invite, key, other = authority.invite("s1"), SigningKey.generate(), SigningKey.generate()
+    good = request_of(invite, key)
+    request = {
+        "another code": request_of(Invite("s1", bytes(16), invite.authority), key),
+        "another name": request_of(Invite("s2", invite.secret, invite.authority), key),
+        "another key": good.replace(key.public, other.public),
+        "no proof": good[:-64] + bytes(64),
+        "garbage": b"\0" * 100,
+        "too long": good + bytes(1000),
+    }[who]
+    (decision,) = authority.sign([request])
+    assert decision.refused
+    assert not authority.members().members
+    # And nobody who was invited is kept out by it.
+    assert not authority.sign([good])[0].refused
+
+
+def test_one_key_is_one_member(authority: Authority) -> None:
+    """Who has two codes would count twice in every sum, and hold two of its shares."""
+    key = SigningKey.generate()
+    let_in(authority, "s1", key)
+    (decision,) = authority.sign([request_of(authority.invite("s2"), key)])
+    assert "this very key" in decision.refused
+
+
+def test_a_code_runs_out(authority: Authority, tmp_path: Path) -> None:
+    invite = authority.invite("s1", days=14)
+    state = tmp_path / "authority" / "authority.json"
+    found = json.loads(state.read_text())
+    assert found["invites"]["s1"]["until"] == (date.today() + timedelta(days=14)).isoformat()
+    found["invites"]["s1"]["until"] = (date.today() - timedelta(days=1)).isoformat()
+    state.write_text(json.dumps(found))
+    assert "ran out" in authority.sign([request_of(invite, SigningKey.generate())])[0].refused
+
+
+def test_a_member_whose_time_is_over_leaves_the_list_when_it_is_signed_again(
+    authority: Authority, tmp_path: Path
+) -> None:
+    let_in(authority, "s1", SigningKey.generate())
+    state = tmp_path / "authority" / "authority.json"
+    found = json.loads(state.read_text())
+    found["members"]["s1"][1] = (date.today() - timedelta(days=1)).isoformat()
+    state.write_text(json.dumps(found))
+    version = authority.members().version
+    authority.sign([])
+    assert not authority.members().members and authority.members().version == version + 1
+
+
+def test_who_is_revoked_is_out_and_its_code_too(authority: Authority) -> None:
+    key = SigningKey.generate()
+    invite = authority.invite("s1")
+    request = request_of(invite, key)
+    authority.sign([request])
+    authority.revoke("s1")
+    assert authority.coordinator.membership().members == ()
+    assert authority.coordinator.membership().revoked == ("s1",)
+    assert authority.sign([request])[0].refused
+    with pytest.raises(EnrolmentError, match="'s9' is neither a member nor invited"):
+        authority.revoke("s9")
+    # Invited anew it comes back.
+    let_in(authority, "s1", SigningKey.generate())
+    assert authority.coordinator.membership().revoked == ()
+
+
+def test_who_lost_its_key_comes_with_another(authority: Authority) -> None:
+    let_in(authority, "s1", SigningKey.generate())
+    with pytest.raises(EnrolmentError, match="s1 is a member already; --new-key"):
+        authority.invite("s1")
+    with pytest.raises(EnrolmentError, match="s2 is no member"):
+        authority.invite("s2", new_key=True)
+    new = SigningKey.generate()
+    let_in(authority, "s1", new, new_key=True)
+    assert authority.members().roster().clients == {"s1": new.public}
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../s1", "a\0", "-s1", "x" * 65, "s 1", "é"])
+def test_no_name_is_a_path(authority: Authority, name: str) -> None:
+    with pytest.raises(EnrolmentError, match="cannot be a site's name"):
+        authority.invite(name)
+    listed = Membership(1, bytes(32), (Member(name, bytes(32), "2030-01-01"),))
+    key = SigningKey.generate()
+    with pytest.raises(EnrolmentError):
+        open_membership(seal_membership(key, listed), key.public)
+
+
+def test_a_list_that_was_altered_or_signed_by_another_is_refused(authority: Authority, tmp_path: Path) -> None:
+    let_in(authority, "s1", SigningKey.generate())
+    signed = authority.coordinator.signed_members()
+    another = Authority.create(tmp_path / "another", ["localhost"])
+    public = SigningKey.read_from(tmp_path / "authority" / "authority.key").public
+    assert open_membership(signed, public).member("s1")
+    with pytest.raises(EnrolmentError, match="not signed by this federation's authority"):
+        open_membership(another.coordinator.signed_members(), public)
+    for place in range(0, len(signed), 7):
+        broken = bytearray(signed)
+        broken[place] ^= 1
+        with pytest.raises(EnrolmentError):
+            open_membership(bytes(broken), public)
+
+
+def test_nobody_goes_back_to_an_older_list() -> None:
+    key = SigningKey.generate()
+    old, new, fork = (
+        seal_membership(key, Membership(version, bytes(32), (), revoked))
+        for version, revoked in ((1, ()), (2, ("s1",)), (2, ()))
+    )
+    assert later(None, old, key.public).version == 1
+    assert later(old, new, key.public).version == 2 == later(new, new, key.public).version
+    for older in (old, fork):
+        with pytest.raises(EnrolmentError, match="number 2 was seen before"):
+            later(new, older, key.public)
+
+
+def test_a_list_names_nobody_twice() -> None:
+    key = SigningKey.generate()
+    one, two = Member("s1", b"1" * 32, "2030-01-01"), Member("s2", b"1" * 32, "2030-01-01")
+    for members in ((one, one), (one, two)):
+        with pytest.raises(EnrolmentError, match="twice"):
+            open_membership(seal_membership(key, Membership(1, bytes(32), members)), key.public)
+
+
+def test_requests_wait_side_by_side_and_not_without_end(tmp_path: Path) -> None:
+    files = CoordinatorFiles(tmp_path)
+    assert files.waiting() == []
+    assert files.keep_request(b"one") and files.keep_request(b"two") and files.keep_request(b"one")
+    assert sorted(files.waiting()) == [b"one", b"two"]
+    for number in range(MOST_REQUESTS):
+        (files.requests / f"{number:064x}").touch()
+    assert not files.keep_request(b"three") and files.keep_request(b"two")
+
+
+def test_a_code_survives_being_read_and_a_wrong_one_is_not_repeated() -> None:
+    invite = Invite.new("s1.a", b"certificate")
+    assert Invite.parse(f" {invite.code()}\n") == invite
+    assert invite.secret.hex() not in repr(invite)
+    for code in ("", "s1", "s1:", "s1:abc", invite.code()[:-1], f"{invite.code()}AAAA", f"../x{invite.code()[4:]}"):
+        with pytest.raises(EnrolmentError) as refused:
+            Invite.parse(code)
+        assert not code or len(code) < 4 or code not in str(refused.value)
+
+
+def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "authority"
+    commands = ["authority", "init", str(folder), "--host", "localhost"]
+    with pytest.raises(SystemExit) as ended:
+        main(commands)
+    assert ended.value.code == 0
+    with pytest.raises(SystemExit):
+        main(["authority", "invite", str(folder), "s1"])
+    code = capsys.readouterr().out.splitlines()[-1]
+    key = SigningKey.generate()
+    Authority(folder).coordinator.keep_request(request_of(Invite.parse(code), key))
+    with pytest.raises(SystemExit):
+        main(["authority", "sign", str(folder)])
+    assert capsys.readouterr().out.splitlines() == [
+        f"s1: member, key {key.public.hex()[:16]}...",
+        f"1 members, list number 2: {folder / 'coordinator' / 'members'}",
+    ]
+    with pytest.raises(SystemExit):
+        main(["authority", "revoke", str(folder), "s1"])
+    assert "s1 belongs no more" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["sign", "nowhere"], "nowhere is no authority's folder"),
+        (["init", "there", "--host", "localhost"], "output there already exists"),
+        (["init", "new", "--host", "a b\u00e9"], "is no host name or address"),
+        (["invite", "there", "a/b"], "'a/b' cannot be a site's name"),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Authority.create("there", ["localhost"])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main(["authority", *arguments])
+    error = capsys.readouterr().err
+    assert ended.value.code == 1 and said in error and error.count("\n") == 1
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_in_use_stays_as_it_is(authority: Authority, tmp_path: Path) -> None:
+    before = (tmp_path / "authority" / "authority.key").read_bytes()
+    with pytest.raises(OutputError):
+        Authority.create(tmp_path / "authority", ["localhost"])
+    assert (tmp_path / "authority" / "authority.key").read_bytes() == before
