@@ -298,10 +298,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Offer:
-    """What a run is about. config: its settings, JSON. start: the model's files; none where it ships with the package.
-    conditions: how clips are to be prepared, JSON (`coordinator.offer`)."""
+    """What a run is about. nonce: 16 random bytes. config: its settings, JSON. start: the model's files; none where it
+    ships with the package. conditions: how clips are to be prepared, JSON. The run's name is a hash of all but the
+    settings (`coordinator.offer`), which plans hash."""
 
-    run: str
+    nonce: bytes
     config: str
     start: tuple[Part, ...]
     conditions: str

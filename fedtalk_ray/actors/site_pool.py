@@ -6,7 +6,7 @@ are asked, and lets a slot without clients do what needs the model alone: export
 
 import asyncio
 import json
-import secrets
+import os
 import socket
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -19,21 +19,24 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from fedtalk_ray.actors.connection import actor_name
 from fedtalk_ray.actors.pool import Outcome, SlotPool
 from fedtalk_ray.actors.ray_errors import DEATHS, RoundLost, fetch, first_line
-from fedtalk_ray.actors.slot import CONTROL, Slot
+from fedtalk_ray.actors.slot import Slot
 from fedtalk_ray.coordinator.gate import Gate
 from fedtalk_ray.coordinator.http import open_door
 from fedtalk_ray.coordinator.offer import conditions_of
 from fedtalk_ray.enrolment.certificates import read_authority
 from fedtalk_ray.enrolment.coordinator_files import CoordinatorFiles
 from fedtalk_ray.enrolment.membership import later
-from fedtalk_ray.errors import ClusterError
-from fedtalk_ray.federation.roster import found_federation
+from fedtalk_ray.errors import ClusterError, RunError
+from fedtalk_ray.federation.roster import SignedRoster, found_federation, nonce_of
 from fedtalk_ray.federation.secure_aggregator import limits_of
 from fedtalk_ray.model.embedded import EMBEDDED
 from fedtalk_ray.outputs import write_synced
 from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.settings import TrainConfig
 from fedtalk_ray.shards.format import Manifest
+
+PATIENCE_S = 30.0
+"""Seconds that a round waits for sites beyond those that it needs."""
 
 NO_CLIENTS = "fedtalk_ray.actors.client:slot_without_clients"
 
@@ -59,12 +62,8 @@ class GateProcess:
         """As a slot's."""
         return await self._gate.call(method, *arguments, **keywords)
 
-    @ray.method(concurrency_group=CONTROL)
-    async def stop(self, call: int) -> None:
-        await self._gate.stop(call)
 
-
-_GateActor: Any = ray.remote(concurrency_groups={CONTROL: 1})(GateProcess)
+_GateActor: Any = ray.remote(GateProcess)
 
 
 @dataclass(frozen=True)
@@ -102,15 +101,20 @@ class SitePool:
         self._local = SlotPool(alone, NO_CLIENTS)
         _, self._authority = read_authority(coordinator.files.authority.read_bytes())
         self._listed = set(coordinator.files.membership().roster().clients)
-        if self._run.federation.exists():
-            name = json.loads(self._run.federation.read_text())["run"]
+        again = self._run.federation.exists()
+        nonce = nonce_of(self._run) if again else os.urandom(16)
+        model = None if config.pretrained in (None, EMBEDDED) else config.pretrained
+        name = self._ask("offer", nonce, config.model_dump_json(), json.dumps(conditions_of(manifest)), model)
+        if again:
+            if name != SignedRoster(self._run).name():
+                self.close()
+                raise RunError(
+                    f"{config.run} began with another model, or with shards that were prepared otherwise; put them back"
+                )
             later(self._run.members.read_bytes(), members, self._authority)
         else:
-            name = secrets.token_hex(16)
             write_synced(self._run.server_key, coordinator.files.server_key.read_bytes())
-        found_federation(self._run, name, self._authority, members)
-        model = None if config.pretrained in (None, EMBEDDED) else config.pretrained
-        self._ask("offer", name, config.model_dump_json(), json.dumps(conditions_of(manifest)), model)
+        found_federation(self._run, name, nonce, self._authority, members)
 
     @property
     def policy(self) -> Any:
@@ -127,31 +131,32 @@ class SitePool:
 
     @property
     def ready(self) -> list[Slot]:
-        """Whoever works for the run: its own slot, and the gate."""
-        return [*self._local.ready, self._gate]
+        """The run's own slot."""
+        return self._local.ready
 
-    def gone(self) -> Collection[str]:
-        """Who was a member when the run began and is none any more."""
-        return self._listed - set(self._coordinator.files.membership().roster().clients)
-
-    def fit_to(self, clients: int) -> None:
-        """Before a round: takes on the newest list of members, and waits until enough sites are on line.
-
-        Raises `ClusterError` after `slots.placement_timeout_s`.
-        """
-        self._local.fit_to(1)
-        newest, held = self._coordinator.files.signed_members(), self._run.members.read_bytes()
+    def away(self) -> Collection[str]:
+        """Members that are not on line, or none any more. Waits until as many are on line as a sum needs, and a little
+        for a whole cohort. Raises `ClusterError` after `slots.placement_timeout_s`."""
+        newest, held = self._ask("newest_members"), self._run.members.read_bytes()
         if newest != held:
             later(held, newest, self._authority)
             write_synced(self._run.members, newest)
         fewest, timeout = limits_of(self._config.privacy).floor, self._config.slots.placement_timeout_s
-        found = self._ask("on_line", min(fewest, clients), timeout)
-        if len(found) < min(fewest, clients):
+        wanted = min(self._config.cohort.size, len(self._listed))
+        found = self._ask("on_line", wanted, min(timeout, PATIENCE_S))
+        if len(found) < fewest:
+            found = self._ask("on_line", fewest, timeout)
+        if len(found) < fewest:
             raise ClusterError(
                 f"{len(found)} of {fewest} sites were on line after {timeout:g} s "
                 f"({', '.join(found[:8]) or 'none'}); start the others, or raise slots.placement_timeout_s; the last "
                 "checkpoint is intact: go on with --resume"
             )
+        return self._listed - set(found)
+
+    def fit_to(self, clients: int) -> None:
+        """Before a round: the run's own slot is there, or another one in its place."""
+        self._local.fit_to(1)
 
     def run(self, method: str, clients: list[str], *arguments: Any, enough: int | None = None, **how: Any) -> Any:
         """As `SlotPool.run`: "train" asks the sites, all at once; everything else the slot."""
@@ -178,7 +183,7 @@ class SitePool:
         """As `SlotPool.tell_all`. Sites are told by their next order what phases ended with."""
         self._local.tell_all(method, *arguments)
         if method == "enter":
-            self._ask("serve", dict(arguments[1]))
+            self._ask("take_results", dict(arguments[1]))
 
     def one(self, method: str, *arguments: Any) -> Any:
         """As `SlotPool.one`."""

@@ -57,30 +57,33 @@ def invite(
 def sign(
     folder: Folder,
     requests: Annotated[
-        Path | None, typer.Option(help="The coordinator's TLS folder, or its requests; else those beside the key.")
+        Path | None,
+        typer.Option(help="The coordinator's --tls folder, or a copy of its requests."),
     ] = None,
     days: Annotated[int, typer.Option(min=1, help="How long new members belong.")] = 365,
 ) -> None:
     """Make members of those who used their codes, and sign the list of members for the coordinator.
 
-    Example: `fedtalk authority sign authority --requests /mnt/coordinator/tls`
+    Example: `fedtalk authority sign authority --requests requests`
     """
     from fedtalk_ray.enrolment.authority import Authority
-    from fedtalk_ray.enrolment.coordinator_files import CoordinatorFiles
+    from fedtalk_ray.enrolment.coordinator_files import CoordinatorFiles, waiting_in
 
     authority = Authority(folder)
-    place = authority.coordinator.folder if requests is None else requests
-    if not place.is_dir():
-        raise UserError(f"--requests {place} is no folder; give the coordinator's TLS folder")
-    files = CoordinatorFiles(place.parent if place.name == "requests" else place)
-    decisions = authority.sign(files.waiting(), days)
-    for decision in decisions:
+    place = authority.coordinator.requests if requests is None else requests
+    if requests is not None and not place.is_dir():
+        raise UserError(f"--requests {place} is no folder; give the coordinator's --tls folder or its requests")
+    inside = CoordinatorFiles(place).requests
+    waiting = waiting_in(inside if inside.is_dir() else place)
+    if not waiting:
+        print(f"no request waits in {place}")
+    for decision in authority.sign(waiting, days):
         said = f"refused: {decision.refused}" if decision.refused else f"member, key {decision.key[:16]}..."
         print(f"{decision.name}: {said}")
     found = authority.members()
     print(f"{len(found.members)} members, list number {found.version}: {authority.coordinator.members}")
-    if files.folder.resolve() != authority.coordinator.folder.resolve():
-        print(f"copy it to the coordinator's folder: {files.members}")
+    if requests is not None:
+        print("copy it to the coordinator's --tls folder")
 
 
 @app.command()

@@ -22,7 +22,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
-for name, group in (("privacy", privacy_commands.app), ("authority", authority.app)):
+for name, group in (("privacy", privacy_commands.app), ("authority", authority.app), ("site", sites.app)):
     app.add_typer(group, name=name)
 
 Model = Annotated[Path, typer.Option(help="Run folder, a pretrained pipeline, or fedtalk-tiny.")]

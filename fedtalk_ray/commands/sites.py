@@ -1,14 +1,24 @@
-"""`fedtalk serve` and `fedtalk join`: a federation whose clients are sites, each on a machine of its own."""
+"""`fedtalk serve`, `join` and `site`: a federation whose clients are sites, each on a machine of its own."""
 
-import json
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedtalk_ray.errors import UserError
+from fedtalk_ray.errors import RunError, UserError
+
+if TYPE_CHECKING:
+    from fedtalk_ray.corpora.source import ClipSource
+    from fedtalk_ray.sites.connection import Connection
+    from fedtalk_ray.sites.folder import SiteFolder
+    from fedtalk_ray.sites.policy import Policy
+
+app = typer.Typer(help="What a site has agreed to, spent, and can use.", no_args_is_help=True)
+
+SitePlace = Annotated[Path, typer.Argument(help="The site's folder.")]
 
 
 def serve(
@@ -48,16 +58,19 @@ def serve(
 
 def join(
     site: Annotated[Path, typer.Option(help="Folder of this site: its key, clips, ledger, models.")],
-    address: Annotated[
-        str | None, typer.Argument(help="The coordinator, https://HOST:8443; at the first time.")
+    address: Annotated[str | None, typer.Argument(help="The coordinator, as https://HOST:8443; kept in SITE.")] = None,
+    invite: Annotated[
+        str | None,
+        typer.Option(envvar="FEDTALK_INVITE", help="The authority's code: the first time, or in place of one."),
     ] = None,
-    invite: Annotated[str | None, typer.Option(help="The code from the authority, at the first time.")] = None,
     clips: Annotated[
-        Path | None, typer.Option(help="Folder of clips, or of people's folders of clips; until they are prepared.")
+        Path | None, typer.Option(help="Folder of clips, or of people's folders of clips; kept in SITE.")
     ] = None,
-    policy: Annotated[Path | None, typer.Option(help="YAML file of what this site agrees to (docs/sites.md).")] = None,
+    policy: Annotated[
+        Path | None, typer.Option(help="YAML file of what this site agrees to; copied to SITE/policy.yaml.")
+    ] = None,
     speech: Annotated[
-        str | None, typer.Option(help="Where this machine has the network that hears, if not where the run says.")
+        str | None, typer.Option(help="Where this machine has the run's network that hears; kept in SITE.")
     ] = None,
     once: Annotated[bool, typer.Option("--once", help="Leave when the run is over.")] = False,
 ) -> None:
@@ -65,41 +78,123 @@ def join(
 
     Example: `fedtalk join https://fed.example.org:8443 --site site --invite CODE --clips clips`
     """
-    import ray
-
-    from fedtalk_ray.actors.connection import connect
     from fedtalk_ray.enrolment.invite import Invite
-    from fedtalk_ray.sites.clips import clips_in, prepare_clips
+    from fedtalk_ray.sites.clips import clips_in
     from fedtalk_ray.sites.connection import Connection, fetch_authority
     from fedtalk_ray.sites.folder import SiteFolder
-    from fedtalk_ray.sites.policy import load_policy
+    from fedtalk_ray.sites.policy import keep_policy, load_policy
 
     def tell(line: str) -> None:
         print(line, flush=True)
 
-    agreed = load_policy(policy)
+    # All that can be wrong is looked at before anything is written or sent.
+    load_policy(policy)
+    invited = None if invite is None else Invite.parse(invite)
     folder = SiteFolder(site)
+    if clips is not None:
+        clips_in(clips, "somebody")
     if not folder.exists():
-        if address is None or invite is None or clips is None:
+        if address is None or invited is None or clips is None:
             raise UserError(f"{site} is no site yet: give the coordinator's address, --invite and --clips")
-        invited = Invite.parse(invite)
-        # Before anything is written or sent.
-        clips_in(clips, invited.name)
         folder = SiteFolder.create(site, invited, address, fetch_authority(address, invited))
-    sources = [] if folder.shards.exists() else clips_in(clips or Path("clips"), folder.name)
     with folder.alone():
-        from fedtalk_ray.sites.site import Site
-
-        line = Connection(address or folder.address, folder.authority, folder.name, folder.key, tell)
-        here = Site(folder, line, agreed, tell)
-        here.become_member()
-        offer = here.offered()
-        if sources:
-            conditions = json.loads(offer.conditions)
-            connect("local")
-            tell(f"{prepare_clips(sources, folder.shards, conditions, speech)} clips prepared")
-            ray.shutdown()
+        given = {"address": address, "clips": clips and str(clips.resolve()), "speech": speech}
+        folder.remember(**{name: value for name, value in given.items() if value})
+        if invited is not None:
+            folder.ask_anew(invited)
+        agreed = keep_policy(policy, folder.policy)
+        if folder.policy.exists():
+            tell(f"policy: {folder.policy}")
+        sources = [] if folder.shards.exists() else clips_in(folder.clips, folder.name)
         try:
-            here.take_part(offer, once)
+            line = Connection(folder.address, folder.authority, folder.name, folder.key, tell)
+            _take_part(folder, line, agreed, sources, once, tell)
         except KeyboardInterrupt:
             print(f"stopped; `fedtalk join --site {site}` goes on", file=sys.stderr)
+
+
+def _take_part(
+    folder: "SiteFolder",
+    line: "Connection",
+    agreed: "Policy",
+    sources: "list[ClipSource]",
+    once: bool,
+    tell: Callable[[str], None],
+) -> None:
+    """Becomes a member, prepares the clips where they are not, and takes part in one run after another."""
+    from fedtalk_ray.sites.site import Site
+
+    here = Site(folder, line, agreed, tell)
+    here.become_member()
+    offer = here.offered()
+    if sources and not offer.refused:
+        import ray
+
+        from fedtalk_ray.actors.connection import connect
+        from fedtalk_ray.sites.clips import prepare_clips
+
+        connect("local")
+        count = prepare_clips(sources, folder.shards, offer.conditions, folder.speech)
+        tell(f"{count} clips prepared")
+        ray.shutdown()
+    here.take_part(offer, once)
+    while not once:
+        Site(folder, line, agreed, tell).take_part(here.offered())
+
+
+@app.command()
+def status(site: SitePlace) -> None:
+    """Who the site is, what it spent over all runs, and which models it has.
+
+    Example: `fedtalk site status site`
+    """
+    from fedtalk_ray.enrolment.membership import open_membership
+    from fedtalk_ray.privacy.client_ledger import ClientLedger
+    from fedtalk_ray.sites.folder import SiteFolder
+
+    folder = SiteFolder(site).check()
+    print(f"{folder.name} at {folder.address}, key {folder.key.public.hex()[:16]}...")
+    found = open_membership(folder.members.read_bytes(), folder.authority_key) if folder.members.exists() else None
+    member = found and found.member(folder.name)
+    print(f"member until {member.until}, list number {found.version}" if found and member else "not a member")
+    ledger = folder.ledgers / f"{folder.name}.json"
+    spent = ClientLedger(ledger).read() if ledger.exists() else None
+    for run in folder.runs():
+        name = run.path.name
+        rounds = spent.rounds.get(name, 0) if spent else 0
+        model = f"model of round {run.released_round()}: {run.path}" if run.has_model() else "no model yet"
+        print(f"run {name[:8]}: {rounds} rounds, {model}")
+    print(f"ledger: fedtalk privacy client {ledger}" if spent else "nothing was spent yet")
+
+
+@app.command()
+def personalize(
+    site: SitePlace,
+    run: Annotated[
+        str | None, typer.Option(help="Which run's model, by the beginning of its name; else the newest.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps on the adapter.")] = 150,
+) -> None:
+    """Train the site's own identity adapter on its clips, beside a run's released model. It stays here.
+
+    Example: `fedtalk site personalize site`
+    """
+    from fedtalk_ray.sites.folder import SiteFolder
+
+    folder = SiteFolder(site).check()
+    able = [found for found in folder.runs() if found.has_model() and found.path.name.startswith(run or "")]
+    if not able:
+        wanted = "any run" if run is None else f"a run {run}"
+        raise RunError(f"{site} has no model of {wanted}; `fedtalk join` fetches it when the run is over")
+
+    from fedtalk_ray.progress import ticker
+    from fedtalk_ray.shards.people import site_people
+    from fedtalk_ray.training.personalize import personalize as run_personalize
+
+    chosen = max(able, key=lambda found: found.pipeline.stat().st_mtime)
+    people = site_people(folder.shards, folder.name)
+    with ticker(steps, "personalize") as tick:
+        result = run_personalize(chosen.path, folder.name, steps, lambda _: tick(), people=people)
+    print(f"held-out loss of {folder.name}: {result.loss_before:.4f} before, {result.loss_after:.4f} after")
+    print(f"identity adapter: {result.folder}")
+    print(f"it speaks by: fedtalk generate --run {chosen.path} --client {folder.name} ...")

@@ -1,7 +1,7 @@
 """The gate between a run and its sites: what is asked of each, what they replied, who has been heard of.
 
-A plain asyncio class, which looks to the run as a slot does (`actors.slot`) that stands for all sites: `train` and
-`answer` ask every named site and return when all have replied, or are late. `coordinator.http` puts it on the network.
+A plain asyncio class. To the run it looks like one slot that holds all sites (`actors.slot`): `train` and `answer` ask
+every named site and return when all have replied, or are late. `coordinator.http` puts it on the network.
 
 What it holds is one exchange's: a coordinator that died and came back has lost the exchange and nothing else.
 """
@@ -18,11 +18,13 @@ from typing import Any
 
 import numpy as np
 
+from fedtalk_ray.coordinator.offer import LONGEST_REFUSAL, RELEASED, run_name
 from fedtalk_ray.coordinator.served import ServedFiles
-from fedtalk_ray.enrolment.caller import SITE, Callers, UnknownCaller
+from fedtalk_ray.enrolment.caller import SITE, Callers, MembershipOver
+from fedtalk_ray.enrolment.certificates import read_authority
 from fedtalk_ray.enrolment.coordinator_files import CoordinatorFiles
 from fedtalk_ray.enrolment.invite import read_request
-from fedtalk_ray.enrolment.membership import EnrolmentError, Membership
+from fedtalk_ray.enrolment.membership import EnrolmentError, Membership, open_membership
 from fedtalk_ray.messages import Answers, Offer, Order, Part, Plan, Reply
 from fedtalk_ray.privacy.protocol import LARGEST_PART, Code, read_frame
 from fedtalk_ray.privacy.wire import MalformedMessage, decode, encode
@@ -33,14 +35,13 @@ POLL_S = 20.0
 HEARD_S = 60.0
 """A site that asked for nothing for so long is not on line."""
 
-LONGEST_REFUSAL = 200
-
 LATE = "late"
 
-RELEASED = ("pipeline", "adapters")
-"""What of a run's folder is its model."""
-
 _LOG = logging.getLogger("fedtalk.coordinator")
+
+
+class Overfull(Exception):
+    """Too many requests for membership wait."""
 
 
 class Unasked(Exception):
@@ -60,7 +61,7 @@ class _Asked:
     orders: dict[str, bytes]
     enough: int
     replies: dict[str, bytes] = field(default_factory=dict)
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    done: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def complete(self) -> bool:
@@ -71,24 +72,24 @@ class _Asked:
 class Gate:
     """The sites of one run, as seen by its coordinator."""
 
-    ASKED = frozenset({"serve", "offer", "on_line", "train", "answer", "stop", "release"})
+    ASKED = frozenset({"take_results", "offer", "newest_members", "on_line", "train", "answer", "release"})
     """All that the run asks of it."""
 
     def __init__(self, files: CoordinatorFiles, served: Path, late_after: float) -> None:
         """served: the folder of what sites fetch. late_after: seconds for training, and for each stage."""
         self._files, self.served, self._late_after = files, ServedFiles(served), late_after
         self.callers = Callers()
-        self._members: tuple[tuple[int, int], Membership] | None = None
+        self._authority = read_authority(self.authority())[1]
+        self._members: tuple[tuple[int, int, int], Membership, bytes] | None = None
         self._offer: bytes | None = None
         self._results: tuple[Part, ...] = ()
         self._start: tuple[Part, ...] = ()
-        self._over: bytes | None = None
+        self._released: bytes | None = None
         self._asked: _Asked | None = None
         self._news = asyncio.Condition()
         self._heard: dict[str, float] = {}
         self._kept: dict[tuple[int, str, str], bytes] = {}
         self._values = 0
-        self.working_on = ""
 
     # Asked by the run
 
@@ -98,16 +99,23 @@ class Gate:
             raise ValueError(f"the gate is not asked for {method!r}")
         return await getattr(self, method)(*arguments, **keywords)
 
-    async def offer(self, run: str, config: str, conditions: str, model: str | None) -> None:
-        """What the run is about. model: the folder to start from, None for one that ships with the package."""
+    async def offer(self, nonce: bytes, config: str, conditions: str, model: str | None) -> str:
+        """What the run is about; its name. model: the folder to start from, None for one that ships with the
+        package."""
         self._start = () if model is None else self.served.add_model(Path(model))
-        self._offer = encode(Offer(run, config, self._start, conditions))
+        offer = Offer(nonce, config, self._start, conditions)
+        self._offer = encode(offer)
         async with self._news:
             self._news.notify_all()
+        return run_name(offer)
 
-    async def serve(self, results: Mapping[str, np.ndarray]) -> None:
+    async def take_results(self, results: Mapping[str, np.ndarray]) -> None:
         """What each phase before ended with, float32 [D] by its name, in their order."""
         self._results = tuple(self.served.add(name, _bytes_of(vector)) for name, vector in results.items())
+
+    async def newest_members(self) -> bytes:
+        """The newest list that the authority signed."""
+        return self.signed_members()
 
     async def on_line(self, count: int, within: float) -> list[str]:
         """The members heard of lately, as soon as there are so many, or after so many seconds."""
@@ -120,9 +128,7 @@ class Gate:
                     continue
         return found
 
-    async def train(
-        self, clients: list[str], shared: np.ndarray, plan: bytes, call: int = 1, enough: int | None = None
-    ) -> Answers:
+    async def train(self, clients: list[str], shared: np.ndarray, plan: bytes, enough: int | None = None) -> Answers:
         """Lets these sites train for the round of the signed plan; who is ready, and why others are not."""
         _, planned = read_frame(plan, Plan)
         part = self.served.add("shared", _bytes_of(shared))
@@ -139,19 +145,13 @@ class Gate:
         replies = await self._ask(exchange, stage, orders, None)
         return self._answers(list(frames), replies)
 
-    async def stop(self, call: int = 0) -> None:
-        """Nobody is waited for any more, in whatever is asked now."""
-        if self._asked is not None:
-            self._asked.enough = 0
-            self._asked.changed.set()
-
     async def release(self, folder: str) -> int:
         """Gives a run's released model, its pipeline and adapter, to whoever asks from now on; how many sites there
         are."""
         parts = [
             self.served.add_model(place, f"{name}/") for name in RELEASED if (place := Path(folder) / name).is_dir()
         ]
-        self._over = encode(Order(0, "over", b"", tuple(part for each in parts for part in each)))
+        self._released = encode(Order(0, "over", b"", tuple(part for each in parts for part in each)))
         async with self._news:
             self._news.notify_all()
         return len(self._present())
@@ -163,19 +163,32 @@ class Gate:
         site = headers.get(SITE, "")
         membership = self.membership()
         if site in membership.revoked:
-            raise UnknownCaller("membership was revoked")
+            raise MembershipOver("membership was revoked")
         body = self.callers.check(headers, method, path, membership.member(site), date.today().isoformat())
         self._heard[site] = monotonic()
         return site, body
 
-    def keep_request(self, data: bytes) -> bool:
-        """Keeps a request for membership; False where too many wait. Raises `EnrolmentError`."""
+    def keep_request(self, data: bytes) -> str:
+        """Keeps a request for membership; what there is to say about it, empty as a rule. Raises `EnrolmentError` for
+        what is none, and `Overfull` where too many wait."""
         asked = read_request(data)
         member = self.membership().member(asked.client)
-        return (member is not None and member.key == asked.key) or self._files.keep_request(data)
+        if member is not None and member.key == asked.key:
+            return ""
+        if not self._files.keep_request(data):
+            raise Overfull
+        if member is None:
+            return ""
+        return (
+            f"{asked.client} is a member with another key; unless this invite is for a new one (--new-key), it was "
+            "used already: ask the authority for another"
+        )
 
     def signed_members(self) -> bytes:
-        return self._files.signed_members()
+        """The newest list, as the authority signed it."""
+        self.membership()
+        assert self._members is not None
+        return self._members[2]
 
     def authority(self) -> bytes:
         return self._files.authority.read_bytes()
@@ -183,15 +196,17 @@ class Gate:
     def membership(self) -> Membership:
         """The newest list that the authority signed. One that it did not sign is not taken."""
         stat = self._files.members.stat()
-        stamp = (stat.st_mtime_ns, stat.st_ino)
+        stamp = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
         if self._members is None or self._members[0] != stamp:
             try:
-                self._members = stamp, self._files.membership()
+                signed = self._files.signed_members()
+                self._members = stamp, open_membership(signed, self._authority), signed
             except EnrolmentError as error:
                 if self._members is None:
                     raise
+                # Half copied, as a rule: it is looked at again when it is whole.
                 _LOG.error("%s; the list before stays", error)
-                self._members = stamp, self._members[1]
+                self._members = stamp, *self._members[1:]
         return self._members[1]
 
     async def offered(self) -> bytes | None:
@@ -206,8 +221,8 @@ class Gate:
                 asked = self._asked
                 if asked is not None and site in asked.orders and site not in asked.replies:
                     return asked.orders[site]
-                if self._over is not None:
-                    return self._over
+                if self._released is not None:
+                    return self._released
                 if (left := until - monotonic()) <= 0:
                     return None
                 try:
@@ -221,6 +236,12 @@ class Gate:
         values = 4 * self._values if stage == "mask" else 0
         return LARGEST_PART * (members + 3) + values + LONGEST_REFUSAL
 
+    def expects(self, site: str, exchange: int, stage: str) -> bool:
+        """Whether a reply of the site to that is asked, or was given already."""
+        asked = self._asked
+        now = asked is not None and (asked.exchange, asked.stage) == (exchange, stage) and site in asked.orders
+        return now or (exchange, stage, site) in self._kept
+
     def take(self, site: str, exchange: int, stage: str, body: bytes) -> None:
         """A site's reply. The same one again changes nothing. Raises `Unasked`, `Conflict` or `MalformedMessage`."""
         if kept := self._kept.get((exchange, stage, site)):
@@ -229,7 +250,7 @@ class Gate:
                 raise Conflict
             return
         asked = self._asked
-        if asked is None or (asked.exchange, asked.stage) != (exchange, stage) or site not in asked.orders:
+        if asked is None or not self.expects(site, exchange, stage):
             raise Unasked
         reply = decode(Reply, body)
         if len(reply.refused) > LONGEST_REFUSAL or not reply.refused.isprintable():
@@ -239,7 +260,7 @@ class Gate:
         asked.replies[site] = body
         self._kept[exchange, stage, site] = body
         if asked.complete:
-            asked.changed.set()
+            asked.done.set()
 
     # Within
 
@@ -252,14 +273,14 @@ class Gate:
     async def _ask(self, exchange: int, stage: str, orders: dict[str, bytes], enough: int | None) -> dict[str, bytes]:
         """Puts orders before the sites, and returns what they replied in time."""
         asked = _Asked(exchange, stage, orders, len(orders) + 1 if enough is None else enough)
-        # Of stages before only the last reply may still be sent once more.
+        # Replies of this exchange stay, so that a repeated one is known; not the vectors, which are large.
         self._kept = {key: reply for key, reply in self._kept.items() if key[0] == exchange and key[1] != "mask"}
         self._asked = asked
         async with self._news:
             self._news.notify_all()
         if orders:
             try:
-                await asyncio.wait_for(asked.changed.wait(), self._late_after)
+                await asyncio.wait_for(asked.done.wait(), self._late_after)
             except TimeoutError:
                 _LOG.warning("%d of %d sites are late in %s", len(orders) - len(asked.replies), len(orders), stage)
         replies, asked.orders = dict(asked.replies), {}

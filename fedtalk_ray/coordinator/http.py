@@ -13,14 +13,15 @@ import asyncio
 import hashlib
 import socket
 import ssl
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, HTTPException, Request, Response
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, JSONResponse
 
 from fedtalk_ray.coordinator.door import Door
-from fedtalk_ray.coordinator.gate import Conflict, Gate, Unasked
-from fedtalk_ray.enrolment.caller import COUNT, EPOCH, SITE, OldRequest, UnknownCaller
+from fedtalk_ray.coordinator.gate import Conflict, Gate, Overfull, Unasked
+from fedtalk_ray.enrolment.caller import COUNT, EPOCH, MembershipOver, OldRequest, UnknownCaller
 from fedtalk_ray.enrolment.coordinator_files import CoordinatorFiles
 from fedtalk_ray.enrolment.invite import LARGEST_REQUEST
 from fedtalk_ray.enrolment.membership import EnrolmentError
@@ -29,9 +30,6 @@ from fedtalk_ray.privacy.wire import MalformedMessage
 
 BYTES = "application/octet-stream"
 
-CLOSE = {"Connection": "close"}
-"""Whoever is no member keeps no connection open."""
-
 BODY_S, STRANGERS_BODY_S = 300.0, 10.0
 """Seconds that a member's body may take, and a stranger's."""
 
@@ -39,37 +37,42 @@ MOST_ASKING = 64
 """Strangers whose requests for membership are being read."""
 
 
-def make_app(gate: Gate) -> FastAPI:
+def make_app(gate: Gate) -> "StrangersLeave":
     """The application over one gate."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     strangers = asyncio.Semaphore(MOST_ASKING)
 
     def caller(request: Request) -> tuple[str, bytes]:
         try:
-            return gate.caller(request.headers, request.method, request.url.path)
+            found = gate.caller(request.headers, request.method, request.url.path)
+            request.scope[KNOWN] = True
+            return found
+        except MembershipOver as error:
+            raise HTTPException(403, str(error)) from None
         except UnknownCaller as error:
-            # The epoch and the last count are no secrets: without them a member that starts anew could not sign.
-            last = str(gate.callers.last(request.headers.get(SITE, "")))
-            again = {EPOCH: gate.callers.epoch.hex(), COUNT: last} if isinstance(error, OldRequest) else CLOSE
-            raise HTTPException(401, str(error), again) from None
+            # The same for all whom nobody knows; without the epoch no member could sign.
+            told = {EPOCH: gate.callers.epoch.hex()}
+            if isinstance(error, OldRequest) and error.last is not None:
+                told[COUNT] = str(error.last)
+            raise HTTPException(401, "not a member's request", told) from None
 
     @app.get("/v1/authority")
     async def authority() -> Response:
-        return Response(gate.authority(), media_type="application/x-pem-file", headers=CLOSE)
+        return Response(gate.authority(), media_type="application/x-pem-file")
 
     @app.post("/v1/requests")
     async def requests(request: Request) -> Response:
         if strangers.locked():
-            raise HTTPException(503, "too many ask at once; try again", CLOSE)
+            raise HTTPException(503, "too many ask at once; try again")
         async with strangers:
             body = await body_of(request, LARGEST_REQUEST, STRANGERS_BODY_S)
         try:
-            kept = gate.keep_request(body)
+            said = gate.keep_request(body)
         except EnrolmentError as error:
-            raise HTTPException(400, str(error), CLOSE) from None
-        if not kept:
-            raise HTTPException(429, "too many requests for membership wait for the authority; try again later", CLOSE)
-        return Response(status_code=202, headers=CLOSE)
+            raise HTTPException(400, str(error)) from None
+        except Overfull:
+            raise HTTPException(429, "too many requests wait for the authority; try again later") from None
+        return JSONResponse({"detail": said}, 202)
 
     @app.get("/v1/members")
     async def members(request: Request) -> Response:
@@ -101,6 +104,8 @@ def make_app(gate: Gate) -> FastAPI:
         site, digest = caller(request)
         if stage not in ("train", *STAGES):
             raise HTTPException(404, "no such stage")
+        if not gate.expects(site, exchange, stage):
+            raise HTTPException(410, "that is not asked, or not any more")
         body = await body_of(request, gate.largest_reply(stage))
         if hashlib.sha256(body).digest() != digest:
             raise HTTPException(400, "the body is not the one that was signed")
@@ -114,7 +119,26 @@ def make_app(gate: Gate) -> FastAPI:
             raise HTTPException(400, str(error)) from None
         return Response(status_code=200)
 
-    return app
+    return StrangersLeave(app)
+
+
+KNOWN = "fedtalk.known"
+"""In a request's scope: that its caller is a member."""
+
+
+class StrangersLeave:
+    """Closes the connection after every answer to somebody who did not prove to be a member, whatever was asked."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        async def answer(message: dict[str, Any]) -> None:
+            if message["type"] == "http.response.start" and KNOWN not in scope:
+                message = message | {"headers": [*message.get("headers", ()), (b"connection", b"close")]}
+            await send(message)
+
+        await self._app(scope, receive, answer)
 
 
 async def body_of(request: Request, largest: int, within: float = BODY_S) -> bytes:

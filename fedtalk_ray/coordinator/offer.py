@@ -1,9 +1,21 @@
-"""How the clips of all sites are to be prepared: as the coordinator's own shards, of unseen people, were."""
+"""What coordinator and sites agree on beside the messages: how clips are prepared, what a released model is.
+
+Clips of all sites are prepared as the coordinator's own shards, of unseen people, were.
+"""
 
 from collections.abc import Mapping
 from typing import Any
 
+from fedtalk_ray.messages import Offer
+from fedtalk_ray.privacy.keys import digest
+from fedtalk_ray.privacy.wire import encode
 from fedtalk_ray.shards.format import Manifest
+
+LONGEST_REFUSAL = 200
+"""Characters in which a site says why it takes no part."""
+
+RELEASED = ("pipeline", "adapters")
+"""What of a run's folder is its model."""
 
 _CONDITIONS = ("frame_size", "autoencoder_fingerprint", "speech", "identity")
 _OPTIONS = {
@@ -12,6 +24,13 @@ _OPTIONS = {
     "speech": "--speech",
     "identity": "--identity",
 }
+
+
+def run_name(offer: Offer) -> str:
+    """A run's name: of the model's files and of how clips are prepared, which nothing else in a plan says. Every
+    signature covers it, so that sites with different offers are in no sum together."""
+    parts = [encode(part) for part in offer.start]
+    return digest(b"fedtalk run/1", offer.nonce, offer.conditions.encode(), *parts).hex()[:32]
 
 
 def conditions_of(manifest: Manifest) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from fedtalk_ray.enrolment.certificates import authority_certificate, read_autho
 from fedtalk_ray.enrolment.coordinator_files import CoordinatorFiles
 from fedtalk_ray.enrolment.invite import Invite, check_request, read_request
 from fedtalk_ray.enrolment.membership import EnrolmentError, Member, Membership, check_name, seal_membership
-from fedtalk_ray.outputs import alone, new_folder, read_own, write_synced
+from fedtalk_ray.outputs import OutputError, alone, new_folder, read_own, write_synced
 from fedtalk_ray.privacy.keys import SigningKey
 
 INVITE_DAYS, MEMBER_DAYS = 14, 365
@@ -66,6 +66,9 @@ class Authority:
     def create(cls, folder: str | Path, hosts: Sequence[str]) -> "Authority":
         """A new authority, and the files of a coordinator at these host names or addresses. Raises `OutputError` for a
         folder that is in use, `EnrolmentError` for what is no host."""
+        folder = Path(folder)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise OutputError(f"{folder} already exists; an authority is made in a new folder")
         if not hosts:
             raise EnrolmentError("--host is missing: the name or address by which sites reach the coordinator")
         with new_folder(folder) as place:
@@ -127,9 +130,10 @@ class Authority:
             before = json.dumps(asdict(state))
             today = date.today().isoformat()
             state.members = {name: found for name, found in state.members.items() if found[1] >= today}
+            requests = list(requests)
             for data in requests:
-                decisions.append(self._decide(state, data, days))
-            if json.dumps(asdict(state)) != before:
+                decisions.append(self._decide(state, data, days, _contested(state, requests)))
+            if json.dumps(asdict(state)) != before or self._published() != state.version:
                 self._publish(state)
         return decisions
 
@@ -137,16 +141,16 @@ class Authority:
         """Takes a member off the list, and its code with it. Raises `EnrolmentError` for who is neither."""
         with alone(self._file):
             state = self._read()
-            if name not in state.members and name not in state.invites:
-                known = ", ".join(sorted(state.members)) or "nobody"
-                raise EnrolmentError(f"{name!r} is neither a member nor invited; members: {known}")
+            if name not in {*state.members, *state.invites, *state.revoked}:
+                known = ", ".join(sorted({*state.members, *state.invites})) or "nobody"
+                raise EnrolmentError(f"{name!r} is neither a member nor invited; there are: {known}")
             state.invites.pop(name, None)
             if state.members.pop(name, None):
                 state.revoked = sorted({*state.revoked, name})
             self._publish(state)
 
     @staticmethod
-    def _decide(state: _State, data: bytes, days: int) -> Decision:
+    def _decide(state: _State, data: bytes, days: int, contested: set[str]) -> Decision:
         try:
             request = read_request(data)
         except EnrolmentError as error:
@@ -159,6 +163,8 @@ class Authority:
             check_request(data, bytes.fromhex(invited.secret))
         except EnrolmentError as error:
             return Decision(name, key, str(error))
+        if name in contested and not invited.key:
+            return Decision(name, key, "two keys came with its code, so somebody else has it: invite it anew")
         if invited.key:
             again = invited.key == key and name in state.members
             return Decision(name, key, "" if again else "its code was used already")
@@ -178,9 +184,16 @@ class Authority:
 
     def _publish(self, state: _State) -> None:
         """Signs the list under the next number; that the number is used is on disk first."""
-        state.version += 1
+        state.version = max(state.version, self._published()) + 1
         self._write(state)
         write_synced(self.coordinator.members, seal_membership(self._key, self._membership(state)))
+
+    def _published(self) -> int:
+        """The number of the list that the coordinator's folder has; 0 for none."""
+        try:
+            return self.coordinator.membership().version
+        except (OSError, EnrolmentError):
+            return 0
 
     def _write(self, state: _State) -> None:
         write_synced(self._file, json.dumps(asdict(state), indent=1))
@@ -193,6 +206,18 @@ class Authority:
             return _State(**found)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise EnrolmentError(f"{self._file} is damaged ({error}); put its last copy back") from error
+
+
+def _contested(state: _State, requests: Iterable[bytes]) -> set[str]:
+    """Whose codes two keys came with."""
+    keys: dict[str, set[bytes]] = {}
+    for data in requests:
+        try:
+            name = read_request(data).client
+            keys.setdefault(name, set()).add(check_request(data, bytes.fromhex(state.invites[name].secret)))
+        except (EnrolmentError, KeyError):
+            continue
+    return {name for name, found in keys.items() if len(found) > 1}
 
 
 def _day(days: int) -> str:

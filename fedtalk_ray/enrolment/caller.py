@@ -40,8 +40,17 @@ class UnknownCaller(Exception):
     """Who calls is nobody that may, or cannot be told. The text is for the caller."""
 
 
+class MembershipOver(UnknownCaller):
+    """Of somebody who was a member and is none any more."""
+
+
 class OldRequest(UnknownCaller):
-    """Signed by a member, in another epoch or with a count that came before: whoever made it just now signs again."""
+    """Perhaps signed by a member, in another epoch, or certainly, with a count that came before: whoever made it just
+    now signs again. last: that member's last count, told to nobody else."""
+
+    def __init__(self, text: str, last: int | None = None) -> None:
+        super().__init__(text)
+        self.last = last
 
 
 class Callers:
@@ -49,7 +58,7 @@ class Callers:
 
     def __init__(self) -> None:
         self.epoch = os.urandom(EPOCH_BYTES)
-        self._counts: dict[str, int] = {}
+        self._counts: dict[bytes, int] = {}
         self._lock = threading.Lock()
 
     def check(self, headers: Mapping[str, str], method: str, path: str, member: Member | None, today: str) -> bytes:
@@ -57,25 +66,22 @@ class Callers:
         tell. today: as 2027-03-31. Raises `UnknownCaller`."""
         if member is None:
             raise UnknownCaller("not a member")
-        if member.until < today:
-            raise UnknownCaller(f"membership ran out on {member.until}")
         try:
             count, body = int(headers[COUNT]), bytes.fromhex(headers[BODY])
             signature = bytes.fromhex(headers[SIGNATURE])
         except (KeyError, ValueError) as error:
             raise UnknownCaller("the request's headers are damaged") from error
-        said = _said(member.name, count, body) if 0 <= count < 2**63 and len(body) == 32 else b""
+        said = _said(member.name, count, body) if 0 <= count < 2**62 and len(body) == 32 else b""
         if not said or not verify(member.key, _context(self.epoch), f"{method} {path}", said, signature):
             raise OldRequest("wrong signature, or one for another epoch")
+        if member.until < today:
+            raise MembershipOver(f"membership ran out on {member.until}")
         with self._lock:
-            if count <= self._counts.get(member.name, 0):
-                raise OldRequest("a request that came before")
-            self._counts[member.name] = count
+            last = self._counts.get(member.key, 0)
+            if count <= last:
+                raise OldRequest("a request that came before", last)
+            self._counts[member.key] = count
         return body
-
-    def last(self, site: str) -> int:
-        """The last count of a member; 0 for who never called."""
-        return self._counts.get(site, 0)
 
 
 def _context(epoch: bytes) -> bytes:

@@ -1,6 +1,7 @@
 """TLS certificates of a federation's own authority: who answers at the coordinator's address is who it named."""
 
 import ipaddress
+import re
 import ssl
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, time, timedelta
@@ -17,6 +18,8 @@ from fedtalk_ray.privacy.keys import SigningKey
 
 AUTHORITY_DAYS, SERVER_DAYS = 3650, 398
 """How long certificates hold."""
+
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*")
 
 _EARLIER = timedelta(days=2)
 """Certificates hold from so long before they are made: other machines' clocks go differently."""
@@ -78,14 +81,14 @@ def server_certificate(authority: SigningKey, hosts: Sequence[str]) -> tuple[byt
 
 
 def _alternative(host: str) -> x509.GeneralName:
+    """What a certificate says of a host. Raises `EnrolmentError`."""
     try:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
         pass
-    try:
-        return x509.DNSName(host)
-    except ValueError as error:
-        raise EnrolmentError(f"--host {host!r} is no host name or address ({error})") from error
+    if not _HOST.fullmatch(host):
+        raise EnrolmentError(f"--host {host!r} is no host name or address; give it alone, without https:// and port")
+    return x509.DNSName(host)
 
 
 def read_authority(pem: bytes) -> tuple[bytes, bytes]:

@@ -88,7 +88,11 @@ class CoordinatorFiles:
         return True
 
     def waiting(self) -> list[bytes]:
-        """The requests that arrived, in the order of their hashes."""
-        if not self.requests.is_dir():
-            return []
-        return [place.read_bytes() for place in sorted(self.requests.iterdir()) if not place.name.startswith(".")]
+        """The requests that arrived."""
+        return waiting_in(self.requests)
+
+
+def waiting_in(folder: Path) -> list[bytes]:
+    """The requests in a folder of them, in the order of their hashes."""
+    found = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [place.read_bytes() for place in found if place.is_file() and not place.name.startswith(".")]

@@ -102,6 +102,10 @@ class SignedRoster:
         except (OSError, ValueError, KeyError, TypeError, EnrolmentError) as error:
             raise RunError(f"the members in {self.path} cannot be read ({error})") from error
 
+    def name(self) -> str:
+        """The run's. Raises as `read`."""
+        return self.read()[1]
+
     def pin(self) -> Pin:
         """What a client keeps of the list as it was last read."""
         assert self._pin is not None, "read first"
@@ -117,10 +121,19 @@ def roster_of(run: RunFolder) -> RosterFile | SignedRoster:
     return SignedRoster(run) if run.federation.exists() else RosterFile(run.roster)
 
 
-def found_federation(run: RunFolder, name: str, authority: bytes, members: bytes) -> None:
-    """Makes a run's clients sites. name: the run's random one. authority: its public key. members: the signed list."""
+def found_federation(run: RunFolder, name: str, nonce: bytes, authority: bytes, members: bytes) -> None:
+    """Makes a run's clients sites. name, nonce: the run's (`coordinator.offer`). authority: its public key. members:
+    the signed list."""
     write_synced(run.members, members)
-    write_synced(run.federation, json.dumps({"run": name, "authority": authority.hex()}))
+    write_synced(run.federation, json.dumps({"run": name, "nonce": nonce.hex(), "authority": authority.hex()}))
+
+
+def nonce_of(run: RunFolder) -> bytes:
+    """What makes a run's name its own. Raises `RunError` for a damaged file."""
+    try:
+        return bytes.fromhex(json.loads(run.federation.read_text())["nonce"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{run.federation} is damaged ({error}); put it back") from error
 
 
 def extend_roster(path: Path, server: bytes, keys: Mapping[str, bytes]) -> None:

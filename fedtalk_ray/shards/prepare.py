@@ -67,6 +67,7 @@ def prepare(
     identity: str = NO_IDENTITY,
     unseen: int | Sequence[str] | None = None,
     overwrite: bool = False,
+    speech_known_as: str | None = None,
 ) -> Manifest:
     """Writes the shards of `sources` (grouped by identity) to `out`; needs a connected Ray.
 
@@ -75,6 +76,7 @@ def prepare(
     unseen: who is kept for testing only, by name or the last so many, and everybody where all are to be measured alone;
     None keeps the corpus's own test set, or, where it defines none, those with a single clip (otherwise these are
     trained on, though they cannot be clients).
+    speech_known_as: by which source the shards name the sound features, where this machine has that network elsewhere.
     Raises `CorpusError` when more than half of the clips had to be rejected; then nothing is written.
     """
     encoder = load_autoencoder(autoencoder)
@@ -93,7 +95,7 @@ def prepare(
         rejects: list[dict[str, str]] = []
         manifest = Manifest(
             corpus, size, FPS, SAMPLE_RATE, autoencoder, fingerprint, {},
-            speech=speech, identity=identity, identity_dimensions=dimensions,
+            speech=speech_known_as or speech, identity=identity, identity_dimensions=dimensions,
         )  # fmt: skip
         with ticker(len(sources), "prepare") as tick:
             for row in rows:

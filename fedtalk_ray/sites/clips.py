@@ -22,7 +22,7 @@ def clips_in(folder: Path, name: str) -> list[ClipSource]:
 
 def prepare_clips(sources: list[ClipSource], out: Path, conditions: Mapping[str, Any], speech: str | None) -> int:
     """Prepares a site's clips; how many. conditions: what the run asks for (`coordinator.offer`). speech: where this
-    machine has the network that hears, else where the coordinator has it. Needs a connected Ray.
+    machine has the very network that hears for the run, else where the coordinator has it. Needs a connected Ray.
 
     Raises `CorpusError` where more than half cannot be used.
     """
@@ -38,5 +38,6 @@ def prepare_clips(sources: list[ClipSource], out: Path, conditions: Mapping[str,
         identity=str(conditions["identity"]),
         unseen=[],
         overwrite=True,
+        speech_known_as=str(conditions["speech"]),
     )
     return sum(len(entries) for entries in manifest.identities.values())

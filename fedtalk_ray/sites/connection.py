@@ -1,13 +1,14 @@
 """A site's line to its coordinator: it calls out, signs every request, and comes back when the line breaks."""
 
 import hashlib
+import json
 import os
 import random
+import ssl
 import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import requests
 import urllib3
@@ -27,6 +28,9 @@ CONNECT_S, ANSWER_S = 10.0, 60.0
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 60.0
 """Seconds between two tries; they double, and a random part is added, so that sites do not all come at once."""
 
+LARGEST_CERTIFICATE, LARGEST_ANSWER = 16 << 10, 64 << 20
+"""Bytes of an authority's certificate, and of any answer that is no file."""
+
 _CHUNK = 1 << 20
 
 
@@ -45,18 +49,41 @@ def fetch_authority(address: str, invite: Invite) -> bytes:
     """
     if not address.startswith("https://"):
         raise EnrolmentError(f"{address!r} is no coordinator's address; it looks like https://HOST:8443")
+    session = _new_session()
+    session.verify = False
     with warnings.catch_warnings():
         urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
         try:
-            answer = requests.get(f"{address.rstrip('/')}/v1/authority", verify=False, timeout=(CONNECT_S, ANSWER_S))
-        except (requests.RequestException, UnicodeError) as error:
+            where = f"{address.rstrip('/')}/v1/authority"
+            with session.get(where, timeout=(CONNECT_S, ANSWER_S), allow_redirects=False, stream=True) as answer:
+                status, found = answer.status_code, _content(answer, LARGEST_CERTIFICATE)
+        except (requests.RequestException, urllib3.exceptions.HTTPError, UnicodeError) as error:
             raise EnrolmentError(f"nobody answers at {address} ({_reason(error)})") from error
-    if answer.status_code != 200:
-        raise EnrolmentError(f"what answers at {address} is no coordinator (HTTP {answer.status_code})")
-    certificate, _ = read_authority(answer.content)
+    if status != 200:
+        raise EnrolmentError(f"what answers at {address} is no coordinator (HTTP {status})")
+    certificate, _ = read_authority(found)
     if fingerprint(certificate) != invite.authority or len(invite.authority) != SECRET_BYTES:
         raise EnrolmentError(f"the coordinator at {address} belongs to another authority than the one that invited you")
-    return answer.content
+    # That certificate alone: whoever answered may have put one of its own behind it.
+    return ssl.DER_cert_to_PEM_cert(certificate).encode()
+
+
+def _new_session() -> requests.Session:
+    """Of which no proxy and no .netrc of this machine has a part."""
+    session = requests.Session()
+    session.trust_env = False
+    session.headers["Accept-Encoding"] = "identity"
+    return session
+
+
+def _content(answer: requests.Response, largest: int) -> bytes:
+    """A body of so many bytes at most. Raises `EnrolmentError` for a longer one."""
+    found = bytearray()
+    for chunk in answer.iter_content(1 << 16):
+        found += chunk
+        if len(found) > largest:
+            raise EnrolmentError(f"the coordinator says more than {largest} bytes at once")
+    return bytes(found)
 
 
 class Connection:
@@ -74,26 +101,24 @@ class Connection:
         """authority: the certificate's file; whoever answers must show one of its. tell: hears of trouble on the line,
         once until it is over."""
         self._address, self._name, self._key = address.rstrip("/"), name, key
-        self._session = requests.Session()
-        # No proxy, no .netrc of this machine has a say in who is spoken to.
-        self._session.trust_env = False
+        self._session = _new_session()
         self._session.verify = str(authority)
         self._epoch, self._count = os.urandom(EPOCH_BYTES), 0
         self._tell, self._longest_wait = tell, longest_wait
 
-    def ask_for_membership(self, request: bytes) -> None:
-        """Raises `ConnectionRefused`."""
-        self._until_answered("POST", "/v1/requests", request, signed=False)
+    def ask_for_membership(self, request: bytes) -> str:
+        """What there is to say about the request; empty as a rule. Raises `ConnectionRefused`."""
+        return _said(self._until_answered("POST", "/v1/requests", request, signed=False)[1])
 
     def get(self, path: str) -> bytes | None:
         """What lies there, None for nothing yet. Raises `ConnectionRefused`."""
-        answer = self._until_answered("GET", path, b"")
-        return None if answer.status_code == 204 else bytes(answer.content)
+        answer, content = self._until_answered("GET", path, b"")
+        return None if answer.status_code == 204 else content
 
     def post(self, path: str, body: bytes) -> bytes | None:
         """The answer to what is sent, None for none. Raises `ConnectionRefused`."""
-        answer = self._until_answered("POST", path, body)
-        return None if answer.status_code == 204 else bytes(answer.content)
+        answer, content = self._until_answered("POST", path, body)
+        return None if answer.status_code == 204 else content
 
     def fetch(self, part: Part, place: Path) -> None:
         """Fetches a file by its hash, going on where it broke off. Raises `ConnectionRefused`, and for a file that is
@@ -104,7 +129,10 @@ class Connection:
         with writing(place):
             place.parent.mkdir(parents=True, exist_ok=True)
             while not partial.exists() or partial.stat().st_size < part.size:
+                before = partial.stat().st_size if partial.exists() else 0
                 self._fetch_more(part, partial)
+                if partial.stat().st_size <= before:
+                    time.sleep(FIRST_WAIT_S)
             if _hash_of(partial) != part.digest:
                 partial.unlink()
                 raise EnrolmentError(f"the file {part.name!r} that the coordinator sends is not the one it named")
@@ -113,7 +141,7 @@ class Connection:
     def _fetch_more(self, part: Part, partial: Path) -> None:
         have = partial.stat().st_size if partial.exists() else 0
         more = {"Range": f"bytes={have}-"} if have else {}
-        answer = self._until_answered("GET", f"/v1/files/{part.digest.hex()}", b"", more, stream=True)
+        answer, _ = self._until_answered("GET", f"/v1/files/{part.digest.hex()}", b"", more, file=True)
         try:
             with open(partial, "ab" if answer.status_code == 206 else "wb") as file:
                 for chunk in answer.iter_content(_CHUNK):
@@ -123,9 +151,25 @@ class Connection:
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             self._tell(f"the line broke ({_reason(error)}); going on where it broke off")
 
+    def _starts_anew(self, answer: requests.Response) -> bool:
+        """Takes on the coordinator's epoch, or the last count that it knows: it started anew, or this site did."""
+        try:
+            epoch, count = bytes.fromhex(answer.headers[EPOCH]), int(answer.headers.get(COUNT, "0"))
+        except (KeyError, ValueError):
+            return False
+        self._epoch, self._count = epoch, min(max(count, 0), 2**62)
+        return True
+
     def _until_answered(
-        self, method: str, path: str, body: bytes, more: dict[str, str] | None = None, signed: bool = True, **how: Any
-    ) -> requests.Response:
+        self,
+        method: str,
+        path: str,
+        body: bytes,
+        more: dict[str, str] | None = None,
+        signed: bool = True,
+        file: bool = False,
+    ) -> tuple[requests.Response, bytes]:
+        """The answer, and what it says; of a file, which is good for any length, nothing is read yet."""
         wait, told, again = FIRST_WAIT_S, False, 0
         while True:
             headers = dict(more or {})
@@ -141,21 +185,20 @@ class Connection:
                     headers=headers,
                     timeout=(CONNECT_S, ANSWER_S),
                     allow_redirects=False,
-                    **how,
+                    stream=True,
                 )
-            except requests.RequestException as error:
+                well = 200 <= answer.status_code < 300
+                content = b"" if file and well else _content(answer, LARGEST_ANSWER)
+            except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
                 why = _reason(error)
             else:
-                if 200 <= answer.status_code < 300:
-                    return answer
-                if answer.status_code == 401 and EPOCH in answer.headers and again < 3:
-                    # The coordinator started anew, or this site did.
-                    self._epoch = bytes.fromhex(answer.headers[EPOCH])
-                    self._count = max(0, int(answer.headers.get(COUNT, "0")))
+                if well:
+                    return answer, content
+                if answer.status_code == 401 and again < 3 and self._starts_anew(answer):
                     again += 1
                     continue
                 if answer.status_code != 429 and answer.status_code < 500:
-                    raise ConnectionRefused(answer.status_code, _said(answer))
+                    raise ConnectionRefused(answer.status_code, _said(content))
                 why = f"HTTP {answer.status_code}"
             if not told:
                 self._tell(f"{self._address} does not answer ({why}); trying on")
@@ -164,13 +207,14 @@ class Connection:
             wait, again = min(2 * wait, self._longest_wait), 0
 
 
-def _said(answer: requests.Response) -> str:
-    """What an answer says of why, one short line."""
+def _said(content: bytes) -> str:
+    """What an answer says of why, one short line that can be printed."""
+    text = content[:2000].decode("utf-8", "replace")
     try:
-        said = str(answer.json()["detail"])
+        said = str(json.loads(text)["detail"])
     except (ValueError, KeyError, TypeError):
-        said = answer.text
-    return " ".join(said.split())[:200]
+        said = text
+    return "".join(letter for letter in " ".join(said.split()) if letter.isprintable())[:200]
 
 
 def _reason(error: Exception) -> str:

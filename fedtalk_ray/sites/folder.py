@@ -1,6 +1,7 @@
 """SITE/: all that a site keeps, on its own machine, for its owner alone.
 
-    SITE/site.json           its name, the coordinator's address, its request for membership
+    SITE/site.json           its name, the coordinator's address, its request for membership, where its clips are
+    SITE/policy.yaml         what it agrees to (`sites.policy`)
     SITE/site.key            Ed25519: who it is
     SITE/authority.pem       who decides who belongs
     SITE/members             the newest list of members that it saw
@@ -22,10 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedtalk_ray.enrolment.certificates import read_authority
-from fedtalk_ray.enrolment.invite import Invite, request_of
+from fedtalk_ray.enrolment.invite import Invite, fingerprint, request_of
 from fedtalk_ray.enrolment.membership import EnrolmentError, Membership, later
 from fedtalk_ray.errors import RunError
-from fedtalk_ray.outputs import new_folder, read_own, write_synced
+from fedtalk_ray.outputs import OutputError, new_folder, read_own, write_synced
 from fedtalk_ray.privacy.client_record import ClientRecord
 from fedtalk_ray.privacy.keys import SigningKey
 from fedtalk_ray.runs.folder import RunFolder
@@ -43,6 +44,8 @@ class SiteFolder:
 
         Raises `OutputError` for a folder that is in use.
         """
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise OutputError(f"{path} already exists and is no site's folder; name another --site")
         with new_folder(path) as place:
             place.chmod(0o700)
             made, key = cls(place), SigningKey.generate()
@@ -52,12 +55,37 @@ class SiteFolder:
             write_synced(made._file, json.dumps(known))
         return cls(path)
 
+    def ask_anew(self, invite: Invite) -> None:
+        """Asks for membership by another code, with the key and the ledger that it has. Raises `EnrolmentError` for an
+        invite of another name or another authority."""
+        certificate, _ = read_authority(self.authority.read_bytes())
+        if invite.name != self.name or invite.authority != fingerprint(certificate):
+            raise EnrolmentError(
+                f"the invite is for {invite.name}, of this or another authority, and {self.path} is the site of "
+                f"{self.name}; name another --site"
+            )
+        self.remember(request=request_of(invite, self.key).hex())
+
+    def remember(self, **changes: str) -> None:
+        """Writes down what a later start needs: address, request, clips, speech."""
+        write_synced(self._file, json.dumps(self._all() | changes))
+
+    def check(self) -> "SiteFolder":
+        """This folder. Raises `RunError` for one that is no site's."""
+        if not self.exists():
+            raise RunError(f"{self.path} is no site's folder (no site.json); `fedtalk join` makes one")
+        return self
+
     def exists(self) -> bool:
         return self._file.is_file()
 
     @property
     def _file(self) -> Path:
         return self.path / "site.json"
+
+    @property
+    def policy(self) -> Path:
+        return self.path / "policy.yaml"
 
     @property
     def key_file(self) -> Path:
@@ -94,6 +122,16 @@ class SiteFolder:
     @property
     def request(self) -> bytes:
         return bytes.fromhex(self._known("request"))
+
+    @property
+    def clips(self) -> Path:
+        """Where its clips are, until they are prepared."""
+        return Path(self._known("clips"))
+
+    @property
+    def speech(self) -> str | None:
+        """Where this machine has the network that hears; None for where the run says."""
+        return self._all().get("speech")
 
     @property
     def key(self) -> SigningKey:
@@ -144,8 +182,13 @@ class SiteFolder:
 
     def _known(self, what: str) -> str:
         try:
-            return str(json.loads(read_own(self._file))[what])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RunError(
-                f"{self._file} is damaged ({error}); put it back, or join anew with another invite"
-            ) from error
+            return self._all()[what]
+        except KeyError as error:
+            raise RunError(f"{self._file} does not say {error}; put its last copy back") from error
+
+    def _all(self) -> dict[str, str]:
+        try:
+            found = json.loads(read_own(self._file))
+            return {str(name): str(value) for name, value in found.items()}
+        except (OSError, ValueError, AttributeError) as error:
+            raise RunError(f"{self._file} is damaged ({error}); put its last copy back") from error

@@ -7,6 +7,7 @@ from pydantic import Field, field_validator
 
 from fedtalk_ray.config import parse, read_yaml
 from fedtalk_ray.federation.secure_aggregator import limits_of
+from fedtalk_ray.outputs import write_synced
 from fedtalk_ray.recipe import Section
 from fedtalk_ray.runs.checkpoints import config_digest
 from fedtalk_ray.settings import AgreementConfig, TrainConfig
@@ -21,8 +22,16 @@ class Policy(Section):
     """Most epsilon over all runs, as the coordinator sees it; then no run without noise is taken part in. null: any."""
     delta: float = Field(1e-5, gt=0, lt=1)
     """Of that epsilon."""
+    colluders: int = Field(1, ge=0)
+    """With `epsilon`: members at least that may know or leave out their part of the noise, in league with the
+    coordinator, without weakening it (`privacy.colluders`)."""
     rounds: int | None = Field(None, ge=1)
     """Most rounds over all runs. null: any number."""
+    runs: int | None = Field(1, ge=1)
+    """Runs that are taken part in. From two runs over the same clips, with one site more in one of them, the difference
+    is that site's. null: any number."""
+    most_download_mb: int = Field(4096, ge=1)
+    """MiB of a model that is fetched."""
     configurations: list[str] | None = None
     """Runs with these settings alone, by what `fedtalk join` prints of each. null: any."""
     models: list[str] | None = None
@@ -51,8 +60,12 @@ class Policy(Section):
             return f"configuration {name} is none that this site agreed to"
         if self.models is not None and model not in self.models:
             return f"model {model} is none that this site agreed to"
-        if self.epsilon is not None and config.privacy.mechanism == "none":
-            return f"no noise, and this site agreed to epsilon {self.epsilon:g} over all runs"
+        if self.epsilon is not None:
+            # Noise that the coordinator adds is its word.
+            if config.privacy.mechanism != "skellam":
+                return f"no noise of the sites' own, and this site agreed to epsilon {self.epsilon:g} over all runs"
+            if config.privacy.colluders < self.colluders:
+                return f"colluders is {config.privacy.colluders}, this site asks for {self.colluders}"
         return ""
 
     def at_this_hour(self, hour: int | None = None) -> bool:
@@ -73,6 +86,15 @@ def load_policy(path: Path | None) -> Policy:
     return Policy() if path is None else parse(Policy, read_yaml(path, "policy"), str(path))
 
 
+def keep_policy(path: Path | None, kept: Path) -> Policy:
+    """The policy in a file, which is copied to where a later start finds it; without one, the one found there, or the
+    defaults. Raises `ConfigError`."""
+    policy = load_policy(path if path is not None else kept if kept.exists() else None)
+    if path is not None:
+        write_synced(kept, path.read_bytes())
+    return policy
+
+
 def configuration_name(config: TrainConfig) -> str:
-    """What stands for a run's settings in a policy: the first 16 digits of the hash that plans name."""
-    return config_digest(config).hex()[:16]
+    """What stands for a run's settings in a policy: the first 32 digits of the hash that plans name."""
+    return config_digest(config).hex()[:32]

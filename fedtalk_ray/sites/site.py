@@ -5,38 +5,39 @@ policy. Everything private is done by the very code that works in a slot (`actor
 A site that was killed takes no further part in the exchange that it was in; its record on disk sees to that.
 """
 
-import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from time import sleep
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
 from fedtalk_ray.actors.client import ClientSlot
-from fedtalk_ray.config import parse_config, save_config
-from fedtalk_ray.coordinator.gate import RELEASED
-from fedtalk_ray.coordinator.offer import conditions_of, difference
+from fedtalk_ray.config import save_config
+from fedtalk_ray.coordinator.offer import LONGEST_REFUSAL, RELEASED, conditions_of, difference, run_name
 from fedtalk_ray.coordinator.served import safe_name
 from fedtalk_ray.enrolment.membership import EnrolmentError
-from fedtalk_ray.errors import ConfigError, RunError, UserError
+from fedtalk_ray.errors import RunError
 from fedtalk_ray.federation.roster import found_federation, roster_of
 from fedtalk_ray.messages import Offer, Order, Part, Plan, Reply
-from fedtalk_ray.model.embedded import EMBEDDED
 from fedtalk_ray.outputs import new_folder
-from fedtalk_ray.privacy.keys import digest
 from fedtalk_ray.privacy.protocol import STAGES, Aborted, Code, Rejected
 from fedtalk_ray.privacy.secure_client import open_plan
 from fedtalk_ray.privacy.wire import MalformedMessage, decode, encode
 from fedtalk_ray.recipe import PhaseName
+from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.settings import TrainConfig
 from fedtalk_ray.shards.format import load_manifest
-from fedtalk_ray.shards.people import site_people
+from fedtalk_ray.shards.people import People, site_people
 from fedtalk_ray.sites.connection import Connection, ConnectionRefused
 from fedtalk_ray.sites.folder import SiteFolder
-from fedtalk_ray.sites.policy import Policy, configuration_name
+from fedtalk_ray.sites.offered import OfferedRun, place_of, read_offer
+from fedtalk_ray.sites.policy import Policy
+
+Message = TypeVar("Message")
 
 TELLS_OF_CLIPS = frozenset({Code.NOT_FINITE, Code.NOTHING_TO_GIVE, Code.RECORD_DAMAGED})
 """Why a client has no update, where that says something of its clips or its disk: the coordinator hears that it cannot
@@ -68,12 +69,14 @@ class Site:
             try:
                 found = self.connection.get("/v1/members")
             except ConnectionRefused as error:
-                if "revoked" in error.said or "ran out" in error.said:
+                if error.status == 403:
                     raise EnrolmentError(f"{self.folder.name} is no member any more: {error.said}") from error
                 if not told:
-                    self.connection.ask_for_membership(self.folder.request)
+                    said = self.connection.ask_for_membership(self.folder.request)
                     key = self.folder.key.public.hex()[:16]
                     self.tell(f"{self.folder.name} (key {key}...) waits for the authority: `fedtalk authority sign`")
+                    if said:
+                        self.tell(said)
                     told = True
                 sleep(self.wait_s)
                 continue
@@ -82,42 +85,46 @@ class Site:
             self.tell(f"{self.folder.name} is one of {len(membership.members)} members")
             return
 
-    def offered(self) -> Offer:
-        """What the run is about, as soon as there is one."""
+    def offered(self) -> OfferedRun:
+        """What the run is about, as soon as there is one. Raises `ConfigError` for what cannot be one."""
         told = False
         while (found := self.connection.get("/v1/offer")) is None:
             if not told:
                 self.tell("the coordinator has not begun a run yet; waiting")
                 told = True
             sleep(self.wait_s)
-        return decode(Offer, found)
+        offered = read_offer(_read(Offer, found), self.folder, self.policy)
+        self.tell(offered.line())
+        return offered
 
-    def take_part(self, offer: Offer, once: bool = False) -> None:
-        """Answers whatever the run asks, until it is over (once), or for ever.
+    def take_part(self, offered: OfferedRun, once: bool = False) -> None:
+        """Answers whatever the run asks, until there is another one; or until it is over (once).
 
         Raises `UserError` for what its owner must mend.
         """
-        config = self._agree(offer)
+        config = self._begin(offered)
         while True:
-            try:
-                found = self.connection.post("/v1/next", b"")
-                order = None if found is None else decode(Order, found)
-            except MalformedMessage as error:
-                raise EnrolmentError(f"what the coordinator asks cannot be read ({error})") from error
-            if order is None:
+            found = self.connection.post("/v1/next", b"")
+            if found is None:
                 continue
-            if order.stage == "over":
-                self._fetch_released(offer, order)
-                if once:
+            order = _read(Order, found)
+            if order.stage != "over":
+                refused = self._reply(order, config)
+                if order.stage == "train" and refused and self._another_run(offered.name):
                     return
-                sleep(self.wait_s)
                 continue
-            if order.stage == "train" and not self.policy.at_this_hour():
-                sleep(self.wait_s)
-                continue
-            self._reply(order, config)
+            self._fetch_released(offered.name, order)
+            if once or self._another_run(offered.name):
+                return
+            sleep(self.wait_s)
 
-    def _reply(self, order: Order, config: TrainConfig) -> None:
+    def _another_run(self, name: str) -> bool:
+        """Whether the coordinator has begun another run than the one that this site is in."""
+        found = self.connection.get("/v1/offer")
+        return found is not None and run_name(_read(Offer, found)) != name
+
+    def _reply(self, order: Order, config: TrainConfig) -> bool:
+        """Replies to an order; whether by a refusal."""
         key = (order.exchange, order.stage)
         if key not in self._replies:
             reply = self._answer(order, config)
@@ -129,10 +136,13 @@ class Site:
         except ConnectionRefused as error:
             # Too late, or of a coordinator that forgot the exchange; it goes on without this site.
             self.tell(f"{order.stage} of exchange {order.exchange}: {error.said}")
+        return bool(decode(Reply, self._replies[key]).refused)
 
     def _answer(self, order: Order, config: TrainConfig) -> Reply:
         if self._refused:
-            return Reply(f"{Code.NOT_AGREED}: {self._refused}"[:200], b"")
+            return Reply(f"{Code.NOT_AGREED}: {self._refused}"[:LONGEST_REFUSAL], b"")
+        if order.stage == "train" and not self.policy.at_this_hour():
+            return Reply(f"{Code.NOT_AGREED}: outside the hours of this site", b"")
         try:
             if order.stage == "train":
                 return self._train(order, config)
@@ -143,29 +153,30 @@ class Site:
         except (Aborted, Rejected) as error:
             self.tell(f"{order.stage} of exchange {order.exchange} is not answered: {error}")
             return Reply(_told({error.code: 1}), b"")
-        except (UserError, OSError) as error:
-            self.tell(f"{order.stage} of exchange {order.exchange} is not answered: {error}")
+        except Exception as error:
+            # Whatever it is, the site stays, and begins the next round with a model that is loaded anew.
+            self.tell(f"{order.stage} of exchange {order.exchange} is not answered: {type(error).__name__}: {error}")
+            self._slot = None
             return Reply(Code.CANNOT_GO_ON, b"")
 
     def _train(self, order: Order, config: TrainConfig) -> Reply:
         run = self._run(config)
-        newest = self.connection.get("/v1/members")
-        assert newest is not None
+        newest = self.connection.get("/v1/members") or b""
         self.folder.take_members(newest)
-        found_federation(run, run.path.name, self.folder.authority_key, newest)
+        found_federation(run, run.path.name, b"", self.folder.authority_key, newest)
         # Who signed it is looked at before anything in it is believed.
         plan: Plan = open_plan(order.frame, *roster_of(run).read())
         if not 1 <= plan.round <= config.all_rounds:
             raise Aborted(Code.NOT_PINNED, f"round {plan.round} is none of this run")
         phase = config.phase_at(plan.round).name
-        vectors = {part.name: self._vector(part, config) for part in order.parts}
+        vectors = self._vectors(order.parts, config)
         shared = vectors.pop("shared", np.zeros(0, np.float32))
         if self._slot is None:
             self.tell("loading the model")
             people = partial(_people, name=self.folder.name)
-            self._slot = ClientSlot(config, people)
-            self._slot.start()
-            self._phase = config.phases[0]
+            slot = ClientSlot(config, people)
+            slot.start()
+            self._slot, self._phase = slot, config.phases[0]
         if phase != self._phase:
             self._slot.enter(phase, {name: vectors[name] for name in config.phases if name in vectors})
             self._phase = phase
@@ -173,73 +184,78 @@ class Site:
         answers = self._slot.train([self.folder.name], shared, order.frame)
         return Reply("", b"") if answers.clients else Reply(_told(answers.refused), b"")
 
-    def _agree(self, offer: Offer) -> TrainConfig:
-        """The run's settings with this site's own places and agreement. Raises `UserError` where it cannot be taken
-        part in; what its policy refuses is said to the coordinator at each round."""
-        name, folder = self.folder.name, self.folder
-        run = folder.run(offer.run)
-        try:
-            tree: dict[str, Any] = json.loads(offer.config)
-            conditions = json.loads(offer.conditions)
-        except ValueError as error:
-            raise ConfigError(f"the coordinator's offer cannot be read ({error})") from error
-        model = digest(*(part.digest for part in offer.start)).hex()[:16] if offer.start else str(tree["pretrained"])
-        own = {"run": str(run.path), "shards": str(folder.shards), "address": "local", "debug": False}
-        agreement = self.policy.agreement(folder.ledgers).model_dump()
-        config = parse_config(tree | own | {"agreement": agreement}, "the coordinator's offer")
-        self.tell(f"run {offer.run[:8]}: configuration {configuration_name(config)}, model {model}")
-        self._refused = self.policy.refusal(config, model)
-        if self._refused:
-            self.tell(f"not taken part in: {self._refused}")
+    def _begin(self, offered: OfferedRun) -> TrainConfig:
+        """Makes ready for a run: the clips fit, and the model is there. What the policy refuses is said to the
+        coordinator at each round. Raises `UserError` where it cannot be made ready."""
+        folder, config = self.folder, offered.config
+        self._refused = offered.refused
+        if offered.refused:
+            self.tell(f"not taken part in: {offered.refused}")
             return config
-        if wrong := difference(conditions_of(load_manifest(folder.shards)), conditions):
-            raise RunError(f"the clips of {name} in {folder.shards} do not fit the run: {wrong}; prepare them again")
-        if offer.start:
-            config = config.model_copy(update={"pretrained": str(self._fetch_model(offer.start, model))})
-            save_config(config, run.config_file)
-        elif config.pretrained not in (None, EMBEDDED):
-            raise ConfigError(f"the coordinator names the model {config.pretrained!r} and does not give it")
+        if wrong := difference(conditions_of(load_manifest(folder.shards)), offered.conditions):
+            raise RunError(
+                f"the clips of {folder.name} do not fit the run: {wrong}; remove {folder.shards}, and join again"
+            )
+        if offered.start:
+            self._fetch_model(offered.start, place_of(offered))
+        save_config(config, folder.run(offered.name).config_file)
         return config
 
-    def _run(self, config: TrainConfig) -> Any:
+    def _run(self, config: TrainConfig) -> RunFolder:
         return self.folder.run(Path(config.run).name)
 
-    def _vector(self, part: Part, config: TrainConfig) -> np.ndarray:
-        """A float32 vector that the coordinator serves."""
-        place = self._run(config).served / part.digest.hex()
-        self.connection.fetch(part, place)
-        try:
-            return np.frombuffer(place.read_bytes(), np.float32)
-        finally:
-            if part.name == "shared":
-                place.unlink()
+    def _vectors(self, parts: tuple[Part, ...], config: TrainConfig) -> dict[str, np.ndarray]:
+        """The float32 vectors that the coordinator serves, by name. Nothing else stays on disk."""
+        served = self._run(config).served
+        if sum(part.size for part in parts) > self.policy.most_download_mb << 20 or len(parts) > len(config.phases) + 1:
+            raise EnrolmentError("the coordinator serves more vectors than the run has phases")
+        for part in parts:
+            self.connection.fetch(part, served / part.digest.hex())
+        for old in served.iterdir():
+            if old.name not in {part.digest.hex() for part in parts}:
+                old.unlink()
+        return {part.name: np.fromfile(served / part.digest.hex(), np.float32) for part in parts}
 
-    def _fetch_model(self, parts: tuple[Part, ...], name: str) -> Path:
+    def _fetch_model(self, parts: tuple[Part, ...], place: Path) -> None:
         """The model that a run starts from, in a folder of its own."""
-        place = self.folder.models / name
         if not place.exists():
             self.tell(f"fetching the model, {sum(part.size for part in parts) / 2**20:.1f} MiB")
         for part in parts:
             self.connection.fetch(part, place / safe_name(part.name))
-        return place
 
-    def _fetch_released(self, offer: Offer, order: Order) -> None:
+    def _fetch_released(self, name: str, order: Order) -> None:
         """The model that the run ended with, into the run's folder."""
-        run = self.folder.run(offer.run)
+        run = self.folder.run(name)
         if run.has_model():
             return
+        if sum(part.size for part in order.parts) > self.policy.most_download_mb << 20:
+            raise EnrolmentError(f"the released model is larger than {self.policy.most_download_mb} MiB")
         with new_folder(run.path / "released", overwrite=True) as place:
             for part in order.parts:
+                if part.name.split("/")[0] not in RELEASED:
+                    raise EnrolmentError(f"the coordinator releases {part.name!r}, which is no part of a model")
                 self.connection.fetch(part, place / safe_name(part.name))
-            for name in reversed(RELEASED):
-                if (place / name).is_dir():
-                    (place / name).rename(run.path / name)
-        (run.path / "released").rmdir()
+        # The pipeline comes last: where it is, all is.
+        for inside in reversed(RELEASED):
+            if (run.path / "released" / inside).is_dir():
+                shutil.rmtree(run.path / inside, ignore_errors=True)
+                (run.path / "released" / inside).rename(run.path / inside)
+        shutil.rmtree(run.path / "released")
         self.tell(f"the run is over; its model: {run.path}")
 
 
-def _people(config: TrainConfig, name: str) -> Any:
+def _people(config: TrainConfig, name: str) -> People:
     return site_people(config.shards, name)
+
+
+def _read(kind: type[Message], data: bytes) -> Message:
+    """What the coordinator says. Raises `EnrolmentError` for what is no message of that kind."""
+    try:
+        return decode(kind, data)
+    except MalformedMessage as error:
+        raise EnrolmentError(
+            f"what the coordinator says cannot be read ({error}); is it of another version?"
+        ) from error
 
 
 def _told(refused: dict[str, int]) -> str:

@@ -40,18 +40,20 @@ def personalize(
     tick: Callable[[dict[str, float]], None] = lambda _: None,
     shards: str | None = None,
     device: str = "auto",
+    people: People | None = None,
 ) -> Personalized:
     """Goes on training the client's identity adapter (a fresh one if it has none) beside the run's released model,
     which stays as it is.
 
-    shards: where the client's clips lie, None for the run's own. Calls `tick` with the loss terms after every step.
+    shards: where the client's clips lie, None for the run's own. people: who is there, where that is not what the run's
+    settings say: at a site. Calls `tick` with the loss terms after every step.
     Raises `RunError` without a trained run, `ShardError` for a client that the shards cannot serve.
     """
     folder = RunFolder(Path(run))
     config = folder.config()
     if not folder.has_model():
         raise RunError(f"run {run} has no trained model yet; finish a round first")
-    people = people_of(config, shards)
+    people = people_of(config, shards) if people is None else people
     if people.clients is None or client not in people.clients:
         # Whoever could be a client of these shards, though the run made others.
         people.manifest.check_clients([client])

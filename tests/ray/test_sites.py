@@ -33,7 +33,9 @@ from fedtalk_ray.runs.history import read_history
 from fedtalk_ray.serving import serve
 from fedtalk_ray.settings import TrainConfig
 from fedtalk_ray.shards.format import MANIFEST, load_manifest
+from fedtalk_ray.shards.people import site_people
 from fedtalk_ray.sites.folder import SiteFolder
+from fedtalk_ray.training.personalize import personalize
 from tests.ray.own_wire import Wire, records_of
 from tests.ray.private_bytes import private_bytes
 
@@ -184,6 +186,11 @@ def test_sites_teach_what_the_same_clients_teach_and_tell_no_more(
         assert own.clients() == [site.name] and not run.clients()
         spent = json.loads((site.ledgers / f"{site.name}.json").read_text())
         assert json.dumps(spent).count('"bare": 2') == 1
+
+    # And at its own place it can learn its own face.
+    learned = personalize(sites[0].runs()[0].path, names[0], 1, people=site_people(sites[0].shards, names[0]))
+    assert learned.folder == sites[0].runs()[0].client(names[0]).newest_adapter
+    assert learned.folder.is_relative_to(sites[0].path) and (learned.folder / "adapter_model.safetensors").exists()
 
     # On the wire: TLS and nothing else. Inside it: the messages of the protocol, of their sizes, and nothing private.
     assert sum(len(kinds) for sent in federation.wire.sent if (kinds := records_of(bytes(sent)))) > 50

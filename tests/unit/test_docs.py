@@ -131,7 +131,7 @@ def test_every_link_of_the_repository_s_own_pages_leads_somewhere(page: str, rep
 # Commands
 
 
-GROUPS = ("authority", "privacy")
+GROUPS = ("authority", "privacy", "site")
 """Commands that hold others."""
 
 

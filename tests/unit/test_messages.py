@@ -56,7 +56,7 @@ ALLOWED: dict[str, dict[str, object]] = {
     "Reply": {"refused": str, "frame": bytes},
     # Coordinator to site.
     "Part": {"name": str, "digest": bytes, "size": int},
-    "Offer": {"run": str, "config": str, "start": tuple[Part, ...], "conditions": str},
+    "Offer": {"nonce": bytes, "config": str, "start": tuple[Part, ...], "conditions": str},
     "Order": {"exchange": int, "stage": str, "frame": bytes, "parts": tuple[Part, ...]},
     # From a slot beside them: who answered, and a code for who did not.
     "Answers": {"clients": tuple[str, ...], "refused": dict[str, int]},

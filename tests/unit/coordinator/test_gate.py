@@ -1,11 +1,11 @@
 """The coordinator's door: who gets in, what it costs to knock, and that nothing is counted twice."""
 
 import hashlib
-import json
 import socket
 import ssl
 import threading
 import urllib.request
+from dataclasses import replace
 from datetime import date, timedelta
 from typing import Any
 
@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import requests
 
+from fedtalk_ray.enrolment.authority import Authority
 from fedtalk_ray.enrolment.caller import COUNT, EPOCH, signed_headers
 from fedtalk_ray.enrolment.invite import Invite, request_of
-from fedtalk_ray.enrolment.membership import EnrolmentError
+from fedtalk_ray.enrolment.membership import EnrolmentError, Member, seal_membership
 from fedtalk_ray.messages import Order, Reply
 from fedtalk_ray.privacy.keys import SigningKey
 from fedtalk_ray.privacy.wire import decode, encode
@@ -96,6 +97,10 @@ def test_strangers_learn_nothing_and_move_nothing(standing: Standing) -> None:
             signed = signed_headers(key, name, epoch, 1, method, path, digest)
             assert raw(standing, method, path, data=b"x", headers=signed).status_code == 401
             assert raw(standing, method, path, data=b"x").status_code == 401
+    # Whatever was asked, who is no member keeps no connection open.
+    for path in ("/", "/v1/members", "/v1/authority", "/v1/requests"):
+        for method in ("GET", "POST", "PUT"):
+            assert raw(standing, method, path, data=b"x").headers["connection"] == "close"
     # Nobody was locked out by it.
     assert standing.line("s1").get("/v1/members") == standing.files.signed_members()
 
@@ -104,15 +109,16 @@ def test_who_was_revoked_or_whose_time_is_over_is_turned_away(standing: Standing
     for name in ("s1", "s2"):
         standing.member(name)
     standing.authority.revoke("s1")
-    with pytest.raises(ConnectionRefused, match="revoked"):
+    with pytest.raises(ConnectionRefused, match="revoked") as refused:
         standing.line("s1").get("/v1/offer")
-    state = standing.files.folder.parent / "authority.json"
-    tree = json.loads(state.read_text())
-    tree["members"]["s2"][1] = (date.today() - timedelta(days=1)).isoformat()
-    state.write_text(json.dumps(tree))
-    standing.authority.revoke("s1") if "s1" in tree["members"] else standing.member("s3")
-    # The list was signed with s2 gone; one that still had it would be turned away by its date.
-    with pytest.raises(ConnectionRefused, match=r"not a member|ran out"):
+    assert refused.value.status == 403
+    # Whose time is over is turned away by its date, though the list still has it.
+    key, gone = standing.keys["s2"], (date.today() - timedelta(days=1)).isoformat()
+    found = standing.authority.members()
+    over = replace(found, version=found.version + 1, members=(Member("s2", key.public, gone),))
+    secret = SigningKey.read_from(standing.files.folder.parent / "authority.key")
+    standing.files.members.write_bytes(seal_membership(secret, over))
+    with pytest.raises(ConnectionRefused, match=f"ran out on {gone}"):
         standing.line("s2").get("/v1/offer")
 
 
@@ -122,13 +128,19 @@ def test_a_recorded_request_is_refused(standing: Standing) -> None:
     assert raw(standing, "GET", "/v1/members", headers=signed).status_code == 200
     again = raw(standing, "GET", "/v1/members", headers=signed)
     assert again.status_code == 401 and again.headers[COUNT] == "1" and EPOCH in again.headers
+    # How often a member called, nobody else is told.
+    unsigned = signed | {"Fedtalk-Signature": "00" * 64}
+    assert COUNT not in raw(standing, "GET", "/v1/members", headers=unsigned).headers
     # Nor does it open another path, another method or another body.
     signed = headers(standing, "s1", 2, "GET", "/v1/members")
     assert raw(standing, "GET", "/v1/offer", headers=signed).status_code == 401
     assert raw(standing, "POST", "/v1/next", headers=signed).status_code == 401
-    signed = headers(standing, "s1", 3, "POST", "/v1/replies/1/train", b"one")
+    asked = standing.ask(standing.gate.call("train", ["s1"], np.zeros(1, np.float32), standing.plan()))
+    assert standing.line("s1").post("/v1/next", b"")
+    signed = headers(standing, "s1", 99, "POST", "/v1/replies/1/train", b"one")
     refused = raw(standing, "POST", "/v1/replies/1/train", headers=signed, data=b"two")
     assert refused.status_code == 400 and "not the one that was signed" in refused.text
+    assert not asked.result(3 * LATE_AFTER).clients
 
 
 def test_a_site_that_starts_anew_goes_on_where_it_was(standing: Standing) -> None:
@@ -143,8 +155,17 @@ def test_a_site_that_starts_anew_goes_on_where_it_was(standing: Standing) -> Non
 def test_bodies_are_bounded_before_they_are_read(standing: Standing, length: str | None) -> None:
     """A member that announces a gibibyte is answered before it has sent any of it."""
     standing.member("s1")
-    path = "/v1/replies/1/train"
-    signed = headers(standing, "s1", 1, "POST", path, b"")
+    asked = standing.ask(standing.gate.call("train", ["s1"], np.zeros(1, np.float32), standing.plan()))
+    assert standing.line("s1").post("/v1/next", b"")
+    assert announced(standing, "/v1/replies/1/train", length, 100) in (b"411", b"413", b"400")
+    assert asked.result(3 * LATE_AFTER).refused == {"late": 1}
+    # Of what is not asked nothing is read either.
+    assert announced(standing, "/v1/replies/1/share", "100", 200) == b"410"
+
+
+def announced(standing: Standing, path: str, length: str | None, count: int) -> bytes:
+    """The status of the answer to a body of s1's of which no byte is sent."""
+    signed = headers(standing, "s1", count, "POST", path, b"")
     lines = [f"POST {path} HTTP/1.1", "Host: localhost", *(f"{name}: {value}" for name, value in signed.items())]
     lines += ["Transfer-Encoding: chunked" if length is None else f"Content-Length: {length}", "", ""]
     context = ssl.create_default_context(cafile=str(standing.files.authority))
@@ -153,7 +174,7 @@ def test_bodies_are_bounded_before_they_are_read(standing: Standing, length: str
         context.wrap_socket(plain, server_hostname="localhost") as line,
     ):
         line.sendall("\r\n".join(lines).encode())
-        assert line.recv(12).split()[1] in (b"411", b"413", b"400")
+        return line.recv(12).split()[1]
 
 
 def test_requests_for_membership_are_kept_and_garbage_is_not(standing: Standing) -> None:
@@ -188,8 +209,6 @@ def test_a_file_is_fetched_by_its_hash_and_goes_on_where_it_broke_off(standing: 
 
 
 def test_a_coordinator_of_another_authority_is_not_spoken_to(standing: Standing, tmp_path: Any) -> None:
-    from fedtalk_ray.enrolment.authority import Authority
-
     another = Authority.create(tmp_path / "another", ["localhost"])
     with pytest.raises(EnrolmentError, match="belongs to another authority"):
         fetch_authority(standing.address, another.invite("s1"))
@@ -208,6 +227,25 @@ def test_a_coordinator_of_another_authority_is_not_spoken_to(standing: Standing,
         if heard:
             break
     assert "certificate verify failed" in heard[0]
+
+
+def test_who_answers_first_adds_no_certificate_of_its_own(standing: Standing, tmp_path: Any) -> None:
+    """The invite names one certificate; a second one behind it would be believed for good."""
+    another = Authority.create(tmp_path / "another", ["localhost"])
+    own = standing.files.authority.read_bytes()
+    standing.files.authority.write_bytes(own + another.coordinator.authority.read_bytes())
+    kept = fetch_authority(standing.address, standing.authority.invite("s1"))
+    assert kept.count(b"BEGIN CERTIFICATE") == 1 and kept.strip() == own.strip()
+
+
+def test_a_list_that_is_half_copied_is_not_handed_on(standing: Standing) -> None:
+    standing.member("s1")
+    whole = standing.files.signed_members()
+    assert standing.line("s1").get("/v1/members") == whole
+    standing.files.members.write_bytes(whole[:40])
+    assert standing.line("s1").get("/v1/members") == whole
+    standing.member("s2")
+    assert standing.line("s2").get("/v1/members") == standing.files.signed_members() != whole
 
 
 def test_nothing_older_than_tls_1_2_is_spoken(standing: Standing) -> None:

@@ -60,7 +60,8 @@ def test_everything_of_the_authority_is_for_its_owner_alone(authority: Authority
 def test_a_code_lets_one_key_in(authority: Authority) -> None:
     invite = authority.invite("s1")
     first, second = SigningKey.generate(), SigningKey.generate()
-    assert [bool(d.refused) for d in authority.sign([request_of(invite, first), request_of(invite, second)])] == [0, 1]
+    assert not authority.sign([request_of(invite, first)])[0].refused
+    assert authority.sign([request_of(invite, second)])[0].refused == "its code was used already"
     # The same request again, as it still waits at the coordinator, changes nothing.
     version = authority.members().version
     assert not authority.sign([request_of(invite, first)])[0].refused
@@ -85,6 +86,46 @@ def test_a_request_that_proves_too_little_is_refused(authority: Authority, who: 
     assert not authority.members().members
     # And nobody who was invited is kept out by it.
     assert not authority.sign([good])[0].refused
+
+
+def test_where_two_keys_come_with_one_code_neither_is_let_in(authority: Authority) -> None:
+    """Whoever stole it could else win by the order in which requests are looked at."""
+    invite = authority.invite("s1")
+    requests = [request_of(invite, SigningKey.generate()) for _ in range(2)]
+    assert all("two keys came with its code" in decision.refused for decision in authority.sign(requests))
+    assert not authority.members().members
+    # Who has another code for that name disturbs nobody.
+    stranger = request_of(Invite("s1", bytes(16), invite.authority), SigningKey.generate())
+    assert [bool(decision.refused) for decision in authority.sign([requests[0], stranger])] == [False, True]
+
+
+@pytest.mark.parametrize("deed", ["sign", "revoke"])
+def test_what_was_decided_is_published_after_a_kill(
+    authority: Authority, deed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between its own books and the list that it signs for the coordinator."""
+    let_in(authority, "s1", SigningKey.generate())
+    request = request_of(authority.invite("s2"), SigningKey.generate())
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fedtalk_ray.enrolment.authority.seal_membership", killed)
+        with pytest.raises(KeyboardInterrupt):
+            authority.sign([request]) if deed == "sign" else authority.revoke("s1")
+    authority.sign([request]) if deed == "sign" else authority.revoke("s1")
+    names = set(authority.coordinator.membership().roster().clients)
+    assert names == ({"s1", "s2"} if deed == "sign" else set())
+
+
+def test_an_older_copy_of_its_books_signs_no_number_twice(authority: Authority, tmp_path: Path) -> None:
+    state = tmp_path / "authority" / "authority.json"
+    before = state.read_text()
+    let_in(authority, "s1", SigningKey.generate())
+    state.write_text(before)
+    let_in(authority, "s2", SigningKey.generate())
+    assert authority.coordinator.membership().version == 3
 
 
 def test_one_key_is_one_member(authority: Authority) -> None:
@@ -237,7 +278,8 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     ("arguments", "said"),
     [
         (["sign", "nowhere"], "nowhere is no authority's folder"),
-        (["init", "there", "--host", "localhost"], "output there already exists"),
+        (["init", "there", "--host", "localhost"], "there already exists"),
+        (["init", "new", "--host", "https://fed.example.org:8443"], "give it alone, without https:// and port"),
         (["init", "new", "--host", "a b\u00e9"], "is no host name or address"),
         (["invite", "there", "a/b"], "'a/b' cannot be a site's name"),
     ],

@@ -26,8 +26,10 @@ def test_the_defaults_take_part_in_a_secure_run(make_config: Callable[..., Train
         ({}, {"privacy": {"insecure_min_survivors": 2}}, "fewest survivors is 2, this site asks for 8"),
         ({"fewest_survivors": 16}, {}, "fewest survivors is 8, this site asks for 16"),
         ({"models": ["fedtalk-tiny"]}, {}, "model 0123 is none that this site agreed to"),
-        ({"configurations": ["0" * 16]}, {}, "is none that this site agreed to"),
-        ({"epsilon": 8.0}, {}, "no noise, and this site agreed to epsilon 8"),
+        ({"configurations": ["0" * 32]}, {}, "is none that this site agreed to"),
+        ({"epsilon": 8.0}, {}, "no noise of the sites' own, and this site agreed to epsilon 8"),
+        ({"epsilon": 8.0}, {"privacy": NOISE | {"mechanism": "gaussian"}}, "no noise of the sites' own"),
+        ({"epsilon": 8.0}, {"privacy": NOISE | {"colluders": 0}}, "colluders is 0, this site asks for 1"),
     ],
 )
 def test_what_goes_beyond_it_is_refused(

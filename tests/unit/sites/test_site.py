@@ -79,7 +79,7 @@ def test_the_roster_of_sites_is_the_authority_s(authority: Authority, tmp_path: 
     assert isinstance(roster_of(run), RosterFile)
     site = new_site(authority, tmp_path / "site")
     authority.sign([site.request])
-    found_federation(run, "ab12", site.authority_key, authority.coordinator.signed_members())
+    found_federation(run, "ab12", bytes(16), site.authority_key, authority.coordinator.signed_members())
     roster = roster_of(run)
     assert isinstance(roster, SignedRoster)
     found, name = roster.read()

@@ -1,0 +1,102 @@
+"""`fedtalk join` and `fedtalk site` with what is wrong: one line, and nothing written or sent before it."""
+
+from pathlib import Path
+
+import pytest
+
+from fedtalk_ray.commands.cli import main
+from fedtalk_ray.enrolment.authority import Authority
+from fedtalk_ray.enrolment.invite import request_of
+from fedtalk_ray.privacy.keys import SigningKey
+from fedtalk_ray.sites.folder import SiteFolder
+from tests.unit.coordinator.conftest import Standing
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    error = capsys.readouterr().err
+    assert ended.value.code == 1 and error.count("\n") == 1, error
+    return error
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> Path:
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    (folder / "one.mp4").touch()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("nobody there", "nobody answers at https://localhost:1 ("),
+        ("another authority", "belongs to another authority than the one that invited you"),
+        ("no https", "'http://localhost' is no coordinator's address"),
+        ("half a code", "--invite is no whole code"),
+        ("no clips", "holds no clip"),
+        ("no folder", "is no folder"),
+        ("unknown policy", "unknown key 'fewest'"),
+        ("no invite", "is no site yet: give the coordinator's address, --invite and --clips"),
+    ],
+)
+def test_what_is_wrong_at_the_first_time(
+    standing: Standing, tmp_path: Path, clips: Path, capsys: pytest.CaptureFixture[str], wrong: str, said: str
+) -> None:
+    code, address = standing.authority.invite("s1").code(), standing.address
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("fewest: 3\n" if wrong == "unknown policy" else "fewest_survivors: 8\n")
+    if wrong == "another authority":
+        code = Authority.create(tmp_path / "another", ["localhost"]).invite("s1").code()
+    if wrong == "no clips":
+        (clips / "one.mp4").unlink()
+    address = {"nobody there": "https://localhost:1", "no https": "http://localhost"}.get(wrong, address)
+    folder = str(tmp_path / "none") if wrong == "no folder" else str(clips)
+    arguments = ["join", address, "--site", str(tmp_path / "site"), "--clips", folder, "--policy", str(policy)]
+    if wrong != "no invite":
+        arguments += ["--invite", code[:-5] if wrong == "half a code" else code]
+    assert said in refused(arguments, capsys)
+    assert not (tmp_path / "site").exists() and not standing.files.waiting()
+
+
+def test_a_code_that_was_used_is_said_to_be(
+    standing: Standing, tmp_path: Path, clips: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The coordinator cannot know codes, but it knows who is a member."""
+    invite = standing.authority.invite("s1")
+    standing.authority.sign([request_of(invite, SigningKey.generate())])
+    said = standing.line("s1", SigningKey.generate()).ask_for_membership(request_of(invite, SigningKey.generate()))
+    assert "s1 is a member with another key" in said and "it was used already" in said
+    assert (
+        standing.line("s2", SigningKey.generate()).ask_for_membership(
+            request_of(standing.authority.invite("s2"), SigningKey.generate())
+        )
+        == ""
+    )
+
+
+def test_a_site_tells_of_itself(standing: Standing, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "is no site's folder" in refused(["site", "status", str(tmp_path)], capsys)
+    invite = standing.authority.invite("s1")
+    place = tmp_path / "site"
+    site = SiteFolder.create(place, invite, standing.address, standing.files.authority.read_bytes())
+    standing.authority.sign([site.request])
+    site.take_members(standing.files.signed_members())
+    with pytest.raises(SystemExit) as ended:
+        main(["site", "status", str(place)])
+    assert ended.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    member = standing.authority.members().member("s1")
+    assert member is not None
+    assert lines == [
+        f"s1 at {standing.address}, key {site.key.public.hex()[:16]}...",
+        f"member until {member.until}, list number 2",
+        "nothing was spent yet",
+    ]
+    assert "has no model of any run" in refused(["site", "personalize", str(place)], capsys)
+    (place / "site.json").write_text("{}")
+    assert "does not say 'name'" in refused(["site", "status", str(place)], capsys)
+    (place / "site.json").write_text("[")
+    assert "is damaged" in refused(["site", "status", str(place)], capsys)
