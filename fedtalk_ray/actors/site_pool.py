@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -27,6 +28,7 @@ from fedtalk_ray.enrolment.certificates import read_authority
 from fedtalk_ray.enrolment.coordinator_files import CoordinatorFiles
 from fedtalk_ray.enrolment.membership import later
 from fedtalk_ray.errors import ClusterError, RunError
+from fedtalk_ray.federation.failure_policy import FailurePolicy
 from fedtalk_ray.federation.roster import SignedRoster, found_federation, nonce_of
 from fedtalk_ray.federation.secure_aggregator import limits_of
 from fedtalk_ray.model.embedded import EMBEDDED
@@ -100,11 +102,12 @@ class SitePool:
         alone = config.model_copy(update={"slots": config.slots.model_copy(update={"count": 1, "at_least": None})})
         self._local = SlotPool(alone, NO_CLIENTS)
         _, self._authority = read_authority(coordinator.files.authority.read_bytes())
-        self._listed = set(coordinator.files.membership().roster().clients)
+        self._listed = list(coordinator.files.membership().roster().clients)
         again = self._run.federation.exists()
         nonce = nonce_of(self._run) if again else os.urandom(16)
         model = None if config.pretrained in (None, EMBEDDED) else config.pretrained
-        name = self._ask("offer", nonce, config.model_dump_json(), json.dumps(conditions_of(manifest)), model)
+        conditions = json.dumps(conditions_of(manifest))
+        name = self._ask("offer", nonce, config.model_dump_json(), conditions, model, self._run.coordinator_log)
         if again:
             if name != SignedRoster(self._run).name():
                 self.close()
@@ -117,16 +120,16 @@ class SitePool:
         found_federation(self._run, name, nonce, self._authority, members)
 
     @property
-    def policy(self) -> Any:
+    def policy(self) -> FailurePolicy:
         return self._local.policy
 
     @property
-    def vector(self) -> Any:
+    def vector(self) -> np.ndarray:
         """The shared vector before the phase's first round, float32 [D]."""
         return self._local.vector
 
     @vector.setter
-    def vector(self, value: Any) -> None:
+    def vector(self, value: np.ndarray) -> None:
         self._local.vector = value
 
     @property
@@ -143,16 +146,16 @@ class SitePool:
             write_synced(self._run.members, newest)
         fewest, timeout = limits_of(self._config.privacy).floor, self._config.slots.placement_timeout_s
         wanted = min(self._config.cohort.size, len(self._listed))
-        found = self._ask("on_line", wanted, min(timeout, PATIENCE_S))
+        found = self._ask("on_line", self._listed, wanted, min(timeout, PATIENCE_S))
         if len(found) < fewest:
-            found = self._ask("on_line", fewest, timeout)
+            found = self._ask("on_line", self._listed, fewest, timeout)
         if len(found) < fewest:
             raise ClusterError(
                 f"{len(found)} of {fewest} sites were on line after {timeout:g} s "
                 f"({', '.join(found[:8]) or 'none'}); start the others, or raise slots.placement_timeout_s; the last "
                 "checkpoint is intact: go on with --resume"
             )
-        return self._listed - set(found)
+        return set(self._listed) - set(found)
 
     def fit_to(self, clients: int) -> None:
         """Before a round: the run's own slot is there, or another one in its place."""

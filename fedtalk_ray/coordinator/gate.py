@@ -61,12 +61,15 @@ class _Asked:
     orders: dict[str, bytes]
     enough: int
     replies: dict[str, bytes] = field(default_factory=dict)
+    ready: int = 0
     done: asyncio.Event = field(default_factory=asyncio.Event)
 
-    @property
-    def complete(self) -> bool:
-        ready = sum(not decode(Reply, reply).refused for reply in self.replies.values())
-        return len(self.replies) == len(self.orders) or ready >= self.enough
+    def take(self, site: str, body: bytes, refused: bool) -> None:
+        """Counts a reply in."""
+        self.replies[site] = body
+        self.ready += not refused
+        if len(self.replies) == len(self.orders) or self.ready >= self.enough:
+            self.done.set()
 
 
 class Gate:
@@ -99,9 +102,10 @@ class Gate:
             raise ValueError(f"the gate is not asked for {method!r}")
         return await getattr(self, method)(*arguments, **keywords)
 
-    async def offer(self, nonce: bytes, config: str, conditions: str, model: str | None) -> str:
-        """What the run is about; its name. model: the folder to start from, None for one that ships with the
-        package."""
+    async def offer(self, nonce: bytes, config: str, conditions: str, model: str | None, log: Path) -> str:
+        """What the run is about; its name. model: the folder to start from, None for one that ships with the package.
+        log: the file that is written to from now on."""
+        _write_to(log)
         self._start = () if model is None else self.served.add_model(Path(model))
         offer = Offer(nonce, config, self._start, conditions)
         self._offer = encode(offer)
@@ -117,16 +121,19 @@ class Gate:
         """The newest list that the authority signed."""
         return self.signed_members()
 
-    async def on_line(self, count: int, within: float) -> list[str]:
-        """The members heard of lately, as soon as there are so many, or after so many seconds."""
-        until = monotonic() + within
-        while len(found := self._present()) < count and (left := until - monotonic()) > 0:
+    async def on_line(self, of: list[str], count: int, within: float) -> list[str]:
+        """Who of these is a member and was heard of lately, as soon as there are so many, or after so many seconds."""
+        wanted, until = set(of), monotonic() + within
+        while True:
+            found = [site for site in self._present() if site in wanted]
+            left = until - monotonic()
+            if len(found) >= count or left <= 0:
+                return found
             async with self._news:
                 try:
                     await asyncio.wait_for(self._news.wait(), min(left, 5.0))
                 except TimeoutError:
                     continue
-        return found
 
     async def train(self, clients: list[str], shared: np.ndarray, plan: bytes, enough: int | None = None) -> Answers:
         """Lets these sites train for the round of the signed plan; who is ready, and why others are not."""
@@ -257,10 +264,8 @@ class Gate:
             raise MalformedMessage("a refusal is one short line")
         if reply.refused:
             _LOG.warning("%s refuses %s of exchange %d: %s", site, stage, exchange, reply.refused)
-        asked.replies[site] = body
         self._kept[exchange, stage, site] = body
-        if asked.complete:
-            asked.done.set()
+        asked.take(site, body, bool(reply.refused))
 
     # Within
 
@@ -300,6 +305,16 @@ class Gate:
             done.append(site)
             payload.append(np.frombuffer(reply.frame, np.uint8))
         return Answers(tuple(done), dict(refused)), payload
+
+
+def _write_to(path: Path) -> None:
+    """Lets the log be a file that only grows, with the time before each line."""
+    for old in list(_LOG.handlers):
+        _LOG.removeHandler(old)
+        old.close()
+    handler = logging.FileHandler(path, delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    _LOG.addHandler(handler)
 
 
 def _bytes_of(vector: np.ndarray) -> bytes:

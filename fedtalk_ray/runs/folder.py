@@ -92,6 +92,11 @@ class RunFolder:
         return self.path / "federation.json"
 
     @property
+    def coordinator_log(self) -> Path:
+        """Of a run whose clients are sites: which of them refused, was late, or replied twice, and when."""
+        return self.checkpoints / "coordinator.log"
+
+    @property
     def served(self) -> Path:
         """What sites fetch by its SHA-256: the model to start from, results of phases, shared parameters."""
         return self.path / "served"

@@ -240,6 +240,8 @@ def test_sites_that_die_or_refuse_drop_out_and_the_round_goes_on(
     said = (sites[5].path / "said").read_text()
     assert said.count("not taken part in: fewest survivors is 2, this site asks for 8") == 1
     assert not (sites[5].ledgers / f"{sites[5].name}.json").exists()
+    line = f"{sites[5].name} refuses train of exchange 1: not agreed to: fewest survivors is 2, this site asks for 8"
+    assert run.coordinator_log.read_text().count(line) == 1
     # Nothing was answered twice with other bytes: of each stage of an exchange one reply, however often it was sent.
     for site in sites:
         replies: dict[str, set[str]] = {}
