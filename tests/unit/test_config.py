@@ -1,5 +1,6 @@
 """Settings: read, overridden, refused with one clear line, written and read again without change."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -225,7 +226,7 @@ def test_every_field_says_what_it_means(name: str, section: type[Section]) -> No
 def test_every_shipped_configuration_loads(repository: Path) -> None:
     files = sorted((repository / "jobs" / "configs").glob("*.yaml"))
     # Those of the other commands hold options, which commands/test_command_file.py reads.
-    files = [file for file in files if file.read_text().startswith("# python jobs/train.py ")]
+    files = [file for file in files if re.match("# python jobs/(train|serve).py ", file.read_text())]
     assert files
     for file in files:
         config = load_config(file)

@@ -1,4 +1,4 @@
-"""Ten thousand connections that say nothing, or half a word: what they cost, and whether they keep a site out."""
+"""Nearly ten thousand connections that say nothing, or half a word: what they cost, and whom they keep out."""
 
 import re
 import resource
@@ -9,7 +9,7 @@ import pytest
 
 from tests.unit.coordinator.conftest import Standing
 
-COUNT = 10_000
+COUNT = 9_500
 
 
 def memory(what: str) -> int:
@@ -25,14 +25,14 @@ def test_silent_connections_cost_little_and_keep_nobody_out(standing: Standing, 
     standing.member("s1")
     assert standing.line("s1").get("/v1/members")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard < 2 * COUNT:
-        pytest.skip(f"{2 * COUNT} open files are not allowed here")
+    if hard < 2 * COUNT + 500:
+        pytest.skip(f"{2 * COUNT + 500} open files are not allowed here")
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     silent = []
     try:
         Path("/proc/self/clear_refs").write_text("5")
         before = memory("VmRSS")
-        for _ in range(COUNT - 500):
+        for _ in range(COUNT):
             silent.append(socket.create_connection(("127.0.0.1", standing.port), timeout=30))
             silent[-1].sendall(said)
         assert standing.line("s1").get("/v1/members")
