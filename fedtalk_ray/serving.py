@@ -10,6 +10,7 @@ from time import sleep
 from fedtalk_ray.actors.connection import connect
 from fedtalk_ray.actors.ray_errors import fetch
 from fedtalk_ray.actors.site_pool import Coordinator, SitePool
+from fedtalk_ray.enrolment.membership import open_membership
 from fedtalk_ray.errors import ConfigError
 from fedtalk_ray.federation.secure_aggregator import limits_of
 from fedtalk_ray.rounds import federate
@@ -48,13 +49,16 @@ def serve(
     try:
         tell(f"listening at port {port}; requests for membership wait in {coordinator.files.requests}")
         fewest, told = limits_of(config.privacy).floor, -1
-        while (count := len(coordinator.files.membership().members)) < fewest:
-            if count != told:
-                tell(f"{count} members, and a sum needs {fewest}; waiting for the authority's list")
-                told = count
+        while True:
+            # Of the gate, which goes by the list before while a new one is being copied.
+            members = fetch(gate.call("newest_members"))
+            clients = sorted(open_membership(members, coordinator.files.authority_key).roster().clients)
+            if len(clients) >= fewest:
+                break
+            if len(clients) != told:
+                tell(f"{len(clients)} members, and a sum needs {fewest}; waiting for the authority's list")
+                told = len(clients)
             sleep(_LOOK_S)
-        members = coordinator.files.signed_members()
-        clients = sorted(coordinator.files.membership().roster().clients)
         tell(f"{len(clients)} members")
         path = federate(
             config,

@@ -24,9 +24,8 @@ from fedtalk_ray.actors.slot import Slot
 from fedtalk_ray.coordinator.gate import Gate
 from fedtalk_ray.coordinator.http import open_door
 from fedtalk_ray.coordinator.offer import conditions_of
-from fedtalk_ray.enrolment.certificates import read_authority
 from fedtalk_ray.enrolment.coordinator_files import CoordinatorFiles
-from fedtalk_ray.enrolment.membership import later
+from fedtalk_ray.enrolment.membership import later, open_membership
 from fedtalk_ray.errors import ClusterError, RunError
 from fedtalk_ray.federation.failure_policy import FailurePolicy
 from fedtalk_ray.federation.roster import SignedRoster, found_federation, nonce_of
@@ -101,8 +100,8 @@ class SitePool:
         self._run = RunFolder(Path(config.run))
         alone = config.model_copy(update={"slots": config.slots.model_copy(update={"count": 1, "at_least": None})})
         self._local = SlotPool(alone, NO_CLIENTS)
-        _, self._authority = read_authority(coordinator.files.authority.read_bytes())
-        self._listed = list(coordinator.files.membership().roster().clients)
+        self._authority = coordinator.files.authority_key
+        self._listed = list(open_membership(members, self._authority).roster().clients)
         again = self._run.federation.exists()
         nonce = nonce_of(self._run) if again else os.urandom(16)
         model = None if config.pretrained in (None, EMBEDDED) else config.pretrained

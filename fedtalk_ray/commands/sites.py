@@ -2,7 +2,6 @@
 
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,6 +18,11 @@ if TYPE_CHECKING:
 app = typer.Typer(help="What a site has agreed to, spent, and can use.", no_args_is_help=True)
 
 SitePlace = Annotated[Path, typer.Argument(help="The site's folder.")]
+
+
+def tell(line: str) -> None:
+    """At once, wherever the output goes."""
+    print(line, flush=True)
 
 
 def serve(
@@ -40,9 +44,6 @@ def serve(
     from fedtalk_ray.config import load_config
     from fedtalk_ray.enrolment.coordinator_files import CoordinatorFiles
     from fedtalk_ray.serving import serve as run_serve
-
-    def tell(line: str) -> None:
-        print(line, flush=True)
 
     def stay(sites: int) -> None:
         tell(f"the run is over; {sites} sites can fetch its model; Ctrl-C ends")
@@ -84,9 +85,6 @@ def join(
     from fedtalk_ray.sites.folder import SiteFolder
     from fedtalk_ray.sites.policy import keep_policy, load_policy
 
-    def tell(line: str) -> None:
-        print(line, flush=True)
-
     # All that can be wrong is looked at before anything is written or sent.
     load_policy(policy)
     invited = None if invite is None else Invite.parse(invite)
@@ -108,7 +106,7 @@ def join(
         sources = [] if folder.shards.exists() else clips_in(folder.clips, folder.name)
         try:
             line = Connection(folder.address, folder.authority, folder.name, folder.key, tell)
-            _take_part(folder, line, agreed, sources, once, tell)
+            _take_part(folder, line, agreed, sources, once)
         except KeyboardInterrupt:
             print(f"stopped; `fedtalk join --site {site}` goes on", file=sys.stderr)
 
@@ -119,7 +117,6 @@ def _take_part(
     agreed: "Policy",
     sources: "list[ClipSource]",
     once: bool,
-    tell: Callable[[str], None],
 ) -> None:
     """Becomes a member, prepares the clips where they are not, and takes part in one run after another."""
     from fedtalk_ray.sites.site import Site
@@ -149,7 +146,6 @@ def status(site: SitePlace) -> None:
     Example: `fedtalk site status site`
     """
     from fedtalk_ray.enrolment.membership import open_membership
-    from fedtalk_ray.privacy.client_ledger import ClientLedger
     from fedtalk_ray.sites.folder import SiteFolder
 
     folder = SiteFolder(site).check()
@@ -157,14 +153,13 @@ def status(site: SitePlace) -> None:
     found = open_membership(folder.members.read_bytes(), folder.authority_key) if folder.members.exists() else None
     member = found and found.member(folder.name)
     print(f"member until {member.until}, list number {found.version}" if found and member else "not a member")
-    ledger = folder.ledgers / f"{folder.name}.json"
-    spent = ClientLedger(ledger).read() if ledger.exists() else None
+    spent = folder.rounds_spent()
     for run in folder.runs():
         name = run.path.name
-        rounds = spent.rounds.get(name, 0) if spent else 0
+        rounds = spent.get(name, 0)
         model = f"model of round {run.released_round()}: {run.path}" if run.has_model() else "no model yet"
         print(f"run {name[:8]}: {rounds} rounds, {model}")
-    print(f"ledger: fedtalk privacy client {ledger}" if spent else "nothing was spent yet")
+    print(f"ledger: fedtalk privacy client {folder.ledger}" if spent else "nothing was spent yet")
 
 
 @app.command()

@@ -21,7 +21,6 @@ import numpy as np
 from fedtalk_ray.coordinator.offer import LONGEST_REFUSAL, RELEASED, run_name
 from fedtalk_ray.coordinator.served import ServedFiles
 from fedtalk_ray.enrolment.caller import SITE, Callers, MembershipOver
-from fedtalk_ray.enrolment.certificates import read_authority
 from fedtalk_ray.enrolment.coordinator_files import CoordinatorFiles
 from fedtalk_ray.enrolment.invite import read_request
 from fedtalk_ray.enrolment.membership import EnrolmentError, Membership, open_membership
@@ -82,7 +81,7 @@ class Gate:
         """served: the folder of what sites fetch. late_after: seconds for training, and for each stage."""
         self._files, self.served, self._late_after = files, ServedFiles(served), late_after
         self.callers = Callers()
-        self._authority = read_authority(self.authority())[1]
+        self._authority = files.authority_key
         self._members: tuple[tuple[int, int, int], Membership, bytes] | None = None
         self._offer: bytes | None = None
         self._results: tuple[Part, ...] = ()

@@ -70,10 +70,14 @@ class CoordinatorFiles:
         except OSError as error:
             raise EnrolmentError(f"the list of members {self.members} cannot be read ({error})") from error
 
+    @property
+    def authority_key(self) -> bytes:
+        """The authority's public key, 32 bytes."""
+        return read_authority(self.authority.read_bytes())[1]
+
     def membership(self) -> Membership:
         """Raises `EnrolmentError` for a list that this authority did not sign."""
-        _, key = read_authority(self.authority.read_bytes())
-        return open_membership(self.signed_members(), key)
+        return open_membership(self.signed_members(), self.authority_key)
 
     def keep_request(self, data: bytes) -> bool:
         """Keeps a request for the authority; False where too many wait. The same one is kept once, and no request takes

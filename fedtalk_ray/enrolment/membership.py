@@ -3,8 +3,9 @@
 Guarantee, against whoever hands the list on, the coordinator too: what `open_membership` returns was signed, whole, by
 the holder of the authority's key. A site keeps the newest that it saw and goes back to no older one (`later`).
 
-Not covered: a coordinator that keeps the newest list from a site. Two sites with different lists cannot be in one sum
-all the same, since the protocol's signatures cover the keys of the whole cohort (`privacy.protocol.context_of`).
+Not covered: a coordinator that keeps the newest list from sites, and so somebody who was revoked among them. Sites that
+have different keys for somebody of a cohort are in no sum together, since the protocol's signatures cover the cohort's
+keys (`privacy.protocol.context_of`).
 """
 
 import re

@@ -27,8 +27,10 @@ from fedtalk_ray.enrolment.invite import Invite, fingerprint, request_of
 from fedtalk_ray.enrolment.membership import EnrolmentError, Membership, later
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.outputs import OutputError, new_folder, read_own, write_synced
+from fedtalk_ray.privacy.client_ledger import ClientLedger
 from fedtalk_ray.privacy.client_record import ClientRecord
 from fedtalk_ray.privacy.keys import SigningKey
+from fedtalk_ray.privacy.protocol import Aborted
 from fedtalk_ray.runs.folder import RunFolder
 
 
@@ -110,6 +112,18 @@ class SiteFolder:
     @property
     def ledgers(self) -> Path:
         return self.path / "ledger"
+
+    @property
+    def ledger(self) -> Path:
+        """What it has spent over all runs."""
+        return self.ledgers / f"{self.name}.json"
+
+    def rounds_spent(self) -> dict[str, int]:
+        """Rounds that were charged, by the run's name. Raises `RunError` for a damaged ledger."""
+        try:
+            return ClientLedger(self.ledger).read().rounds if self.ledger.exists() else {}
+        except Aborted as error:
+            raise RunError(str(error)) from error
 
     @property
     def name(self) -> str:

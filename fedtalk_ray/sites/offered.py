@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from fedtalk_ray.config import parse_config
@@ -13,7 +12,6 @@ from fedtalk_ray.media.identity_embedding import NO_IDENTITY
 from fedtalk_ray.media.speech import LOG_MEL, PRETRAINED
 from fedtalk_ray.messages import Offer, Part
 from fedtalk_ray.model.embedded import EMBEDDED
-from fedtalk_ray.privacy.client_ledger import ClientLedger
 from fedtalk_ray.privacy.keys import digest
 from fedtalk_ray.privacy.wire import encode
 from fedtalk_ray.settings import TrainConfig
@@ -63,22 +61,24 @@ def read_offer(offer: Offer, folder: SiteFolder, policy: Policy) -> OfferedRun:
     own = {"run": str(run.path), "shards": str(folder.shards), "address": "local", "debug": False}
     agreement = policy.agreement(folder.ledgers).model_dump()
     config = parse_config(tree | own | {"agreement": agreement}, "the coordinator's offer")
-    model = str(config.pretrained)
+    model = digest(*(encode(part) for part in offer.start)).hex()[:32] if offer.start else str(config.pretrained)
+    refused = policy.refusal(config, model) or _refusal(offer, folder, policy, config.pretrained, conditions)
     if offer.start:
-        model = digest(*(encode(part) for part in offer.start)).hex()[:32]
         config = config.model_copy(update={"pretrained": str(folder.models / model)})
-    refused = policy.refusal(config, model) or _refusal(offer, folder, policy, name, conditions)
     return OfferedRun(name, config, conditions | {"frame_size": size}, offer.start, model, refused)
 
 
-def _refusal(offer: Offer, folder: SiteFolder, policy: Policy, name: str, conditions: dict[str, str]) -> str:
+def _refusal(
+    offer: Offer, folder: SiteFolder, policy: Policy, pretrained: str | None, conditions: dict[str, str]
+) -> str:
+    """Why what an offer names is not fetched, loaded or taken part in; empty where it is."""
     for what, known in BUILT_IN.items():
         if conditions[what] not in known and not (what == "speech" and folder.speech):
             told = "; the owner may say where it is (--speech)" if what == "speech" else ""
             return (
                 f"clips are to be prepared by the {what} {conditions[what]!r}, and sites know {', '.join(known)}{told}"
             )
-    if not offer.start and conditions and json.loads(offer.config).get("pretrained") not in (None, EMBEDDED):
+    if not offer.start and pretrained not in (None, EMBEDDED):
         return "a model is named and not given"
     size = sum(part.size for part in offer.start)
     if size > policy.most_download_mb << 20 or len(offer.start) > MOST_FILES:
@@ -87,14 +87,7 @@ def _refusal(offer: Offer, folder: SiteFolder, policy: Policy, name: str, condit
         )
     for part in offer.start:
         safe_name(part.name)
-    ledger = folder.ledgers / f"{folder.name}.json"
-    others = set(ClientLedger(ledger).read().rounds) - {name} if ledger.exists() else set()
+    others = folder.rounds_spent().keys() - {run_name(offer)}
     if policy.runs is not None and len(others) >= policy.runs:
         return f"it is another run, and this site agreed to {policy.runs}"
     return ""
-
-
-def place_of(run: OfferedRun) -> Path:
-    """Where the model that it starts from is put."""
-    assert run.config.pretrained is not None
-    return Path(run.config.pretrained)

@@ -8,7 +8,6 @@ A site that was killed takes no further part in the exchange that it was in; its
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from time import sleep
 from typing import TypeVar
@@ -31,10 +30,10 @@ from fedtalk_ray.recipe import PhaseName
 from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.settings import TrainConfig
 from fedtalk_ray.shards.format import load_manifest
-from fedtalk_ray.shards.people import People, site_people
+from fedtalk_ray.shards.people import site_people
 from fedtalk_ray.sites.connection import Connection, ConnectionRefused
 from fedtalk_ray.sites.folder import SiteFolder
-from fedtalk_ray.sites.offered import OfferedRun, place_of, read_offer
+from fedtalk_ray.sites.offered import OfferedRun, read_offer
 from fedtalk_ray.sites.policy import Policy
 
 Message = TypeVar("Message")
@@ -163,7 +162,8 @@ class Site:
         run = self._run(config)
         newest = self.connection.get("/v1/members") or b""
         self.folder.take_members(newest)
-        found_federation(run, run.path.name, b"", self.folder.authority_key, newest)
+        if not run.federation.exists() or run.members.read_bytes() != newest:
+            found_federation(run, run.path.name, b"", self.folder.authority_key, newest)
         # Who signed it is looked at before anything in it is believed.
         plan: Plan = open_plan(order.frame, *roster_of(run).read())
         if not 1 <= plan.round <= config.all_rounds:
@@ -173,8 +173,7 @@ class Site:
         shared = vectors.pop("shared", np.zeros(0, np.float32))
         if self._slot is None:
             self.tell("loading the model")
-            people = partial(_people, name=self.folder.name)
-            slot = ClientSlot(config, people)
+            slot = ClientSlot(config, lambda of: site_people(of.shards, self.folder.name))
             slot.start()
             self._slot, self._phase = slot, config.phases[0]
         if phase != self._phase:
@@ -197,7 +196,7 @@ class Site:
                 f"the clips of {folder.name} do not fit the run: {wrong}; remove {folder.shards}, and join again"
             )
         if offered.start:
-            self._fetch_model(offered.start, place_of(offered))
+            self._fetch_model(offered.start, folder.models / offered.model)
         save_config(config, folder.run(offered.name).config_file)
         return config
 
@@ -242,10 +241,6 @@ class Site:
                 (run.path / "released" / inside).rename(run.path / inside)
         shutil.rmtree(run.path / "released")
         self.tell(f"the run is over; its model: {run.path}")
-
-
-def _people(config: TrainConfig, name: str) -> People:
-    return site_people(config.shards, name)
 
 
 def _read(kind: type[Message], data: bytes) -> Message:

@@ -53,7 +53,10 @@ MAY_IMPORT_RAY: tuple[str, ...] = (
 )
 
 # What a peer sends is read here; unpickling it would run the peer's code.
-NO_PICKLE: tuple[str, ...] = ("fedtalk_ray/messages.py", "fedtalk_ray/federation/*", "fedtalk_ray/privacy/*")
+NO_PICKLE: tuple[str, ...] = (
+    "fedtalk_ray/messages.py",
+    *(f"fedtalk_ray/{package}/*" for package in ("coordinator", "enrolment", "federation", "privacy", "sites")),
+)
 PICKLERS = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "torch.load"}
 
 SAYS_NOTHING = {"util", "utils", "helper", "helpers", "manager", "managers", "common", "misc"}

@@ -102,6 +102,13 @@ def test_a_second_run_over_the_same_clips_is_the_owner_s_to_allow(
     )
 
 
+def test_a_damaged_ledger_is_one_line(site: SiteFolder, offer: Callable[..., Offer]) -> None:
+    site.ledgers.mkdir()
+    site.ledger.write_text("{")
+    with pytest.raises(RunError, match=r"s1\.json"):
+        read_offer(offer(), site, Policy())
+
+
 @pytest.mark.parametrize("text", ["[]", "{}", "nonsense", "3", '{"frame_size": "wide"}', "[" * 5000])
 def test_an_offer_that_is_none_is_one_line(site: SiteFolder, offer: Callable[..., Offer], text: str) -> None:
     good = offer()

@@ -87,7 +87,8 @@ def test_the_roster_of_sites_is_the_authority_s(authority: Authority, tmp_path: 
     pin = roster.pin()
     assert roster.keeps(pin) and roster.keeps(Pin(pin.length - 1, "of an older list"))
     assert not roster.keeps(Pin(pin.length, "of another list")) and not roster.keeps(Pin(pin.length + 1, ""))
-    run.members.write_bytes(run.members.read_bytes()[:-1] + b"\0")
+    signed = run.members.read_bytes()
+    run.members.write_bytes(signed[:-1] + bytes([signed[-1] ^ 1]))
     with pytest.raises(RunError, match=r"the members in .* cannot be read"):
         roster.read()
 
