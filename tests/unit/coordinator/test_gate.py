@@ -1,5 +1,6 @@
 """The coordinator's door: who gets in, what it costs to knock, and that nothing is counted twice."""
 
+import contextlib
 import hashlib
 import socket
 import ssl
@@ -7,7 +8,8 @@ import threading
 import urllib.request
 from dataclasses import replace
 from datetime import date, timedelta
-from typing import Any
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -236,6 +238,70 @@ def test_who_answers_first_adds_no_certificate_of_its_own(standing: Standing, tm
     standing.files.authority.write_bytes(own + another.coordinator.authority.read_bytes())
     kept = fetch_authority(standing.address, standing.authority.invite("s1"))
     assert kept.count(b"BEGIN CERTIFICATE") == 1 and kept.strip() == own.strip()
+
+
+class Redirects(BaseHTTPRequestHandler):
+    """Sends everybody elsewhere, and notes what it was told."""
+
+    heard: ClassVar[list[tuple[str, str | None]]] = []
+
+    def do_GET(self) -> None:
+        self.heard.append((self.path, self.headers["Authorization"]))
+        self.send_response(302)
+        self.send_header("Location", "/inside")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+def test_the_first_call_goes_nowhere_else_and_tells_no_password(
+    standing: Standing, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever answers is not known yet: it might send the call on, and requests would look into .netrc."""
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine localhost login me password secret\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(standing.files.tls_certificate, standing.files.tls_key)
+    with HTTPServer(("127.0.0.1", 0), Redirects) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        address = f"https://localhost:{server.server_port}"
+        with pytest.raises(EnrolmentError, match=r"no coordinator \(HTTP 302\)"):
+            fetch_authority(address, standing.authority.invite("s1"))
+        # requests alone would have told it.
+        with contextlib.suppress(requests.RequestException):
+            requests.get(f"{address}/plain", verify=str(standing.files.authority), timeout=5, allow_redirects=False)
+        server.shutdown()
+        thread.join()
+    assert Redirects.heard[0] == ("/v1/authority", None)
+    assert [path for path, _ in Redirects.heard] == ["/v1/authority", "/plain"] and Redirects.heard[1][1]
+
+
+def test_no_answer_is_longer_than_a_site_takes(
+    standing: Standing, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    standing.member("s1")
+    part = standing.gate.served.add("file.json", bytes(1000))
+    with pytest.raises(EnrolmentError, match="longer than named"):
+        standing.line("s1").fetch(replace(part, size=999), tmp_path / "file.json")
+    assert not (tmp_path / "file.json").exists()
+    monkeypatch.setattr("fedtalk_ray.sites.connection.LARGEST_ANSWER", 10)
+    with pytest.raises(EnrolmentError, match="more than 10 bytes at once"):
+        standing.line("s1").get("/v1/members")
+
+
+def test_a_key_that_was_lost_locks_nobody_out(standing: Standing) -> None:
+    """Whoever found it calls with the largest count there is; then its owner comes with another key."""
+    standing.member("s1")
+    signed = headers(standing, "s1", 2**62 - 1, "GET", "/v1/members")
+    assert raw(standing, "GET", "/v1/members", headers=signed).status_code == 200
+    new = SigningKey.generate()
+    standing.authority.sign([request_of(standing.authority.invite("s1", new_key=True), new)])
+    assert standing.line("s1", new).get("/v1/members") == standing.files.signed_members()
+    assert raw(standing, "GET", "/v1/members", headers=signed).status_code == 401
 
 
 def test_a_list_that_is_half_copied_is_not_handed_on(standing: Standing) -> None:

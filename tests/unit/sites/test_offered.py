@@ -10,6 +10,7 @@ import pytest
 
 from fedtalk_ray.coordinator.offer import conditions_of, run_name
 from fedtalk_ray.enrolment.authority import Authority
+from fedtalk_ray.enrolment.membership import EnrolmentError
 from fedtalk_ray.errors import ConfigError, RunError
 from fedtalk_ray.messages import Offer, Order, Part
 from fedtalk_ray.privacy.protocol import Code
@@ -138,6 +139,14 @@ def test_whatever_an_order_does_the_site_stays(site: SiteFolder, offer: Callable
     assert "KeyError" in heard[0]
     assert here._answer(Order(1, "share", b"garbage"), config).refused == Code.WRONG_STAGE
     assert here._answer(Order(1, "explode", b""), config).refused == Code.WRONG_STAGE
+
+
+@pytest.mark.parametrize("parts", [(Part("shared", bytes(32), 5 << 30),), (Part("shared", bytes(32), 4),) * 20])
+def test_no_order_fills_the_disk(site: SiteFolder, offer: Callable[..., Offer], parts: tuple[Part, ...]) -> None:
+    """Refused before a byte is asked for: the line would end the test."""
+    here = Site(site, Dead(), Policy())  # type: ignore[arg-type]
+    with pytest.raises(EnrolmentError, match="more vectors than the run has phases"):
+        here._vectors(parts, read_offer(offer(), site, Policy()).config)
 
 
 def test_a_model_half_put_in_place_is_put_there_again(site: SiteFolder, tmp_path: Path) -> None:
