@@ -13,17 +13,23 @@ from ray.data import ExecutionResources
 
 from fedtalk_ray.config import parse_config
 from fedtalk_ray.settings import TrainConfig
+from tests.ray.warm_workers import warm_python
 
 # `make test` runs these in the background, where a shell has Ctrl-C ignored: the cluster would live on.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
+def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A local cluster of 4 CPUs and 2 logical GPUs (no device is needed), shut down after the last test.
 
-    No runtime environment is set: workers run in this folder and import the installed package, and nothing is packed.
+    Workers run in this folder and import the installed package, and nothing is packed.
     """
+    with warm_python(tmp_path_factory.mktemp("warm")) as python:
+        yield from _cluster(python)
+
+
+def _cluster(python: str) -> Iterator[None]:
     ray.init(
         address="local",  # never a cluster that happens to run on this machine
         num_cpus=4,
@@ -33,6 +39,7 @@ def ray_cluster() -> Iterator[None]:
         log_to_driver=False,
         logging_level=logging.WARNING,
         namespace="fedtalk-tests",
+        runtime_env={"py_executable": python},
     )
     # A reader of clips is a process that imports torch first: two show what four do, their order too.
     ray.data.DataContext.get_current().execution_options.resource_limits = ExecutionResources(cpu=2, gpu=1)

@@ -152,9 +152,9 @@ def test_a_sound_of_any_kind_gives_a_video_as_long(works, files: Path, kind: str
     assert frames.shape == (max(2, math.ceil(len(samples) / rate * FPS)), 128, 128, 3) and not notes
 
 
-def test_ten_minutes_take_no_more_memory_than_a_moment(command, files: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_long_sound_takes_no_more_memory_than_a_moment(command, files: Path, tmp_path: Path, monkeypatch) -> None:
     """What the network makes (here nothing) is passed on block by block, and no block outlives the next but one."""
-    wavfile.write(files / "a.wav", 8000, np.full(600 * 8000, 128, np.uint8))
+    wavfile.write(files / "a.wav", 8000, np.full(100 * 8000, 128, np.uint8))
     blocks: list[weakref.ref[np.ndarray]] = []
 
     def stream(
@@ -168,11 +168,11 @@ def test_ten_minutes_take_no_more_memory_than_a_moment(command, files: Path, tmp
 
     monkeypatch.setattr(TalkingHeadPipeline, "stream", stream)
     status, lines = command(audio="a.wav")
-    assert status == 0 and len(blocks) == 600
-    assert len(lines) == 10 and lines[-1] == "seconds made: 600 of 600"
+    assert status == 0 and len(blocks) == 100
+    assert len(lines) == 10 and lines[-1] == "seconds made: 100 of 100"
     with av.open(str(tmp_path / "out" / "o.mp4")) as container:
-        assert container.streams.video[0].frames == 15_000
-        assert container.duration / 1e6 == pytest.approx(600, abs=0.08)
+        assert container.streams.video[0].frames == 2_500
+        assert container.duration / 1e6 == pytest.approx(100, abs=0.08)
 
 
 def test_a_mouth_is_nearly_still_in_silence() -> None:
