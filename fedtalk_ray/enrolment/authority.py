@@ -124,15 +124,14 @@ class Authority:
 
         days: how long they are members. A code lets one key in; the same request again is granted again.
         """
-        decisions = []
         with alone(self._file):
             state = self._read()
             before = json.dumps(asdict(state))
             today = date.today().isoformat()
             state.members = {name: found for name, found in state.members.items() if found[1] >= today}
             requests = list(requests)
-            for data in requests:
-                decisions.append(self._decide(state, data, days, _contested(state, requests)))
+            contested = _contested(state, requests)
+            decisions = [self._decide(state, data, days, contested) for data in requests]
             if json.dumps(asdict(state)) != before or self._published() != state.version:
                 self._publish(state)
         return decisions
