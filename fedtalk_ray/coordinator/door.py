@@ -10,6 +10,7 @@ import asyncio
 import gc
 import socket
 import ssl
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,11 +32,12 @@ FIRST_BYTE_S, FIRST_REQUEST_S = 10.0, 10.0
 
 @dataclass(eq=False)
 class _Stranger:
-    """transport, protocol: once it has TLS."""
+    """transport, protocol: once it has TLS. over: that nobody waits for its first request any more."""
 
     task: asyncio.Task[None]
     transport: asyncio.Transport | None = None
     protocol: Any = None
+    over: asyncio.Event = field(default_factory=asyncio.Event)
 
     def let_go(self) -> None:
         """Unless it has asked for something by now."""
@@ -43,6 +45,8 @@ class _Stranger:
             self.task.cancel()
         elif self.protocol.cycle is None:
             self.transport.abort()
+        # The task holds the connection, and its buffer, as long as it waits.
+        self.over.set()
 
 
 @dataclass
@@ -56,7 +60,7 @@ class Door:
     _coming: set[asyncio.Task[None]] = field(default_factory=set)
     _strangers: dict[_Stranger, None] = field(default_factory=dict)
     _entrance: asyncio.Lock = field(default_factory=asyncio.Lock)
-    _let_go: int = 0
+    _gone: int = 0
 
     async def keep_open(self) -> None:
         """Lets connections in until it is cancelled; then it closes them all."""
@@ -107,23 +111,24 @@ class Door:
                 stranger.transport, stranger.protocol = await loop.connect_accepted_socket(
                     self._protocol, came, ssl=self.context
                 )
-            await asyncio.sleep(FIRST_REQUEST_S)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stranger.over.wait(), FIRST_REQUEST_S)
             stranger.let_go()
         except (OSError, TimeoutError, asyncio.CancelledError):
             # A refusal of TLS is an OSError too. Nobody waits for this task.
             came.close()
         finally:
             self._strangers.pop(stranger, None)
+            self._gone += 1
+            if self._gone % MOST_STRANGERS == 0:
+                # asyncio's TLS objects refer to each other: a buffer each, until Python looks for such rings.
+                asyncio.get_running_loop().call_soon(gc.collect)
 
     def _make_room(self) -> None:
         # Apart: a name for the oldest in the frame of the one after it would hold all of them in a chain.
         oldest = next(iter(self._strangers))
         del self._strangers[oldest]
         oldest.let_go()
-        self._let_go += 1
-        if self._let_go % MOST_STRANGERS == 0:
-            # asyncio's TLS objects refer to each other: a buffer each, until Python looks for such rings.
-            gc.collect()
 
     def _protocol(self) -> "asyncio.Protocol":
         kind: type = self.config.http_protocol_class

@@ -1,8 +1,9 @@
-"""Nearly ten thousand connections that say nothing, or half a word: what they cost, and whom they keep out."""
+"""Thousands of connections that say nothing, half a word or nonsense: what they cost, and whom they keep out."""
 
 import re
 import resource
 import socket
+import ssl
 from pathlib import Path
 
 import pytest
@@ -42,3 +43,21 @@ def test_silent_connections_cost_little_and_keep_nobody_out(standing: Standing, 
         for each in silent:
             each.close()
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("said", [b"", b"nonsense\r\n\r\n"], ids=["nothing", "nonsense"])
+def test_who_shakes_hands_and_asks_for_nothing_is_soon_forgotten(standing: Standing, said: bytes) -> None:
+    """A TLS connection is a quarter of a megabyte; of these a thousand come and go within seconds."""
+    standing.member("s1")
+    context = ssl.create_default_context(cafile=str(standing.files.authority))
+    Path("/proc/self/clear_refs").write_text("5")
+    before = memory("VmRSS")
+    for _ in range(1000):
+        with (
+            socket.create_connection(("127.0.0.1", standing.port), timeout=30) as bare,
+            context.wrap_socket(bare, server_hostname="localhost") as stranger,
+        ):
+            stranger.sendall(said)
+    assert standing.line("s1").get("/v1/members")
+    grown = memory("VmHWM") - before
+    assert grown < 60 << 20, f"{grown >> 20} MiB"
