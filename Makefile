@@ -32,7 +32,8 @@ test: $(INSTALLED)  ## all tests but the nightly ones (narrow it: make test ARGS
 	$(TEST_ENV) $(BIN)/python -m pytest tests/slow/report -m alone $(ARGS) || [ $$? -eq 5 ]
 
 nightly: $(INSTALLED)  ## the long tests, and many more cases of the secure protocol
-	$(TEST_ENV) FEDTALK_CASES=10000 $(BIN)/python -m pytest tests/slow/privacy/test_protocol_properties.py --timeout 3600
+	$(TEST_ENV) FEDTALK_CASES=10000 $(BIN)/python -m pytest tests/slow/privacy/test_protocol_properties.py \
+		tests/slow/coordinator/test_fuzzed_replies.py --timeout 3600
 	$(TEST_ENV) FEDTALK_CASES=20000 $(BIN)/python -m pytest tests/slow/privacy/test_lying_server.py \
 		tests/slow/privacy/test_several_exchanges.py --timeout 7200
 	$(TEST_ENV) $(BIN)/python -m pytest tests/nightly $(ARGS)

@@ -30,7 +30,7 @@ from fedtalk_ray.recipe import PhaseName
 from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.settings import TrainConfig
 from fedtalk_ray.shards.format import load_manifest
-from fedtalk_ray.shards.people import site_people
+from fedtalk_ray.shards.people import People, site_people
 from fedtalk_ray.sites.connection import Connection, ConnectionRefused
 from fedtalk_ray.sites.folder import SiteFolder
 from fedtalk_ray.sites.offered import OfferedRun, read_offer
@@ -48,13 +48,15 @@ WAIT_S = 5.0
 
 @dataclass
 class Site:
-    """One site at work. tell: hears each line that its owner should read."""
+    """One site at work. tell: hears each line that its owner should read. make_slot: of what trains and answers, given
+    the run's configuration and what opens the site's clips."""
 
     folder: SiteFolder
     connection: Connection
     policy: Policy
     tell: Callable[[str], None] = print
     wait_s: float = WAIT_S
+    make_slot: Callable[[TrainConfig, Callable[[TrainConfig], People]], ClientSlot] = ClientSlot
     _replies: dict[tuple[int, str], bytes] = field(default_factory=dict)
     _slot: ClientSlot | None = None
     _phase: PhaseName | None = None
@@ -161,7 +163,8 @@ class Site:
     def _train(self, order: Order, config: TrainConfig) -> Reply:
         run = self._run(config)
         newest = self.connection.get("/v1/members") or b""
-        self.folder.take_members(newest)
+        if newest != self.folder.members.read_bytes():
+            self.folder.take_members(newest)
         if not run.federation.exists() or run.members.read_bytes() != newest:
             found_federation(run, run.path.name, b"", self.folder.authority_key, newest)
         # Who signed it is looked at before anything in it is believed.
@@ -173,7 +176,7 @@ class Site:
         shared = vectors.pop("shared", np.zeros(0, np.float32))
         if self._slot is None:
             self.tell("loading the model")
-            slot = ClientSlot(config, lambda of: site_people(of.shards, self.folder.name))
+            slot = self.make_slot(config, lambda of: site_people(of.shards, self.folder.name))
             slot.start()
             self._slot, self._phase = slot, config.phases[0]
         if phase != self._phase:

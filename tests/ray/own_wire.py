@@ -5,11 +5,11 @@ import threading
 
 
 class Wire:
-    """Listens at `port` and passes on to `target`, a port of this machine."""
+    """Listens at `port` of an address of this machine and passes on to `target`, another port of it."""
 
-    def __init__(self, target: int) -> None:
-        self._target = target
-        self._listening = socket.create_server(("127.0.0.1", 0))
+    def __init__(self, address: str, target: int) -> None:
+        self._target = (address, target)
+        self._listening = socket.create_server((address, 0))
         self.port: int = self._listening.getsockname()[1]
         self.sent: list[bytearray] = []
         """What came from sites, one array a connection."""
@@ -25,7 +25,7 @@ class Wire:
             except OSError:
                 return
             try:
-                far = socket.create_connection(("127.0.0.1", self._target))
+                far = socket.create_connection(self._target)
             except OSError:
                 near.close()
                 continue

@@ -1,25 +1,80 @@
 """Sites as processes of their own: `python -m tests.ray.sites_at_work SITE...`. What they need is imported once.
 
-What a site sends is written to SITE/sent, one line of hex a request. SITE/dies holds, as in "share 1", the stage and
-exchange at which the site is killed, once, before it sends its answer; then it is started again.
+With FEDTALK_LIGHT in the environment they train nothing: a client's update is made of random numbers.
+
+Each is FOLDER/disk/site; in FOLDER/test, which is not of its disk, lies what the test has to do with it (`Beside`): on
+which host it is, what it said and sent, and what it meets at which stage.
 """
 
 import os
 import signal
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from time import sleep
 
 from fedtalk_ray.sites.connection import Connection
 from fedtalk_ray.sites.folder import SiteFolder
 from fedtalk_ray.sites.policy import load_policy
 from fedtalk_ray.sites.site import Site
+from jobs.benchmarks.light_slot import LightSlot
+from tests.ray.own_hosts import enter
+
+KILLED = "killed"
+LIGHT = "FEDTALK_LIGHT"
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What a test has to do with one site."""
+
+    site: Path
+
+    @property
+    def path(self) -> Path:
+        return self.site.parents[1] / "test"
+
+    @property
+    def host(self) -> Path:
+        """Holds the name of the host that the site is on; not there for this machine itself."""
+        return self.path / "host"
+
+    @property
+    def said(self) -> Path:
+        return self.path / "said"
+
+    @property
+    def sent(self) -> Path:
+        """Every request, a line of its path and its body in hex."""
+        return self.path / "sent"
+
+    @property
+    def meets(self) -> Path:
+        """Holds "STAGE WHAT": before the site next sends its answer to that stage it is killed and started again where
+        WHAT is "killed"; else it waits while there is `met`, which it writes WHAT to."""
+        return self.path / "meets"
+
+    @property
+    def met(self) -> Path:
+        return self.path / "met"
+
+    def meet(self, stage: str) -> None:
+        at, _, what = self.meets.read_text().partition(" ") if self.meets.exists() else ("", "", "")
+        if at == stage:
+            self.meets.rename(self.met)
+            if what == KILLED:
+                os.kill(os.getpid(), signal.SIGKILL)
+            while self.met.exists():
+                sleep(0.01)
 
 
 def work(place: Path) -> None:
-    """One site, until the run is over; its words go to SITE/said."""
-    folder = SiteFolder(place)
-    policy, dies = place / "policy.yaml", place / "dies"
-    with open(place / "said", "a", buffering=1) as said, open(place / "sent", "a", buffering=1) as sent:
+    """One site, until the run is over."""
+    beside, folder = Beside(place), SiteFolder(place)
+    if beside.host.exists():
+        enter(beside.host.read_text())
+    policy = place / "policy.yaml"
+    with open(beside.said, "a", buffering=1) as said, open(beside.sent, "a", buffering=1) as sent:
 
         def tell(line: str) -> None:
             print(line, file=said)
@@ -28,16 +83,16 @@ def work(place: Path) -> None:
         request = line._session.request
 
         def noted(method: str, address: str, data: bytes, **how: object) -> object:
-            if dies.exists():
-                stage, exchange = dies.read_text().split()
-                if address.endswith(f"/{exchange}/{stage}"):
-                    dies.unlink()
-                    os.kill(os.getpid(), signal.SIGKILL)
-            print(address.split("/v1/")[1], data.hex(), file=sent)
+            path = address.split("/v1/")[1]
+            if path.startswith("replies/"):
+                beside.meet(path.split("/")[2])
+            print(path, data.hex(), file=sent)
             return request(method, address, data=data, **how)
 
         line._session.request = noted  # type: ignore[assignment]
-        site = Site(folder, line, load_policy(policy if policy.exists() else None), tell, wait_s=0.2)
+        agreed = load_policy(policy if policy.exists() else None)
+        light = {"make_slot": LightSlot} if LIGHT in os.environ else {}
+        site = Site(folder, line, agreed, tell, wait_s=0.2, **light)  # type: ignore[arg-type]
         with folder.alone():
             site.become_member()
             site.take_part(site.offered(), once=True)

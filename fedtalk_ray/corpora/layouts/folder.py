@@ -5,7 +5,7 @@ from pathlib import Path
 from fedtalk_ray.corpora.source import ClipSource, CorpusError
 
 ROOT_HOLDS = "<identity>/<clip>"
-SUFFIXES = (".avi", ".mkv", ".mov", ".mp4", ".webm")
+SUFFIXES = (".avi", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 
 
 def list_clips(root: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[ClipSource]:

@@ -1,0 +1,146 @@
+"""A federation of a test's own: an authority, a coordinator, and sites that are processes, on hosts where there are."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fedtalk_ray.actors.site_pool import Coordinator
+from fedtalk_ray.actors.slot import Slot
+from fedtalk_ray.enrolment.authority import Authority
+from fedtalk_ray.runs.folder import RunFolder
+from fedtalk_ray.serving import serve
+from fedtalk_ray.settings import TrainConfig
+from fedtalk_ray.shards.format import MANIFEST, load_manifest
+from fedtalk_ray.sites.folder import SiteFolder
+from tests.ray.own_hosts import COORDINATOR, Hosts
+from tests.ray.own_wire import Wire
+from tests.ray.sites_at_work import LIGHT, Beside
+
+Make = Callable[..., TrainConfig]
+
+PRIVACY = {"insecure_min_survivors": 2, "samples_cap": 400, "clip_norm": 1.0}
+
+DISK_MB = 64
+"""Of a site that has a disk of its own."""
+
+
+def part_of(shards: Path, out: Path, names: list[str]) -> Path:
+    """Shards of these people alone, as a machine of their own would have them."""
+    out.mkdir(parents=True)
+    tree = json.loads((shards / MANIFEST).read_text())
+    tree["identities"] = {name: tree["identities"][name] for name in names}
+    tree["files"] = {file: entry for file, entry in tree["files"].items() if file.split("/")[0][7:] in names}
+    (out / MANIFEST).write_text(json.dumps(tree))
+    for name in names:
+        shutil.copytree(shards / f"client={name}", out / f"client={name}")
+    return out
+
+
+class OwnFederation:
+    """The coordinator runs in a thread of this process, with a recorder before it."""
+
+    def __init__(self, folder: Path, people: Path, hosts: Hosts | None = None) -> None:
+        """people: shards of whom the sites are. hosts: one for each site, none for this machine."""
+        self.folder, self._people, self.hosts = folder, people, hosts
+        self._address = COORDINATOR if hosts else "127.0.0.1"
+        self.authority = Authority.create(folder / "authority", [self._address])
+        self.names = load_manifest(people).clients()
+        with socket.create_server((self._address, 0)) as free:
+            self._port = free.getsockname()[1]
+        self.wire = Wire(self._address, self._port)
+        self.told: list[str] = []
+        self.over = threading.Event()
+        self.gate: Slot | None = None
+        self._working: list[subprocess.Popen[bytes]] = []
+        self._disks: list[Path] = []
+
+    @property
+    def address(self) -> str:
+        return f"https://{self._address}:{self.wire.port}"
+
+    def sites(self, count: int, policies: dict[int, str] | None = None, own_disk: bool = False) -> list[SiteFolder]:
+        """So many sites, members all, each with its own person's clips."""
+        made = [
+            self._site(place, name, (policies or {}).get(place, ""), own_disk)
+            for place, name in enumerate(self.names[:count])
+        ]
+        assert not any(decision.refused for decision in self.authority.sign([site.request for site in made]))
+        return made
+
+    def _site(self, place: int, name: str, policy: str, own_disk: bool) -> SiteFolder:
+        disk = self.folder / name / "disk"
+        disk.mkdir(parents=True)
+        if own_disk:
+            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", disk], check=True)
+            self._disks.append(disk)
+        invite = self.authority.invite(name)
+        made = SiteFolder.create(disk / "site", invite, self.address, self.authority.coordinator.authority.read_bytes())
+        part_of(self._people, made.shards, [name])
+        (made.path / "policy.yaml").write_text(policy or "fewest_survivors: 2\n")
+        beside = Beside(made.path)
+        beside.path.mkdir()
+        if self.hosts:
+            beside.host.write_text(self.hosts.lines[place].host)
+        return made
+
+    def config(self, make_config: Make, **changes: Any) -> TrainConfig:
+        watched = self.folder / "watched"
+        if not watched.exists():
+            part_of(self._people, watched, load_manifest(self._people).unseen())
+        tree = {"aggregation": "secure", "shards": str(watched), "privacy": PRIVACY, "cohort": {"size": 3}}
+        return make_config(self.folder / "run", **tree | {"server": {}, "rounds": 2, "slots": {"count": 1}} | changes)
+
+    def serve(self, config: TrainConfig, late_after: float = 120.0, **how: Any) -> RunFolder:
+        """One whole run, until the sites that are at work have ended."""
+        federation = self
+
+        class Noted(Coordinator):
+            def open(self, of: TrainConfig) -> tuple[Slot, int]:
+                found = super().open(of)
+                federation.gate = found[0]
+                return found
+
+        coordinator = Noted(self.authority.coordinator, self._address, self._port, late_after)
+
+        def stay(sites: int) -> None:
+            for line in self.hosts.lines if self.hosts else ():
+                # A whole model over a line that loses a third of all packets would take minutes.
+                line.loss = 0.0
+            self.over.wait(60)
+
+        return RunFolder(serve(config, coordinator, tell=self.told.append, stay=stay, **how))
+
+    def start(self, sites: list[SiteFolder], light: bool = False) -> Callable[[], bool]:
+        """Lets sites work (light: without training anything); whether all of them were there until the end."""
+        command = [sys.executable, "-m", "tests.ray.sites_at_work", *(str(site.path) for site in sites)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"} | ({LIGHT: "1"} if light else {})
+        process = subprocess.Popen(command, env=environment, start_new_session=True)
+        self._working.append(process)
+        done = threading.Thread(target=lambda: (process.wait(), self.over.set()))
+        done.start()
+
+        def all_left_well() -> bool:
+            done.join(60)
+            return process.returncode == 0
+
+        return all_left_well
+
+    def close(self) -> None:
+        for process in self._working:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        self.wire.close()
+        if self.hosts:
+            self.hosts.close()
+        for disk in self._disks:
+            # Lazily: who was killed may not have let go of it yet.
+            subprocess.run(["umount", "--lazy", disk], check=True)
