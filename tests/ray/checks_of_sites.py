@@ -70,7 +70,10 @@ def check_wire(federation: OwnFederation, slot: ClientSlot, people: Path, sites:
     slot: the one of `check_sum`.
     """
     assert sum(len(records_of(bytes(sent))) for sent in federation.wire.sent) > 50
-    secrets = list(private_bytes(slot, slot._config, [site.name for site in sites]))
+    secrets = []
+    for site in sites:
+        own = slot._config.model_copy(update={"run": str(site.runs()[0].path)})
+        secrets += private_bytes(slot, own, [site.name], rounds)
     stages = Counter[str]()
     for site in sites:
         for path, content in requests_of(site):

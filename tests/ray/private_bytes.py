@@ -13,11 +13,15 @@ from fedtalk_ray.shards.format import load_manifest
 from fedtalk_ray.shards.reader import read_pieces
 
 
-def private_bytes(slot: ClientSlot, config: TrainConfig, clients: list[str]) -> Iterator[tuple[str, bytes]]:
-    """Stretches of what must not leave: pictures, sound, latents, features, identity adapters."""
+def private_bytes(
+    slot: ClientSlot, config: TrainConfig, clients: list[str], number: int = 2
+) -> Iterator[tuple[str, bytes]]:
+    """Stretches of what must not leave: pictures, sound, latents, features, identity adapters as before a round."""
     manifest = load_manifest(config.shards)
     for client in clients:
-        adapter = load_identity(slot._model.trainer.model, RunFolder(Path(config.run)).client(client).adapter_before(2))
+        adapter = load_identity(
+            slot._model.trainer.model, RunFolder(Path(config.run)).client(client).adapter_before(number)
+        )
         assert adapter is not None
         trained = adapter[np.flatnonzero(adapter)[:16]]
         yield f"identity adapter of {client}", adapter[: len(trained)].tobytes()

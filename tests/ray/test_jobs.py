@@ -228,7 +228,8 @@ def test_the_recipes_are_jobs_too(head: OwnCluster, repository: Path) -> None:
     command += ["--", "python", "jobs/prepare.py", "jobs/configs/prepare.yaml", "--root", "/nowhere/grid"]
     failed = subprocess.run(command, cwd=repository, env=environment(), capture_output=True, text=True, timeout=240)
     assert failed.returncode == 1
-    assert "fedtalk: corpus folder /nowhere/grid does not exist" in failed.stdout + failed.stderr
+    said = failed.stdout + failed.stderr
+    assert "fedtalk: corpus folder /nowhere/grid does not exist" in said, said
 
 
 def test_what_the_head_refuses_is_one_line(head: OwnCluster, written: Path, tmp_path: Path) -> None:
