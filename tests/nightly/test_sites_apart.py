@@ -94,7 +94,7 @@ def test_what_being_apart_costs(
         aggregation="secure",
         privacy=PRIVACY,
         server={},
-        slots={"count": SITES, "num_cpus": 0.5},
+        slots={"count": SITES, "num_cpus": 0.25},
         **tree,
     )
     began = time.monotonic()
