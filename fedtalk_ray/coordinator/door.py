@@ -121,7 +121,8 @@ class Door:
             self._strangers.pop(stranger, None)
             self._gone += 1
             if self._gone % MOST_STRANGERS == 0:
-                # asyncio's TLS objects refer to each other: a buffer each, until Python looks for such rings.
+                # asyncio's TLS objects refer to each other: a buffer each, until Python looks for such rings. This task
+                # holds its own until it has ended.
                 asyncio.get_running_loop().call_soon(gc.collect)
 
     def _make_room(self) -> None:

@@ -1,7 +1,6 @@
 """Rounds over many sites on one machine: seconds by stage, and what the coordinator needs.
 
-python -m jobs.benchmarks.many_sites --sites 1000 --out /tmp/many
-python -m jobs.benchmarks.many_sites --sites 100 --rounds 5 --out /tmp/some
+python -m jobs.benchmarks.many_sites --sites 100 --out /tmp/many
 
 Sites train nothing (`light_slot`) and do everything else that a site does: each has a folder, a key, a ledger and a
 connection of its own, and answers every stage over HTTPS with the secure client. They are threads of a few processes.
@@ -133,7 +132,7 @@ def _wait_for(processes: list[subprocess.Popen[bytes]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sites", type=int, default=1000)
+    parser.add_argument("--sites", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rank", type=int, default=2, help="of the adapters: how many values are summed")
     parser.add_argument("--processes", type=int, default=2)

@@ -64,7 +64,7 @@ def check_sum(
     return slot
 
 
-def check_wire(federation: OwnFederation, slot: ClientSlot, people: Path, sites: list[SiteFolder], rounds: int) -> None:
+def check_wire(federation: OwnFederation, slot: ClientSlot, sites: list[SiteFolder], rounds: int) -> None:
     """On the line: TLS and nothing else. Inside it: the messages of the protocol, of their sizes, nothing private.
 
     slot: the one of `check_sum`.
@@ -138,5 +138,4 @@ def masked_exchanges(site: SiteFolder) -> set[int]:
 
 def spent(site: SiteFolder) -> int:
     """The rounds in a site's ledger."""
-    ledger = site.ledgers / f"{site.name}.json"
-    return int(json.loads(ledger.read_text())["bare"]) if ledger.exists() else 0
+    return int(json.loads(site.ledger.read_text())["bare"]) if site.ledger.exists() else 0

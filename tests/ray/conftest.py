@@ -26,27 +26,23 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     Workers run in this folder and import the installed package, and nothing is packed.
     """
     with warm_python(tmp_path_factory.mktemp("warm")) as python:
-        yield from _cluster(python)
-
-
-def _cluster(python: str) -> Iterator[None]:
-    ray.init(
-        address="local",  # never a cluster that happens to run on this machine
-        num_cpus=4,
-        num_gpus=2,
-        object_store_memory=256 * 1024**2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-        namespace="fedtalk-tests",
-        runtime_env={"py_executable": python},
-    )
-    # A reader of clips is a process that imports torch first: two show what four do, their order too.
-    ray.data.DataContext.get_current().execution_options.resource_limits = ExecutionResources(cpu=2, gpu=1)
-    try:
-        yield
-    finally:
-        ray.shutdown()
+        ray.init(
+            address="local",  # never a cluster that happens to run on this machine
+            num_cpus=4,
+            num_gpus=2,
+            object_store_memory=256 * 1024**2,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            namespace="fedtalk-tests",
+            runtime_env={"py_executable": python},
+        )
+        # Two readers of clips show what four do, their order too.
+        ray.data.DataContext.get_current().execution_options.resource_limits = ExecutionResources(cpu=2, gpu=1)
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ from fedtalk_ray.serving import serve
 from fedtalk_ray.settings import TrainConfig
 from fedtalk_ray.shards.format import MANIFEST, load_manifest
 from fedtalk_ray.sites.folder import SiteFolder
-from tests.ray.own_hosts import COORDINATOR, Hosts
+from tests.ray.own_hosts import COORDINATOR_ADDRESS, Hosts
 from tests.ray.own_wire import Wire
 from tests.ray.sites_at_work import LIGHT, Beside
 
@@ -50,7 +50,7 @@ class OwnFederation:
     def __init__(self, folder: Path, people: Path, hosts: Hosts | None = None) -> None:
         """people: shards of whom the sites are. hosts: one for each site, none for this machine."""
         self.folder, self._people, self.hosts = folder, people, hosts
-        self._address = COORDINATOR if hosts else "127.0.0.1"
+        self._address = COORDINATOR_ADDRESS if hosts else "127.0.0.1"
         self.authority = Authority.create(folder / "authority", [self._address])
         self.names = load_manifest(people).clients()
         with socket.create_server((self._address, 0)) as free:

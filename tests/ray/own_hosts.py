@@ -18,7 +18,7 @@ import time
 from dataclasses import dataclass
 
 _NET = f"10.{100 + os.getpid() % 100}.77"
-COORDINATOR = f"{_NET}.1"
+COORDINATOR_ADDRESS = f"{_NET}.1"
 """This machine, as hosts see it."""
 
 _TUNSETIFF, _TUN_WITHOUT_HEADER = 0x400454CA, 0x0001 | 0x1000
@@ -64,7 +64,7 @@ class Line:
 
 
 class Hosts:
-    """So many hosts. Nobody else is reached from them than this machine, under the address `COORDINATOR`."""
+    """So many hosts. Nobody else is reached from them than this machine, under the address `COORDINATOR_ADDRESS`."""
 
     def __init__(self, count: int, seed: int = 0) -> None:
         self._random = random.Random(seed)
@@ -84,10 +84,10 @@ class Hosts:
         near, far = (f"ft{os.getpid()}{side}{number}" for side in "nf")
         line = Line(host, _tun(near), _tun(far))
         _ip("netns", "add", host)
-        _ip("addr", "add", COORDINATOR, "peer", address, "dev", near)
+        _ip("addr", "add", COORDINATOR_ADDRESS, "peer", address, "dev", near)
         _ip("link", "set", near, "up")
         _ip("link", "set", far, "netns", host)
-        _ip("-n", host, "addr", "add", address, "peer", COORDINATOR, "dev", far)
+        _ip("-n", host, "addr", "add", address, "peer", COORDINATOR_ADDRESS, "dev", far)
         for device in (far, "lo"):
             _ip("-n", host, "link", "set", device, "up")
         return line

@@ -40,7 +40,7 @@ def test_sites_teach_what_the_same_clients_teach_and_tell_no_more(
     assert all_left_well()
     assert [record["survivors"] for record in read_history(run.history_file)] == [3, 3]
     slot = check_sum(federation, config, run, crowd, sites)
-    check_wire(federation, slot, crowd, sites, rounds=2)
+    check_wire(federation, slot, sites, rounds=2)
 
 
 def test_whatever_happens_nothing_is_counted_or_answered_twice(
@@ -62,7 +62,7 @@ def test_whatever_happens_nothing_is_counted_or_answered_twice(
     refused = sites[5]
     assert all(record["refused"]["not agreed to"] == 1 for record in history)
     assert Beside(refused.path).said.read_text().count("not taken part in: fewest survivors is 2") == 1
-    assert not (refused.ledgers / f"{refused.name}.json").exists()
+    assert not refused.ledger.exists()
     line = f"{refused.name} refuses train of exchange 1: not agreed to: fewest survivors is 2, this site asks for 8"
     assert run.coordinator_log.read_text().count(line) == 1
 

@@ -18,20 +18,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-MOST = 1 << 20  # bytes of arguments and environment
+MOST = 1 << 20
+"""Bytes of arguments and environment."""
 
 
 @contextmanager
 def warm_python(folder: Path) -> Iterator[str]:
-    """The command that stands for `python` until the context ends; the folder is a new one for its address."""
+    """The command that stands for `python` until the context ends, which closes the input of the process that
+    forks. folder: a new one, for its address."""
     address = str(folder / "warm")
     serving = [sys.executable, __file__, "serve", address]
     with subprocess.Popen(serving, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdin is not None and process.stdout is not None
+        assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n", "the process that workers are forked from did not start"
         # Isolated and without site-packages: what stands between is up in a moment.
         yield f"{sys.executable} -I -S {__file__} run {address}"
-        process.stdin.close()
 
 
 def serve(address: str) -> None:

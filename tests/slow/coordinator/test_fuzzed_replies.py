@@ -7,6 +7,7 @@ import random
 import resource
 import socket
 import ssl
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from tests.unit.coordinator.conftest import Standing
 
 CASES = int(os.environ.get("FEDTALK_CASES", "120"))
 LARGEST = 1 << 20
+ELSEWHERE = (0, 2**63, -1)
 
 pytestmark = pytest.mark.timeout(3600)
 
@@ -63,24 +65,24 @@ def test_fuzzed_replies_are_refused_and_an_honest_one_counts(standing: Standing)
             signed = signed_headers(liar, "liar", standing.gate.callers.epoch, count, "POST", path, digest)
             return session.post(standing.address + path, data=body, headers=signed, timeout=30).status_code
 
-        before, statuses, exchange = peak_mb(), dict[int, int](), 0
+        before, statuses, exchange = peak_mb(), Counter[int](), 0
+        frame = encode(Frame("Advertisement", encode(Advertisement("liar", bytes(32), bytes(32))), bytes(64)))
+        body, honest = encode(Reply("", frame)), standing.line("honest")
         while count < CASES:
             exchange += 1
             both = ["liar", "honest"]
             asked = standing.ask(standing.gate.call("train", both, np.zeros(64, np.float32), standing.plan(exchange)))
-            honest = standing.line("honest")
             honest.post("/v1/next", b"")
             honest.post(f"/v1/replies/{exchange}/train", encode(Reply("", b"")))
-            frame = encode(Frame("Advertisement", encode(Advertisement("liar", bytes(32), bytes(32))), bytes(64)))
-            for _ in range(40):
-                where = draw.choice((exchange, exchange - 1, 2**63, -1)), draw.choice((*STAGES, "train", "train", "x"))
-                path = f"/v1/replies/{where[0]}/{where[1]}"
-                status = sends(path, mutated(encode(Reply("", frame)), draw))
-                statuses[status] = statuses.get(status, 0) + 1
-            answers, _ = asked.result(30), sends(f"/v1/replies/{exchange}/train", encode(Reply("", b"")))
-            assert "honest" in answers.clients
+            status = 0
+            while status != 200:
+                # One in four to what is not asked. Where it can still be read it is the liar's reply, and the last one.
+                asks = (exchange, "train") if draw.random() < 0.75 else (draw.choice(ELSEWHERE), draw.choice(STAGES))
+                status = sends(f"/v1/replies/{asks[0]}/{asks[1]}", mutated(body, draw))
+                statuses[status] += 1
+            assert "honest" in asked.result(30).clients
     assert statuses.keys() <= {200, 400, 404, 409, 410, 413, 422}, statuses
-    assert statuses[400] > 0 and statuses[410] > 0, statuses
+    assert statuses[400] > CASES / 4 and statuses[410] > 0, statuses
     assert peak_mb() - before < 100
 
 

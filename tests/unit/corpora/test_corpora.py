@@ -49,7 +49,7 @@ def test_grid_clips_are_mpg_or_mp4_by_speaker(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("suffix", ["mp4", "mov", "avi", "mkv", "webm", "MP4", "Mov"])
+@pytest.mark.parametrize("suffix", ["mp4", "mov", "avi", "mkv", "mpg", "mpeg", "webm", "MP4", "Mov"])
 def test_a_folder_takes_the_usual_endings_in_any_case(tmp_path: Path, suffix: str) -> None:
     touch(tmp_path, f"ann/a.{suffix}", "ann/a.txt", "ann/b.wav")
     assert names(list_corpus("folder", tmp_path)) == [("ann", "a")]
