@@ -45,9 +45,10 @@ def serve(
         raise ConfigError("strategy.groups is of slots; sites are asked in one exchange a round")
     watched = only_watched(config).manifest
     connect(config.address, dashboard=True, debug=config.debug)
-    gate, port = coordinator.open(config)
+    entrance = coordinator.open(config)
+    gate = entrance.gate
     try:
-        tell(f"listening at port {port}; requests for membership wait in {coordinator.files.requests}")
+        tell(f"listening at port {entrance.doors.port}; requests for membership wait in {coordinator.files.requests}")
         fewest, told = limits_of(config.privacy).floor, -1
         while True:
             # Of the gate, which goes by the list before while a new one is being copied.
@@ -70,4 +71,4 @@ def serve(
         stay(fetch(gate.call("release", str(path))))
         return path
     finally:
-        gate.kill()
+        entrance.close()

@@ -1,15 +1,15 @@
 """The pool of sites: what the loop of rounds sees where clients are on machines of their own.
 
-It asks sites through the gate (`coordinator.gate`), which is an actor of its own with the HTTPS server in it, as slots
-are asked, and lets a slot without clients do what needs the model alone: exporting it, looking at unseen people.
+It asks sites through the gate (`coordinator.gate`), which is an actor of its own, as slots are asked; sites ask the
+gate through doors (`actors.doors`). A slot without clients does what needs the model alone: exporting it, looking at
+unseen people.
 """
 
-import asyncio
 import json
 import os
-import socket
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,11 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fedtalk_ray.actors.connection import actor_name
+from fedtalk_ray.actors.doors import Doors, answer_sites, open_doors
 from fedtalk_ray.actors.pool import Outcome, SlotPool
 from fedtalk_ray.actors.ray_errors import DEATHS, RoundLost, fetch, first_line
 from fedtalk_ray.actors.slot import Slot
 from fedtalk_ray.coordinator.gate import Gate
-from fedtalk_ray.coordinator.http import open_door
 from fedtalk_ray.coordinator.offer import conditions_of
 from fedtalk_ray.enrolment.coordinator_files import CoordinatorFiles
 from fedtalk_ray.enrolment.membership import later, open_membership
@@ -43,49 +43,62 @@ NO_CLIENTS = "fedtalk_ray.actors.client:slot_without_clients"
 
 
 class GateProcess:
-    """The gate and its HTTPS server, in one process of the cluster."""
+    """The gate, in a process of the cluster: asked by the run and, through doors, by sites."""
 
     def __init__(self, files: CoordinatorFiles, served: Path, late_after: float) -> None:
-        self._files = files
         self._gate = Gate(files, served, late_after)
-
-    async def start(self, host: str, port: int) -> int:
-        """Listens; returns the port. Raises `ClusterError` where it cannot."""
-        try:
-            listening = socket.create_server((host, port), backlog=1024)
-        except OSError as error:
-            raise ClusterError(f"nobody can listen at {host}:{port} ({error.strerror}); give another --port") from error
-        door = open_door(self._gate, self._files, listening)
-        self._open = asyncio.create_task(door.keep_open())
-        return int(listening.getsockname()[1])
 
     async def call(self, method: str, *arguments: Any, **keywords: Any) -> Any:
         """As a slot's."""
         return await self._gate.call(method, *arguments, **keywords)
 
+    async def ask(self, method: str, *arguments: Any) -> Any:
+        """What a site asks of it."""
+        return await answer_sites(self._gate, method, *arguments)
+
 
 _GateActor: Any = ray.remote(GateProcess)
+
+MOST_ASKING = 20_000
+"""Calls to the gate under way, one of each site that waits for its next order among them."""
+
+
+@dataclass(frozen=True)
+class Entrance:
+    """The gate of one run, and its doors."""
+
+    gate: Slot
+    doors: Doors
+
+    def close(self) -> None:
+        self.doors.close()
+        self.gate.kill()
 
 
 @dataclass(frozen=True)
 class Coordinator:
-    """Where the coordinator listens, and how long it waits for sites. files: what the authority gave it."""
+    """Where the coordinator listens, by how many doors, and how long it waits for sites. files: what the authority gave
+    it."""
 
     files: CoordinatorFiles
     host: str = "0.0.0.0"
     port: int = 8443
     late_after: float = 600.0
+    doors: int = 1
 
-    def open(self, config: TrainConfig) -> tuple[Slot, int]:
-        """The gate, which listens from now on, and its port."""
+    def open(self, config: TrainConfig) -> Entrance:
+        """The gate, and doors that listen from now on. Raises `ClusterError` where they cannot."""
         node = ray.get_runtime_context().get_node_id()
+        served = RunFolder(Path(config.run)).served
         actor = _GateActor.options(
             name=actor_name(config.run, "gate"),
             num_cpus=0,
-            max_concurrency=1000,
+            max_concurrency=MOST_ASKING,
             scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
-        ).remote(self.files, RunFolder(Path(config.run)).served, self.late_after)
-        return Slot(actor, node), fetch(actor.start.remote(self.host, self.port))
+        ).remote(self.files, served, self.late_after)
+        names = partial(actor_name, config.run, "door")
+        doors = open_doors(actor, self.files, served, self.host, self.port, self.doors, node, names)
+        return Entrance(Slot(actor, node), doors)
 
 
 class SitePool:

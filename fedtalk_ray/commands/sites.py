@@ -34,6 +34,9 @@ def serve(
     late_after: Annotated[
         float, typer.Option(min=1, help="Seconds that sites have for training and each stage.")
     ] = 600,
+    doors: Annotated[
+        int, typer.Option(min=1, help="Processes that speak HTTPS; more where one core is not enough for many sites.")
+    ] = 1,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
 ) -> None:
     """Coordinate rounds over sites, clients on their own machines (docs/sites.md).
@@ -52,7 +55,7 @@ def serve(
         except KeyboardInterrupt:
             tell("closed")
 
-    coordinator = Coordinator(CoordinatorFiles(tls), host, port, late_after)
+    coordinator = Coordinator(CoordinatorFiles(tls), host, port, late_after, doors)
     path = run_serve(load_config(config, overrides), coordinator, resume, tell, stay)
     print(f"run: {path}")
 

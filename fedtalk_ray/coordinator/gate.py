@@ -1,7 +1,8 @@
 """The gate between a run and its sites: what is asked of each, what they replied, who has been heard of.
 
 A plain asyncio class. To the run it looks like one slot that holds all sites (`actors.slot`): `train` and `answer` ask
-every named site and return when all have replied, or are late. `coordinator.http` puts it on the network.
+every named site and return when all have replied, or are late. `coordinator.http` puts it on the network, in this
+process or in others (`actors.doors`): what sites ask of it is `SITES_ASK`.
 
 What it holds is one exchange's: a coordinator that died and came back has lost the exchange and nothing else.
 """
@@ -12,6 +13,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date
+from hashlib import sha256
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -51,6 +53,13 @@ class Conflict(Exception):
     """A second, other reply to the same order."""
 
 
+class GateAway(Exception):
+    """The gate is in another process, which is gone."""
+
+
+SITES_ASK = ("caller", "epoch", "keep_request", "signed_members", "offered", "next_order", "room_for", "take")
+
+
 @dataclass
 class _Asked:
     """One stage of one exchange."""
@@ -59,14 +68,14 @@ class _Asked:
     stage: str
     orders: dict[str, bytes]
     enough: int
-    replies: dict[str, bytes] = field(default_factory=dict)
+    replies: dict[str, Reply] = field(default_factory=dict)
     ready: int = 0
     done: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def take(self, site: str, body: bytes, refused: bool) -> None:
+    def take(self, site: str, reply: Reply) -> None:
         """Counts a reply in."""
-        self.replies[site] = body
-        self.ready += not refused
+        self.replies[site] = reply
+        self.ready += not reply.refused
         if len(self.replies) == len(self.orders) or self.ready >= self.enough:
             self.done.set()
 
@@ -88,7 +97,7 @@ class Gate:
         self._start: tuple[Part, ...] = ()
         self._released: bytes | None = None
         self._asked: _Asked | None = None
-        self._news = asyncio.Condition()
+        self._news, self._came = asyncio.Condition(), asyncio.Condition()
         self._heard: dict[str, float] = {}
         self._kept: dict[tuple[int, str, str], bytes] = {}
         self._values = 0
@@ -118,7 +127,7 @@ class Gate:
 
     async def newest_members(self) -> bytes:
         """The newest list that the authority signed."""
-        return self.signed_members()
+        return await self.signed_members()
 
     async def on_line(self, of: list[str], count: int, within: float) -> list[str]:
         """Who of these is a member and was heard of lately, as soon as there are so many, or after so many seconds."""
@@ -128,9 +137,9 @@ class Gate:
             left = until - monotonic()
             if len(found) >= count or left <= 0:
                 return found
-            async with self._news:
+            async with self._came:
                 try:
-                    await asyncio.wait_for(self._news.wait(), min(left, 5.0))
+                    await asyncio.wait_for(self._came.wait(), min(left, 5.0))
                 except TimeoutError:
                     continue
 
@@ -164,17 +173,24 @@ class Gate:
 
     # Asked by sites
 
-    def caller(self, headers: Mapping[str, str], method: str, path: str) -> tuple[str, bytes]:
+    async def epoch(self) -> bytes:
+        """Without which no member can sign a request."""
+        return self.callers.epoch
+
+    async def caller(self, headers: Mapping[str, str], method: str, path: str) -> tuple[str, bytes]:
         """Who calls, and the SHA-256 that the body must have. Raises `UnknownCaller`."""
         site = headers.get(SITE, "")
         membership = self.membership()
         if site in membership.revoked:
             raise MembershipOver("membership was revoked")
         body = self.callers.check(headers, method, path, membership.member(site), date.today().isoformat())
-        self._heard[site] = monotonic()
+        before, self._heard[site] = self._heard.get(site), monotonic()
+        if before is None or self._heard[site] - before >= HEARD_S:
+            async with self._came:
+                self._came.notify_all()
         return site, body
 
-    def keep_request(self, data: bytes) -> str:
+    async def keep_request(self, data: bytes) -> str:
         """Keeps a request for membership; what there is to say about it, empty as a rule. Raises `EnrolmentError` for
         what is none, and `Overfull` where too many wait."""
         asked = read_request(data)
@@ -190,14 +206,11 @@ class Gate:
             "used already: ask the authority for another"
         )
 
-    def signed_members(self) -> bytes:
+    async def signed_members(self) -> bytes:
         """The newest list, as the authority signed it."""
         self.membership()
         assert self._members is not None
         return self._members[2]
-
-    def authority(self) -> bytes:
-        return self._files.authority.read_bytes()
 
     def membership(self) -> Membership:
         """The newest list that the authority signed. One that it did not sign is not taken."""
@@ -222,7 +235,6 @@ class Gate:
         """What the site is asked and has not replied to, as soon as there is something, or None after a while."""
         until = monotonic() + within
         async with self._news:
-            self._news.notify_all()
             while True:
                 asked = self._asked
                 if asked is not None and site in asked.orders and site not in asked.replies:
@@ -236,37 +248,39 @@ class Gate:
                 except TimeoutError:
                     return None
 
-    def largest_reply(self, stage: str) -> int:
-        """Bytes of a reply to that stage at most."""
+    async def room_for(self, site: str, exchange: int, stage: str) -> int:
+        """Bytes of the site's reply to that at most; 0 where it is not asked and was not given either."""
+        if not self._expects(site, exchange, stage):
+            return 0
         members = len(self.membership().members)
         values = 4 * self._values if stage == "mask" else 0
         return LARGEST_PART * (members + 3) + values + LONGEST_REFUSAL
 
-    def expects(self, site: str, exchange: int, stage: str) -> bool:
-        """Whether a reply of the site to that is asked, or was given already."""
-        asked = self._asked
-        now = asked is not None and (asked.exchange, asked.stage) == (exchange, stage) and site in asked.orders
-        return now or (exchange, stage, site) in self._kept
-
-    def take(self, site: str, exchange: int, stage: str, body: bytes) -> None:
+    async def take(self, site: str, exchange: int, stage: str, body: bytes) -> None:
         """A site's reply. The same one again changes nothing. Raises `Unasked`, `Conflict` or `MalformedMessage`."""
+        digest = sha256(body).digest()
         if kept := self._kept.get((exchange, stage, site)):
-            if kept != body:
+            if kept != digest:
                 _LOG.warning("%s replied to %s of exchange %d a second time, with other bytes", site, stage, exchange)
                 raise Conflict
             return
         asked = self._asked
-        if asked is None or not self.expects(site, exchange, stage):
+        if asked is None or not self._expects(site, exchange, stage):
             raise Unasked
         reply = decode(Reply, body)
         if len(reply.refused) > LONGEST_REFUSAL or not reply.refused.isprintable():
             raise MalformedMessage("a refusal is one short line")
         if reply.refused:
             _LOG.warning("%s refuses %s of exchange %d: %s", site, stage, exchange, reply.refused)
-        self._kept[exchange, stage, site] = body
-        asked.take(site, body, bool(reply.refused))
+        self._kept[exchange, stage, site] = digest
+        asked.take(site, reply)
 
     # Within
+
+    def _expects(self, site: str, exchange: int, stage: str) -> bool:
+        asked = self._asked
+        now = asked is not None and (asked.exchange, asked.stage) == (exchange, stage) and site in asked.orders
+        return now or (exchange, stage, site) in self._kept
 
     def _present(self) -> list[str]:
         now, members = monotonic(), self.membership()
@@ -274,11 +288,11 @@ class Gate:
             site for site, heard in self._heard.items() if now - heard < HEARD_S and members.member(site) is not None
         )
 
-    async def _ask(self, exchange: int, stage: str, orders: dict[str, bytes], enough: int | None) -> dict[str, bytes]:
+    async def _ask(self, exchange: int, stage: str, orders: dict[str, bytes], enough: int | None) -> dict[str, Reply]:
         """Puts orders before the sites, and returns what they replied in time."""
         asked = _Asked(exchange, stage, orders, len(orders) + 1 if enough is None else enough)
-        # Replies of this exchange stay, so that a repeated one is known; not the vectors, which are large.
-        self._kept = {key: reply for key, reply in self._kept.items() if key[0] == exchange and key[1] != "mask"}
+        # By its hash a repeated reply of this exchange is known.
+        self._kept = {key: digest for key, digest in self._kept.items() if key[0] == exchange}
         self._asked = asked
         async with self._news:
             self._news.notify_all()
@@ -287,16 +301,16 @@ class Gate:
                 await asyncio.wait_for(asked.done.wait(), self._late_after)
             except TimeoutError:
                 _LOG.warning("%d of %d sites are late in %s", len(orders) - len(asked.replies), len(orders), stage)
-        replies, asked.orders = dict(asked.replies), {}
+        replies, asked.orders, asked.replies = asked.replies, {}, {}
         return replies
 
-    def _answers(self, clients: list[str], replies: Mapping[str, bytes]) -> tuple[Answers, list[np.ndarray]]:
+    def _answers(self, clients: list[str], replies: Mapping[str, Reply]) -> tuple[Answers, list[np.ndarray]]:
         done, refused, payload = [], Counter[str](), []
         for site in sorted(clients):
             if site not in replies:
                 refused[LATE] += 1
                 continue
-            reply = decode(Reply, replies[site])
+            reply = replies[site]
             if reply.refused:
                 known = reply.refused.split(":")[0]
                 refused[known if known in set(Code) else str(Code.NOT_AGREED)] += 1

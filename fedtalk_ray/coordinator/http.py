@@ -1,8 +1,10 @@
 """The gate on the network: HTTPS, one path a question, bodies of bounded size, read only of who may send them.
 
+The application holds nothing of its own: any number of processes may have one, over the same gate.
+
     GET  /v1/authority                  the authority's certificate, PEM
     POST /v1/requests                   a request for membership (`enrolment.invite`)
-    GET  /v1/members                    the signed list of members          \\
+    GET  /v1/members                    the signed list of members; 304     \\
     GET  /v1/offer                      what the run is about; 204 before    | of members alone,
     GET  /v1/files/HASH                 a file; ranges are answered          | by signed headers
     POST /v1/next                       the next order, or 204 after a while | (`enrolment.caller`)
@@ -13,15 +15,18 @@ import asyncio
 import hashlib
 import socket
 import ssl
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
 
 import uvicorn
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 
 from fedtalk_ray.coordinator.door import Door
-from fedtalk_ray.coordinator.gate import Conflict, Gate, Overfull, Unasked
-from fedtalk_ray.enrolment.caller import COUNT, EPOCH, MembershipOver, OldRequest, UnknownCaller
+from fedtalk_ray.coordinator.gate import Conflict, GateAway, Overfull, Unasked
+from fedtalk_ray.coordinator.served import ServedFiles
+from fedtalk_ray.enrolment.caller import COUNT, EPOCH, HEADERS, MembershipOver, OldRequest, UnknownCaller
 from fedtalk_ray.enrolment.coordinator_files import CoordinatorFiles
 from fedtalk_ray.enrolment.invite import LARGEST_REQUEST
 from fedtalk_ray.enrolment.membership import EnrolmentError
@@ -37,28 +42,46 @@ MOST_ASKING = 64
 """Strangers whose requests for membership are being read."""
 
 
-def make_app(gate: Gate) -> "StrangersLeave":
-    """The application over one gate."""
+class SitesAsk(Protocol):
+    """What of the gate (`coordinator.gate`) sites may ask: `SITES_ASK`. It raises as the gate does, and `GateAway`."""
+
+    async def caller(self, headers: Mapping[str, str], method: str, path: str) -> tuple[str, bytes]: ...
+    async def epoch(self) -> bytes: ...
+    async def keep_request(self, data: bytes) -> str: ...
+    async def signed_members(self) -> bytes: ...
+    async def offered(self) -> bytes | None: ...
+    async def next_order(self, site: str) -> bytes | None: ...
+    async def room_for(self, site: str, exchange: int, stage: str) -> int: ...
+    async def take(self, site: str, exchange: int, stage: str, body: bytes) -> None: ...
+
+
+def make_app(gate: SitesAsk, authority_file: Path, served: ServedFiles) -> "StrangersLeave":
+    """The application over one gate. authority_file: the authority's certificate."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     strangers = asyncio.Semaphore(MOST_ASKING)
 
-    def caller(request: Request) -> tuple[str, bytes]:
+    @app.exception_handler(GateAway)
+    async def away(request: Request, error: GateAway) -> Response:
+        return JSONResponse({"detail": "the coordinator is away; try again"}, 503)
+
+    async def caller(request: Request) -> tuple[str, bytes]:
+        sent = {name: request.headers[name] for name in HEADERS if name in request.headers}
         try:
-            found = gate.caller(request.headers, request.method, request.url.path)
+            found = await gate.caller(sent, request.method, request.url.path)
             request.scope[KNOWN] = True
             return found
         except MembershipOver as error:
             raise HTTPException(403, str(error)) from None
         except UnknownCaller as error:
             # The same for all whom nobody knows; without the epoch no member could sign.
-            told = {EPOCH: gate.callers.epoch.hex()}
+            told = {EPOCH: (await gate.epoch()).hex()}
             if isinstance(error, OldRequest) and error.last is not None:
                 told[COUNT] = str(error.last)
             raise HTTPException(401, "not a member's request", told) from None
 
     @app.get("/v1/authority")
     async def authority() -> Response:
-        return Response(gate.authority(), media_type="application/x-pem-file")
+        return Response(authority_file.read_bytes(), media_type="application/x-pem-file")
 
     @app.post("/v1/requests")
     async def requests(request: Request) -> Response:
@@ -67,7 +90,7 @@ def make_app(gate: Gate) -> "StrangersLeave":
         async with strangers:
             body = await body_of(request, LARGEST_REQUEST, STRANGERS_BODY_S)
         try:
-            said = gate.keep_request(body)
+            said = await gate.keep_request(body)
         except EnrolmentError as error:
             raise HTTPException(400, str(error)) from None
         except Overfull:
@@ -76,41 +99,45 @@ def make_app(gate: Gate) -> "StrangersLeave":
 
     @app.get("/v1/members")
     async def members(request: Request) -> Response:
-        caller(request)
-        return Response(gate.signed_members(), media_type=BYTES)
+        await caller(request)
+        found = await gate.signed_members()
+        tag = f'"{hashlib.sha256(found).hexdigest()}"'
+        if request.headers.get("if-none-match") == tag:
+            return Response(status_code=304, headers={"etag": tag})
+        return Response(found, media_type=BYTES, headers={"etag": tag})
 
     @app.get("/v1/offer")
     async def offer(request: Request) -> Response:
-        caller(request)
+        await caller(request)
         found = await gate.offered()
         return Response(status_code=204) if found is None else Response(found, media_type=BYTES)
 
     @app.get("/v1/files/{digest}")
     async def files(request: Request, digest: str) -> Response:
-        caller(request)
-        place = gate.served.find(digest)
+        await caller(request)
+        place = served.find(digest)
         if place is None:
             raise HTTPException(404, "no such file")
         return FileResponse(place, media_type=BYTES)
 
     @app.post("/v1/next")
     async def following(request: Request) -> Response:
-        site, _ = caller(request)
+        site, _ = await caller(request)
         found = await gate.next_order(site)
         return Response(status_code=204) if found is None else Response(found, media_type=BYTES)
 
     @app.post("/v1/replies/{exchange}/{stage}")
     async def replies(request: Request, exchange: int, stage: str) -> Response:
-        site, digest = caller(request)
+        site, digest = await caller(request)
         if stage not in ("train", *STAGES):
             raise HTTPException(404, "no such stage")
-        if not gate.expects(site, exchange, stage):
+        if not (room := await gate.room_for(site, exchange, stage)):
             raise HTTPException(410, "that is not asked, or not any more")
-        body = await body_of(request, gate.largest_reply(stage))
+        body = await body_of(request, room)
         if hashlib.sha256(body).digest() != digest:
             raise HTTPException(400, "the body is not the one that was signed")
         try:
-            gate.take(site, exchange, stage, body)
+            await gate.take(site, exchange, stage, body)
         except Unasked:
             raise HTTPException(410, "that is not asked, or not any more") from None
         except Conflict:
@@ -160,13 +187,13 @@ async def body_of(request: Request, largest: int, within: float = BODY_S) -> byt
     return bytes(body)
 
 
-def open_door(gate: Gate, files: CoordinatorFiles, listening: socket.socket) -> Door:
+def open_door(gate: SitesAsk, files: CoordinatorFiles, served: ServedFiles, listening: socket.socket) -> Door:
     """HTTPS on a listening socket, with the certificate that the authority gave; nothing before TLS 1.2."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.load_cert_chain(files.tls_certificate, files.tls_key)
     config = uvicorn.Config(
-        make_app(gate),
+        make_app(gate, files.authority, served),
         http="h11",
         ws="none",
         lifespan="off",

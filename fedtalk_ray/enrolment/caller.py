@@ -26,6 +26,8 @@ EPOCH, SITE, COUNT, BODY, SIGNATURE = (
     "Fedtalk-Body",
     "Fedtalk-Signature",
 )
+HEADERS = (SITE, COUNT, BODY, SIGNATURE)
+"""Of a request."""
 
 
 def signed_headers(

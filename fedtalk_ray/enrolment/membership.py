@@ -10,6 +10,7 @@ keys (`privacy.protocol.context_of`).
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 
 from fedtalk_ray.errors import UserError
 from fedtalk_ray.privacy.keys import KEY_BYTES, Roster, SigningKey, verify
@@ -55,7 +56,11 @@ class Membership:
     revoked: tuple[str, ...] = ()
 
     def member(self, name: str) -> Member | None:
-        return next((member for member in self.members if member.name == name), None)
+        return self._by_name.get(name)
+
+    @cached_property
+    def _by_name(self) -> dict[str, Member]:
+        return {member.name: member for member in self.members}
 
     def roster(self) -> Roster:
         """Whose signatures the secure protocol accepts."""

@@ -31,6 +31,8 @@ FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 60.0
 LARGEST_CERTIFICATE, LARGEST_ANSWER = 16 << 10, 64 << 20
 """Bytes of an authority's certificate, and of any answer that is no file."""
 
+IF_OTHER = "If-None-Match"
+
 _CHUNK = 1 << 20
 
 
@@ -110,10 +112,11 @@ class Connection:
         """What there is to say about the request; empty as a rule. Raises `ConnectionRefused`."""
         return _said(self._until_answered("POST", "/v1/requests", request, signed=False)[1])
 
-    def get(self, path: str) -> bytes | None:
-        """What lies there, None for nothing yet. Raises `ConnectionRefused`."""
-        answer, content = self._until_answered("GET", path, b"")
-        return None if answer.status_code == 204 else content
+    def get(self, path: str, known: bytes | None = None) -> bytes | None:
+        """What lies there, None for nothing yet, and where it is what is known. Raises `ConnectionRefused`."""
+        unless = {} if known is None else {IF_OTHER: f'"{hashlib.sha256(known).hexdigest()}"'}
+        answer, content = self._until_answered("GET", path, b"", unless)
+        return None if answer.status_code in (204, 304) else content
 
     def post(self, path: str, body: bytes) -> bytes | None:
         """The answer to what is sent, None for none. Raises `ConnectionRefused`."""
@@ -187,7 +190,7 @@ class Connection:
                     allow_redirects=False,
                     stream=True,
                 )
-                well = 200 <= answer.status_code < 300
+                well = 200 <= answer.status_code < 300 or (answer.status_code == 304 and IF_OTHER in headers)
                 content = b"" if file and well else _content(answer, LARGEST_ANSWER)
             except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
                 why = _reason(error)

@@ -162,8 +162,11 @@ class Site:
 
     def _train(self, order: Order, config: TrainConfig) -> Reply:
         run = self._run(config)
-        newest = self.connection.get("/v1/members") or b""
-        if newest != self.folder.members.read_bytes():
+        known = self.folder.members.read_bytes()
+        newest = self.connection.get("/v1/members", known)
+        if newest is None:
+            newest = known
+        else:
             self.folder.take_members(newest)
         if not run.federation.exists() or run.members.read_bytes() != newest:
             found_federation(run, run.path.name, b"", self.folder.authority_key, newest)

@@ -13,7 +13,7 @@ from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.runs.history import read_history
 from fedtalk_ray.settings import TrainConfig
 from fedtalk_ray.shards.prepare import prepare
-from tests.ray.checks_of_sites import check_books, check_nothing_twice, check_sum, check_wire
+from tests.ray.checks_of_sites import check_books, check_clock, check_nothing_twice, check_sum, check_wire
 from tests.ray.faults_of_sites import run_under_faults
 from tests.ray.own_federation import PRIVACY, OwnFederation
 from tests.ray.own_hosts import Hosts, refusal
@@ -58,16 +58,25 @@ def test_eight_sites_teach_what_eight_clients_teach(make_config: Make, federatio
 
 
 def test_sixty_faults_count_nothing_twice(make_config: Make, federation: OwnFederation) -> None:
-    """Of seven sites, while every line delays by 20 ms, and another one's loses three packets of ten."""
+    """Of seven sites, two of whose clocks are an hour off, while every line delays by 20 ms, and another one's loses
+    three packets of ten."""
     assert federation.hosts is not None
     for line in federation.hosts.lines:
         line.delay = 0.02
     federation.hosts.lines[0].loss = 0.3
     sites = federation.sites(SITES, own_disk=True)
     config = federation.config(make_config, cohort={"size": SITES}, rounds=110, failures={"quorum": 0.3})
-    all_left_well = federation.start(sites, light=True)
+    federation.own_disk()
+    early, late = [sites[6]], [sites[7]]
+    left_well = [
+        federation.start(sites[:6], light=True),
+        federation.start(early, light=True, clock="+1h"),
+        federation.start(late, light=True, clock="-1h"),
+    ]
     run = run_under_faults(federation, config, sites[1:], count=60, seed=2)
-    assert all_left_well()
+    assert all(each() for each in left_well)
+    check_clock(early, 3600)
+    check_clock(late, -3600)
     history = read_history(run.history_file)
     assert [record["round"] for record in history] == list(range(1, 111))
     check_nothing_twice(sites)

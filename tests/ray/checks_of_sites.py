@@ -19,7 +19,7 @@ from fedtalk_ray.settings import TrainConfig
 from fedtalk_ray.shards.people import site_people
 from fedtalk_ray.sites.folder import SiteFolder
 from fedtalk_ray.training.personalize import personalize
-from tests.ray.own_federation import PRIVACY, OwnFederation
+from tests.ray.own_federation import FAKE_CLOCK, PRIVACY, OwnFederation
 from tests.ray.own_wire import records_of
 from tests.ray.private_bytes import private_bytes
 from tests.ray.sites_at_work import Beside
@@ -139,3 +139,11 @@ def masked_exchanges(site: SiteFolder) -> set[int]:
 def spent(site: SiteFolder) -> int:
     """The rounds in a site's ledger."""
     return int(json.loads(site.ledger.read_text())["bare"]) if site.ledger.exists() else 0
+
+
+def check_clock(sites: list[SiteFolder], off: float) -> None:
+    """These sites' clocks were so many seconds ahead of this process's, where that can be had at all."""
+    for site in sites if FAKE_CLOCK else ():
+        beside = Beside(site.path)
+        began = float(beside.clock.read_text())
+        assert abs(began - beside.clock.stat().st_mtime - off) < 60

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from time import sleep
 
-from fedtalk_ray.errors import RunError
+import ray
+
+from fedtalk_ray.errors import UserError
 from fedtalk_ray.privacy.protocol import STAGES
 from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.settings import TrainConfig
@@ -16,8 +18,9 @@ from tests.ray.own_federation import OwnFederation
 from tests.ray.own_hosts import Line
 from tests.ray.sites_at_work import KILLED, Beside
 
-CUT, SLOW, HUNG, FULL, COORDINATOR = "cut off", "slow", "hung", "disk full", "coordinator killed"
-FAULTS = (KILLED, CUT, SLOW, HUNG, FULL, COORDINATOR)
+CUT, SLOW, HUNG, FULL = "cut off", "slow", "hung", "disk full"
+COORDINATOR, DOOR, NO_ROOM = "coordinator killed", "door killed", "coordinator's disk full"
+FAULTS = (KILLED, CUT, SLOW, HUNG, FULL, COORDINATOR, DOOR, NO_ROOM)
 
 
 class Faults:
@@ -71,20 +74,26 @@ class Faults:
             self._until(lambda before=before: self._rounds() > before)
 
     def _happen(self, kind: str, met: Path, line: Line, filler: Path) -> None:
+        entrance = self._federation.entrance
+        assert entrance is not None
         lasts = self._longest * self._random.uniform(0.2, 1.0)
         if kind == COORDINATOR:
-            assert self._federation.gate is not None
-            self._federation.gate.kill()
+            entrance.gate.kill()
+        if kind == DOOR:
+            # Ray starts another one.
+            ray.kill(self._random.choice(entrance.doors.actors), no_restart=False)
         if kind == HUNG:
             self._over.wait(lasts)
-        if kind == FULL:
+        if kind == NO_ROOM:
+            filler = self._federation.disk / "filler"
+        if kind in (FULL, NO_ROOM):
             _fill(filler)
         if kind == CUT:
             line.up = False
         if kind == SLOW:
             line.rate = 3000.0
         met.unlink()
-        if kind in (FULL, CUT, SLOW):
+        if kind in (FULL, CUT, SLOW, NO_ROOM):
             self._over.wait(lasts)
         filler.unlink(missing_ok=True)
         line.up, line.rate = True, 0.0
@@ -125,9 +134,10 @@ def run_under_faults(
             try:
                 federation.serve(config, late_after, resume=resume)
                 break
-            except RunError as error:
-                assert "--resume" in str(error), error
+            except UserError as error:
+                assert "--resume" in str(error) or "No space left" in str(error), error
                 resume = run.checkpoints.exists()
+                sleep(0.5)
     finally:
         faults.close()
     print(f"happened: {dict(faults.happened)}")

@@ -12,8 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fedtalk_ray.actors.site_pool import Coordinator
-from fedtalk_ray.actors.slot import Slot
+from fedtalk_ray.actors.site_pool import Coordinator, Entrance
 from fedtalk_ray.enrolment.authority import Authority
 from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.serving import serve
@@ -28,8 +27,11 @@ Make = Callable[..., TrainConfig]
 
 PRIVACY = {"insecure_min_survivors": 2, "samples_cap": 400, "clip_norm": 1.0}
 
+FAKE_CLOCK = next(map(str, Path("/usr/lib").glob("*/faketime/libfaketime.so.1")), "")
+"""A library by which a process has another clock; empty where it is not installed (Debian: `faketime`)."""
+
 DISK_MB = 64
-"""Of a site that has a disk of its own."""
+"""Of who has a disk of its own."""
 
 
 def part_of(shards: Path, out: Path, names: list[str]) -> Path:
@@ -58,7 +60,7 @@ class OwnFederation:
         self.wire = Wire(self._address, self._port)
         self.told: list[str] = []
         self.over = threading.Event()
-        self.gate: Slot | None = None
+        self.entrance: Entrance | None = None
         self._working: list[subprocess.Popen[bytes]] = []
         self._disks: list[Path] = []
 
@@ -79,8 +81,7 @@ class OwnFederation:
         disk = self.folder / name / "disk"
         disk.mkdir(parents=True)
         if own_disk:
-            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", disk], check=True)
-            self._disks.append(disk)
+            self._mount(disk)
         invite = self.authority.invite(name)
         made = SiteFolder.create(disk / "site", invite, self.address, self.authority.coordinator.authority.read_bytes())
         part_of(self._people, made.shards, [name])
@@ -91,22 +92,35 @@ class OwnFederation:
             beside.host.write_text(self.hosts.lines[place].host)
         return made
 
+    def _mount(self, disk: Path) -> None:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", disk], check=True)
+        self._disks.append(disk)
+
+    @property
+    def disk(self) -> Path:
+        """What the coordinator's run lies on."""
+        return self.folder / "coordinator"
+
+    def own_disk(self) -> None:
+        """Gives the coordinator one."""
+        self.disk.mkdir()
+        self._mount(self.disk)
+
     def config(self, make_config: Make, **changes: Any) -> TrainConfig:
         watched = self.folder / "watched"
         if not watched.exists():
             part_of(self._people, watched, load_manifest(self._people).unseen())
         tree = {"aggregation": "secure", "shards": str(watched), "privacy": PRIVACY, "cohort": {"size": 3}}
-        return make_config(self.folder / "run", **tree | {"server": {}, "rounds": 2, "slots": {"count": 1}} | changes)
+        return make_config(self.disk / "run", **tree | {"server": {}, "rounds": 2, "slots": {"count": 1}} | changes)
 
     def serve(self, config: TrainConfig, late_after: float = 120.0, **how: Any) -> RunFolder:
         """One whole run, until the sites that are at work have ended."""
         federation = self
 
         class Noted(Coordinator):
-            def open(self, of: TrainConfig) -> tuple[Slot, int]:
-                found = super().open(of)
-                federation.gate = found[0]
-                return found
+            def open(self, of: TrainConfig) -> Entrance:
+                federation.entrance = super().open(of)
+                return federation.entrance
 
         coordinator = Noted(self.authority.coordinator, self._address, self._port, late_after)
 
@@ -118,13 +132,22 @@ class OwnFederation:
 
         return RunFolder(serve(config, coordinator, tell=self.told.append, stay=stay, **how))
 
-    def start(self, sites: list[SiteFolder], light: bool = False) -> Callable[[], bool]:
-        """Lets sites work (light: without training anything); whether all of them were there until the end."""
+    def start(self, sites: list[SiteFolder], light: bool = False, clock: str = "") -> Callable[[], bool]:
+        """Lets sites work (light: without training anything; clock: whose clock is as far off, such as "+1h", where
+        libfaketime is installed); whether all of them were there until the end."""
         command = [sys.executable, "-m", "tests.ray.sites_at_work", *(str(site.path) for site in sites)]
         environment = os.environ | {"OMP_NUM_THREADS": "1"} | ({LIGHT: "1"} if light else {})
+        if clock and FAKE_CLOCK:
+            environment |= {"LD_PRELOAD": FAKE_CLOCK, "FAKETIME": clock, "DONT_FAKE_MONOTONIC": "1"}
         process = subprocess.Popen(command, env=environment, start_new_session=True)
         self._working.append(process)
-        done = threading.Thread(target=lambda: (process.wait(), self.over.set()))
+
+        def wait() -> None:
+            process.wait()
+            if all(each.poll() is not None for each in self._working):
+                self.over.set()
+
+        done = threading.Thread(target=wait)
         done.start()
 
         def all_left_well() -> bool:

@@ -11,7 +11,7 @@ import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from time import sleep
+from time import sleep, time
 
 from fedtalk_ray.sites.connection import Connection
 from fedtalk_ray.sites.folder import SiteFolder
@@ -55,6 +55,11 @@ class Beside:
         return self.path / "meets"
 
     @property
+    def clock(self) -> Path:
+        """Holds what the site's clock showed when it began, in seconds."""
+        return self.path / "clock"
+
+    @property
     def met(self) -> Path:
         return self.path / "met"
 
@@ -74,6 +79,7 @@ def work(place: Path) -> None:
     if beside.host.exists():
         enter(beside.host.read_text())
     policy = place / "policy.yaml"
+    beside.clock.write_text(f"{time()}")
     with open(beside.said, "a", buffering=1) as said, open(beside.sent, "a", buffering=1) as sent:
 
         def tell(line: str) -> None:

@@ -8,7 +8,14 @@ import pytest
 
 from fedtalk_ray.errors import ConfigError
 from fedtalk_ray.runs.history import read_history
-from tests.ray.checks_of_sites import check_books, check_nothing_twice, check_sum, check_wire
+from tests.ray.checks_of_sites import (
+    check_books,
+    check_clock,
+    check_nothing_twice,
+    check_sum,
+    check_wire,
+    masked_exchanges,
+)
 from tests.ray.faults_of_sites import run_under_faults
 from tests.ray.own_federation import PRIVACY, Make, OwnFederation
 from tests.ray.own_hosts import Hosts, refusal
@@ -46,17 +53,24 @@ def test_sites_teach_what_the_same_clients_teach_and_tell_no_more(
 def test_whatever_happens_nothing_is_counted_or_answered_twice(
     make_config: Make, federation: OwnFederation, no_hosts: str
 ) -> None:
-    """Eight faults at stages that a seed draws; and of seven sites one agrees to sums of eight alone."""
+    """A fault of each of eight kinds at stages that a seed draws; of seven sites one agrees to sums of eight alone, and
+    another one's clock is an hour off."""
     if no_hosts:
         pytest.skip(no_hosts)
     sites = federation.sites(SITES, {5: "fewest_survivors: 8\n"}, own_disk=True)
     config = federation.config(make_config, cohort={"size": SITES}, rounds=14, failures={"quorum": 0.3})
-    all_left_well = federation.start(sites, light=True)
+    federation.own_disk()
+    late, others = sites[6:], sites[:6]
+    all_left_well = federation.start(others, light=True)
+    late_left_well = federation.start(late, light=True, clock="-1h")
     willing = [site for place, site in enumerate(sites) if place != 5]
     run = run_under_faults(federation, config, willing, count=8, seed=1)
-    assert all_left_well()
+    assert all_left_well() and late_left_well()
     history = read_history(run.history_file)
     assert [record["round"] for record in history] == list(range(1, 15))
+    check_clock(others, 0)
+    check_clock(late, -3600)
+    assert masked_exchanges(late[0])
     check_nothing_twice(sites)
     check_books(willing, history)
     refused = sites[5]

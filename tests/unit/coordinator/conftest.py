@@ -34,7 +34,7 @@ class Standing:
         self.port: int = self._listening.getsockname()[1]
         self._thread = threading.Thread(target=self.loop.run_forever)
         self._thread.start()
-        self._open = self.ask(open_door(self.gate, self.files, self._listening).keep_open())
+        self._open = self.ask(open_door(self.gate, self.files, self.gate.served, self._listening).keep_open())
 
     @property
     def address(self) -> str:

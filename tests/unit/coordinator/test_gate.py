@@ -314,6 +314,36 @@ def test_a_list_that_is_half_copied_is_not_handed_on(standing: Standing) -> None
     assert standing.line("s2").get("/v1/members") == standing.files.signed_members() != whole
 
 
+def test_a_list_that_a_site_has_is_not_sent_again(standing: Standing) -> None:
+    standing.member("s1")
+    line = standing.line("s1")
+    held = line.get("/v1/members")
+    assert held and line.get("/v1/members", held) is None
+    signed = headers(standing, "s1", 10, "GET", "/v1/members")
+    tag = f'"{hashlib.sha256(held).hexdigest()}"'
+    again = raw(standing, "GET", "/v1/members", headers=signed | {"If-None-Match": tag})
+    assert (again.status_code, again.content) == (304, b"")
+    # Of strangers nobody is told whether the list is still the same.
+    assert raw(standing, "GET", "/v1/members", headers={"If-None-Match": tag}).status_code == 401
+    standing.member("s2")
+    assert line.get("/v1/members", held) == standing.files.signed_members() != held
+
+
+def test_an_unasked_304_is_no_answer(standing: Standing, monkeypatch: pytest.MonkeyPatch) -> None:
+    standing.member("s1")
+    line = standing.line("s1")
+    ask = line._session.request
+
+    def not_modified(*given: Any, **how: Any) -> requests.Response:
+        answer = ask(*given, **how)
+        answer.status_code = 304
+        return answer
+
+    monkeypatch.setattr(line._session, "request", not_modified)
+    with pytest.raises(ConnectionRefused, match="HTTP 304"):
+        line.get("/v1/members")
+
+
 def test_nothing_older_than_tls_1_2_is_spoken(standing: Standing) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE

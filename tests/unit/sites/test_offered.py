@@ -127,12 +127,13 @@ def test_no_file_leads_out_of_the_model_or_is_code(site: SiteFolder, offer: Call
 class Dead:
     """A line on which every call ends in an error that nobody thought of."""
 
-    def get(self, path: str) -> bytes:
+    def get(self, path: str, known: bytes | None = None) -> bytes:
         raise KeyError(path)
 
 
 def test_whatever_an_order_does_the_site_stays(site: SiteFolder, offer: Callable[..., Offer]) -> None:
     heard: list[str] = []
+    site.members.write_bytes(b"as it was")
     here = Site(site, Dead(), Policy(), heard.append)  # type: ignore[arg-type]
     config = read_offer(offer(), site, Policy()).config
     assert here._answer(Order(1, "train", b"garbage"), config).refused == Code.CANNOT_GO_ON
