@@ -113,14 +113,20 @@ def client(
 
     Example: `fedtalk privacy client ledgers/ana.json --epsilon 8 --rounds 40`
     """
+    check_budget(epsilon, delta)
+    if not ledger.is_file():
+        raise RunError(f"{ledger} is no file; a client's is RUN.clients/NAME/ledger.json or in agreement.ledgers")
+    tell_of_ledger(ledger, epsilon, delta, rounds)
+
+
+def tell_of_ledger(ledger: Path, epsilon: float | None, delta: float, rounds: int | None) -> None:
+    """Prints what a client has spent by its ledger, and what is left of an agreement. Raises `RunError` for a damaged
+    one."""
     from collections import Counter
 
     from fedtalk_ray.privacy.client_ledger import ClientLedger
     from fedtalk_ray.privacy.protocol import Aborted
 
-    check_budget(epsilon, delta)
-    if not ledger.is_file():
-        raise RunError(f"{ledger} is no file; a client's is RUN.clients/NAME/ledger.json or in agreement.ledgers")
     try:
         spent = ClientLedger(ledger).read()
     except Aborted as error:

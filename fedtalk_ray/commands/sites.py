@@ -103,6 +103,8 @@ def join(
         folder.remember(**{name: value for name, value in given.items() if value})
         if invited is not None:
             folder.ask_anew(invited)
+        if folder.has_left:
+            raise RunError(f"{site} has left its federation; with another code it comes back (--invite)")
         agreed = keep_policy(policy, folder.policy)
         if folder.policy.exists():
             tell(f"policy: {folder.policy}")
@@ -152,7 +154,8 @@ def status(site: SitePlace) -> None:
     from fedtalk_ray.sites.folder import SiteFolder
 
     folder = SiteFolder(site).check()
-    print(f"{folder.name} at {folder.address}, key {folder.key.public.hex()[:16]}...")
+    key = "has left, with no key" if folder.has_left else f"key {folder.key.public.hex()[:16]}..."
+    print(f"{folder.name} at {folder.address}, {key}")
     found = open_membership(folder.members.read_bytes(), folder.authority_key) if folder.members.exists() else None
     member = found and found.member(folder.name)
     print(f"member until {member.until}, list number {found.version}" if found and member else "not a member")
@@ -162,7 +165,46 @@ def status(site: SitePlace) -> None:
         rounds = spent.get(name, 0)
         model = f"model of round {run.released_round()}: {run.path}" if run.has_model() else "no model yet"
         print(f"run {name[:8]}: {rounds} rounds, {model}")
-    print(f"ledger: fedtalk privacy client {folder.ledger}" if spent else "nothing was spent yet")
+    print(f"ledger: fedtalk site ledger {site}" if spent else "nothing was spent yet")
+
+
+@app.command()
+def ledger(site: SitePlace) -> None:
+    """What the site has spent over all runs, and what is left of its policy's epsilon and rounds.
+
+    Example: `fedtalk site ledger site`
+    """
+    from fedtalk_ray.commands.privacy import tell_of_ledger
+    from fedtalk_ray.sites.folder import SiteFolder
+    from fedtalk_ray.sites.policy import load_policy
+
+    folder = SiteFolder(site).check()
+    agreed = load_policy(folder.policy if folder.policy.exists() else None)
+    if folder.ledger.exists():
+        tell_of_ledger(folder.ledger, agreed.epsilon, agreed.delta, agreed.rounds)
+    else:
+        print("nothing was spent yet")
+
+
+@app.command()
+def leave(
+    site: SitePlace,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Leave the federation: remove the site's key, prepared clips and fetched models. Ledger, policy and released
+    models stay, and so do the clips themselves.
+
+    Example: `fedtalk site leave site`
+    """
+    from fedtalk_ray.sites.folder import SiteFolder
+
+    folder = SiteFolder(site).check()
+    if not yes:
+        typer.confirm(f"Remove the key, prepared clips and fetched models of {folder.name}?", abort=True)
+    with folder.alone():
+        folder.leave()
+    print(f"{folder.name} has left, and nobody can act for it any more. What it gave to rounds is in their models")
+    print(f"its name stays on the list until the authority takes it off: fedtalk authority revoke AUTH {folder.name}")
 
 
 @app.command()

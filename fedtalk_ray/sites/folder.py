@@ -17,6 +17,7 @@ Nothing of it is ever sent but public keys and what the protocol makes.
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -58,15 +59,35 @@ class SiteFolder:
         return cls(path)
 
     def ask_anew(self, invite: Invite) -> None:
-        """Asks for membership by another code, with the key and the ledger that it has. Raises `EnrolmentError` for an
-        invite of another name or another authority."""
+        """Asks for membership by another code, with the ledger and the key that it has, or a new key where it left.
+
+        Raises `EnrolmentError` for an invite of another name or another authority.
+        """
         certificate, _ = read_authority(self.authority.read_bytes())
         if invite.name != self.name or invite.authority != fingerprint(certificate):
             raise EnrolmentError(
                 f"the invite is for {invite.name}, of this or another authority, and {self.path} is the site of "
                 f"{self.name}; name another --site"
             )
+        if self.has_left:
+            write_synced(self.key_file, SigningKey.generate().secret)
         self.remember(request=request_of(invite, self.key).hex())
+
+    @property
+    def has_left(self) -> bool:
+        """Whether its key is gone: nobody can act for it any more."""
+        return not self.key_file.exists()
+
+    def leave(self) -> None:
+        """Removes its key, what the protocol keeps of it, its prepared clips and fetched models. What it has spent
+        stays, what it agrees to, and the models and adapters that it can use."""
+        self.key_file.unlink(missing_ok=True)
+        for run in self.runs():
+            own = run.client(self.name)
+            own.signing_key.unlink(missing_ok=True)
+            own.protocol_state.unlink(missing_ok=True)
+        for gone in (self.shards, self.models):
+            shutil.rmtree(gone, ignore_errors=True)
 
     def remember(self, **changes: str) -> None:
         """Writes down what a later start needs: address, request, clips, speech."""

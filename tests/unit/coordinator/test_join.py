@@ -1,5 +1,6 @@
 """`fedtalk join` and `fedtalk site` with what is wrong: one line, and nothing written or sent before it."""
 
+import io
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,9 @@ import pytest
 from fedtalk_ray.commands.cli import main
 from fedtalk_ray.enrolment.authority import Authority
 from fedtalk_ray.enrolment.invite import request_of
+from fedtalk_ray.privacy.client_ledger import Agreement, ClientLedger
 from fedtalk_ray.privacy.keys import SigningKey
+from fedtalk_ray.sites.connection import ConnectionRefused
 from fedtalk_ray.sites.folder import SiteFolder
 from tests.unit.coordinator.conftest import Standing
 
@@ -75,6 +78,57 @@ def test_a_code_that_was_used_is_said_to_be(
         )
         == ""
     )
+
+
+def told(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> list[str]:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_a_site_that_leaves_keeps_what_it_spent_and_nothing_that_acts_for_it(
+    standing: Standing,
+    tmp_path: Path,
+    clips: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    place, authority = tmp_path / "site", standing.files.authority.read_bytes()
+    site = SiteFolder.create(place, standing.authority.invite("s1"), standing.address, authority)
+    standing.authority.sign([site.request])
+    old = site.key
+    run = site.run("a1b2")
+    for made in (site.shards / "client=s1" / "clip.npy", site.models / "m" / "model.json", run.pipeline / "model.json"):
+        made.parent.mkdir(parents=True)
+        made.write_text("x")
+    assert told(["site", "ledger", str(place)], capsys) == ["nothing was spent yet"]
+    ClientLedger(site.ledger).charge("a1b2", 1, 0, None, Agreement())
+    site.policy.write_text("rounds: 5\n")
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+    with pytest.raises(SystemExit) as ended:
+        main(["site", "leave", str(place)])
+    assert ended.value.code == 1
+    assert site.key.public == old.public
+
+    assert told(["site", "leave", str(place), "--yes"], capsys)[0].startswith("s1 has left")
+    left = {path.name for path in place.rglob("*") if path.is_file() and not path.name.endswith(".lock")}
+    assert left == {"site.json", "authority.pem", "policy.yaml", "s1.json", "s1.rounds", "model.json"}
+    everything = b"".join(path.read_bytes() for path in place.rglob("*") if path.is_file())
+    assert old.secret not in everything and old.secret.hex().encode() not in everything
+    assert "s1 at" in (lines := told(["site", "status", str(place)], capsys))[0] and "has left" in lines[0]
+    assert (
+        "1 round" in (lines := told(["site", "ledger", str(place)], capsys))[0] and lines[-1] == "left of 5 rounds: 4"
+    )
+    assert "has left its federation" in refused(["join", "--site", str(place), "--clips", str(clips)], capsys)
+    # It comes back by a new code, with a new key, and the ledger goes on.
+    site.ask_anew(standing.authority.invite("s1", new_key=True))
+    (decision,) = standing.authority.sign([site.request])
+    assert not decision.refused and site.key.public != old.public and site.rounds_spent() == {"a1b2": 1}
+    assert standing.line("s1", site.key).get("/v1/members")
+    with pytest.raises(ConnectionRefused):
+        standing.line("s1", old).get("/v1/members")
 
 
 def test_a_site_tells_of_itself(standing: Standing, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
