@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
 
 from fedtalk_ray.actors.placement import Node, rooms
+from fedtalk_ray.actors.site_pool import Coordinator
+from fedtalk_ray.commands import cli
 from fedtalk_ray.config import load_config
 from fedtalk_ray.errors import UserError
 from fedtalk_ray.model.embedded import EMBEDDED
@@ -42,6 +45,8 @@ def document(name: str, text: str) -> Any:
 
 
 CHECKS: dict[str, Callable[[Any], list[str]]] = {
+    "coordinator.yaml": lambda tree: kubernetes_problems(tree) or coordinator_problems(tree),
+    "coordinator-service.yaml": kubernetes_problems,
     "grafana-dashboard.json": lambda tree: dashboard_problems(tree, METRICS),
     "launcher-aws.yaml": launcher_problems,
     "launcher-gcp.yaml": launcher_problems,
@@ -73,6 +78,25 @@ def job_problems(entrypoint: str) -> list[str]:
         job_config(entrypoint)
     except UserError as error:
         return [str(error)]
+    return []
+
+
+def coordinator_problems(tree: Any) -> list[str]:
+    """Of the one command that the coordinator's pod runs."""
+    (container,) = tree["spec"]["template"]["spec"]["containers"]
+    (line,) = container["args"]
+    asked, _, command = line.partition("exec ")
+    fedtalk, name, *words = [word for word in shlex.split(command) if word != "$again"]
+    commands: Any = typer.main.get_command(cli.app)
+    if (fedtalk, name) != ("fedtalk", "serve"):
+        return [f"args: {fedtalk} {name} is not fedtalk serve"]
+    try:
+        given = commands.commands[name].make_context(name, words).params
+        config = load_config(REPOSITORY / given["config"], given["overrides"])
+    except Exception as error:  # typer's for a wrong option has no public name
+        return [f"args: {error}"]
+    if f"{config.run}/checkpoints" not in asked:
+        return [f"args: {asked!r} does not look for the checkpoints of {config.run}"]
     return []
 
 
@@ -128,6 +152,12 @@ PLANTED = (
     ("rayjob.yaml", "configs/grid.yaml", "configs/gird.yaml", "configs/gird.yaml"),
     ("rayjob.yaml", "slots.at_least=4", "slots.at_most=4", "slots.at_most"),
     ("rayjob.yaml", "slots.at_least=4", "slots.at_least=9", "slots.at_least"),
+    ("coordinator.yaml", "serviceName:", "serviceNames:", "serviceNames"),
+    ("coordinator.yaml", "configs/sites.yaml", "configs/sits.yaml", "configs/sits.yaml"),
+    ("coordinator.yaml", "--doors 2", "--dors 2", "--dors"),
+    ("coordinator.yaml", "runs/sites/checkpoints", "runs/site/checkpoints", "does not look for the checkpoints"),
+    ("coordinator.yaml", "readinessProbe:", "readynessProbe:", "readynessProbe"),
+    ("coordinator-service.yaml", "targetPort:", "tragetPort:", "tragetPort"),
     ("volume.yaml", "accessModes:", "accessMode:", "accessMode"),
     ("volume.yaml", "storage: 200Gi", "[200Gi]", "requests"),
     ("launcher-aws.yaml", "\nmax_workers:", "\nmax_worker:", "max_worker"),
@@ -170,7 +200,7 @@ def test_a_planted_mistake_is_refused(name: str, old: str, new: str, says: str, 
 def test_one_version_of_ray_and_one_image_everywhere(manifests: dict[str, Any], repository: Path) -> None:
     assert list(values(manifests, "rayVersion")) == [RAY_VERSION] * 2
     images = [*values(manifests, "image")]
-    assert len(images) == 9, "three groups in the cluster, three in the job, one per launcher"
+    assert len(images) == 10, "three groups in the cluster, three in the job, one per launcher, the coordinator"
     assert set(images) == {IMAGE}
     for name in ("Dockerfile", "README.md"):
         assert f"docker build -f cluster/Dockerfile -t {IMAGE} ." in (repository / "cluster" / name).read_text("utf-8")
@@ -225,6 +255,17 @@ def test_a_launcher_asks_for_the_token_on_every_machine(name: str, manifests: di
     assert list(tree["file_mounts"]) == ["/home/ray/.ray/auth_token"]
     assert f"--volume={MOUNT}:{MOUNT}" in tree["docker"]["run_options"]
     assert all("0.0.0.0" not in command for command in tree["head_start_ray_commands"])
+
+
+def test_sites_reach_the_coordinators_pod(manifests: dict[str, Any]) -> None:
+    tree, service = manifests["coordinator.yaml"]["spec"], manifests["coordinator-service.yaml"]
+    (container,), pod = tree["template"]["spec"]["containers"], tree["template"]
+    assert tree["replicas"] == 1 and tree["serviceName"] == service["metadata"]["name"]
+    assert service["spec"]["selector"] == tree["selector"]["matchLabels"] == pod["metadata"]["labels"]
+    (port,) = service["spec"]["ports"]
+    assert {"name": port["targetPort"], "containerPort": Coordinator.port} in container["ports"]
+    assert container["resources"]["requests"] == container["resources"]["limits"]
+    assert container["volumeMounts"][0]["mountPath"] == MOUNT
 
 
 def dockerfile_problems(text: str, root: Path) -> list[str]:
