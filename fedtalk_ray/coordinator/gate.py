@@ -36,13 +36,16 @@ POLL_S = 20.0
 HEARD_S = 60.0
 """A site that asked for nothing for so long is not on line."""
 
+MOST_A_MINUTE = 1_800
+"""Requests of one member. A round takes some twenty, a model one for each of its files."""
+
 LATE = "late"
 
 _LOG = logging.getLogger("fedtalk.coordinator")
 
 
 class Overfull(Exception):
-    """Too many requests for membership wait."""
+    """Too much is asked; the text says what, and it may be tried again."""
 
 
 class Unasked(Exception):
@@ -99,6 +102,7 @@ class Gate:
         self._asked: _Asked | None = None
         self._news, self._came = asyncio.Condition(), asyncio.Condition()
         self._heard: dict[str, float] = {}
+        self._minute, self._this_minute = 0, Counter[str]()
         self._kept: dict[tuple[int, str, str], bytes] = {}
         self._values = 0
 
@@ -178,12 +182,18 @@ class Gate:
         return self.callers.epoch
 
     async def caller(self, headers: Mapping[str, str], method: str, path: str) -> tuple[str, bytes]:
-        """Who calls, and the SHA-256 that the body must have. Raises `UnknownCaller`."""
+        """Who calls, and the SHA-256 that the body must have. Raises `UnknownCaller`, and `Overfull` for a member that
+        calls all the time."""
         site = headers.get(SITE, "")
         membership = self.membership()
         if site in membership.revoked:
             raise MembershipOver("membership was revoked")
         body = self.callers.check(headers, method, path, membership.member(site), date.today().isoformat())
+        if (minute := int(monotonic() / 60)) != self._minute:
+            self._minute, self._this_minute = minute, Counter()
+        self._this_minute[site] += 1
+        if self._this_minute[site] > MOST_A_MINUTE:
+            raise Overfull(f"a member may ask {MOST_A_MINUTE} times a minute")
         before, self._heard[site] = self._heard.get(site), monotonic()
         if before is None or self._heard[site] - before >= HEARD_S:
             async with self._came:
@@ -198,7 +208,7 @@ class Gate:
         if member is not None and member.key == asked.key:
             return ""
         if not self._files.keep_request(data):
-            raise Overfull
+            raise Overfull("too many requests wait for the authority; try again later")
         if member is None:
             return ""
         return (

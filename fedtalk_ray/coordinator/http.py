@@ -64,6 +64,10 @@ def make_app(gate: SitesAsk, authority_file: Path, served: ServedFiles) -> "Stra
     async def away(request: Request, error: GateAway) -> Response:
         return JSONResponse({"detail": "the coordinator is away; try again"}, 503)
 
+    @app.exception_handler(Overfull)
+    async def overfull(request: Request, error: Overfull) -> Response:
+        return JSONResponse({"detail": str(error)}, 429)
+
     async def caller(request: Request) -> tuple[str, bytes]:
         sent = {name: request.headers[name] for name in HEADERS if name in request.headers}
         try:
@@ -93,8 +97,6 @@ def make_app(gate: SitesAsk, authority_file: Path, served: ServedFiles) -> "Stra
             said = await gate.keep_request(body)
         except EnrolmentError as error:
             raise HTTPException(400, str(error)) from None
-        except Overfull:
-            raise HTTPException(429, "too many requests wait for the authority; try again later") from None
         return JSONResponse({"detail": said}, 202)
 
     @app.get("/v1/members")

@@ -5,7 +5,7 @@ python -m jobs.benchmarks.many_sites --sites 100 --out /tmp/many
 Sites train nothing (`light_slot`) and do everything else that a site does: each has a folder, a key, a ledger and a
 connection of its own, and answers every stage over HTTPS with the secure client. They are threads of a few processes.
 The coordinator is that of `fedtalk serve`. Sites and coordinator share the machine's cores, so that seconds are those
-of all work together; CPU is told for the coordinator's gate, its parameter server, and all sites.
+of all work together; CPU is told for the coordinator's gate, its doors, its parameter server, and all sites.
 """
 
 import argparse
@@ -136,6 +136,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rank", type=int, default=2, help="of the adapters: how many values are summed")
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--doors", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True, help="a new folder")
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
@@ -148,10 +149,10 @@ def main() -> None:
     subprocess.run([*cli, *PREPARED.split(), str(out / "watched")], check=True)
     authority = Authority.create(out / "authority", [ADDRESS])
     places = join(out, authority, chosen.sites)
-    watch = Watch("GateProcess", "ParameterServer")
+    watch = Watch("GateProcess", "DoorProcess", "ParameterServer")
     watch.start()
     config = config_of(out, chosen.sites, chosen.rounds, chosen.rank)
-    coordinator = Coordinator(authority.coordinator, ADDRESS, PORT)
+    coordinator = Coordinator(authority.coordinator, ADDRESS, PORT, doors=chosen.doors)
     began = time.monotonic()
     working = [_process(out, number, places[number :: chosen.processes]) for number in range(chosen.processes)]
     try:

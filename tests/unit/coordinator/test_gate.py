@@ -314,6 +314,28 @@ def test_a_list_that_is_half_copied_is_not_handed_on(standing: Standing) -> None
     assert standing.line("s2").get("/v1/members") == standing.files.signed_members() != whole
 
 
+def test_a_member_that_calls_all_the_time_is_slowed_and_nobody_else(
+    standing: Standing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedtalk_ray.coordinator.gate.MOST_A_MINUTE", 3)
+    monkeypatch.setattr("fedtalk_ray.coordinator.gate.monotonic", lambda: 100.0)
+    for name in ("s1", "s2"):
+        standing.member(name)
+    # What a stranger sends under its name counts for nothing.
+    forged = headers(standing, "s2", 1, "GET", "/v1/members")
+    for _ in range(5):
+        signed = headers(standing, "s1", 1, "GET", "/v1/members") | {"Fedtalk-Signature": forged["Fedtalk-Signature"]}
+        assert raw(standing, "GET", "/v1/members", headers=signed).status_code == 401
+    for count in range(1, 6):
+        signed = headers(standing, "s1", count, "GET", "/v1/members")
+        answer = raw(standing, "GET", "/v1/members", headers=signed)
+        assert answer.status_code == (200 if count <= 3 else 429)
+    assert answer.json() == {"detail": "a member may ask 3 times a minute"}
+    assert standing.line("s2").get("/v1/members")
+    monkeypatch.setattr("fedtalk_ray.coordinator.gate.monotonic", lambda: 160.0)
+    assert standing.line("s1").get("/v1/members")
+
+
 def test_a_list_that_a_site_has_is_not_sent_again(standing: Standing) -> None:
     standing.member("s1")
     line = standing.line("s1")
