@@ -137,7 +137,7 @@ def open_doors(
         for actor in actors:
             fetch(actor.port.remote())
     # It never returns; Ray asks it again of a door that it starts anew.
-    return Doors(actors, port, tuple(actor.keep_open.options(name="door.keep_open").remote() for actor in actors))
+    return Doors(actors, port, tuple(actor.keep_open.remote() for actor in actors))
 
 
 def reserve(host: str, port: int) -> socket.socket:
