@@ -160,7 +160,9 @@ class Gate:
     async def answer(self, stage: str, frames: dict[str, bytes]) -> tuple[Answers, list[np.ndarray]]:
         """These sites' signed answers to one stage of the exchange that they trained for."""
         exchange = self._asked.exchange if self._asked is not None else 0
-        orders = {site: encode(Order(exchange, stage, frame)) for site, frame in frames.items()}
+        # Once for all who are told the same: everybody's keys, to a thousand sites, would be held a thousand times.
+        order_of = {frame: encode(Order(exchange, stage, frame)) for frame in set(frames.values())}
+        orders = {site: order_of[frame] for site, frame in frames.items()}
         replies = await self._ask(exchange, stage, orders, None)
         return self._answers(list(frames), replies)
 
