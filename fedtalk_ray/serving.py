@@ -8,8 +8,7 @@ from pathlib import Path
 from time import sleep
 
 from fedtalk_ray.actors.connection import connect
-from fedtalk_ray.actors.ray_errors import fetch
-from fedtalk_ray.actors.site_pool import Coordinator, SitePool
+from fedtalk_ray.actors.site_pool import Coordinator, Entrance, SitePool
 from fedtalk_ray.enrolment.membership import open_membership
 from fedtalk_ray.errors import ConfigError
 from fedtalk_ray.federation.secure_aggregator import limits_of
@@ -26,12 +25,13 @@ def serve(
     coordinator: Coordinator,
     resume: bool = False,
     tell: Callable[[str], None] = print,
-    stay: Callable[[int], None] = lambda sites: None,
+    stay: Callable[[int, Entrance], None] = lambda sites, entrance: None,
 ) -> Path:
     """Runs one federated training over sites; returns the run's folder. It begins when as many are members as a sum
     needs; who becomes one later is asked after a resume.
 
-    stay: called when the run is over, with the number of sites on line, for as long as they may fetch its model.
+    stay: called when the run is over, with the number of sites on line and where they come in, for as long as they may
+    fetch its model.
     Raises `errors.UserError` with one line for whatever the user can mend.
     """
     coordinator.files.check()
@@ -46,13 +46,12 @@ def serve(
     watched = only_watched(config).manifest
     connect(config.address, dashboard=True, debug=config.debug)
     entrance = coordinator.open(config)
-    gate = entrance.gate
     try:
         tell(f"listening at port {entrance.doors.port}; requests for membership wait in {coordinator.files.requests}")
         fewest, told = limits_of(config.privacy).floor, -1
         while True:
             # Of the gate, which goes by the list before while a new one is being copied.
-            members = fetch(gate.call("newest_members"))
+            members = entrance.members()
             clients = sorted(open_membership(members, coordinator.files.authority_key).roster().clients)
             if len(clients) >= fewest:
                 break
@@ -65,10 +64,10 @@ def serve(
             config,
             clients,
             watched.unseen(),
-            lambda settled: SitePool(settled, coordinator, gate, watched, members),
+            lambda settled: SitePool(settled, coordinator, entrance, watched, members),
             resume,
         )
-        stay(fetch(gate.call("release", str(path))))
+        stay(entrance.ask("release", str(path)), entrance)
         return path
     finally:
         entrance.close()

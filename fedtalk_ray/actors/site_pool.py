@@ -59,8 +59,8 @@ class GateProcess:
 
 _GateActor: Any = ray.remote(GateProcess)
 
-MOST_ASKING = 20_000
-"""Calls to the gate under way, one of each site that waits for its next order among them."""
+MOST_CALLS = 20_000
+"""Calls to the gate under way; each site that waits for its next order has one."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,25 @@ class Entrance:
     gate: Slot
     doors: Doors
 
+    def ask(self, method: str, *arguments: Any) -> Any:
+        """What the gate says to the run. Raises `RoundLost` where it is gone."""
+        try:
+            return fetch(self.gate.call(method, *arguments))
+        except DEATHS as error:
+            raise _gate_lost(error) from error
+
+    def members(self) -> bytes:
+        """The newest list, as the authority signed it. Raises `RoundLost` where the gate is gone, `ClusterError` where
+        all doors are closed."""
+        self.doors.check()
+        found: bytes = self.ask("newest_members")
+        return found
+
     def close(self) -> None:
-        self.doors.close()
-        self.gate.kill()
+        try:
+            self.doors.close()
+        finally:
+            self.gate.kill()
 
 
 @dataclass(frozen=True)
@@ -90,14 +106,15 @@ class Coordinator:
         """The gate, and doors that listen from now on. Raises `ClusterError` where they cannot."""
         node = ray.get_runtime_context().get_node_id()
         served = RunFolder(Path(config.run)).served
+        gate = actor_name(config.run, "gate")
         actor = _GateActor.options(
-            name=actor_name(config.run, "gate"),
+            name=gate,
             num_cpus=0,
-            max_concurrency=MOST_ASKING,
+            max_concurrency=MOST_CALLS,
             scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
         ).remote(self.files, served, self.late_after)
         names = partial(actor_name, config.run, "door")
-        doors = open_doors(actor, self.files, served, self.host, self.port, self.doors, node, names)
+        doors = open_doors(gate, self.files, served, self.host, self.port, self.doors, node, names)
         return Entrance(Slot(actor, node), doors)
 
 
@@ -105,11 +122,11 @@ class SitePool:
     """The sites of one run, beside one slot of the coordinator's own."""
 
     def __init__(
-        self, config: TrainConfig, coordinator: Coordinator, gate: Slot, manifest: Manifest, members: bytes
+        self, config: TrainConfig, coordinator: Coordinator, entrance: Entrance, manifest: Manifest, members: bytes
     ) -> None:
         """manifest: of the shards of unseen people, prepared as the sites' clips are to be. members: the signed list by
         which the population was drawn."""
-        self._config, self._coordinator, self._gate = config, coordinator, gate
+        self._config, self._coordinator, self._entrance = config, coordinator, entrance
         self._run = RunFolder(Path(config.run))
         alone = config.model_copy(update={"slots": config.slots.model_copy(update={"count": 1, "at_least": None})})
         self._local = SlotPool(alone, NO_CLIENTS)
@@ -119,7 +136,7 @@ class SitePool:
         nonce = nonce_of(self._run) if again else os.urandom(16)
         model = None if config.pretrained in (None, EMBEDDED) else config.pretrained
         conditions = json.dumps(conditions_of(manifest))
-        name = self._ask("offer", nonce, config.model_dump_json(), conditions, model, self._run.coordinator_log)
+        name = entrance.ask("offer", nonce, config.model_dump_json(), conditions, model, self._run.coordinator_log)
         if again:
             if name != SignedRoster(self._run).name():
                 self.close()
@@ -152,15 +169,15 @@ class SitePool:
     def away(self) -> Collection[str]:
         """Members that are not on line, or none any more. Waits until as many are on line as a sum needs, and a little
         for a whole cohort. Raises `ClusterError` after `slots.placement_timeout_s`."""
-        newest, held = self._ask("newest_members"), self._run.members.read_bytes()
+        newest, held = self._entrance.members(), self._run.members.read_bytes()
         if newest != held:
             later(held, newest, self._authority)
             write_synced(self._run.members, newest)
         fewest, timeout = limits_of(self._config.privacy).floor, self._config.slots.placement_timeout_s
         wanted = min(self._config.cohort.size, len(self._listed))
-        found = self._ask("on_line", self._listed, wanted, min(timeout, PATIENCE_S))
+        found = self._entrance.ask("on_line", self._listed, wanted, min(timeout, PATIENCE_S))
         if len(found) < fewest:
-            found = self._ask("on_line", self._listed, fewest, timeout)
+            found = self._entrance.ask("on_line", self._listed, fewest, timeout)
         if len(found) < fewest:
             raise ClusterError(
                 f"{len(found)} of {fewest} sites were on line after {timeout:g} s "
@@ -178,10 +195,7 @@ class SitePool:
         if method != "train":
             return self._local.run(method, clients, *arguments, **how)
         shared, plan = arguments
-        try:
-            return [Outcome(clients, self._gate, fetch(self._gate.call("train", clients, shared, plan, enough=enough)))]
-        except DEATHS as error:
-            raise _gate_lost(error) from error
+        return [Outcome(clients, self._entrance.gate, self._entrance.ask("train", clients, shared, plan, enough))]
 
     def gather(self, calls: list[tuple[Slot, ray.ObjectRef]]) -> list[Any]:
         """The results of calls to the gate, in order."""
@@ -192,13 +206,13 @@ class SitePool:
 
     def has(self, slot: Slot) -> bool:
         """Whether the slot is still there."""
-        return slot is self._gate or self._local.has(slot)
+        return slot is self._entrance.gate or self._local.has(slot)
 
     def tell_all(self, method: str, *arguments: Any) -> None:
         """As `SlotPool.tell_all`. Sites are told by their next order what phases ended with."""
         self._local.tell_all(method, *arguments)
         if method == "enter":
-            self._ask("take_results", dict(arguments[1]))
+            self._entrance.ask("take_results", dict(arguments[1]))
 
     def one(self, method: str, *arguments: Any) -> Any:
         """As `SlotPool.one`."""
@@ -207,12 +221,6 @@ class SitePool:
     def close(self) -> None:
         """The gate stays: sites fetch the released model there."""
         self._local.close()
-
-    def _ask(self, method: str, *arguments: Any) -> Any:
-        try:
-            return fetch(self._gate.call(method, *arguments))
-        except DEATHS as error:
-            raise _gate_lost(error) from error
 
 
 def _gate_lost(error: Exception) -> RoundLost:

@@ -1,7 +1,7 @@
 """`fedtalk serve`, `join` and `site`: a federation whose clients are sites, each on a machine of its own."""
 
 import sys
-import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from fedtalk_ray.sites.connection import Connection
     from fedtalk_ray.sites.folder import SiteFolder
     from fedtalk_ray.sites.policy import Policy
+
+LOOK_S = 5.0
+"""Seconds between two looks at whether sites can still come in."""
 
 app = typer.Typer(help="What a site has agreed to, spent, and can use.", no_args_is_help=True)
 
@@ -43,15 +46,17 @@ def serve(
 
     Example: `fedtalk serve jobs/configs/sites.yaml --tls authority/coordinator`
     """
-    from fedtalk_ray.actors.site_pool import Coordinator
+    from fedtalk_ray.actors.site_pool import Coordinator, Entrance
     from fedtalk_ray.config import load_config
     from fedtalk_ray.enrolment.coordinator_files import CoordinatorFiles
     from fedtalk_ray.serving import serve as run_serve
 
-    def stay(sites: int) -> None:
+    def stay(sites: int, entrance: Entrance) -> None:
         tell(f"the run is over; {sites} sites can fetch its model; Ctrl-C ends")
         try:
-            threading.Event().wait()
+            while True:
+                time.sleep(LOOK_S)
+                entrance.members()
         except KeyboardInterrupt:
             tell("closed")
 
@@ -99,12 +104,12 @@ def join(
             raise UserError(f"{site} is no site yet: give the coordinator's address, --invite and --clips")
         folder = SiteFolder.create(site, invited, address, fetch_authority(address, invited))
     with folder.alone():
-        given = {"address": address, "clips": clips and str(clips.resolve()), "speech": speech}
-        folder.remember(**{name: value for name, value in given.items() if value})
         if invited is not None:
             folder.ask_anew(invited)
         if folder.has_left:
             raise RunError(f"{site} has left its federation; with another code it comes back (--invite)")
+        given = {"address": address, "clips": clips and str(clips.resolve()), "speech": speech}
+        folder.remember(**{name: value for name, value in given.items() if value})
         agreed = keep_policy(policy, folder.policy)
         if folder.policy.exists():
             tell(f"policy: {folder.policy}")

@@ -2,7 +2,7 @@
 
 A plain asyncio class. To the run it looks like one slot that holds all sites (`actors.slot`): `train` and `answer` ask
 every named site and return when all have replied, or are late. `coordinator.http` puts it on the network, in this
-process or in others (`actors.doors`): what sites ask of it is `SITES_ASK`.
+process or in others (`actors.doors`). What strangers say never comes here.
 
 What it holds is one exchange's: a coordinator that died and came back has lost the exchange and nothing else.
 """
@@ -10,9 +10,9 @@ What it holds is one exchange's: a coordinator that died and came back has lost 
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import date
 from hashlib import sha256
 from pathlib import Path
 from time import monotonic
@@ -20,12 +20,11 @@ from typing import Any
 
 import numpy as np
 
+from fedtalk_ray.coordinator.newest_list import NewestList
 from fedtalk_ray.coordinator.offer import LONGEST_REFUSAL, RELEASED, run_name
 from fedtalk_ray.coordinator.served import ServedFiles
-from fedtalk_ray.enrolment.caller import SITE, Callers, MembershipOver
+from fedtalk_ray.enrolment.caller import Called, Callers
 from fedtalk_ray.enrolment.coordinator_files import CoordinatorFiles
-from fedtalk_ray.enrolment.invite import read_request
-from fedtalk_ray.enrolment.membership import EnrolmentError, Membership, open_membership
 from fedtalk_ray.messages import Answers, Offer, Order, Part, Plan, Reply
 from fedtalk_ray.privacy.protocol import LARGEST_PART, Code, read_frame
 from fedtalk_ray.privacy.wire import MalformedMessage, decode, encode
@@ -60,7 +59,8 @@ class GateAway(Exception):
     """The gate is in another process, which is gone."""
 
 
-SITES_ASK = ("caller", "epoch", "keep_request", "signed_members", "offered", "next_order", "room_for", "take")
+SITES_ASK = ("epoch", "hear", "offered", "next_order", "room_for", "take")
+"""The methods that doors may call."""
 
 
 @dataclass
@@ -91,16 +91,15 @@ class Gate:
 
     def __init__(self, files: CoordinatorFiles, served: Path, late_after: float) -> None:
         """served: the folder of what sites fetch. late_after: seconds for training, and for each stage."""
-        self._files, self.served, self._late_after = files, ServedFiles(served), late_after
-        self.callers = Callers()
-        self._authority = files.authority_key
-        self._members: tuple[tuple[int, int, int], Membership, bytes] | None = None
+        self.served, self._late_after = ServedFiles(served), late_after
+        self._members, self.callers = NewestList(files), Callers()
         self._offer: bytes | None = None
         self._results: tuple[Part, ...] = ()
         self._start: tuple[Part, ...] = ()
         self._released: bytes | None = None
         self._asked: _Asked | None = None
-        self._news, self._came = asyncio.Condition(), asyncio.Condition()
+        self._came = asyncio.Condition()
+        self._waiting: dict[str, asyncio.Event] = {}
         self._heard: dict[str, float] = {}
         self._minute, self._this_minute = 0, Counter[str]()
         self._kept: dict[tuple[int, str, str], bytes] = {}
@@ -121,8 +120,6 @@ class Gate:
         self._start = () if model is None else self.served.add_model(Path(model))
         offer = Offer(nonce, config, self._start, conditions)
         self._offer = encode(offer)
-        async with self._news:
-            self._news.notify_all()
         return run_name(offer)
 
     async def take_results(self, results: Mapping[str, np.ndarray]) -> None:
@@ -131,7 +128,7 @@ class Gate:
 
     async def newest_members(self) -> bytes:
         """The newest list that the authority signed."""
-        return await self.signed_members()
+        return self._members.signed()
 
     async def on_line(self, of: list[str], count: int, within: float) -> list[str]:
         """Who of these is a member and was heard of lately, as soon as there are so many, or after so many seconds."""
@@ -173,98 +170,59 @@ class Gate:
             self.served.add_model(place, f"{name}/") for name in RELEASED if (place := Path(folder) / name).is_dir()
         ]
         self._released = encode(Order(0, "over", b"", tuple(part for each in parts for part in each)))
-        async with self._news:
-            self._news.notify_all()
+        self._wake(list(self._waiting))
         return len(self._present())
 
-    # Asked by sites
+    # Asked by sites, in whose name a door has looked at the signature
 
     async def epoch(self) -> bytes:
-        """Without which no member can sign a request."""
+        """Without which no member can sign a request; the same for as long as this gate lives."""
         return self.callers.epoch
 
-    async def caller(self, headers: Mapping[str, str], method: str, path: str) -> tuple[str, bytes]:
-        """Who calls, and the SHA-256 that the body must have. Raises `UnknownCaller`, and `Overfull` for a member that
-        calls all the time."""
-        site = headers.get(SITE, "")
-        membership = self.membership()
-        if site in membership.revoked:
-            raise MembershipOver("membership was revoked")
-        body = self.callers.check(headers, method, path, membership.member(site), date.today().isoformat())
-        if (minute := int(monotonic() / 60)) != self._minute:
+    async def hear(self, called: Called) -> None:
+        """Notes that a member called. Raises `OldRequest` for what came before, and `Overfull` for a member that calls
+        all the time."""
+        self.callers.count(called)
+        now, before = monotonic(), self._heard.get(called.site)
+        if (minute := int(now / 60)) != self._minute:
             self._minute, self._this_minute = minute, Counter()
-        self._this_minute[site] += 1
-        if self._this_minute[site] > MOST_A_MINUTE:
+        self._this_minute[called.site] += 1
+        if self._this_minute[called.site] > MOST_A_MINUTE:
             raise Overfull(f"a member may ask {MOST_A_MINUTE} times a minute")
-        before, self._heard[site] = self._heard.get(site), monotonic()
-        if before is None or self._heard[site] - before >= HEARD_S:
+        self._heard[called.site] = now
+        if before is None or now - before >= HEARD_S:
             async with self._came:
                 self._came.notify_all()
-        return site, body
-
-    async def keep_request(self, data: bytes) -> str:
-        """Keeps a request for membership; what there is to say about it, empty as a rule. Raises `EnrolmentError` for
-        what is none, and `Overfull` where too many wait."""
-        asked = read_request(data)
-        member = self.membership().member(asked.client)
-        if member is not None and member.key == asked.key:
-            return ""
-        if not self._files.keep_request(data):
-            raise Overfull("too many requests wait for the authority; try again later")
-        if member is None:
-            return ""
-        return (
-            f"{asked.client} is a member with another key; unless this invite is for a new one (--new-key), it was "
-            "used already: ask the authority for another"
-        )
-
-    async def signed_members(self) -> bytes:
-        """The newest list, as the authority signed it."""
-        self.membership()
-        assert self._members is not None
-        return self._members[2]
-
-    def membership(self) -> Membership:
-        """The newest list that the authority signed. One that it did not sign is not taken."""
-        stat = self._files.members.stat()
-        stamp = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
-        if self._members is None or self._members[0] != stamp:
-            try:
-                signed = self._files.signed_members()
-                self._members = stamp, open_membership(signed, self._authority), signed
-            except EnrolmentError as error:
-                if self._members is None:
-                    raise
-                # Half copied, as a rule: it is looked at again when it is whole.
-                _LOG.error("%s; the list before stays", error)
-                self._members = stamp, *self._members[1:]
-        return self._members[1]
 
     async def offered(self) -> bytes | None:
         return self._offer
 
     async def next_order(self, site: str, within: float = POLL_S) -> bytes | None:
-        """What the site is asked and has not replied to, as soon as there is something, or None after a while."""
-        until = monotonic() + within
-        async with self._news:
+        """What the site is asked and has not replied to, as soon as there is something, or None after a while: at once
+        where the site asks a second time, since whoever asked the first time is gone."""
+        until, woken = monotonic() + within, asyncio.Event()
+        if before := self._waiting.get(site):
+            before.set()
+        self._waiting[site] = woken
+        try:
             while True:
-                asked = self._asked
-                if asked is not None and site in asked.orders and site not in asked.replies:
-                    return asked.orders[site]
-                if self._released is not None:
-                    return self._released
-                if (left := until - monotonic()) <= 0:
+                if (found := self._order_for(site)) is not None:
+                    return found
+                left = until - monotonic()
+                if left <= 0 or self._waiting.get(site) is not woken:
                     return None
-                try:
-                    await asyncio.wait_for(self._news.wait(), left)
-                except TimeoutError:
-                    return None
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(woken.wait(), left)
+                woken.clear()
+        finally:
+            if self._waiting.get(site) is woken:
+                del self._waiting[site]
 
     async def room_for(self, site: str, exchange: int, stage: str) -> int:
         """Bytes of the site's reply to that at most; 0 where it is not asked and was not given either."""
         if not self._expects(site, exchange, stage):
             return 0
-        members = len(self.membership().members)
+        members = len(self._members.membership().members)
         values = 4 * self._values if stage == "mask" else 0
         return LARGEST_PART * (members + 3) + values + LONGEST_REFUSAL
 
@@ -289,13 +247,24 @@ class Gate:
 
     # Within
 
+    def _order_for(self, site: str) -> bytes | None:
+        asked = self._asked
+        if asked is not None and site in asked.orders and site not in asked.replies:
+            return asked.orders[site]
+        return self._released
+
+    def _wake(self, sites: Iterable[str]) -> None:
+        for site in sites:
+            if waiting := self._waiting.get(site):
+                waiting.set()
+
     def _expects(self, site: str, exchange: int, stage: str) -> bool:
         asked = self._asked
         now = asked is not None and (asked.exchange, asked.stage) == (exchange, stage) and site in asked.orders
         return now or (exchange, stage, site) in self._kept
 
     def _present(self) -> list[str]:
-        now, members = monotonic(), self.membership()
+        now, members = monotonic(), self._members.membership()
         return sorted(
             site for site, heard in self._heard.items() if now - heard < HEARD_S and members.member(site) is not None
         )
@@ -306,8 +275,7 @@ class Gate:
         # By its hash a repeated reply of this exchange is known.
         self._kept = {key: digest for key, digest in self._kept.items() if key[0] == exchange}
         self._asked = asked
-        async with self._news:
-            self._news.notify_all()
+        self._wake(orders)
         if orders:
             try:
                 await asyncio.wait_for(asked.done.wait(), self._late_after)

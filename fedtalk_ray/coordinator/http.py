@@ -1,6 +1,7 @@
 """The gate on the network: HTTPS, one path a question, bodies of bounded size, read only of who may send them.
 
-The application holds nothing of its own: any number of processes may have one, over the same gate.
+Any number of processes may have the application over the same gate: whether a member signed a request is looked at
+here, and whether it came before, there.
 
     GET  /v1/authority                  the authority's certificate, PEM
     POST /v1/requests                   a request for membership (`enrolment.invite`)
@@ -15,8 +16,7 @@ import asyncio
 import hashlib
 import socket
 import ssl
-from collections.abc import Mapping
-from pathlib import Path
+from datetime import date
 from typing import Any, Protocol
 
 import uvicorn
@@ -25,11 +25,21 @@ from fastapi.responses import FileResponse, JSONResponse
 
 from fedtalk_ray.coordinator.door import Door
 from fedtalk_ray.coordinator.gate import Conflict, GateAway, Overfull, Unasked
+from fedtalk_ray.coordinator.newest_list import NewestList
 from fedtalk_ray.coordinator.served import ServedFiles
-from fedtalk_ray.enrolment.caller import COUNT, EPOCH, HEADERS, MembershipOver, OldRequest, UnknownCaller
+from fedtalk_ray.enrolment.caller import (
+    COUNT,
+    EPOCH,
+    SITE,
+    Called,
+    MembershipOver,
+    OldRequest,
+    UnknownCaller,
+    signed_by,
+)
 from fedtalk_ray.enrolment.coordinator_files import CoordinatorFiles
-from fedtalk_ray.enrolment.invite import LARGEST_REQUEST
-from fedtalk_ray.enrolment.membership import EnrolmentError
+from fedtalk_ray.enrolment.invite import LARGEST_REQUEST, read_request
+from fedtalk_ray.enrolment.membership import EnrolmentError, Membership
 from fedtalk_ray.privacy.protocol import STAGES
 from fedtalk_ray.privacy.wire import MalformedMessage
 
@@ -42,23 +52,30 @@ MOST_ASKING = 64
 """Strangers whose requests for membership are being read."""
 
 
-class SitesAsk(Protocol):
-    """What of the gate (`coordinator.gate`) sites may ask: `SITES_ASK`. It raises as the gate does, and `GateAway`."""
+class GateAsked(Protocol):
+    """What of the gate (`coordinator.gate`) is asked for sites: `SITES_ASK`. It raises as the gate does, and
+    `GateAway`."""
 
-    async def caller(self, headers: Mapping[str, str], method: str, path: str) -> tuple[str, bytes]: ...
     async def epoch(self) -> bytes: ...
-    async def keep_request(self, data: bytes) -> str: ...
-    async def signed_members(self) -> bytes: ...
+    async def hear(self, called: Called) -> None: ...
     async def offered(self) -> bytes | None: ...
     async def next_order(self, site: str) -> bytes | None: ...
     async def room_for(self, site: str, exchange: int, stage: str) -> int: ...
     async def take(self, site: str, exchange: int, stage: str, body: bytes) -> None: ...
 
 
-def make_app(gate: SitesAsk, authority_file: Path, served: ServedFiles) -> "StrangersLeave":
-    """The application over one gate. authority_file: the authority's certificate."""
+def make_app(gate: GateAsked, files: CoordinatorFiles, served: ServedFiles) -> "StrangersLeave":
+    """The application over one gate."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     strangers = asyncio.Semaphore(MOST_ASKING)
+    newest = NewestList(files)
+    drawn: list[bytes] = []
+
+    async def epoch() -> bytes:
+        # Asked once: a gate has one, and no stranger's request reaches it.
+        if not drawn:
+            drawn.append(await gate.epoch())
+        return drawn[0]
 
     @app.exception_handler(GateAway)
     async def away(request: Request, error: GateAway) -> Response:
@@ -68,24 +85,30 @@ def make_app(gate: SitesAsk, authority_file: Path, served: ServedFiles) -> "Stra
     async def overfull(request: Request, error: Overfull) -> Response:
         return JSONResponse({"detail": str(error)}, 429)
 
-    async def caller(request: Request) -> tuple[str, bytes]:
-        sent = {name: request.headers[name] for name in HEADERS if name in request.headers}
+    async def caller(request: Request) -> Called:
+        sent, site = request.headers, request.headers.get(SITE, "")
         try:
-            found = await gate.caller(sent, request.method, request.url.path)
+            membership = newest.membership()
+            if site in membership.revoked:
+                raise MembershipOver("membership was revoked")
+            today, member = date.today().isoformat(), membership.member(site)
+            called = signed_by(member, sent, request.method, request.url.path, await epoch(), today)
+            # Of a request that came before too: with the last count the member signs again.
             request.scope[KNOWN] = True
-            return found
+            await gate.hear(called)
+            return called
         except MembershipOver as error:
             raise HTTPException(403, str(error)) from None
         except UnknownCaller as error:
             # The same for all whom nobody knows; without the epoch no member could sign.
-            told = {EPOCH: (await gate.epoch()).hex()}
+            told = {EPOCH: (await epoch()).hex()}
             if isinstance(error, OldRequest) and error.last is not None:
                 told[COUNT] = str(error.last)
             raise HTTPException(401, "not a member's request", told) from None
 
     @app.get("/v1/authority")
     async def authority() -> Response:
-        return Response(authority_file.read_bytes(), media_type="application/x-pem-file")
+        return Response(files.authority.read_bytes(), media_type="application/x-pem-file")
 
     @app.post("/v1/requests")
     async def requests(request: Request) -> Response:
@@ -94,7 +117,7 @@ def make_app(gate: SitesAsk, authority_file: Path, served: ServedFiles) -> "Stra
         async with strangers:
             body = await body_of(request, LARGEST_REQUEST, STRANGERS_BODY_S)
         try:
-            said = await gate.keep_request(body)
+            said = kept_request(files, newest.membership(), body)
         except EnrolmentError as error:
             raise HTTPException(400, str(error)) from None
         return JSONResponse({"detail": said}, 202)
@@ -102,7 +125,7 @@ def make_app(gate: SitesAsk, authority_file: Path, served: ServedFiles) -> "Stra
     @app.get("/v1/members")
     async def members(request: Request) -> Response:
         await caller(request)
-        found = await gate.signed_members()
+        found = newest.signed()
         tag = f'"{hashlib.sha256(found).hexdigest()}"'
         if request.headers.get("if-none-match") == tag:
             return Response(status_code=304, headers={"etag": tag})
@@ -115,7 +138,7 @@ def make_app(gate: SitesAsk, authority_file: Path, served: ServedFiles) -> "Stra
         return Response(status_code=204) if found is None else Response(found, media_type=BYTES)
 
     @app.get("/v1/files/{digest}")
-    async def files(request: Request, digest: str) -> Response:
+    async def file(request: Request, digest: str) -> Response:
         await caller(request)
         place = served.find(digest)
         if place is None:
@@ -124,22 +147,22 @@ def make_app(gate: SitesAsk, authority_file: Path, served: ServedFiles) -> "Stra
 
     @app.post("/v1/next")
     async def following(request: Request) -> Response:
-        site, _ = await caller(request)
-        found = await gate.next_order(site)
+        called = await caller(request)
+        found = await gate.next_order(called.site)
         return Response(status_code=204) if found is None else Response(found, media_type=BYTES)
 
     @app.post("/v1/replies/{exchange}/{stage}")
     async def replies(request: Request, exchange: int, stage: str) -> Response:
-        site, digest = await caller(request)
+        called = await caller(request)
         if stage not in ("train", *STAGES):
             raise HTTPException(404, "no such stage")
-        if not (room := await gate.room_for(site, exchange, stage)):
+        if not (room := await gate.room_for(called.site, exchange, stage)):
             raise HTTPException(410, "that is not asked, or not any more")
         body = await body_of(request, room)
-        if hashlib.sha256(body).digest() != digest:
+        if hashlib.sha256(body).digest() != called.body:
             raise HTTPException(400, "the body is not the one that was signed")
         try:
-            await gate.take(site, exchange, stage, body)
+            await gate.take(called.site, exchange, stage, body)
         except Unasked:
             raise HTTPException(410, "that is not asked, or not any more") from None
         except Conflict:
@@ -149,6 +172,23 @@ def make_app(gate: SitesAsk, authority_file: Path, served: ServedFiles) -> "Stra
         return Response(status_code=200)
 
     return StrangersLeave(app)
+
+
+def kept_request(files: CoordinatorFiles, members: Membership, data: bytes) -> str:
+    """Keeps a request for membership; what there is to say about it, empty as a rule. Raises `EnrolmentError` for what
+    is none, and `Overfull` where too many wait."""
+    asked = read_request(data)
+    member = members.member(asked.client)
+    if member is not None and member.key == asked.key:
+        return ""
+    if not files.keep_request(data):
+        raise Overfull("too many requests wait for the authority; try again later")
+    if member is None:
+        return ""
+    return (
+        f"{asked.client} is a member with another key; unless this invite is for a new one (--new-key), it was used "
+        "already: ask the authority for another"
+    )
 
 
 KNOWN = "fedtalk.known"
@@ -189,13 +229,13 @@ async def body_of(request: Request, largest: int, within: float = BODY_S) -> byt
     return bytes(body)
 
 
-def open_door(gate: SitesAsk, files: CoordinatorFiles, served: ServedFiles, listening: socket.socket) -> Door:
+def open_door(gate: GateAsked, files: CoordinatorFiles, served: ServedFiles, listening: socket.socket) -> Door:
     """HTTPS on a listening socket, with the certificate that the authority gave; nothing before TLS 1.2."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.load_cert_chain(files.tls_certificate, files.tls_key)
     config = uvicorn.Config(
-        make_app(gate, files.authority, served),
+        make_app(gate, files, served),
         http="h11",
         ws="none",
         lifespan="off",

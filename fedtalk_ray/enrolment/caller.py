@@ -6,13 +6,14 @@
     Fedtalk-Signature  Ed25519 by the site's key over these, the method, the path and the coordinator's epoch, hex
 
 The epoch is drawn when a coordinator starts, and told to whoever asks. No clock is looked at. Guarantee: what
-`Callers.check` lets through was signed by the member of that name, for this method, path and body, and comes once: a
-request that was recorded is refused, in the epoch by its count, afterwards by its epoch.
+`signed_by` lets through was signed by the member of that name, for this method, path and body, in this epoch; and what
+`Callers.count` lets through besides comes once. A request that was recorded is refused, in the epoch by its count,
+afterwards by its epoch.
 """
 
 import os
-import threading
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from fedtalk_ray.enrolment.membership import Member
 from fedtalk_ray.privacy.keys import SigningKey, digest, joined, verify
@@ -26,8 +27,6 @@ EPOCH, SITE, COUNT, BODY, SIGNATURE = (
     "Fedtalk-Body",
     "Fedtalk-Signature",
 )
-HEADERS = (SITE, COUNT, BODY, SIGNATURE)
-"""Of a request."""
 
 
 def signed_headers(
@@ -55,35 +54,49 @@ class OldRequest(UnknownCaller):
         self.last = last
 
 
+@dataclass(frozen=True)
+class Called:
+    """One request that a member signed. body: SHA-256 that its body must have."""
+
+    site: str
+    key: bytes
+    count: int
+    body: bytes
+
+
+def signed_by(
+    member: Member | None, headers: Mapping[str, str], method: str, path: str, epoch: bytes, today: str
+) -> Called:
+    """The request, of this member. member: whom the list has under the name that the headers tell. today: as
+    2027-03-31. Raises `UnknownCaller`."""
+    if member is None:
+        raise UnknownCaller("not a member")
+    try:
+        count, body = int(headers[COUNT]), bytes.fromhex(headers[BODY])
+        signature = bytes.fromhex(headers[SIGNATURE])
+    except (KeyError, ValueError) as error:
+        raise UnknownCaller("the request's headers are damaged") from error
+    said = _said(member.name, count, body) if 0 <= count < 2**62 and len(body) == 32 else b""
+    if not said or not verify(member.key, _context(epoch), f"{method} {path}", said, signature):
+        raise OldRequest("wrong signature, or one for another epoch")
+    if member.until < today:
+        raise MembershipOver(f"membership ran out on {member.until}")
+    return Called(member.name, member.key, count, body)
+
+
 class Callers:
-    """What one coordinator remembers of who called: the last count of each member."""
+    """What one coordinator remembers of who called: the last count of each key."""
 
     def __init__(self) -> None:
         self.epoch = os.urandom(EPOCH_BYTES)
         self._counts: dict[bytes, int] = {}
-        self._lock = threading.Lock()
 
-    def check(self, headers: Mapping[str, str], method: str, path: str, member: Member | None, today: str) -> bytes:
-        """The SHA-256 that the body must have. member: whom the list of members has under the name that the headers
-        tell. today: as 2027-03-31. Raises `UnknownCaller`."""
-        if member is None:
-            raise UnknownCaller("not a member")
-        try:
-            count, body = int(headers[COUNT]), bytes.fromhex(headers[BODY])
-            signature = bytes.fromhex(headers[SIGNATURE])
-        except (KeyError, ValueError) as error:
-            raise UnknownCaller("the request's headers are damaged") from error
-        said = _said(member.name, count, body) if 0 <= count < 2**62 and len(body) == 32 else b""
-        if not said or not verify(member.key, _context(self.epoch), f"{method} {path}", said, signature):
-            raise OldRequest("wrong signature, or one for another epoch")
-        if member.until < today:
-            raise MembershipOver(f"membership ran out on {member.until}")
-        with self._lock:
-            last = self._counts.get(member.key, 0)
-            if count <= last:
-                raise OldRequest("a request that came before", last)
-            self._counts[member.key] = count
-        return body
+    def count(self, called: Called) -> None:
+        """Raises `OldRequest` for one that came before."""
+        last = self._counts.get(called.key, 0)
+        if called.count <= last:
+            raise OldRequest("a request that came before", last)
+        self._counts[called.key] = called.count
 
 
 def _context(epoch: bytes) -> bytes:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedtalk_ray.enrolment.certificates import read_authority
-from fedtalk_ray.enrolment.invite import Invite, fingerprint, request_of
+from fedtalk_ray.enrolment.invite import Invite, check_request, fingerprint, request_of
 from fedtalk_ray.enrolment.membership import EnrolmentError, Membership, later
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.outputs import OutputError, new_folder, read_own, write_synced
@@ -70,6 +70,8 @@ class SiteFolder:
                 f"{self.name}; name another --site"
             )
         if self.has_left:
+            if _is_made_with(self.request, invite):
+                raise EnrolmentError(f"the code is the one that {self.name} had before it left; ask for another")
             write_synced(self.key_file, SigningKey.generate().secret)
         self.remember(request=request_of(invite, self.key).hex())
 
@@ -79,15 +81,15 @@ class SiteFolder:
         return not self.key_file.exists()
 
     def leave(self) -> None:
-        """Removes its key, what the protocol keeps of it, its prepared clips and fetched models. What it has spent
-        stays, what it agrees to, and the models and adapters that it can use."""
-        self.key_file.unlink(missing_ok=True)
+        """Removes its key, its prepared clips and what it fetched to train on. What it has answered and spent stays,
+        what it agrees to, and the models and adapters that it can use. Raises `OutputError` for what cannot go."""
+        beside = [*self.path.glob(".shards.*"), *self.path.glob("runs/*/.*.part"), *self.path.glob("runs/*/served")]
+        for gone in (self.shards, self.models, *beside):
+            _remove(gone)
         for run in self.runs():
-            own = run.client(self.name)
-            own.signing_key.unlink(missing_ok=True)
-            own.protocol_state.unlink(missing_ok=True)
-        for gone in (self.shards, self.models):
-            shutil.rmtree(gone, ignore_errors=True)
+            _remove(run.client(self.name).signing_key)
+        # The last: while it is there it has not left.
+        _remove(self.key_file)
 
     def remember(self, **changes: str) -> None:
         """Writes down what a later start needs: address, request, clips, speech."""
@@ -227,3 +229,25 @@ class SiteFolder:
             return {str(name): str(value) for name, value in found.items()}
         except (OSError, ValueError, AttributeError) as error:
             raise RunError(f"{self._file} is damaged ({error}); put its last copy back") from error
+
+
+def _is_made_with(request: bytes, invite: Invite) -> bool:
+    """Whether it was this invite's code that a request was made with."""
+    try:
+        check_request(request, invite.secret)
+    except EnrolmentError:
+        return False
+    return True
+
+
+def _remove(path: Path) -> None:
+    """A file, or a folder with all in it; nothing where there is none. Raises `OutputError`."""
+    try:
+        if path.is_symlink():
+            raise OutputError(f"{path} is a link; remove it and what it leads to by hand, and leave again")
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be removed ({error}); remove it by hand, and leave again") from error

@@ -156,7 +156,7 @@ def main() -> None:
     began = time.monotonic()
     working = [_process(out, number, places[number :: chosen.processes]) for number in range(chosen.processes)]
     try:
-        serve(config, coordinator, stay=lambda _: _wait_for(working))
+        serve(config, coordinator, stay=lambda _, __: _wait_for(working))
     finally:
         watch.close()
         for process in working:

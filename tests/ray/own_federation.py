@@ -124,7 +124,7 @@ class OwnFederation:
 
         coordinator = Noted(self.authority.coordinator, self._address, self._port, late_after)
 
-        def stay(sites: int) -> None:
+        def stay(sites: int, entrance: Entrance) -> None:
             for line in self.hosts.lines if self.hosts else ():
                 # A whole model over a line that loses a third of all packets would take minutes.
                 line.loss = 0.0

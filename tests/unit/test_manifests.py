@@ -22,6 +22,7 @@ from fedtalk_ray.commands import cli
 from fedtalk_ray.config import load_config
 from fedtalk_ray.errors import UserError
 from fedtalk_ray.model.embedded import EMBEDDED
+from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.settings import TrainConfig
 from fedtalk_ray.tracking.prometheus import COUNTERS, GAUGES
 from tests.unit.manifest_checks import (
@@ -95,8 +96,8 @@ def coordinator_problems(tree: Any) -> list[str]:
         config = load_config(REPOSITORY / given["config"], given["overrides"])
     except Exception as error:  # typer's for a wrong option has no public name
         return [f"args: {error}"]
-    if f"{config.run}/checkpoints" not in asked:
-        return [f"args: {asked!r} does not look for the checkpoints of {config.run}"]
+    if f"-f {RunFolder(Path(config.run)).config_file} " not in asked:
+        return [f"args: {asked!r} does not look for the configuration of {config.run}"]
     return []
 
 
@@ -155,7 +156,7 @@ PLANTED = (
     ("coordinator.yaml", "serviceName:", "serviceNames:", "serviceNames"),
     ("coordinator.yaml", "configs/sites.yaml", "configs/sits.yaml", "configs/sits.yaml"),
     ("coordinator.yaml", "--doors 2", "--dors 2", "--dors"),
-    ("coordinator.yaml", "runs/sites/checkpoints", "runs/site/checkpoints", "does not look for the checkpoints"),
+    ("coordinator.yaml", "runs/sites/config.yaml", "runs/site/config.yaml", "does not look for the configuration"),
     ("coordinator.yaml", "readinessProbe:", "readynessProbe:", "readynessProbe"),
     ("coordinator-service.yaml", "targetPort:", "tragetPort:", "tragetPort"),
     ("volume.yaml", "accessModes:", "accessMode:", "accessMode"),
@@ -265,7 +266,7 @@ def test_sites_reach_the_coordinators_pod(manifests: dict[str, Any]) -> None:
     (port,) = service["spec"]["ports"]
     assert {"name": port["targetPort"], "containerPort": Coordinator.port} in container["ports"]
     assert container["resources"]["requests"] == container["resources"]["limits"]
-    assert container["volumeMounts"][0]["mountPath"] == MOUNT
+    assert [mount["mountPath"] for mount in container["volumeMounts"]] == [MOUNT, "/dev/shm"]
 
 
 def dockerfile_problems(text: str, root: Path) -> list[str]:

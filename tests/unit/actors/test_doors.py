@@ -6,11 +6,12 @@ import socket
 from typing import Any
 
 import pytest
+from ray.exceptions import ActorDiedError, RayError
 
-from fedtalk_ray.actors.doors import TOLD, answer_sites, reserve
-from fedtalk_ray.coordinator.gate import SITES_ASK, Conflict, Gate
-from fedtalk_ray.coordinator.http import SitesAsk
-from fedtalk_ray.enrolment.caller import MembershipOver, OldRequest
+from fedtalk_ray.actors.doors import TOLD, GateElsewhere, answer_sites, reserve
+from fedtalk_ray.coordinator.gate import SITES_ASK, Conflict, Gate, GateAway, Overfull
+from fedtalk_ray.coordinator.http import GateAsked
+from fedtalk_ray.enrolment.caller import OldRequest
 
 
 class Asked:
@@ -31,7 +32,7 @@ def answered(says: Any, method: str = "next_order") -> Any:
 
 def test_what_the_gate_says_of_a_request_crosses_as_it_was() -> None:
     assert answered(b"order") == b"order"
-    for error in (Conflict(), MembershipOver("membership was revoked"), OldRequest("a request that came before", 7)):
+    for error in (Conflict(), Overfull("too much"), OldRequest("a request that came before", 7)):
         found = answered(error)
         assert type(found) is type(error) and isinstance(found, TOLD) and str(found) == str(error)
     assert answered(OldRequest("a request that came before", 7)).last == 7
@@ -43,20 +44,60 @@ def test_a_fault_of_the_gate_is_raised_as_one() -> None:
 
 
 @pytest.mark.parametrize("method", [*sorted(Gate.ASKED - set(SITES_ASK)), "membership", "__init__"])
-def test_what_the_run_alone_may_ask_no_door_can(method: str) -> None:
-    with pytest.raises(ValueError, match="sites do not ask"):
+def test_a_door_does_not_ask_by_mistake_what_the_run_alone_asks(method: str) -> None:
+    with pytest.raises(ValueError, match="doors do not ask"):
         answered(b"", method)
 
 
 def test_a_door_can_ask_all_that_its_application_asks() -> None:
-    asks = {name for name in vars(SitesAsk) if not name.startswith("_")}
-    assert asks == set(SITES_ASK) and all(callable(getattr(Gate, name)) for name in asks)
+    asks = {name for name in vars(GateAsked) if not name.startswith("_")}
+    assert asks == set(SITES_ASK)
+    assert all(callable(getattr(kind, name)) for name in asks for kind in (Gate, GateElsewhere))
+
+
+class Actor:
+    """What Ray makes of a gate's actor, as far as a door sees it."""
+
+    def __init__(self, result: Any) -> None:
+        self.ask, self._result = self, result
+
+    def options(self, name: str) -> "Actor":
+        return self
+
+    async def remote(self, method: str, *arguments: Any) -> Any:
+        if isinstance(self._result, RayError):
+            raise self._result
+        return method, arguments, self._result
+
+
+def test_a_door_asks_its_gate_and_says_when_that_is_gone() -> None:
+    assert asyncio.run(GateElsewhere(Actor("x")).room_for("s1", 3, "mask")) == ("room_for", ("s1", 3, "mask"), "x")
+    with pytest.raises(GateAway):
+        asyncio.run(GateElsewhere(Actor(ActorDiedError())).next_order("s1"))
 
 
 def test_doors_share_a_port_and_nobody_else_gets_it() -> None:
-    with reserve("127.0.0.1", 0) as first:
-        port = first.getsockname()[1]
-        with reserve("127.0.0.1", port) as second:
+    with reserve("127.0.0.1", 0) as held:
+        port = held.getsockname()[1]
+        # Held by one that does not listen, while no door is there.
+        with pytest.raises(OSError, match="in use"):
+            socket.create_server(("127.0.0.1", port))
+        with reserve("127.0.0.1", port, listens=True) as first, reserve("127.0.0.1", port, listens=True) as second:
             first.listen(), second.listen()
             with pytest.raises(OSError, match="in use"):
                 socket.create_server(("127.0.0.1", port))
+            # A connection that the door closes first: the system keeps it in mind for a minute.
+            connections = [socket.create_connection(("127.0.0.1", port)) for _ in range(8)]
+            for door in (first, second):
+                door.setblocking(False)
+                while True:
+                    try:
+                        door.accept()[0].close()
+                    except BlockingIOError:
+                        break
+            for each in connections:
+                each.close()
+    # The next coordinator can listen at once, by the check and by the doors.
+    socket.create_server(("127.0.0.1", port)).close()
+    with reserve("127.0.0.1", port), reserve("127.0.0.1", port, listens=True) as again:
+        again.listen()

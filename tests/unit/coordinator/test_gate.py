@@ -5,6 +5,7 @@ import hashlib
 import socket
 import ssl
 import threading
+import time
 import urllib.request
 from dataclasses import replace
 from datetime import date, timedelta
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import requests
 
+from fedtalk_ray.coordinator.gate import SITES_ASK, Gate, GateAway
 from fedtalk_ray.enrolment.authority import Authority
 from fedtalk_ray.enrolment.caller import COUNT, EPOCH, signed_headers
 from fedtalk_ray.enrolment.invite import Invite, request_of
@@ -304,12 +306,66 @@ def test_a_key_that_was_lost_locks_nobody_out(standing: Standing) -> None:
     assert raw(standing, "GET", "/v1/members", headers=signed).status_code == 401
 
 
+def test_who_comes_is_heard_of_at_once(standing: Standing) -> None:
+    """A round that waits for sites begins when the last one calls, not at its next look."""
+    for name in ("s1", "s2"):
+        standing.member(name)
+    standing.line("s1").get("/v1/offer")
+    began = time.monotonic()
+    waits = standing.ask(standing.gate.call("on_line", ["s1", "s2"], 2, 30.0))
+    time.sleep(0.3)
+    standing.line("s2").get("/v1/offer")
+    assert waits.result(10) == ["s1", "s2"] and time.monotonic() - began < 3
+
+
+def test_of_a_sites_questions_for_its_next_order_one_waits(standing: Standing) -> None:
+    """Whoever asks and goes away, again and again, has the gate hold one of its questions."""
+    standing.member("s1")
+    first, second = (standing.ask(standing.gate.next_order("s1")) for _ in range(2))
+    assert first.result(5) is None and not second.done() and len(standing.gate._waiting) == 1
+    asked = standing.ask(standing.gate.call("train", ["s1"], np.zeros(1, np.float32), standing.plan()))
+    order = second.result(5)
+    assert decode(Order, order).stage == "train" and not standing.gate._waiting
+    assert asked.result(3 * LATE_AFTER).refused == {"late": 1}
+
+
+def test_strangers_are_nothing_to_the_gate(standing: Standing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where doors are apart from it, each of their requests would be a call to its one process."""
+    standing.member("s1")
+    assert standing.line("s1").get("/v1/members")
+    for name in SITES_ASK:
+        monkeypatch.setattr(Gate, name, None)
+    signed = headers(standing, "s1", 9, "GET", "/v1/members")
+    forged = signed | {"Fedtalk-Signature": "00" * 64}
+    for sent in ({}, {"Fedtalk-Site": "s1"}, forged, forged | {"Fedtalk-Site": "s9"}):
+        assert raw(standing, "GET", "/v1/members", headers=sent).status_code == 401
+    assert raw(standing, "POST", "/v1/requests", data=b"garbage").status_code == 400
+    asks = request_of(standing.authority.invite("s2"), SigningKey.generate())
+    assert raw(standing, "POST", "/v1/requests", data=asks).status_code == 202
+
+
+def test_where_the_gate_is_away_it_is_tried_again(standing: Standing, monkeypatch: pytest.MonkeyPatch) -> None:
+    standing.member("s1")
+
+    async def gone(self: Gate, called: object) -> None:
+        raise GateAway
+
+    monkeypatch.setattr(Gate, "hear", gone)
+    answer = raw(standing, "GET", "/v1/members", headers=headers(standing, "s1", 1, "GET", "/v1/members"))
+    assert (answer.status_code, answer.json()) == (503, {"detail": "the coordinator is away; try again"})
+
+
 def test_a_list_that_is_half_copied_is_not_handed_on(standing: Standing) -> None:
     standing.member("s1")
     whole = standing.files.signed_members()
-    assert standing.line("s1").get("/v1/members") == whole
+    # The door and the gate look for themselves.
+    assert standing.line("s1").get("/v1/members") == whole == standing.ask(standing.gate.newest_members()).result(5)
     standing.files.members.write_bytes(whole[:40])
     assert standing.line("s1").get("/v1/members") == whole
+    # Some programs remove the old file first.
+    standing.files.members.unlink()
+    assert standing.line("s1").get("/v1/members") == whole
+    assert standing.ask(standing.gate.newest_members()).result(5) == whole
     standing.member("s2")
     assert standing.line("s2").get("/v1/members") == standing.files.signed_members() != whole
 

@@ -9,7 +9,9 @@ from fedtalk_ray.commands.cli import main
 from fedtalk_ray.enrolment.authority import Authority
 from fedtalk_ray.enrolment.invite import request_of
 from fedtalk_ray.privacy.client_ledger import Agreement, ClientLedger
+from fedtalk_ray.privacy.client_record import ClientRecord
 from fedtalk_ray.privacy.keys import SigningKey
+from fedtalk_ray.privacy.protocol import Aborted
 from fedtalk_ray.sites.connection import ConnectionRefused
 from fedtalk_ray.sites.folder import SiteFolder
 from tests.unit.coordinator.conftest import Standing
@@ -96,13 +98,19 @@ def test_a_site_that_leaves_keeps_what_it_spent_and_nothing_that_acts_for_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     place, authority = tmp_path / "site", standing.files.authority.read_bytes()
-    site = SiteFolder.create(place, standing.authority.invite("s1"), standing.address, authority)
+    first = standing.authority.invite("s1")
+    site = SiteFolder.create(place, first, standing.address, authority)
     standing.authority.sign([site.request])
     old = site.key
     run = site.run("a1b2")
-    for made in (site.shards / "client=s1" / "clip.npy", site.models / "m" / "model.json", run.pipeline / "model.json"):
+    half = place / ".shards.17.part" / "clip.npy"
+    fetched = run.served / "shared", run.path / ".released.17.part" / "model.json"
+    prepared = site.shards / "client=s1" / "clip.npy"
+    for made in (prepared, half, *fetched, site.models / "m" / "model.json", run.pipeline / "model.json"):
         made.parent.mkdir(parents=True)
         made.write_text("x")
+    record = ClientRecord(run.client("s1").protocol_state)
+    record.train(5, "aa")
     assert told(["site", "ledger", str(place)], capsys) == ["nothing was spent yet"]
     ClientLedger(site.ledger).charge("a1b2", 1, 0, None, Agreement())
     site.policy.write_text("rounds: 5\n")
@@ -112,9 +120,18 @@ def test_a_site_that_leaves_keeps_what_it_spent_and_nothing_that_acts_for_it(
     assert ended.value.code == 1
     assert site.key.public == old.public
 
+    # A link may lead to what is somebody else's too: nothing has gone then, and it can be tried again.
+    site.shards.rename(tmp_path / "elsewhere")
+    site.shards.symlink_to(tmp_path / "elsewhere")
+    assert "is a link" in refused(["site", "leave", str(place), "--yes"], capsys)
+    assert site.key.public == old.public
+    site.shards.unlink()
+    (tmp_path / "elsewhere").rename(site.shards)
+
     assert told(["site", "leave", str(place), "--yes"], capsys)[0].startswith("s1 has left")
     left = {path.name for path in place.rglob("*") if path.is_file() and not path.name.endswith(".lock")}
-    assert left == {"site.json", "authority.pem", "policy.yaml", "s1.json", "s1.rounds", "model.json"}
+    kept = {"site.json", "authority.pem", "policy.yaml", "s1.json", "s1.rounds", "protocol.json", "model.json"}
+    assert left == kept and (run.pipeline / "model.json").exists()
     everything = b"".join(path.read_bytes() for path in place.rglob("*") if path.is_file())
     assert old.secret not in everything and old.secret.hex().encode() not in everything
     assert "s1 at" in (lines := told(["site", "status", str(place)], capsys))[0] and "has left" in lines[0]
@@ -122,8 +139,13 @@ def test_a_site_that_leaves_keeps_what_it_spent_and_nothing_that_acts_for_it(
         "1 round" in (lines := told(["site", "ledger", str(place)], capsys))[0] and lines[-1] == "left of 5 rounds: 4"
     )
     assert "has left its federation" in refused(["join", "--site", str(place), "--clips", str(clips)], capsys)
-    # It comes back by a new code, with a new key, and the ledger goes on.
+    # The old code, which may still be in a service's environment, does not bring it back.
+    again = ["join", "--site", str(place), "--clips", str(clips), "--invite", first.code()]
+    assert "is the one that s1 had before it left" in refused(again, capsys)
+    # It comes back by a new code, with a new key; ledger and record go on.
     site.ask_anew(standing.authority.invite("s1", new_key=True))
+    with pytest.raises(Aborted, match="old round"):
+        ClientRecord(site.run("a1b2").client("s1").protocol_state).train(5, "bb")
     (decision,) = standing.authority.sign([site.request])
     assert not decision.refused and site.key.public != old.public and site.rounds_spent() == {"a1b2": 1}
     assert standing.line("s1", site.key).get("/v1/members")
