@@ -202,11 +202,15 @@ place, the vector, or parts."""
 
 @dataclass(frozen=True)
 class EnrolmentRequest:
-    """Asks the authority for membership: a name, an Ed25519 key, and proofs that the sender has the invite's code (HMAC
-    of name and key) and the key's secret half (a signature of 64 bytes)."""
+    """Asks the authority for membership: a name, an Ed25519 key, the invite's own public key with its last day and the
+    authority's signature over these, and proofs that the sender has the secret halves of both keys (signatures of 64
+    bytes)."""
 
     client: str
     key: bytes
+    invite: bytes
+    until: str
+    grant: bytes
     code_proof: bytes
     key_proof: bytes
 

@@ -176,12 +176,14 @@ def make_app(gate: GateAsked, files: CoordinatorFiles, served: ServedFiles) -> "
 
 def kept_request(files: CoordinatorFiles, members: Membership, data: bytes) -> str:
     """Keeps a request for membership; what there is to say about it, empty as a rule. Raises `EnrolmentError` for what
-    is none, and `Overfull` where too many wait."""
-    asked = read_request(data)
+    is none, or made with no code that still holds, and `Overfull` where too many wait."""
+    asked = read_request(data, files.authority_key)
     member = members.member(asked.client)
     if member is not None and member.key == asked.key:
         return ""
-    if not files.keep_request(data):
+    if asked.until < date.today().isoformat():
+        raise EnrolmentError(f"the code of {asked.client} ran out on {asked.until}; ask the authority for another")
+    if not files.keep_request(data, asked.invite):
         raise Overfull("too many requests wait for the authority; try again later")
     if member is None:
         return ""

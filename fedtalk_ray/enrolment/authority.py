@@ -2,7 +2,7 @@
 
     AUTH/authority.key     Ed25519: signs lists of members and the coordinator's certificate
     AUTH/authority.pem     its own certificate, which every code of an invite names
-    AUTH/authority.json    the invites with their secrets, the members, how many lists were signed
+    AUTH/authority.json    the invites by their public keys, the members, how many lists were signed
     AUTH/coordinator/      what the coordinator is given (`coordinator_files`), and nothing of the above but the .pem
 
 Everything is for its owner alone. The folder needs no network: requests and the list of members are files.
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fedtalk_ray.enrolment.certificates import authority_certificate, read_authority, server_certificate
 from fedtalk_ray.enrolment.coordinator_files import CoordinatorFiles
-from fedtalk_ray.enrolment.invite import Invite, check_request, read_request
+from fedtalk_ray.enrolment.invite import Invite, read_request
 from fedtalk_ray.enrolment.membership import EnrolmentError, Member, Membership, check_name, seal_membership
 from fedtalk_ray.outputs import OutputError, alone, new_folder, read_own, write_synced
 from fedtalk_ray.privacy.keys import SigningKey
@@ -26,9 +26,10 @@ INVITE_DAYS, MEMBER_DAYS = 14, 365
 
 @dataclass
 class _Invited:
-    """secret: hex. until: the last day on which the code is taken. key: hex, whom it let in; empty while unused."""
+    """invite: its public key, hex. until: the last day on which the code is taken. key: whom it let in, hex; empty
+    while unused."""
 
-    secret: str
+    invite: str
     until: str
     key: str = ""
 
@@ -114,8 +115,8 @@ class Authority:
                     if not new_key
                     else f"{name} is no member, so it has no key to replace; leave out --new-key"
                 )
-            invite = Invite.new(name, certificate)
-            state.invites[name] = _Invited(invite.secret.hex(), _day(days))
+            invite = Invite.new(name, certificate, _day(days), self._key)
+            state.invites[name] = _Invited(invite.key.public.hex(), invite.until)
             self._write(state)
         return invite
 
@@ -130,7 +131,7 @@ class Authority:
             today = date.today().isoformat()
             state.members = {name: found for name, found in state.members.items() if found[1] >= today}
             requests = list(requests)
-            contested = _contested(state, requests)
+            contested = self._contested(state, requests)
             decisions = [self._decide(state, data, days, contested) for data in requests]
             if json.dumps(asdict(state)) != before or self._published() != state.version:
                 self._publish(state)
@@ -148,20 +149,17 @@ class Authority:
                 state.revoked = sorted({*state.revoked, name})
             self._publish(state)
 
-    @staticmethod
-    def _decide(state: _State, data: bytes, days: int, contested: set[str]) -> Decision:
+    def _decide(self, state: _State, data: bytes, days: int, contested: set[str]) -> Decision:
         try:
-            request = read_request(data)
+            request = read_request(data, self._key.public)
         except EnrolmentError as error:
             return Decision("?", "", str(error))
         name, key = request.client, request.key.hex()
         invited = state.invites.get(name)
         if invited is None:
             return Decision(name, key, "nobody of that name was invited")
-        try:
-            check_request(data, bytes.fromhex(invited.secret))
-        except EnrolmentError as error:
-            return Decision(name, key, str(error))
+        if invited.invite != request.invite.hex():
+            return Decision(name, key, "it has a newer code than the one that it came with")
         if name in contested and not invited.key:
             return Decision(name, key, "two keys came with its code, so somebody else has it: invite it anew")
         if invited.key:
@@ -175,6 +173,18 @@ class Authority:
         state.members[name] = (key, _day(days))
         state.revoked = [other for other in state.revoked if other != name]
         return Decision(name, key)
+
+    def _contested(self, state: _State, requests: Iterable[bytes]) -> set[str]:
+        """Whose codes two keys came with."""
+        keys: dict[str, set[bytes]] = {}
+        for data in requests:
+            try:
+                request = read_request(data, self._key.public)
+                if state.invites[request.client].invite == request.invite.hex():
+                    keys.setdefault(request.client, set()).add(request.key)
+            except (EnrolmentError, KeyError):
+                continue
+        return {name for name, found in keys.items() if len(found) > 1}
 
     def _membership(self, state: _State) -> Membership:
         server = SigningKey.read_from(self.coordinator.server_key).public
@@ -205,18 +215,6 @@ class Authority:
             return _State(**found)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise EnrolmentError(f"{self._file} is damaged ({error}); put its last copy back") from error
-
-
-def _contested(state: _State, requests: Iterable[bytes]) -> set[str]:
-    """Whose codes two keys came with."""
-    keys: dict[str, set[bytes]] = {}
-    for data in requests:
-        try:
-            name = read_request(data).client
-            keys.setdefault(name, set()).add(check_request(data, bytes.fromhex(state.invites[name].secret)))
-        except (EnrolmentError, KeyError):
-            continue
-    return {name for name, found in keys.items() if len(found) > 1}
 
 
 def _day(days: int) -> str:

@@ -18,8 +18,9 @@ from fedtalk_ray.enrolment.membership import EnrolmentError, Membership, open_me
 from fedtalk_ray.outputs import write_synced
 from fedtalk_ray.privacy.keys import SigningKey
 
-MOST_REQUESTS = 4096
-"""Requests that wait at most: anybody can make some, and the authority looks at each."""
+MOST_REQUESTS, MOST_OF_AN_INVITE = 4096, 4
+"""Requests that wait at most, of all and of one invite: who has a code can make one for any number of keys. From two on
+the authority lets none in."""
 
 
 @dataclass(frozen=True)
@@ -79,14 +80,16 @@ class CoordinatorFiles:
         """Raises `EnrolmentError` for a list that this authority did not sign."""
         return open_membership(self.signed_members(), self.authority_key)
 
-    def keep_request(self, data: bytes) -> bool:
+    def keep_request(self, data: bytes, invite: bytes) -> bool:
         """Keeps a request for the authority; False where too many wait. The same one is kept once, and no request takes
-        the place of another."""
-        place = self.requests / hashlib.sha256(data).hexdigest()
+        the place of another. invite: its public key."""
+        of_this = invite.hex()
+        place = self.requests / f"{of_this}-{hashlib.sha256(data).hexdigest()[:32]}"
         if place.exists():
             return True
         self.requests.mkdir(mode=0o700, exist_ok=True)
-        if sum(1 for _ in self.requests.iterdir()) >= MOST_REQUESTS:
+        waiting = [found.name.startswith(of_this) for found in self.requests.iterdir()]
+        if len(waiting) >= MOST_REQUESTS or sum(waiting) >= MOST_OF_AN_INVITE:
             return False
         write_synced(place, data)
         return True
@@ -97,6 +100,6 @@ class CoordinatorFiles:
 
 
 def waiting_in(folder: Path) -> list[bytes]:
-    """The requests in a folder of them, in the order of their hashes."""
+    """The requests in a folder of them, in the order of their files' names."""
     found = sorted(folder.iterdir()) if folder.is_dir() else []
     return [place.read_bytes() for place in found if place.is_file() and not place.name.startswith(".")]

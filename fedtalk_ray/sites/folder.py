@@ -24,14 +24,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedtalk_ray.enrolment.certificates import read_authority
-from fedtalk_ray.enrolment.invite import Invite, check_request, fingerprint, request_of
+from fedtalk_ray.enrolment.invite import Invite, fingerprint, request_of
 from fedtalk_ray.enrolment.membership import EnrolmentError, Membership, later
 from fedtalk_ray.errors import RunError
+from fedtalk_ray.messages import EnrolmentRequest
 from fedtalk_ray.outputs import OutputError, new_folder, read_own, write_synced
 from fedtalk_ray.privacy.client_ledger import ClientLedger
 from fedtalk_ray.privacy.client_record import ClientRecord
 from fedtalk_ray.privacy.keys import SigningKey
 from fedtalk_ray.privacy.protocol import Aborted
+from fedtalk_ray.privacy.wire import decode
 from fedtalk_ray.runs.folder import RunFolder
 
 
@@ -70,7 +72,7 @@ class SiteFolder:
                 f"{self.name}; name another --site"
             )
         if self.has_left:
-            if _is_made_with(self.request, invite):
+            if decode(EnrolmentRequest, self.request).invite == invite.key.public:
                 raise EnrolmentError(f"the code is the one that {self.name} had before it left; ask for another")
             write_synced(self.key_file, SigningKey.generate().secret)
         self.remember(request=request_of(invite, self.key).hex())
@@ -229,15 +231,6 @@ class SiteFolder:
             return {str(name): str(value) for name, value in found.items()}
         except (OSError, ValueError, AttributeError) as error:
             raise RunError(f"{self._file} is damaged ({error}); put its last copy back") from error
-
-
-def _is_made_with(request: bytes, invite: Invite) -> bool:
-    """Whether it was this invite's code that a request was made with."""
-    try:
-        check_request(request, invite.secret)
-    except EnrolmentError:
-        return False
-    return True
 
 
 def _remove(path: Path) -> None:

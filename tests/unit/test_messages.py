@@ -51,7 +51,15 @@ ALLOWED: dict[str, dict[str, object]] = {
         "opened": tuple[OpenedShare, ...],
     },
     # Of a site, before it is a client: a name, keys and proofs, nothing computed from data.
-    "EnrolmentRequest": {"client": str, "key": bytes, "code_proof": bytes, "key_proof": bytes},
+    "EnrolmentRequest": {
+        "client": str,
+        "key": bytes,
+        "invite": bytes,
+        "until": str,
+        "grant": bytes,
+        "code_proof": bytes,
+        "key_proof": bytes,
+    },
     # Of a site, to each order: the frames above, or a line about its policy or the protocol.
     "Reply": {"refused": str, "frame": bytes},
     # Coordinator to site.

@@ -186,6 +186,12 @@ def test_requests_for_membership_are_kept_and_garbage_is_not(standing: Standing)
     assert raw(standing, "POST", "/v1/requests", data=request_of(invite, key)).status_code == 202
     assert raw(standing, "POST", "/v1/requests", data=b"garbage").status_code == 400
     assert raw(standing, "POST", "/v1/requests", data=bytes(10_000)).status_code == 413
+    # Nor are those of who was not invited, or too long ago: they would fill the box, and keep others out.
+    stranger = Invite.new("s2", b"certificate", "2999-12-31", SigningKey.generate())
+    late = standing.authority.invite("s3", days=-1)
+    for asks, said in ((stranger, "no code of this federation's authority"), (late, "ran out on")):
+        answer = raw(standing, "POST", "/v1/requests", data=request_of(asks, key))
+        assert answer.status_code == 400 and said in answer.json()["detail"]
     assert standing.files.waiting() == [request_of(invite, key)]
     standing.authority.sign(standing.files.waiting())
     # A member's own is not kept again, and signing again changes nothing.
@@ -220,7 +226,7 @@ def test_a_coordinator_of_another_authority_is_not_spoken_to(standing: Standing,
     assert pem == standing.files.authority.read_bytes()
     for address in ("http://localhost:1", "localhost"):
         with pytest.raises(EnrolmentError, match="no coordinator's address"):
-            fetch_authority(address, Invite.new("s1", b""))
+            fetch_authority(address, standing.authority.invite("s2"))
     # And a site that knows its authority speaks to nobody else: it goes on trying, and says so.
     heard: list[str] = []
     key = standing.member("s1")

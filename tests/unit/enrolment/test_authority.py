@@ -2,6 +2,7 @@
 
 import json
 import stat
+from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -9,9 +10,8 @@ import pytest
 
 from fedtalk_ray.commands.cli import main
 from fedtalk_ray.enrolment import authority as authority_module
-from fedtalk_ray.enrolment import invite
 from fedtalk_ray.enrolment.authority import Authority
-from fedtalk_ray.enrolment.coordinator_files import MOST_REQUESTS, CoordinatorFiles
+from fedtalk_ray.enrolment.coordinator_files import MOST_OF_AN_INVITE, MOST_REQUESTS, CoordinatorFiles
 from fedtalk_ray.enrolment.invite import Invite, read_request, request_of
 from fedtalk_ray.enrolment.membership import (
     EnrolmentError,
@@ -21,8 +21,10 @@ from fedtalk_ray.enrolment.membership import (
     open_membership,
     seal_membership,
 )
+from fedtalk_ray.messages import EnrolmentRequest
 from fedtalk_ray.outputs import OutputError
 from fedtalk_ray.privacy.keys import SigningKey
+from fedtalk_ray.privacy.wire import decode, encode
 
 
 @pytest.fixture
@@ -50,13 +52,11 @@ def test_everything_of_the_authority_is_for_its_owner_alone(authority: Authority
     for path in (tmp_path / "authority").rglob("*"):
         if path.name not in (".authority.json.lock",):
             assert stat.S_IMODE(path.stat().st_mode) in (0o600, 0o700), path
-    # The coordinator is given no key of the authority's, and no code.
-    state = json.loads((tmp_path / "authority" / "authority.json").read_text())
-    secrets = [(tmp_path / "authority" / "authority.key").read_bytes(), bytes.fromhex(state["invites"]["s1"]["secret"])]
-    for path in authority.coordinator.folder.rglob("*"):
-        if path.is_file():
-            held = path.read_bytes()
-            assert not any(secret in held or secret.hex().encode() in held for secret in secrets)
+    # The coordinator is given no key of the authority's, and no code; a code is kept nowhere.
+    invite, key = authority.invite("s2"), (tmp_path / "authority" / "authority.key").read_bytes()
+    for folder, secrets in ((authority.coordinator.folder, [key, invite.secret]), (tmp_path, [invite.secret])):
+        held = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+        assert not any(secret in held or secret.hex().encode() in held for secret in secrets)
 
 
 def test_a_code_lets_one_key_in(authority: Authority) -> None:
@@ -71,14 +71,38 @@ def test_a_code_lets_one_key_in(authority: Authority) -> None:
     assert authority.members().roster().clients == {"s1": first.public}
 
 
-@pytest.mark.parametrize("who", ["another code", "another name", "another key", "no proof", "garbage", "too long"])
+def forged(request: bytes, **changes: bytes) -> bytes:
+    return encode(replace(decode(EnrolmentRequest, request), **changes))
+
+
+@pytest.mark.parametrize(
+    "who",
+    [
+        "another code",
+        "another name",
+        "a later day",
+        "an authority of her own",
+        "an older code",
+        "another key",
+        "another's proof of the code",
+        "no proof",
+        "garbage",
+        "too long",
+    ],
+)
 def test_a_request_that_proves_too_little_is_refused(authority: Authority, who: str) -> None:
-    invite, key, other = authority.invite("s1"), SigningKey.generate(), SigningKey.generate()
-    good = request_of(invite, key)
+    key, other = SigningKey.generate(), SigningKey.generate()
+    older = request_of(authority.invite("s1"), key)
+    invite = authority.invite("s1")
+    good, proof = request_of(invite, key), decode(EnrolmentRequest, request_of(invite, other)).code_proof
     request = {
-        "another code": request_of(Invite("s1", bytes(16), invite.authority), key),
-        "another name": request_of(Invite("s2", invite.secret, invite.authority), key),
+        "another code": request_of(replace(invite, secret=bytes(16)), key),
+        "another name": request_of(replace(invite, name="s2"), key),
+        "a later day": request_of(replace(invite, until="2999-12-31"), key),
+        "an authority of her own": request_of(Invite.new("s1", b"certificate", invite.until, other), key),
+        "an older code": older,
         "another key": good.replace(key.public, other.public),
+        "another's proof of the code": forged(good, code_proof=proof),
         "no proof": good[:-64] + bytes(64),
         "garbage": b"\0" * 100,
         "too long": good + bytes(1000),
@@ -93,8 +117,9 @@ def test_a_request_that_proves_too_little_is_refused(authority: Authority, who: 
 def test_many_requests_are_each_looked_at_a_few_times(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
     """And not once for every other: a thousand sites took minutes to sign."""
     looks = []
-    monkeypatch.setattr(invite, "read_request", lambda data: (looks.append(data), read_request(data))[1])
-    monkeypatch.setattr(authority_module, "read_request", invite.read_request)
+    monkeypatch.setattr(
+        authority_module, "read_request", lambda data, key: (looks.append(data), read_request(data, key))[1]
+    )
     requests = [request_of(authority.invite(f"s{number}"), SigningKey.generate()) for number in range(40)]
     assert not any(decision.refused for decision in authority.sign(requests))
     assert len(looks) <= 4 * len(requests)
@@ -107,7 +132,7 @@ def test_where_two_keys_come_with_one_code_neither_is_let_in(authority: Authorit
     assert all("two keys came with its code" in decision.refused for decision in authority.sign(requests))
     assert not authority.members().members
     # Who has another code for that name disturbs nobody.
-    stranger = request_of(Invite("s1", bytes(16), invite.authority), SigningKey.generate())
+    stranger = request_of(replace(invite, secret=bytes(16)), SigningKey.generate())
     assert [bool(decision.refused) for decision in authority.sign([requests[0], stranger])] == [False, True]
 
 
@@ -247,15 +272,19 @@ def test_a_list_names_nobody_twice() -> None:
 def test_requests_wait_side_by_side_and_not_without_end(tmp_path: Path) -> None:
     files = CoordinatorFiles(tmp_path)
     assert files.waiting() == []
-    assert files.keep_request(b"one") and files.keep_request(b"two") and files.keep_request(b"one")
+    keep = files.keep_request
+    assert keep(b"one", b"a" * 32) and keep(b"two", b"b" * 32) and keep(b"one", b"a" * 32)
     assert sorted(files.waiting()) == [b"one", b"two"]
+    # Who has a code makes no room for itself by many keys.
+    kept = [keep(f"{number}".encode(), b"b" * 32) for number in range(5)]
+    assert kept == [True] * (MOST_OF_AN_INVITE - 1) + [False] * 2
     for number in range(MOST_REQUESTS):
         (files.requests / f"{number:064x}").touch()
-    assert not files.keep_request(b"three") and files.keep_request(b"two")
+    assert not keep(b"three", b"c" * 32) and keep(b"two", b"b" * 32)
 
 
 def test_a_code_survives_being_read_and_a_wrong_one_is_not_repeated() -> None:
-    invite = Invite.new("s1.a", b"certificate")
+    invite = Invite.new("s1.a", b"certificate", "2027-03-31", SigningKey.generate())
     assert Invite.parse(f" {invite.code()}\n") == invite
     assert invite.secret.hex() not in repr(invite)
     for code in ("", "s1", "s1:", "s1:abc", invite.code()[:-1], f"{invite.code()}AAAA", f"../x{invite.code()[4:]}"):
@@ -274,7 +303,8 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
         main(["authority", "invite", str(folder), "s1"])
     code = capsys.readouterr().out.splitlines()[-1]
     key = SigningKey.generate()
-    Authority(folder).coordinator.keep_request(request_of(Invite.parse(code), key))
+    invite = Invite.parse(code)
+    Authority(folder).coordinator.keep_request(request_of(invite, key), invite.key.public)
     with pytest.raises(SystemExit):
         main(["authority", "sign", str(folder)])
     assert capsys.readouterr().out.splitlines() == [

@@ -10,7 +10,7 @@ from fedtalk_ray.coordinator.offer import conditions_of, difference
 from fedtalk_ray.coordinator.served import ServedFiles, safe_name
 from fedtalk_ray.corpora.source import CorpusError
 from fedtalk_ray.enrolment.authority import Authority
-from fedtalk_ray.enrolment.invite import check_request
+from fedtalk_ray.enrolment.invite import read_request
 from fedtalk_ray.enrolment.membership import EnrolmentError
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.federation.roster import Pin, RosterFile, SignedRoster, found_federation, roster_of
@@ -38,7 +38,7 @@ def test_a_new_site_keeps_its_key_to_itself(authority: Authority, tmp_path: Path
     pem = authority.coordinator.authority.read_bytes()
     site = SiteFolder.create(tmp_path / "site", invite, "https://localhost:1", pem)
     assert (site.name, site.address) == ("s1", "https://localhost:1")
-    assert check_request(site.request, invite.secret) == site.key.public
+    assert read_request(site.request, authority.coordinator.authority_key).key == site.key.public
     for path in [site.path, *site.path.rglob("*")]:
         assert stat.S_IMODE(path.stat().st_mode) in (0o600, 0o700), path
     with pytest.raises(OutputError, match="already exists"):
