@@ -41,7 +41,7 @@ def host(folder: Folder, host: Hosts) -> None:
 def invite(
     folder: Folder,
     name: Name,
-    days: Annotated[int, typer.Option(min=1, help="How long the code is taken.")] = 14,
+    days: Annotated[int, typer.Option(min=1, max=3650, help="How long the code is taken.")] = 14,
     new_key: Annotated[bool, typer.Option("--new-key", help="For a member who lost the key.")] = False,
 ) -> None:
     """Print a code with which one site asks for membership, once. Tell it to nobody else.
@@ -60,7 +60,7 @@ def sign(
         Path | None,
         typer.Option(help="The coordinator's --tls folder, or a copy of its requests."),
     ] = None,
-    days: Annotated[int, typer.Option(min=1, help="How long new members belong.")] = 365,
+    days: Annotated[int, typer.Option(min=1, max=3650, help="How long new members belong.")] = 365,
 ) -> None:
     """Make members of those who used their codes, and sign the list of members for the coordinator.
 

@@ -29,6 +29,9 @@ MOST_STRANGERS = 128
 FIRST_BYTE_S, FIRST_REQUEST_S = 10.0, 10.0
 """Seconds until a connection's first byte, and from there to its first request."""
 
+SHUTDOWN_S = 1.0
+"""Seconds that the other side has to agree to a connection's end, which it keeps its buffer for."""
+
 
 @dataclass(eq=False)
 class _Stranger:
@@ -109,7 +112,7 @@ class Door:
                 self._strangers[stranger] = None
             async with asyncio.timeout(FIRST_REQUEST_S):
                 stranger.transport, stranger.protocol = await loop.connect_accepted_socket(
-                    self._protocol, came, ssl=self.context
+                    self._protocol, came, ssl=self.context, ssl_shutdown_timeout=SHUTDOWN_S
                 )
             with suppress(TimeoutError):
                 await asyncio.wait_for(stranger.over.wait(), FIRST_REQUEST_S)

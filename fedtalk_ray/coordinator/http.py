@@ -22,6 +22,7 @@ from typing import Any, Protocol
 import uvicorn
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
+from starlette.requests import ClientDisconnect
 
 from fedtalk_ray.coordinator.door import Door
 from fedtalk_ray.coordinator.gate import Conflict, GateAway, Overfull, Unasked
@@ -39,17 +40,18 @@ from fedtalk_ray.enrolment.caller import (
 )
 from fedtalk_ray.enrolment.coordinator_files import CoordinatorFiles
 from fedtalk_ray.enrolment.invite import LARGEST_REQUEST, read_request
-from fedtalk_ray.enrolment.membership import EnrolmentError, Membership
+from fedtalk_ray.enrolment.membership import EnrolmentError
+from fedtalk_ray.outputs import OutputError
 from fedtalk_ray.privacy.protocol import STAGES
 from fedtalk_ray.privacy.wire import MalformedMessage
 
 BYTES = "application/octet-stream"
 
-BODY_S, STRANGERS_BODY_S = 300.0, 10.0
+BODY_S, STRANGERS_BODY_S = 300.0, 5.0
 """Seconds that a member's body may take, and a stranger's."""
 
 MOST_ASKING = 64
-"""Strangers whose requests for membership are being read."""
+"""Strangers whose requests for membership are being read; one more, and the oldest is let go."""
 
 
 class GateAsked(Protocol):
@@ -67,7 +69,7 @@ class GateAsked(Protocol):
 def make_app(gate: GateAsked, files: CoordinatorFiles, served: ServedFiles) -> "StrangersLeave":
     """The application over one gate."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    strangers = asyncio.Semaphore(MOST_ASKING)
+    strangers: dict[asyncio.Timeout, None] = {}
     newest = NewestList(files)
     drawn: list[bytes] = []
 
@@ -112,14 +114,23 @@ def make_app(gate: GateAsked, files: CoordinatorFiles, served: ServedFiles) -> "
 
     @app.post("/v1/requests")
     async def requests(request: Request) -> Response:
-        if strangers.locked():
-            raise HTTPException(503, "too many ask at once; try again")
-        async with strangers:
-            body = await body_of(request, LARGEST_REQUEST, STRANGERS_BODY_S)
+        if len(strangers) >= MOST_ASKING:
+            oldest = next(iter(strangers))
+            del strangers[oldest]
+            if not oldest.expired():
+                oldest.reschedule(asyncio.get_running_loop().time())
+        limit = asyncio.timeout(STRANGERS_BODY_S)
+        strangers[limit] = None
         try:
-            said = kept_request(files, newest.membership(), body)
+            body = await body_of(request, LARGEST_REQUEST, limit)
+        finally:
+            strangers.pop(limit, None)
+        try:
+            said = kept_request(files, newest, body)
         except EnrolmentError as error:
             raise HTTPException(400, str(error)) from None
+        except OutputError:
+            raise HTTPException(503, "the coordinator has no room for requests; try again later") from None
         return JSONResponse({"detail": said}, 202)
 
     @app.get("/v1/members")
@@ -158,7 +169,7 @@ def make_app(gate: GateAsked, files: CoordinatorFiles, served: ServedFiles) -> "
             raise HTTPException(404, "no such stage")
         if not (room := await gate.room_for(called.site, exchange, stage)):
             raise HTTPException(410, "that is not asked, or not any more")
-        body = await body_of(request, room)
+        body = await body_of(request, room, asyncio.timeout(BODY_S))
         if hashlib.sha256(body).digest() != called.body:
             raise HTTPException(400, "the body is not the one that was signed")
         try:
@@ -174,16 +185,16 @@ def make_app(gate: GateAsked, files: CoordinatorFiles, served: ServedFiles) -> "
     return StrangersLeave(app)
 
 
-def kept_request(files: CoordinatorFiles, members: Membership, data: bytes) -> str:
+def kept_request(files: CoordinatorFiles, newest: NewestList, data: bytes) -> str:
     """Keeps a request for membership; what there is to say about it, empty as a rule. Raises `EnrolmentError` for what
-    is none, or made with no code that still holds, and `Overfull` where too many wait."""
-    asked = read_request(data, files.authority_key)
-    member = members.member(asked.client)
-    if member is not None and member.key == asked.key:
+    is none, or made with a code whose day is over, `Overfull` where too many wait, `OutputError` on a full disk."""
+    asked, today = read_request(data, newest.authority), date.today().isoformat()
+    member = newest.membership().member(asked.client)
+    if member is not None and member.key == asked.key and member.until >= today:
         return ""
-    if asked.until < date.today().isoformat():
+    if asked.until < today:
         raise EnrolmentError(f"the code of {asked.client} ran out on {asked.until}; ask the authority for another")
-    if not files.keep_request(data, asked.invite):
+    if not files.keep_request(data, asked, today):
         raise Overfull("too many requests wait for the authority; try again later")
     if member is None:
         return ""
@@ -212,8 +223,9 @@ class StrangersLeave:
         await self._app(scope, receive, answer)
 
 
-async def body_of(request: Request, largest: int, within: float = BODY_S) -> bytes:
-    """The body, of its stated length. Raises `HTTPException` for one without a length, or a larger one, unread."""
+async def body_of(request: Request, largest: int, limit: asyncio.Timeout) -> bytes:
+    """The body, of its stated length. Raises `HTTPException` for one without a length, or a larger one, unread, and for
+    one that does not come within the limit."""
     length = request.headers.get("content-length", "")
     if not length.isdecimal():
         raise HTTPException(411, "a body needs its length")
@@ -221,13 +233,15 @@ async def body_of(request: Request, largest: int, within: float = BODY_S) -> byt
         raise HTTPException(413, f"{largest} bytes at most")
     body = bytearray()
     try:
-        async with asyncio.timeout(within):
+        async with limit:
             async for chunk in request.stream():
                 body += chunk
                 if len(body) > largest:
                     raise HTTPException(413, f"{largest} bytes at most")
     except TimeoutError:
-        raise HTTPException(408, f"a body takes {within:g} s at most") from None
+        raise HTTPException(408, "the body took too long") from None
+    except ClientDisconnect:
+        raise HTTPException(400, "the body did not come") from None
     return bytes(body)
 
 

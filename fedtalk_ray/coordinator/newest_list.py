@@ -3,7 +3,7 @@
 import logging
 
 from fedtalk_ray.enrolment.coordinator_files import CoordinatorFiles
-from fedtalk_ray.enrolment.membership import EnrolmentError, Membership, open_membership
+from fedtalk_ray.enrolment.membership import EnrolmentError, Membership, later
 
 _LOG = logging.getLogger("fedtalk.coordinator")
 
@@ -13,12 +13,12 @@ class NewestList:
 
     def __init__(self, files: CoordinatorFiles) -> None:
         """Raises `EnrolmentError` where there is none."""
-        self._files, self._authority = files, files.authority_key
+        self._files, self.authority = files, files.authority_key
         self._held: tuple[tuple[int, int, int], Membership, bytes] | None = None
         self._newest()
 
     def membership(self) -> Membership:
-        """One that the authority did not sign, or a file that is away, leaves the one before."""
+        """One that the authority did not sign, an older one, or a file that is away, leaves the one before."""
         return self._newest()[0]
 
     def signed(self) -> bytes:
@@ -35,7 +35,8 @@ class NewestList:
         if self._held is None or self._held[0] != stamp:
             try:
                 signed = self._files.signed_members()
-                self._held = stamp, open_membership(signed, self._authority), signed
+                # An older one would let in who was revoked since.
+                self._held = stamp, later(self._held and self._held[2], signed, self.authority), signed
             except EnrolmentError as error:
                 if self._held is None:
                     raise

@@ -109,6 +109,7 @@ class Authority:
         certificate, _ = read_authority((self._folder / "authority.pem").read_bytes())
         with alone(self._file):
             state = self._read()
+            state.members = _still_members(state)
             if (check_name(name) in state.members) != new_key:
                 raise EnrolmentError(
                     f"{name} is a member already; --new-key lets it come with another key"
@@ -128,8 +129,7 @@ class Authority:
         with alone(self._file):
             state = self._read()
             before = json.dumps(asdict(state))
-            today = date.today().isoformat()
-            state.members = {name: found for name, found in state.members.items() if found[1] >= today}
+            state.members = _still_members(state)
             requests = list(requests)
             contested = self._contested(state, requests)
             decisions = [self._decide(state, data, days, contested) for data in requests]
@@ -215,6 +215,11 @@ class Authority:
             return _State(**found)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise EnrolmentError(f"{self._file} is damaged ({error}); put its last copy back") from error
+
+
+def _still_members(state: _State) -> dict[str, tuple[str, str]]:
+    today = date.today().isoformat()
+    return {name: found for name, found in state.members.items() if found[1] >= today}
 
 
 def _day(days: int) -> str:

@@ -9,12 +9,12 @@
 The authority's own key is not among them.
 """
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedtalk_ray.enrolment.certificates import check_server_files, read_authority
 from fedtalk_ray.enrolment.membership import EnrolmentError, Membership, open_membership
+from fedtalk_ray.messages import EnrolmentRequest
 from fedtalk_ray.outputs import write_synced
 from fedtalk_ray.privacy.keys import SigningKey
 
@@ -80,16 +80,19 @@ class CoordinatorFiles:
         """Raises `EnrolmentError` for a list that this authority did not sign."""
         return open_membership(self.signed_members(), self.authority_key)
 
-    def keep_request(self, data: bytes, invite: bytes) -> bool:
-        """Keeps a request for the authority; False where too many wait. The same one is kept once, and no request takes
-        the place of another. invite: its public key."""
-        of_this = invite.hex()
-        place = self.requests / f"{of_this}-{hashlib.sha256(data).hexdigest()[:32]}"
+    def keep_request(self, data: bytes, request: EnrolmentRequest, today: str) -> bool:
+        """Keeps a request, by now read, for the authority; False where too many wait. One key's is kept once for each
+        code, and none takes the place of another; those whose code's day is over go."""
+        of_this = f"{request.until}-{request.invite.hex()}-"
+        # By its key and not by its bytes: one may be signed in many ways.
+        place = self.requests / f"{of_this}{request.key.hex()}"
         if place.exists():
             return True
         self.requests.mkdir(mode=0o700, exist_ok=True)
-        waiting = [found.name.startswith(of_this) for found in self.requests.iterdir()]
-        if len(waiting) >= MOST_REQUESTS or sum(waiting) >= MOST_OF_AN_INVITE:
+        waiting = [found.name for found in self.requests.iterdir()]
+        for over in [name for name in waiting if name < today]:
+            (self.requests / over).unlink(missing_ok=True)
+        if len(waiting) >= MOST_REQUESTS or sum(name.startswith(of_this) for name in waiting) >= MOST_OF_AN_INVITE:
             return False
         write_synced(place, data)
         return True

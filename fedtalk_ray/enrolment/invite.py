@@ -5,9 +5,10 @@
                  the public half of an Ed25519 key that is made of the secret
 
 Guarantee: a request that `read_request` accepts was made by somebody who has a code of this authority for that name,
-and who has the secret half of the key that it names. Whoever knows the authority's public key can tell, so strangers'
-requests are not even kept. With the code a site knows the authority before it has spoken to anybody: whoever answers at
-the coordinator's address must show a certificate of that authority.
+and who can sign by the key that it names; who chose one by which anybody can has lost its place by itself. Whoever
+knows the authority's public key can tell, so strangers' requests are not even kept. With the code a site knows the
+authority before it has spoken to anybody: whoever answers at the coordinator's address must show a certificate of that
+authority.
 
 >>> authority = SigningKey.generate()
 >>> invite = Invite.new("s1", b"a certificate", "2027-03-31", authority)
@@ -72,17 +73,23 @@ class Invite:
 
     @classmethod
     def parse(cls, code: str) -> "Invite":
-        """Raises `EnrolmentError`, which does not repeat the code: it is a secret."""
+        """Raises `EnrolmentError`, which repeats nothing of the code: it is a secret."""
         name, _, text = code.strip().rpartition(":")
         try:
             content = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
             secret, authority, rest = content[:16], content[16:32], content[32:]
             until = date.fromordinal(int.from_bytes(rest[:DAY_BYTES], "big")).isoformat()
-        except (binascii.Error, ValueError, OverflowError):
+            check_name(name)
+        except (binascii.Error, ValueError, OverflowError, EnrolmentError):
             content = b""
-        if not name or len(content) != _CODE_BYTES:
-            raise EnrolmentError("--invite is no whole code; `authority invite` prints one, NAME:134-LETTERS")
-        return cls(check_name(name), secret, authority, until, rest[DAY_BYTES:])
+        if len(content) != _CODE_BYTES:
+            raise EnrolmentError("--invite is no whole code; `authority invite` prints one, NAME:134-LETTERS") from None
+        return cls(name, secret, authority, until, rest[DAY_BYTES:])
+
+    def check(self, authority: bytes) -> None:
+        """Raises `EnrolmentError` for one that its authority did not make so. authority: its public key, 32 bytes."""
+        if not verify(authority, _CONTEXT, "Invite", _granted(self.name, self.key.public, self.until), self.grant):
+            raise EnrolmentError("--invite is not the code that the authority printed: something in it was changed")
 
 
 def fingerprint(certificate: bytes) -> bytes:

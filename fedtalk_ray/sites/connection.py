@@ -63,9 +63,10 @@ def fetch_authority(address: str, invite: Invite) -> bytes:
             raise EnrolmentError(f"nobody answers at {address} ({_reason(error)})") from error
     if status != 200:
         raise EnrolmentError(f"what answers at {address} is no coordinator (HTTP {status})")
-    certificate, _ = read_authority(found)
+    certificate, key = read_authority(found)
     if fingerprint(certificate) != invite.authority or len(invite.authority) != SECRET_BYTES:
         raise EnrolmentError(f"the coordinator at {address} belongs to another authority than the one that invited you")
+    invite.check(key)
     # That certificate alone: whoever answered may have put one of its own behind it.
     return ssl.DER_cert_to_PEM_cert(certificate).encode()
 

@@ -27,13 +27,11 @@ from fedtalk_ray.enrolment.certificates import read_authority
 from fedtalk_ray.enrolment.invite import Invite, fingerprint, request_of
 from fedtalk_ray.enrolment.membership import EnrolmentError, Membership, later
 from fedtalk_ray.errors import RunError
-from fedtalk_ray.messages import EnrolmentRequest
 from fedtalk_ray.outputs import OutputError, new_folder, read_own, write_synced
 from fedtalk_ray.privacy.client_ledger import ClientLedger
 from fedtalk_ray.privacy.client_record import ClientRecord
 from fedtalk_ray.privacy.keys import SigningKey
 from fedtalk_ray.privacy.protocol import Aborted
-from fedtalk_ray.privacy.wire import decode
 from fedtalk_ray.runs.folder import RunFolder
 
 
@@ -72,10 +70,15 @@ class SiteFolder:
                 f"{self.name}; name another --site"
             )
         if self.has_left:
-            if decode(EnrolmentRequest, self.request).invite == invite.key.public:
+            if invite.key.public in self.request:
                 raise EnrolmentError(f"the code is the one that {self.name} had before it left; ask for another")
             write_synced(self.key_file, SigningKey.generate().secret)
-        self.remember(request=request_of(invite, self.key).hex())
+        self.remember(request=request_of(invite, self.key).hex(), waits="yes")
+
+    @property
+    def waits(self) -> bool:
+        """Whether it asked anew, and was not let in since."""
+        return self._all().get("waits") == "yes"
 
     @property
     def has_left(self) -> bool:

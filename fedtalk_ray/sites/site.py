@@ -64,13 +64,13 @@ class Site:
 
     def become_member(self) -> None:
         """Sends the request for membership and waits until the authority has signed it. Raises `EnrolmentError` for
-        who was taken off the list."""
+        who was taken off the list, and did not ask anew."""
         told = False
         while True:
             try:
                 found = self.connection.get("/v1/members")
             except ConnectionRefused as error:
-                if error.status == 403:
+                if error.status == 403 and not self.folder.waits:
                     raise EnrolmentError(f"{self.folder.name} is no member any more: {error.said}") from error
                 if not told:
                     said = self.connection.ask_for_membership(self.folder.request)
@@ -83,6 +83,8 @@ class Site:
                 continue
             assert found is not None
             membership = self.folder.take_members(found)
+            if self.folder.waits:
+                self.folder.remember(waits="no")
             self.tell(f"{self.folder.name} is one of {len(membership.members)} members")
             return
 

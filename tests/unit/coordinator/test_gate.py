@@ -17,6 +17,7 @@ import pytest
 import requests
 
 from fedtalk_ray.coordinator.gate import SITES_ASK, Gate, GateAway
+from fedtalk_ray.coordinator.http import MOST_ASKING
 from fedtalk_ray.enrolment.authority import Authority
 from fedtalk_ray.enrolment.caller import COUNT, EPOCH, signed_headers
 from fedtalk_ray.enrolment.invite import Invite, request_of
@@ -359,6 +360,50 @@ def test_where_the_gate_is_away_it_is_tried_again(standing: Standing, monkeypatc
     monkeypatch.setattr(Gate, "hear", gone)
     answer = raw(standing, "GET", "/v1/members", headers=headers(standing, "s1", 1, "GET", "/v1/members"))
     assert (answer.status_code, answer.json()) == (503, {"detail": "the coordinator is away; try again"})
+
+
+def test_an_older_list_lets_nobody_back_in(standing: Standing) -> None:
+    standing.member("s1")
+    older = standing.files.signed_members()
+    standing.authority.revoke("s1")
+    for _ in range(2):
+        with pytest.raises(ConnectionRefused, match="revoked"):
+            standing.line("s1").get("/v1/offer")
+        standing.files.members.write_bytes(older)
+
+
+def test_requests_that_do_not_come_keep_nobody_out(standing: Standing) -> None:
+    """As many as are read at once, and some more, say how long they are and no more."""
+    context = ssl.create_default_context(cafile=str(standing.files.authority))
+    head = b"POST /v1/requests HTTP/1.1\r\nHost: localhost\r\nContent-Length: 400\r\n\r\n"
+    with contextlib.ExitStack() as slow:
+        for _ in range(MOST_ASKING + 6):
+            bare = slow.enter_context(socket.create_connection(("127.0.0.1", standing.port), timeout=10))
+            line = slow.enter_context(context.wrap_socket(bare, server_hostname="localhost"))
+            line.sendall(head)
+        asks = request_of(standing.authority.invite("s1"), SigningKey.generate())
+        assert raw(standing, "POST", "/v1/requests", data=asks).status_code == 202
+
+
+def test_who_was_answered_and_stays_on_the_line_is_let_go(standing: Standing) -> None:
+    """A stranger that never agrees to the end of its connection holds a buffer of a quarter of a megabyte for it."""
+    context = ssl.create_default_context(cafile=str(standing.files.authority))
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = context.wrap_bio(incoming, outgoing, server_hostname="localhost")
+    with socket.create_connection(("127.0.0.1", standing.port), timeout=10) as bare:
+        while True:
+            try:
+                tls.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                bare.sendall(outgoing.read())
+                incoming.write(bare.recv(1 << 16))
+        tls.write(b"GET /v1/offer HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        bare.sendall(outgoing.read())
+        began = time.monotonic()
+        while bare.recv(1 << 16):
+            pass
+        assert time.monotonic() - began < 5
 
 
 def test_a_list_that_is_half_copied_is_not_handed_on(standing: Standing) -> None:

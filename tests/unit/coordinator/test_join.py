@@ -1,6 +1,7 @@
 """`fedtalk join` and `fedtalk site` with what is wrong: one line, and nothing written or sent before it."""
 
 import io
+import threading
 from pathlib import Path
 
 import pytest
@@ -8,12 +9,15 @@ import pytest
 from fedtalk_ray.commands.cli import main
 from fedtalk_ray.enrolment.authority import Authority
 from fedtalk_ray.enrolment.invite import request_of
+from fedtalk_ray.enrolment.membership import EnrolmentError
 from fedtalk_ray.privacy.client_ledger import Agreement, ClientLedger
 from fedtalk_ray.privacy.client_record import ClientRecord
 from fedtalk_ray.privacy.keys import SigningKey
 from fedtalk_ray.privacy.protocol import Aborted
 from fedtalk_ray.sites.connection import ConnectionRefused
 from fedtalk_ray.sites.folder import SiteFolder
+from fedtalk_ray.sites.policy import Policy
+from fedtalk_ray.sites.site import Site
 from tests.unit.coordinator.conftest import Standing
 
 
@@ -41,6 +45,7 @@ def clips(tmp_path: Path) -> Path:
         ("another authority", "belongs to another authority than the one that invited you"),
         ("no https", "'http://localhost' is no coordinator's address"),
         ("half a code", "--invite is no whole code"),
+        ("another name in it", "is not the code that the authority printed"),
         ("no clips", "holds no clip"),
         ("no folder", "is no folder"),
         ("unknown policy", "unknown key 'fewest'"),
@@ -61,7 +66,8 @@ def test_what_is_wrong_at_the_first_time(
     folder = str(tmp_path / "none") if wrong == "no folder" else str(clips)
     arguments = ["join", address, "--site", str(tmp_path / "site"), "--clips", folder, "--policy", str(policy)]
     if wrong != "no invite":
-        arguments += ["--invite", code[:-5] if wrong == "half a code" else code]
+        given = {"half a code": code[:-5], "another name in it": f"t{code}"}.get(wrong, code)
+        arguments += ["--invite", given]
     assert said in refused(arguments, capsys)
     assert not (tmp_path / "site").exists() and not standing.files.waiting()
 
@@ -69,7 +75,7 @@ def test_what_is_wrong_at_the_first_time(
 def test_a_code_that_was_used_is_said_to_be(
     standing: Standing, tmp_path: Path, clips: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The coordinator cannot know codes, but it knows who is a member."""
+    """The coordinator cannot know which codes were used, but it knows who is a member."""
     invite = standing.authority.invite("s1")
     standing.authority.sign([request_of(invite, SigningKey.generate())])
     said = standing.line("s1", SigningKey.generate()).ask_for_membership(request_of(invite, SigningKey.generate()))
@@ -80,6 +86,29 @@ def test_a_code_that_was_used_is_said_to_be(
         )
         == ""
     )
+
+
+def test_who_was_revoked_or_has_left_comes_back_by_a_new_code(standing: Standing, tmp_path: Path) -> None:
+    place, authority = tmp_path / "site", standing.files.authority.read_bytes()
+    site = SiteFolder.create(place, standing.authority.invite("s1"), standing.address, authority)
+    standing.authority.sign([site.request])
+    standing.authority.revoke("s1")
+    # Without one it is told so, and with one it waits for the authority, though it is on the list of the revoked.
+    heard: list[str] = []
+    with pytest.raises(EnrolmentError, match="no member any more"):
+        Site(site, standing.line("s1", site.key), Policy(), heard.append, wait_s=0.1).become_member()
+    site.leave()
+    site.ask_anew(standing.authority.invite("s1"))
+    waiting = threading.Thread(
+        target=Site(site, standing.line("s1", site.key), Policy(), heard.append, wait_s=0.1).become_member
+    )
+    waiting.start()
+    while not standing.files.waiting():
+        waiting.join(0.05)
+        assert waiting.is_alive()
+    standing.authority.sign(standing.files.waiting())
+    waiting.join(10)
+    assert not waiting.is_alive() and heard[-1] == "s1 is one of 1 members" and not site.waits
 
 
 def told(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> list[str]:

@@ -272,24 +272,47 @@ def test_a_list_names_nobody_twice() -> None:
 def test_requests_wait_side_by_side_and_not_without_end(tmp_path: Path) -> None:
     files = CoordinatorFiles(tmp_path)
     assert files.waiting() == []
-    keep = files.keep_request
-    assert keep(b"one", b"a" * 32) and keep(b"two", b"b" * 32) and keep(b"one", b"a" * 32)
+    today = date.today().isoformat()
+
+    def keep(data: bytes, invite: bytes, key: bytes = b"", until: str = "2999-12-31") -> bool:
+        asked = EnrolmentRequest("s1", key or data, invite, until, b"", b"", b"")
+        return files.keep_request(data, asked, today)
+
+    assert keep(b"one", b"a") and keep(b"two", b"b") and keep(b"one", b"a")
+    assert sorted(files.waiting()) == [b"one", b"two"]
+    # A request that is signed in another way is the same one: it would else take the places of her whose code it is.
+    assert all(keep(f"one, signed {number}".encode(), b"a", key=b"one") for number in range(9))
     assert sorted(files.waiting()) == [b"one", b"two"]
     # Who has a code makes no room for itself by many keys.
-    kept = [keep(f"{number}".encode(), b"b" * 32) for number in range(5)]
+    kept = [keep(f"{number}".encode(), b"b") for number in range(5)]
     assert kept == [True] * (MOST_OF_AN_INVITE - 1) + [False] * 2
     for number in range(MOST_REQUESTS):
-        (files.requests / f"{number:064x}").touch()
-    assert not keep(b"three", b"c" * 32) and keep(b"two", b"b" * 32)
+        (files.requests / f"2999-12-31-{number:064x}").touch()
+    assert not keep(b"three", b"c") and keep(b"two", b"b")
+    # What nobody can be let in by any more makes room.
+    for number in range(MOST_REQUESTS):
+        (files.requests / f"2999-12-31-{number:064x}").rename(files.requests / f"2001-01-01-{number:064x}")
+    keep(b"three", b"c")
+    assert keep(b"three", b"c") and b"three" in files.waiting() and len(files.waiting()) < 20
 
 
 def test_a_code_survives_being_read_and_a_wrong_one_is_not_repeated() -> None:
     invite = Invite.new("s1.a", b"certificate", "2027-03-31", SigningKey.generate())
     assert Invite.parse(f" {invite.code()}\n") == invite
     assert invite.secret.hex() not in repr(invite)
-    for code in ("", "s1", "s1:", "s1:abc", invite.code()[:-1], f"{invite.code()}AAAA", f"../x{invite.code()[4:]}"):
+    for code in (
+        "",
+        "s1",
+        "s1:",
+        "s1:abc",
+        invite.code()[:-1],
+        f"{invite.code()}AAAA",
+        f"../x{invite.code()[4:]}",
+        f"{invite.code()} {invite.code()}",
+    ):
         with pytest.raises(EnrolmentError) as refused:
             Invite.parse(code)
+        assert invite.code()[8:30] not in str(refused.value)
         assert not code or len(code) < 4 or code not in str(refused.value)
 
 
@@ -304,7 +327,8 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     code = capsys.readouterr().out.splitlines()[-1]
     key = SigningKey.generate()
     invite = Invite.parse(code)
-    Authority(folder).coordinator.keep_request(request_of(invite, key), invite.key.public)
+    request = request_of(invite, key)
+    Authority(folder).coordinator.keep_request(request, decode(EnrolmentRequest, request), date.today().isoformat())
     with pytest.raises(SystemExit):
         main(["authority", "sign", str(folder)])
     assert capsys.readouterr().out.splitlines() == [
