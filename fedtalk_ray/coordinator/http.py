@@ -196,7 +196,7 @@ def kept_request(files: CoordinatorFiles, newest: NewestList, data: bytes) -> st
         raise EnrolmentError(f"the code of {asked.client} ran out on {asked.until}; ask the authority for another")
     if not files.keep_request(data, asked, today):
         raise Overfull("too many requests wait for the authority; try again later")
-    if member is None:
+    if member is None or member.key == asked.key:
         return ""
     return (
         f"{asked.client} is a member with another key; unless this invite is for a new one (--new-key), it was used "

@@ -73,7 +73,10 @@ class SiteFolder:
             if invite.key.public in self.request:
                 raise EnrolmentError(f"the code is the one that {self.name} had before it left; ask for another")
             write_synced(self.key_file, SigningKey.generate().secret)
-        self.remember(request=request_of(invite, self.key).hex(), waits="yes")
+        request = request_of(invite, self.key)
+        # A service gives its code at every start; who was revoked is told so until it has another.
+        if request != self.request:
+            self.remember(request=request.hex(), waits="yes")
 
     @property
     def waits(self) -> bool:

@@ -90,13 +90,17 @@ def test_a_code_that_was_used_is_said_to_be(
 
 def test_who_was_revoked_or_has_left_comes_back_by_a_new_code(standing: Standing, tmp_path: Path) -> None:
     place, authority = tmp_path / "site", standing.files.authority.read_bytes()
-    site = SiteFolder.create(place, standing.authority.invite("s1"), standing.address, authority)
+    first = standing.authority.invite("s1")
+    site = SiteFolder.create(place, first, standing.address, authority)
     standing.authority.sign([site.request])
     standing.authority.revoke("s1")
     # Without one it is told so, and with one it waits for the authority, though it is on the list of the revoked.
     heard: list[str] = []
-    with pytest.raises(EnrolmentError, match="no member any more"):
-        Site(site, standing.line("s1", site.key), Policy(), heard.append, wait_s=0.1).become_member()
+    for again in (False, True):
+        if again:
+            site.ask_anew(first)
+        with pytest.raises(EnrolmentError, match="no member any more"):
+            Site(site, standing.line("s1", site.key), Policy(), heard.append, wait_s=0.1).become_member()
     site.leave()
     site.ask_anew(standing.authority.invite("s1"))
     waiting = threading.Thread(
