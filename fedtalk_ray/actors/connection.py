@@ -72,7 +72,7 @@ def connect(address: str = "default", dashboard: bool = False, debug: bool = Fal
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         raise ClusterError(f"no Ray cluster answers at address {address!r}: {first_line(error)}") from error
     except Exception as error:  # Ray's own type for this; it waits half a minute, and no setting changes that
-        if "timed out during startup" not in str(error):
+        if not _came_too_late(error):
             raise
         raise ClusterError(
             "Ray did not start in time: other programs have this machine's cores; wait for them, or name a cluster "
@@ -83,6 +83,12 @@ def connect(address: str = "default", dashboard: bool = False, debug: bool = Fal
     if debug:
         where = ray.get_runtime_context().gcs_address
         print(f"debug: workers wait for {token_prefix()}RAY_DEBUG=legacy ray debug --address {where}", file=sys.stderr)
+
+
+def _came_too_late(error: Exception) -> bool:
+    """Whether Ray's node did not come up in time, or the dashboard on it, which had nothing to say yet."""
+    text = str(error).strip()
+    return "timed out during startup" in text or text.endswith("(it contains the error message from the dashboard):")
 
 
 @contextmanager
