@@ -79,7 +79,8 @@ def test_fuzzed_replies_are_refused_and_an_honest_one_counts(
             honest.post("/v1/next", b"")
             honest.post(f"/v1/replies/{exchange}/train", encode(Reply("", b"")))
             status = 0
-            while status != 200:
+            # On a busy machine the stage may be over before one of its replies can be read.
+            while status != 200 and not asked.done():
                 # One in four to what is not asked. Where it can still be read it is the liar's reply, and the last one.
                 asks = (exchange, "train") if draw.random() < 0.75 else (draw.choice(ELSEWHERE), draw.choice(STAGES))
                 status = sends(f"/v1/replies/{asks[0]}/{asks[1]}", mutated(body, draw))
