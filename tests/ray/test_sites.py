@@ -5,8 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
-from fedtalk_ray.errors import ConfigError
+from fedtalk_ray.actors.ray_errors import RoundLost
+from fedtalk_ray.actors.site_pool import Coordinator
+from fedtalk_ray.errors import ClusterError, ConfigError
 from fedtalk_ray.runs.history import read_history
 from tests.ray.checks_of_sites import (
     check_books,
@@ -79,6 +82,30 @@ def test_whatever_happens_nothing_is_counted_or_answered_twice(
     assert not refused.ledger.exists()
     line = f"{refused.name} refuses train of exchange 1: not agreed to: fewest survivors is 2, this site asks for 8"
     assert run.coordinator_log.read_text().count(line) == 1
+
+
+def test_an_entrance_that_is_closed_for_good_is_one_line(
+    ray_cluster: None, make_config: Make, federation: OwnFederation
+) -> None:
+    """Where no door comes back, or the gate is gone, nobody waits for sites that cannot come in."""
+    entrance = Coordinator(federation.authority.coordinator, "127.0.0.1", 0, doors=2).open(
+        federation.config(make_config)
+    )
+    try:
+        assert entrance.members() == federation.authority.coordinator.signed_members()
+        first, second = entrance.doors.actors
+        ray.kill(first)
+        ray.wait([entrance.doors._open[0]], timeout=30)
+        assert entrance.members()
+        ray.kill(second)
+        ray.wait([entrance.doors._open[1]], timeout=30)
+        with pytest.raises(ClusterError, match=f"no door at port {entrance.doors.port} is open any more"):
+            entrance.members()
+        entrance.gate.kill()
+        with pytest.raises(RoundLost, match="the gate to the sites was lost"):
+            entrance.ask("newest_members")
+    finally:
+        entrance.doors.close()
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from fedtalk_ray.commands.cli import main
 from fedtalk_ray.outputs import OutputError
 from fedtalk_ray.sites.folder import SiteFolder
 from fedtalk_ray.sites.policy import Policy
 from fedtalk_ray.sites.site import Site
-from tests.unit.coordinator.conftest import Standing
+from tests.unit.coordinator.conftest import Standing, refused
 
 
 @pytest.fixture
@@ -44,15 +43,6 @@ def held_by(disk: Path) -> dict[str, bytes]:
         for path in sorted(disk.rglob("*"))
         if path.is_file() and path.name not in ("filler", ".lock")
     }
-
-
-def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    error = capsys.readouterr().err
-    assert ended.value.code == 1 and error.count("\n") == 1, error
-    return error
 
 
 def test_a_site_that_cannot_be_made_asks_for_nothing(

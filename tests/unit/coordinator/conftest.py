@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from fedtalk_ray.commands.cli import main
 from fedtalk_ray.coordinator.gate import Gate
 from fedtalk_ray.coordinator.http import open_door
 from fedtalk_ray.enrolment.authority import Authority
@@ -63,6 +64,16 @@ class Standing:
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()
         self.loop.close()
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line by which a command line is refused."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    error = capsys.readouterr().err
+    assert ended.value.code == 1 and error.count("\n") == 1, error
+    return error
 
 
 @pytest.fixture

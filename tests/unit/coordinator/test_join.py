@@ -18,16 +18,7 @@ from fedtalk_ray.sites.connection import ConnectionRefused
 from fedtalk_ray.sites.folder import SiteFolder
 from fedtalk_ray.sites.policy import Policy
 from fedtalk_ray.sites.site import Site
-from tests.unit.coordinator.conftest import Standing
-
-
-def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    error = capsys.readouterr().err
-    assert ended.value.code == 1 and error.count("\n") == 1, error
-    return error
+from tests.unit.coordinator.conftest import Standing, refused
 
 
 @pytest.fixture
