@@ -1,6 +1,7 @@
 """What every test shares: quiet, offline, single-threaded settings, and where the real clips lie."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,9 @@ for name, value in {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # under `uv run` Ray would package the whole repository
 }.items():
     os.environ.setdefault(name, value)
+
+# Trial certificates of tests lie apart from the user's own.
+os.environ["FEDTALK_HOME"] = tempfile.mkdtemp(prefix="fedtalk-home-")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

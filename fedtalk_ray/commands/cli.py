@@ -2,16 +2,14 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from fedtalk_ray.commands import authority, cluster_options, sites
+from fedtalk_ray.commands import authority, cluster_options, sites, speaking
 from fedtalk_ray.commands import privacy as privacy_commands
+from fedtalk_ray.commands.speaking import Guidance, Model, Steps
 from fedtalk_ray.errors import UserError
-
-if TYPE_CHECKING:
-    from fedtalk_ray.model.sampling import Sampling
 
 app = typer.Typer(
     name="fedtalk",
@@ -25,16 +23,8 @@ app = typer.Typer(
 for name, group in (("privacy", privacy_commands.app), ("authority", authority.app), ("site", sites.app)):
     app.add_typer(group, name=name)
 
-Model = Annotated[Path, typer.Option(help="Run folder, a pretrained pipeline, or fedtalk-tiny.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
 Address = Annotated[str, typer.Option(help='Ray cluster: "default", "local", "auto", or host:port.')]
-Steps = Annotated[
-    int | None,
-    typer.Option(min=1, max=1000, help="Denoising steps; 1 gives the average prediction.", show_default="2"),
-]
-Guidance = Annotated[
-    float | None, typer.Option(min=0, help="How far the sound's effect is exaggerated.", show_default="1, not at all")
-]
 
 
 @app.command()
@@ -223,49 +213,6 @@ def personalize(
 
 
 @app.command()
-def generate(
-    run: Model,
-    reference: Annotated[str, typer.Option(help="The face: a picture, a clip, or CLIENT/CLIP of the shards.")],
-    audio: Annotated[str, typer.Option(help="The sound: a sound file, a clip, or CLIENT/CLIP of the shards.")],
-    out: Annotated[Path, typer.Option(help="Video to write (.mp4).")],
-    client: Annotated[str | None, typer.Option(help="Use this client's identity adapter.")] = None,
-    shards: Annotated[str | None, typer.Option(help="Where CLIENT/CLIP names are looked up.")] = None,
-    face: Annotated[int | None, typer.Option(help="Which face, counted from the left; else the largest.")] = None,
-    crop: Annotated[bool, typer.Option("--crop", help="Write the face alone, as the network makes it.")] = False,
-    hold_still: Annotated[bool, typer.Option("--hold-still", help="A photo neither blinks nor sways.")] = False,
-    seed: Annotated[int, typer.Option(help="Changes the noise; the same seed makes the same video.")] = 0,
-    steps: Steps = None,
-    guidance: Guidance = None,
-) -> None:
-    """Let a face speak a sound of any length, in its own picture: a photo comes alive, a clip gets another mouth.
-
-    Example: `fedtalk generate --run runs/grid --client s1 --reference me.png --audio speech.wav --out talk.mp4`
-    """
-    from fedtalk_ray.generation.generate import generate as run_generate
-
-    made = run_generate(
-        run,
-        reference,
-        audio,
-        out,
-        client,
-        shards,
-        crop=crop,
-        face=face,
-        hold_still=hold_still,
-        seed=seed,
-        sampling=_sampling(steps, guidance),
-    )
-    print(f"video: {out} ({made.frames} frames, {made.seconds:.2f} s)")
-
-
-def _sampling(steps: int | None, guidance: float | None) -> "Sampling":
-    from fedtalk_ray.model.sampling import USUAL, Sampling
-
-    return Sampling(USUAL.steps if steps is None else steps, USUAL.guidance if guidance is None else guidance)
-
-
-@app.command()
 def evaluate(
     run: Model,
     shards: Annotated[Path, typer.Option(help="Shards with held-out clips.")],
@@ -292,7 +239,7 @@ def evaluate(
         raise UserError(f"--split is {split!r}; known: {', '.join(SPLITS)}")
     instruments, missing = load_instruments(judge)
     excluded = [name.strip() for name in (exclude or "").split(",") if name.strip()]
-    sampling = _sampling(steps, guidance)
+    sampling = speaking.sampling(steps, guidance)
     result = evaluate_run(run, shards, split, instruments, not shared_only, samples, clips, excluded, sampling=sampling)
     write_metrics(result, out)
     print(metrics_table(result))
@@ -381,7 +328,7 @@ def corrupt(
 
 
 app.command(context_settings=cluster_options.PASSED_ON)(cluster_options.submit)
-for command in (cluster_options.status, sites.serve, sites.join):
+for command in (speaking.generate, speaking.verify, cluster_options.status, sites.serve, sites.join):
     app.command()(command)
 
 

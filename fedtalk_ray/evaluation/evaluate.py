@@ -149,6 +149,7 @@ def evaluate_run(
         "split": split,
         "samples": samples,
         "sampling": asdict(sampling),
+        "marks": "none: figures are of pictures as they are made, before a mark is put in",
         "clips": {group: len(clips) for group, clips in groups.items()},
         "identity_adapters": len(adapted),
         "groups": {group: group_figures(clips, instruments.frechet) for group, clips in groups.items()},

@@ -14,6 +14,9 @@ import torch
 from fedtalk_ray.errors import UserError
 from fedtalk_ray.generation.scene import Scene, Still, dubbed_file, dubbed_pictures
 from fedtalk_ray.generation.whole_picture import speak_in
+from fedtalk_ray.marking.certificates import Signing, trial_signing
+from fedtalk_ray.marking.credentials import COMPOSITE, SYNTHETIC
+from fedtalk_ray.marking.marked_video import write_marked
 from fedtalk_ray.media.encoding import write_video
 from fedtalk_ray.media.faces import DETECT_EVERY, NoFaceError
 from fedtalk_ray.media.pictures import read_still
@@ -66,19 +69,24 @@ def generate(
     hold_still: bool = False,
     seed: int = 0,
     sampling: Sampling = USUAL,
+    mark: bool = True,
+    signing: Signing | None = None,
 ) -> Written:
     """Lets the reference face speak the sound, with the client's own adapter if one is named.
 
     reference, audio: a file (picture or clip; sound or clip), or CLIENT/CLIP of `shards`. The whole picture is written,
     a clip's own frames with another mouth; with `crop`, of an aligned picture and of drawn clips, the network's frames
     alone. face: which one of several, from the left, from 1; None for the largest. hold_still: a photo neither blinks
-    nor sways. seed: of the noise; the same one means the same video. What a user should know is printed on stderr.
+    nor sways. seed: of the noise; the same one means the same pictures. mark: with content credentials and the
+    invisible mark. signing: what signs the credentials; None for this machine's own certificate, for trials. What a
+    user should know is printed on stderr.
     Raises `UserError`s; then there is no `out`, or the one that was there before.
     """
     out = Path(out)
     _check_out(out, reference, audio)
     if face is not None and face < 1:
         raise InputError(f"--face {face}: faces are counted from 1, from the left")
+    signing = signing or (trial_signing() if mark else None)
     folder = open_model(run)
     sound = find_sound(audio, shards)
     model = load_released(folder, client, pick_device(device))
@@ -100,7 +108,11 @@ def generate(
     if count > LONG_SECONDS * rate:
         blocks, what = (-(-count // FPS), "seconds made") if scene is None else (count, "frames made")
         frames = progress(frames, blocks, what)
-    write_video(out, frames, sound, rate, scene.pixel_aspect if scene is not None else Fraction(1))
+    aspect = scene.pixel_aspect if scene is not None else Fraction(1)
+    if not mark or signing is None:
+        write_video(out, frames, sound, rate, aspect)
+    else:
+        write_marked(out, frames, sound, SYNTHETIC if scene is None else COMPOSITE, signing, rate, aspect)
     return Written(count, float(count / rate))
 
 

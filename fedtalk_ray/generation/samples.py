@@ -11,7 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 from fedtalk_ray.generation.generate import enlarge
 from fedtalk_ray.generation.scene import Dubbed, dubbed_crops, dubbed_pictures
 from fedtalk_ray.generation.whole_picture import speak_in
-from fedtalk_ray.media.encoding import write_video
+from fedtalk_ray.marking.credentials import COMPOSITE, SYNTHETIC
+from fedtalk_ray.marking.marked_video import signing_if_possible, write_marked
 from fedtalk_ray.media.video import VideoError
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
 from fedtalk_ray.model.released import load_released, open_model
@@ -22,18 +23,18 @@ from fedtalk_ray.shards.format import Piece
 def write_sample(pipeline: TalkingHeadPipeline, piece: Piece, folder: Path, name: str) -> np.ndarray:
     """A clip spoken by the model, in FOLDER: in its own pictures as name.mp4, from its first frame alone as name.png.
 
-    Returns the frames of the second, uint8.
+    The video is marked. Returns the frames of the second, uint8.
     """
-    audio = piece.waveform.astype(np.float32) / 32767
-    scene = dubbed_pictures([piece])
+    audio, signing = piece.waveform.astype(np.float32) / 32767, signing_if_possible()
+    scene, file = dubbed_pictures([piece]), folder / f"{name}.mp4"
     try:
         pictures, aspect = spoken_in(scene, pipeline, piece)
-        write_video(folder / f"{name}.mp4", pictures, audio, pixel_aspect=aspect)
+        write_marked(file, pictures, audio, SYNTHETIC if scene is None else COMPOSITE, signing, pixel_aspect=aspect)
     except VideoError:
         if scene is None:
             raise
         pictures, _ = spoken_in(None, pipeline, piece)
-        write_video(folder / f"{name}.mp4", pictures, audio)
+        write_marked(file, pictures, audio, SYNTHETIC, signing)
     frames = pipeline(piece.frames[0], audio, generator=torch.Generator().manual_seed(0)).frames[: len(piece.frames)]
     rows = [(f"{piece.client}/{piece.clip}  ground truth", piece.frames), ("generated from its first frame", frames)]
     write_png(folder / f"{name}.png", contact_sheet(rows))

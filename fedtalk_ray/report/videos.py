@@ -21,6 +21,8 @@ from fedtalk_ray.evaluation.evaluate import speak
 from fedtalk_ray.generation.generate import enlarge
 from fedtalk_ray.generation.samples import spoken_in
 from fedtalk_ray.generation.scene import dubbed_pictures
+from fedtalk_ray.marking.credentials import COMPOSITE, SYNTHETIC
+from fedtalk_ray.marking.marked_video import signing_if_possible, write_marked
 from fedtalk_ray.media.encoding import write_video
 from fedtalk_ray.media.pictures import smaller
 from fedtalk_ray.media.video import VideoError, first_picture
@@ -41,6 +43,11 @@ BUDGET = 6_000_000
 """Bytes of all videos together, so that with base64's third the page stays below 10 MB."""
 
 NAMES_SHOWN = 12
+
+MARKED = (
+    "Generated videos here carry the invisible mark and content credentials signed for trials (fedtalk verify). The "
+    "real clip and what the autoencoder makes of it do not, nor do pictures that are no video."
+)
 
 
 @dataclass(frozen=True)
@@ -99,6 +106,7 @@ def make_videos(run: RunFolder, people: People | None, why: str, client: str | N
                 tick()
     except (RunError, ShardError) as error:
         return kept_samples(run, client, f"No new videos could be made ({error}).")
+    videos.notes.append(MARKED)
     return videos
 
 
@@ -132,6 +140,8 @@ def kept_samples(run: RunFolder, client: str | None, reason: str) -> Videos:
             videos.notes.append(f"The newest sample cannot be shown: {error}.")
             continue
         videos.rows.append(Row(title, "", [player]))
+    if videos.rows:
+        videos.notes.append(MARKED)
     return videos
 
 
@@ -155,39 +165,45 @@ def players(run: RunFolder, people: People, name: str, client: str | None, budge
     """client: whose own adapter is shown too, None for the shared model alone."""
     model = load_released(run, device=pick_device())
     check_fits(people.manifest, model, str(run.pipeline))
-    piece = next(people.pieces(name, split_shown(people, name)))
+    piece, signing = next(people.pieces(name, split_shown(people, name))), signing_if_possible()
     sound = piece.waveform.astype(np.float32) / 32767
 
     def player(
-        title: str, caption: str, frames: np.ndarray | Iterable[np.ndarray], aspect: Fraction = Fraction(1)
+        title: str, caption: str, frames: Iterable[np.ndarray], kind: str | None, aspect: Fraction = Fraction(1)
     ) -> Player:
+        """kind: of what was generated, None for what was not: it is not marked."""
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "player.mp4"
-            write_video(file, frames, sound, pixel_aspect=aspect)
+            if kind is None:
+                write_video(file, frames, sound, pixel_aspect=aspect)
+            else:
+                write_marked(file, frames, sound, kind, signing, pixel_aspect=aspect)
             return Player(title, caption, *budget.embed(file))
 
-    yield player("ground truth", "The real clip.", enlarge(piece.frames))
+    yield player("ground truth", "The real clip.", [enlarge(piece.frames)], None)
     spoken = speak(model, piece.frames[0], piece.waveform, seed=0, frames=len(piece.frames))
-    yield player("shared model", "Generated from the clip's first frame and its sound.", enlarge(spoken))
+    yield player("shared model", "Generated from the clip's first frame and its sound.", [enlarge(spoken)], SYNTHETIC)
     if client is not None:
         after = ClientFolder.written_after(run.own_adapter(client))
         own = load_released(run, client, pick_device())
         spoken = speak(own, piece.frames[0], piece.waveform, seed=0, frames=len(piece.frames))
         caption = f"The shared model with the client's own identity adapter{f', of round {after}' if after else ''}."
-        yield player("personalised", caption, enlarge(spoken))
+        yield player("personalised", caption, [enlarge(spoken)], SYNTHETIC)
     latents = torch.from_numpy(piece.latents.astype(np.float32))
     decoded = decode_latents(model.autoencoder, latents, face=piece.frames[0])
     yield player(
         "autoencoder alone",
         "Every real frame encoded and decoded: no picture of the model can be better.",
-        enlarge(decoded),
+        [enlarge(decoded)],
+        None,
     )
     scene = dubbed_pictures([piece])
     if scene is not None:
         put, aspect = spoken_in(scene, model, piece)
         caption = "The clip's own pictures, with a mouth that the shared model made from its sound."
         try:
-            yield player("in its picture", caption, (smaller(block, PICTURE_SIDE) for block in put), aspect)
+            small = (smaller(block, PICTURE_SIDE) for block in put)
+            yield player("in its picture", caption, small, COMPOSITE, aspect)
         except VideoError:
             return
 

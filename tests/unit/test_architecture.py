@@ -21,7 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("settings",),
     ("config", "messages", "plotting", "progress"),
     ("media", "privacy", "runs"),
-    ("corpora", "enrolment", "model", "tracking"),
+    ("corpora", "enrolment", "marking", "model", "tracking"),
     ("shards",),
     ("federation",),
     ("training",),

@@ -17,6 +17,8 @@ from fedtalk_ray.corpora.synthetic import render_clip
 from fedtalk_ray.generation import samples
 from fedtalk_ray.generation.samples import write_sample
 from fedtalk_ray.generation.scene import dubbed_crops, dubbed_pictures
+from fedtalk_ray.marking.credentials import COMPOSITE
+from fedtalk_ray.marking.verify import verify
 from fedtalk_ray.media.encoding import write_video
 from fedtalk_ray.media.lips import aperture_of, face_landmarks
 from fedtalk_ray.media.speech import LogMel, speech_windows
@@ -139,6 +141,13 @@ def test_pixels_that_are_not_square_stay_so(piece: Piece, prepared: Path, make_p
     assert scene is not None and scene.pixel_aspect == Fraction(16, 11)
     write_sample(make_pipeline(), piece, tmp_path, "s")
     assert format_of(tmp_path / "s.mp4").pixel_aspect == Fraction(16, 11)
+
+
+def test_a_sample_says_that_it_was_generated(piece: Piece, make_pipeline, tmp_path: Path) -> None:
+    write_sample(make_pipeline(), piece, tmp_path, "s")
+    verdict = verify(tmp_path / "s.mp4")
+    assert verdict.problem() == ""
+    assert verdict.credentials is not None and verdict.credentials.kind == COMPOSITE
 
 
 def test_a_film_that_breaks_off_leaves_a_sample_of_crops(

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from fedtalk_ray.errors import ConfigError, RunError, ShardError
+from fedtalk_ray.marking.verify import verify
 from fedtalk_ray.privacy.accounting import Noise
 from fedtalk_ray.privacy.ledger import Charge, Ledger
 from fedtalk_ray.privacy.publication import told
@@ -304,7 +305,14 @@ def test_every_metric_has_words_and_a_direction(make_run: MakeRun, plain_record:
     assert psnr.better == "↑" and psnr.cells[3] == f"{result['groups']['seen']['copy']['psnr']:.2f}"
 
 
-def test_the_page_shows_an_unseen_person_and_a_client_only_when_named(make_run: MakeRun, plain_record: Record) -> None:
+def says_that_it_was_generated(video: bytes, folder: Path) -> bool:
+    (folder / "player.mp4").write_bytes(video)
+    return not verify(folder / "player.mp4").problem()
+
+
+def test_the_page_shows_an_unseen_person_and_a_client_only_when_named(
+    make_run: MakeRun, plain_record: Record, tmp_path: Path
+) -> None:
     run = make_run([plain_record(1), plain_record(2), plain_record(3)], measured=True, **PLAIN)
     page = write_report(run).read_text()
     assert (run / "report.html").is_file()
@@ -315,6 +323,9 @@ def test_the_page_shows_an_unseen_person_and_a_client_only_when_named(make_run: 
     page = write_report(run, run / "anna.html", client="anna").read_text()
     videos = Videos(page).sources
     assert len(videos) == 7 and len(set(videos)) == 7 and "A client&#39;s face is private" in page
+    marked = [says_that_it_was_generated(video, tmp_path) for video in videos]
+    assert marked == [False, True, False, False, True, True, False], "truth and autoencoder are not"
+    assert "carry the invisible mark" in page
     for video in videos:
         with av.open(io.BytesIO(video)) as container:
             pictures = list(container.decode(video=0))
