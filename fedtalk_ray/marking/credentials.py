@@ -4,9 +4,11 @@ Signed last: whoever decodes the file and writes it again loses them. c2pa-pytho
 """
 
 import json
+import re
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import c2pa
 
@@ -91,25 +93,48 @@ def read(path: str | Path, trusted: tuple[bytes, ...] = ()) -> Credentials | Non
         return None
     except (c2pa.C2paError, OSError) as error:
         raise CredentialsError(f"{path}: its credentials cannot be read ({_one_line(error)})") from error
-    wrong = [status["code"] for status in said.get("validation_status") or ()]
-    claim = said["manifests"][said["active_manifest"]]
-    actions, number = [], None
-    for assertion in claim.get("assertions", ()):
-        data = assertion.get("data")
-        if assertion["label"].startswith("c2pa.actions"):
-            actions += data["actions"]
-        elif assertion["label"].startswith("c2pa.soft-binding") and data.get("alg") == MARK:
-            number = int(data["blocks"][0]["value"], 16)
-    generators = claim.get("claim_generator_info") or [{}]
+    # Anybody may have written this: nothing is where it should be until it was looked at.
+    claim = _at(said, "manifests", str(_at(said, "active_manifest"))) or {}
+    codes = [str(_at(status, "code")) for status in _list(_at(said, "validation_status"))]
+    assertions = [each for each in _list(_at(claim, "assertions")) if isinstance(_at(each, "data"), dict)]
+    kinds = [
+        _at(action, "digitalSourceType")
+        for each in assertions
+        if str(_at(each, "label")).startswith("c2pa.actions")
+        for action in _list(_at(each, "data", "actions"))
+    ]
+    numbers = [
+        _at(each, "data", "blocks", 0, "value")
+        for each in assertions
+        if str(_at(each, "label")).startswith("c2pa.soft-binding") and _at(each, "data", "alg") == MARK
+    ]
+    named = re.fullmatch("[0-9a-f]{4}", str(numbers[0])) if numbers else None
+    generator = _at(claim, "claim_generator_info", 0)
     return Credentials(
-        fits=said.get("validation_state") in ("Valid", "Trusted"),
-        problem=next((code for code in wrong if code != "signingCredential.untrusted"), ""),
-        trusted=said.get("validation_state") == "Trusted",
-        signer=_printable((claim.get("signature_info") or {}).get("common_name", "")),
-        generator=_printable(f"{generators[0].get('name', '')} {generators[0].get('version', '')}"),
-        kind=_printable(next((a["digitalSourceType"] for a in actions if "digitalSourceType" in a), "").split("/")[-1]),
-        number=number,
+        fits=_at(said, "validation_state") in ("Valid", "Trusted"),
+        problem=_printable(next((code for code in codes if code != "signingCredential.untrusted"), "")),
+        trusted=_at(said, "validation_state") == "Trusted",
+        signer=_printable(_at(claim, "signature_info", "common_name") or ""),
+        generator=_printable(f"{_at(generator, 'name') or ''} {_at(generator, 'version') or ''}"),
+        kind=_printable(str(next((kind for kind in kinds if kind), "")).split("/")[-1]),
+        number=int(named[0], 16) if named else None,
     )
+
+
+def _at(data: Any, *path: str | int) -> Any:
+    """What lies there in JSON that anybody wrote, or None."""
+    for step in path:
+        if isinstance(data, dict) and isinstance(step, str):
+            data = data.get(step)
+        elif isinstance(data, list) and isinstance(step, int) and step < len(data):
+            data = data[step]
+        else:
+            return None
+    return data
+
+
+def _list(data: Any) -> list[Any]:
+    return data if isinstance(data, list) else []
 
 
 def _context(trusted: tuple[bytes, ...]) -> c2pa.Context:

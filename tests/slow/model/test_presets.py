@@ -6,20 +6,18 @@ import io
 import re
 import runpy
 import warnings
-import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from fedtalk_ray.errors import UserError
 from fedtalk_ray.model import adapters
 from fedtalk_ray.model.autoencoder import encode_pixels, load_autoencoder, region_of
 from fedtalk_ray.model.denoiser import TalkingHeadDenoiser
+from fedtalk_ray.model.held_memory import LiveBytes
 from fedtalk_ray.model.presets import PRESETS, PresetError, build, count_parameters, preset, training_memory
 from fedtalk_ray.model.schedule import make_scheduler
 from fedtalk_ray.recipe import LossConfig
@@ -238,33 +236,6 @@ def test_autocast_is_torchs_own_and_keeps_more_than_float32() -> None:
     # torch keeps the bf16 copies of the trained weights for the speech encoder's second run.
     assert saved == pytest.approx(estimate, rel=0.01)
     assert saved > 1.2 * training_memory(PRESETS["tiny"], 1, 8, False).activations
-
-
-class LiveBytes(TorchDispatchMode):
-    """Follows every storage that an operation makes, until it is freed: bytes alive now, and at most.
-
-    What a model holds itself is left out: a view of a weight is no new storage.
-    """
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        super().__init__()
-        self.now, self.peak = 0, 0
-        self._alive = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(output):
-            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in self._alive:
-                storage = tensor.untyped_storage()
-                self._alive.add(storage._cdata)
-                self.now += storage.nbytes()
-                self.peak = max(self.peak, self.now)
-                weakref.finalize(storage, self._free, storage._cdata, storage.nbytes())
-        return output
-
-    def _free(self, address: int, size: int) -> None:
-        self._alive.remove(address)
-        self.now -= size
 
 
 @pytest.mark.parametrize(("name", "checkpointing"), [("tiny", False), ("tiny", True), ("base", True)])

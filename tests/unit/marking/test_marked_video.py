@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import av
+import c2pa
 import numpy as np
 import pytest
 
@@ -200,3 +201,35 @@ def test_files_that_are_no_video_are_told(tmp_path: Path) -> None:
     with pytest.raises(VideoError, match="no frame"):
         write_marked(tmp_path / "b.mp4", [], None, SYNTHETIC, None)
     assert not (tmp_path / "b.mp4").exists()
+
+
+@pytest.mark.parametrize(
+    "assertions",
+    [
+        [],
+        [{"label": "c2pa.soft-binding", "data": {"alg": credentials.MARK, "blocks": []}}],
+        [{"label": "c2pa.soft-binding", "data": {"alg": credentials.MARK, "blocks": [{"scope": {}, "value": "zz"}]}}],
+        [{"label": "c2pa.soft-binding", "data": {"alg": credentials.MARK, "blocks": {"value": 7}}}],
+        [{"label": "c2pa.soft-binding", "data": {"alg": credentials.MARK}}],
+        [{"label": "org.else", "data": {"blocks": "a" * 10_000}}, {"label": "org.list", "data": [1, 2]}],
+    ],
+    ids=["none", "no blocks", "no number", "no list", "nothing", "other"],
+)
+def test_whatever_a_stranger_signed_is_told_in_two_lines(
+    tmp_path: Path, frames: np.ndarray, issue: Issue, assertions: list
+) -> None:
+    chain, key, _ = issue()
+    write_video(tmp_path / "plain.mp4", frames, None)
+    signing = signing_of(chain, key)
+    created = {
+        "label": "c2pa.actions",
+        "data": {"actions": [{"action": "c2pa.created", "digitalSourceType": "x/\x1b[2J"}]},
+    }
+    statement = {"claim_generator_info": [{"name": "\x1b[2Jelse"}], "assertions": [created, *assertions]}
+    signer = c2pa.Signer.from_info(c2pa.C2paSignerInfo(signing.algorithm, signing.chain, signing.key, None))
+    careless = c2pa.Context.from_dict({"verify": {"verify_after_sign": False}})
+    with c2pa.Builder(statement, careless) as builder:
+        builder.sign_file(str(tmp_path / "plain.mp4"), str(tmp_path / "signed.mp4"), signer)
+    verdict = verify(tmp_path / "signed.mp4")
+    assert verdict.credentials is not None and verdict.credentials.number is None
+    assert all(line.isprintable() for line in verdict.lines())
