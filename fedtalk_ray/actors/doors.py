@@ -62,6 +62,9 @@ class GateElsewhere:
     async def take(self, site: str, exchange: int, stage: str, body: bytes) -> None:
         await self._ask("take", site, exchange, stage, body)
 
+    async def released(self) -> bytes | None:
+        return await self._ask("released")
+
     async def _ask(self, method: str, *arguments: Any) -> Any:
         try:
             found = await self._actor.ask.options(name=f"gate.{method}").remote(method, *arguments)

@@ -54,6 +54,21 @@ def invite(
 
 
 @app.command()
+def token(
+    folder: Folder,
+    name: Annotated[str, typer.Argument(help="Whom it is for; a new name each time.")],
+    days: Annotated[int, typer.Option(min=1, max=3650, help="How long it is taken.")] = 14,
+) -> None:
+    """Print a token with which somebody who is no site fetches a released model (`fedtalk fetch`).
+
+    Example: `fedtalk authority token authority museum --days 30`
+    """
+    from fedtalk_ray.enrolment.authority import Authority
+
+    print(Authority(folder).token(name, days).code())
+
+
+@app.command()
 def sign(
     folder: Folder,
     requests: Annotated[
@@ -88,7 +103,7 @@ def sign(
 
 @app.command()
 def revoke(folder: Folder, name: Name) -> None:
-    """Take a member off the list, and its code with it.
+    """Take a member off the list, and its code with it; or end a token.
 
     Example: `fedtalk authority revoke authority s1`
     """

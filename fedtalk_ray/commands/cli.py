@@ -328,7 +328,7 @@ def corrupt(
 
 
 app.command(context_settings=cluster_options.PASSED_ON)(cluster_options.submit)
-for command in (speaking.generate, speaking.verify, cluster_options.status, sites.serve, sites.join):
+for command in (speaking.generate, speaking.verify, cluster_options.status, sites.serve, sites.join, sites.fetch):
     app.command()(command)
 
 

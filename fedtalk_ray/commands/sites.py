@@ -121,6 +121,25 @@ def join(
             print(f"stopped; `fedtalk join --site {site}` goes on", file=sys.stderr)
 
 
+def fetch(
+    address: Annotated[str, typer.Argument(help="The coordinator, as https://HOST:8443.")],
+    token: Annotated[
+        str, typer.Option(envvar="FEDTALK_TOKEN", help="What `fedtalk authority token` printed; a secret.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the model.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
+) -> None:
+    """Fetch the model that a federation of sites released, without being one of them.
+
+    Example: `fedtalk fetch https://fed.example.org:8443 --token TOKEN --out models/federation`
+    """
+    from fedtalk_ray.enrolment.token import Token
+    from fedtalk_ray.sites.fetching import fetch_released
+
+    place = fetch_released(address, Token.parse(token), out, overwrite, tell)
+    print(f"model: {place}; it speaks by: fedtalk generate --run {place} ...")
+
+
 def _take_part(
     folder: "SiteFolder",
     line: "Connection",

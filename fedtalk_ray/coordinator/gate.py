@@ -59,7 +59,7 @@ class GateAway(Exception):
     """The gate is in another process, which is gone."""
 
 
-SITES_ASK = ("epoch", "hear", "offered", "next_order", "room_for", "take")
+SITES_ASK = ("epoch", "hear", "offered", "next_order", "room_for", "take", "released")
 """The methods that doors may call."""
 
 
@@ -217,6 +217,10 @@ class Gate:
         finally:
             if self._waiting.get(site) is woken:
                 del self._waiting[site]
+
+    async def released(self) -> bytes | None:
+        """The last order, which names the files of the released model; None before there is one."""
+        return self._released
 
     async def room_for(self, site: str, exchange: int, stage: str) -> int:
         """Bytes of the site's reply to that at most; 0 where it is not asked and was not given either."""

@@ -10,6 +10,8 @@ here, and whether it came before, there.
     GET  /v1/files/HASH                 a file; ranges are answered          | by signed headers
     POST /v1/next                       the next order, or 204 after a while | (`enrolment.caller`)
     POST /v1/replies/EXCHANGE/STAGE     a reply to it                       /
+    GET  /v1/released                   the files of the released model     | with a token
+    GET  /v1/released/HASH              one of them                         | (`enrolment.token`)
 """
 
 import asyncio
@@ -41,9 +43,11 @@ from fedtalk_ray.enrolment.caller import (
 from fedtalk_ray.enrolment.coordinator_files import CoordinatorFiles
 from fedtalk_ray.enrolment.invite import LARGEST_REQUEST, read_request
 from fedtalk_ray.enrolment.membership import EnrolmentError
+from fedtalk_ray.enrolment.token import Token
+from fedtalk_ray.messages import Order
 from fedtalk_ray.outputs import OutputError
 from fedtalk_ray.privacy.protocol import STAGES
-from fedtalk_ray.privacy.wire import MalformedMessage
+from fedtalk_ray.privacy.wire import MalformedMessage, decode
 
 BYTES = "application/octet-stream"
 
@@ -64,6 +68,7 @@ class GateAsked(Protocol):
     async def next_order(self, site: str) -> bytes | None: ...
     async def room_for(self, site: str, exchange: int, stage: str) -> int: ...
     async def take(self, site: str, exchange: int, stage: str, body: bytes) -> None: ...
+    async def released(self) -> bytes | None: ...
 
 
 def make_app(gate: GateAsked, files: CoordinatorFiles, served: ServedFiles) -> "StrangersLeave":
@@ -152,6 +157,32 @@ def make_app(gate: GateAsked, files: CoordinatorFiles, served: ServedFiles) -> "
     async def file(request: Request, digest: str) -> Response:
         await caller(request)
         place = served.find(digest)
+        if place is None:
+            raise HTTPException(404, "no such file")
+        return FileResponse(place, media_type=BYTES)
+
+    def reader(request: Request) -> None:
+        try:
+            token = Token.parse(request.headers.get("authorization", "").removeprefix("Bearer "))
+            token.check(newest.authority, date.today().isoformat())
+        except EnrolmentError:
+            raise HTTPException(401, "not a token of this federation's authority, or its day is over") from None
+        if token.name in newest.membership().revoked:
+            raise HTTPException(403, "the token was revoked")
+        request.scope[KNOWN] = True
+
+    @app.get("/v1/released")
+    async def released(request: Request) -> Response:
+        reader(request)
+        found = await gate.released()
+        return Response(status_code=204) if found is None else Response(found, media_type=BYTES)
+
+    @app.get("/v1/released/{digest}")
+    async def part(request: Request, digest: str) -> Response:
+        reader(request)
+        found = await gate.released()
+        named = () if found is None else decode(Order, found).parts
+        place = served.find(digest) if digest in {each.digest.hex() for each in named} else None
         if place is None:
             raise HTTPException(404, "no such file")
         return FileResponse(place, media_type=BYTES)

@@ -6,7 +6,8 @@ Clips of all sites are prepared as the coordinator's own shards, of unseen peopl
 from collections.abc import Mapping
 from typing import Any
 
-from fedtalk_ray.messages import Offer
+from fedtalk_ray.enrolment.membership import EnrolmentError
+from fedtalk_ray.messages import Offer, Part
 from fedtalk_ray.privacy.keys import digest
 from fedtalk_ray.privacy.wire import encode
 from fedtalk_ray.shards.format import Manifest
@@ -31,6 +32,16 @@ def run_name(offer: Offer) -> str:
     signature covers it, so that sites with different offers are in no sum together."""
     parts = [encode(part) for part in offer.start]
     return digest(b"fedtalk run/1", offer.nonce, offer.conditions.encode(), *parts).hex()[:32]
+
+
+def model_parts(parts: tuple[Part, ...], most_mb: int) -> tuple[Part, ...]:
+    """The files of a released model. most_mb: MiB of all of them at most. Raises `EnrolmentError` for what is none."""
+    if sum(part.size for part in parts) > most_mb << 20:
+        raise EnrolmentError(f"the released model is larger than {most_mb} MiB")
+    for part in parts:
+        if part.name.split("/")[0] not in RELEASED:
+            raise EnrolmentError(f"the coordinator releases {part.name!r}, which is no part of a model")
+    return parts
 
 
 def conditions_of(manifest: Manifest) -> dict[str, Any]:

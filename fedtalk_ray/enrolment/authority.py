@@ -18,6 +18,7 @@ from fedtalk_ray.enrolment.certificates import authority_certificate, read_autho
 from fedtalk_ray.enrolment.coordinator_files import CoordinatorFiles
 from fedtalk_ray.enrolment.invite import Invite, read_request
 from fedtalk_ray.enrolment.membership import EnrolmentError, Member, Membership, check_name, seal_membership
+from fedtalk_ray.enrolment.token import Token
 from fedtalk_ray.outputs import OutputError, alone, new_folder, read_own, write_synced
 from fedtalk_ray.privacy.keys import SigningKey
 
@@ -41,6 +42,9 @@ class _State:
     """name -> its key in hex, and the last day."""
     revoked: list[str] = field(default_factory=list)
     invites: dict[str, _Invited] = field(default_factory=dict)
+    tokens: dict[str, str] = field(default_factory=dict)
+    """name -> the last day. A name has one token or is a site's, and is not given twice: that it was revoked is said
+    of names."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,8 @@ class Authority:
         with alone(self._file):
             state = self._read()
             state.members = _still_members(state)
+            if name in state.tokens:
+                raise EnrolmentError(f"{name} is the name of a token; take another one for a site")
             if (check_name(name) in state.members) != new_key:
                 raise EnrolmentError(
                     f"{name} is a member already; --new-key lets it come with another key"
@@ -120,6 +126,18 @@ class Authority:
             state.invites[name] = _Invited(invite.key.public.hex(), invite.until)
             self._write(state)
         return invite
+
+    def token(self, name: str, days: int = INVITE_DAYS) -> Token:
+        """A token for so many days. Raises `EnrolmentError` for a name that was given to somebody before."""
+        certificate, _ = read_authority((self._folder / "authority.pem").read_bytes())
+        with alone(self._file):
+            state = self._read()
+            if check_name(name) in {*state.members, *state.invites, *state.revoked, *state.tokens}:
+                raise EnrolmentError(f"{name} was given to somebody before; take a new name for each token")
+            token = Token.new(name, certificate, _day(days), self._key)
+            state.tokens[name] = token.until
+            self._write(state)
+        return token
 
     def sign(self, requests: Iterable[bytes], days: int = MEMBER_DAYS) -> list[Decision]:
         """Makes members of those whose requests show an invite's code, and signs the list anew where it changed.
@@ -138,14 +156,15 @@ class Authority:
         return decisions
 
     def revoke(self, name: str) -> None:
-        """Takes a member off the list, and its code with it. Raises `EnrolmentError` for who is neither."""
+        """Takes a member off the list, and its code with it, or ends a token. Raises `EnrolmentError` for who has
+        none of these."""
         with alone(self._file):
             state = self._read()
-            if name not in {*state.members, *state.invites, *state.revoked}:
-                known = ", ".join(sorted({*state.members, *state.invites})) or "nobody"
-                raise EnrolmentError(f"{name!r} is neither a member nor invited; there are: {known}")
+            if name not in {*state.members, *state.invites, *state.revoked, *state.tokens}:
+                known = ", ".join(sorted({*state.members, *state.invites, *state.tokens})) or "nobody"
+                raise EnrolmentError(f"{name!r} is neither a member nor invited, and has no token; there are: {known}")
             state.invites.pop(name, None)
-            if state.members.pop(name, None):
+            if state.members.pop(name, None) or state.tokens.pop(name, None):
                 state.revoked = sorted({*state.revoked, name})
             self._publish(state)
 

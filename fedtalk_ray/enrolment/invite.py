@@ -67,29 +67,39 @@ class Invite:
         return _key_of(self.secret)
 
     def code(self) -> str:
-        day = date.fromisoformat(self.until).toordinal().to_bytes(DAY_BYTES, "big")
-        content = base64.urlsafe_b64encode(self.secret + self.authority + day + self.grant)
-        return f"{self.name}:{content.decode().rstrip('=')}"
+        return write_code(self.name, self.secret, self.authority, self.until, self.grant)
 
     @classmethod
     def parse(cls, code: str) -> "Invite":
         """Raises `EnrolmentError`, which repeats nothing of the code: it is a secret."""
-        name, _, text = code.strip().rpartition(":")
-        try:
-            content = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
-            secret, authority, rest = content[:16], content[16:32], content[32:]
-            until = date.fromordinal(int.from_bytes(rest[:DAY_BYTES], "big")).isoformat()
-            check_name(name)
-        except (binascii.Error, ValueError, OverflowError, EnrolmentError):
-            content = b""
-        if len(content) != _CODE_BYTES:
-            raise EnrolmentError("--invite is no whole code; `authority invite` prints one, NAME:134-LETTERS") from None
-        return cls(name, secret, authority, until, rest[DAY_BYTES:])
+        found = read_code(code)
+        if found is None:
+            raise EnrolmentError("--invite is no whole code; `authority invite` prints one, NAME:134-LETTERS")
+        return cls(*found)
 
     def check(self, authority: bytes) -> None:
         """Raises `EnrolmentError` for one that its authority did not make so. authority: its public key, 32 bytes."""
         if not verify(authority, _CONTEXT, "Invite", _granted(self.name, self.key.public, self.until), self.grant):
             raise EnrolmentError("--invite is not the code that the authority printed: something in it was changed")
+
+
+def write_code(name: str, secret: bytes, authority: bytes, until: str, grant: bytes) -> str:
+    """What people are given: a name, and the rest in URL-safe base64."""
+    day = date.fromisoformat(until).toordinal().to_bytes(DAY_BYTES, "big")
+    return f"{name}:{base64.urlsafe_b64encode(secret + authority + day + grant).decode().rstrip('=')}"
+
+
+def read_code(code: str) -> tuple[str, bytes, bytes, str, bytes] | None:
+    """Name, secret, authority, last day and grant; None for what is no whole code."""
+    name, _, text = code.strip().rpartition(":")
+    try:
+        content = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+        secret, authority, rest = content[:16], content[16:32], content[32:]
+        until = date.fromordinal(int.from_bytes(rest[:DAY_BYTES], "big")).isoformat()
+        check_name(name)
+    except (binascii.Error, ValueError, OverflowError, EnrolmentError):
+        return None
+    return (name, secret, authority, until, rest[DAY_BYTES:]) if len(content) == _CODE_BYTES else None
 
 
 def fingerprint(certificate: bytes) -> bytes:

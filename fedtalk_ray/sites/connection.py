@@ -17,6 +17,7 @@ from fedtalk_ray.enrolment.caller import COUNT, EPOCH, EPOCH_BYTES, signed_heade
 from fedtalk_ray.enrolment.certificates import read_authority
 from fedtalk_ray.enrolment.invite import SECRET_BYTES, Invite, fingerprint
 from fedtalk_ray.enrolment.membership import EnrolmentError
+from fedtalk_ray.enrolment.token import Token
 from fedtalk_ray.errors import UserError
 from fedtalk_ray.messages import Part
 from fedtalk_ray.outputs import writing
@@ -44,8 +45,8 @@ class ConnectionRefused(UserError):
         self.status, self.said = status, said
 
 
-def fetch_authority(address: str, invite: Invite) -> bytes:
-    """The authority's certificate, PEM, from a coordinator that nobody vouches for yet: the invite names it.
+def fetch_authority(address: str, code: Invite | Token) -> bytes:
+    """The authority's certificate, PEM, from a coordinator that nobody vouches for yet: invite or token name it.
 
     Raises `EnrolmentError` for an address where no coordinator answers, or one of another authority.
     """
@@ -64,9 +65,9 @@ def fetch_authority(address: str, invite: Invite) -> bytes:
     if status != 200:
         raise EnrolmentError(f"what answers at {address} is no coordinator (HTTP {status})")
     certificate, key = read_authority(found)
-    if fingerprint(certificate) != invite.authority or len(invite.authority) != SECRET_BYTES:
+    if fingerprint(certificate) != code.authority or len(code.authority) != SECRET_BYTES:
         raise EnrolmentError(f"the coordinator at {address} belongs to another authority than the one that invited you")
-    invite.check(key)
+    code.check(key)
     # That certificate alone: whoever answered may have put one of its own behind it.
     return ssl.DER_cert_to_PEM_cert(certificate).encode()
 
@@ -108,6 +109,17 @@ class Connection:
         self._session.verify = str(authority)
         self._epoch, self._count = os.urandom(EPOCH_BYTES), 0
         self._tell, self._longest_wait = tell, longest_wait
+        self._files, self._signs = "/v1/files", True
+
+    @classmethod
+    def with_token(
+        cls, address: str, authority: Path, token: Token, tell: Callable[[str], None] = lambda line: None
+    ) -> "Connection":
+        """Calls of somebody who is no site: nothing is signed, and the token goes with each."""
+        line = cls(address, authority, token.name, SigningKey.generate(), tell)
+        line._session.headers["Authorization"] = f"Bearer {token.code()}"
+        line._files, line._signs = "/v1/released", False
+        return line
 
     def ask_for_membership(self, request: bytes) -> str:
         """What there is to say about the request; empty as a rule. Raises `ConnectionRefused`."""
@@ -145,7 +157,7 @@ class Connection:
     def _fetch_more(self, part: Part, partial: Path) -> None:
         have = partial.stat().st_size if partial.exists() else 0
         more = {"Range": f"bytes={have}-"} if have else {}
-        answer, _ = self._until_answered("GET", f"/v1/files/{part.digest.hex()}", b"", more, file=True)
+        answer, _ = self._until_answered("GET", f"{self._files}/{part.digest.hex()}", b"", more, file=True)
         try:
             with open(partial, "ab" if answer.status_code == 206 else "wb") as file:
                 for chunk in answer.iter_content(_CHUNK):
@@ -177,7 +189,7 @@ class Connection:
         wait, told, again = FIRST_WAIT_S, False, 0
         while True:
             headers = dict(more or {})
-            if signed:
+            if signed and self._signs:
                 self._count += 1
                 digest = hashlib.sha256(body).digest()
                 headers |= signed_headers(self._key, self._name, self._epoch, self._count, method, path, digest)

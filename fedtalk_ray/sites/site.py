@@ -16,7 +16,7 @@ import numpy as np
 
 from fedtalk_ray.actors.client import ClientSlot
 from fedtalk_ray.config import save_config
-from fedtalk_ray.coordinator.offer import LONGEST_REFUSAL, RELEASED, conditions_of, difference, run_name
+from fedtalk_ray.coordinator.offer import LONGEST_REFUSAL, RELEASED, conditions_of, difference, model_parts, run_name
 from fedtalk_ray.coordinator.served import safe_name
 from fedtalk_ray.enrolment.membership import EnrolmentError
 from fedtalk_ray.errors import RunError
@@ -235,12 +235,8 @@ class Site:
         run = self.folder.run(name)
         if run.has_model():
             return
-        if sum(part.size for part in order.parts) > self.policy.most_download_mb << 20:
-            raise EnrolmentError(f"the released model is larger than {self.policy.most_download_mb} MiB")
         with new_folder(run.path / "released", overwrite=True) as place:
-            for part in order.parts:
-                if part.name.split("/")[0] not in RELEASED:
-                    raise EnrolmentError(f"the coordinator releases {part.name!r}, which is no part of a model")
+            for part in model_parts(order.parts, self.policy.most_download_mb):
                 self.connection.fetch(part, place / safe_name(part.name))
         # The pipeline comes last: where it is, all is.
         for inside in reversed(RELEASED):
