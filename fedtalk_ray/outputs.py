@@ -92,7 +92,8 @@ def _is_about(error: OSError, path: Path) -> bool:
     if error.filename is None:
         # A write to an open file names none.
         return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-    refused, own = Path(os.fsdecode(error.filename)).absolute(), path.absolute()
+    # FFmpeg's libraries are given what they write as file:NAME.
+    refused, own = Path(os.fsdecode(error.filename).removeprefix("file:")).absolute(), path.absolute()
     if refused == own or refused in own.parents or own in refused.parents:
         return True
     inside = refused.relative_to(own.parent).parts if own.parent in refused.parents else ("",)

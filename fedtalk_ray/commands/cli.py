@@ -339,7 +339,9 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(expanded(typer.main.get_command(app), sys.argv[1:] if arguments is None else arguments))
     except UserError as error:
-        print(f"fedtalk: {' '.join(str(error).split())}", file=sys.stderr)
+        line = " ".join(str(error).split())
+        # Names of files come from anywhere: none may move the terminal's cursor.
+        print("fedtalk: " + "".join(sign if sign.isprintable() else "?" for sign in line), file=sys.stderr)
         sys.exit(1)
 
 

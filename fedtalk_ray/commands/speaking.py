@@ -76,6 +76,10 @@ def generate(
         signing=signing,
     )
     print(f"video: {out} ({made.frames} frames, {made.seconds:.2f} s)")
+    if not no_mark and made.mark is None:
+        print(
+            "its pictures are too small or too even for the invisible mark: credentials alone say that it was generated"
+        )
     if no_mark:
         print("not marked: no content credentials and no invisible mark say that it was generated; say so yourself")
 
@@ -88,7 +92,7 @@ def verify(
 ) -> None:
     """Say whether a video carries content credentials and the mark of a generated one, and whether they fit.
 
-    Exits with 1 where they do not fit, or where credentials or both are missing.
+    Exits with 0 where credentials hold, say that it was generated, and name the mark that is in the pictures.
 
     Example: `fedtalk verify talk.mp4`
     """

@@ -29,6 +29,7 @@ from starlette.requests import ClientDisconnect
 from fedtalk_ray.coordinator.door import Door
 from fedtalk_ray.coordinator.gate import Conflict, GateAway, Overfull, Unasked
 from fedtalk_ray.coordinator.newest_list import NewestList
+from fedtalk_ray.coordinator.readers import Readers
 from fedtalk_ray.coordinator.served import ServedFiles
 from fedtalk_ray.enrolment.caller import (
     COUNT,
@@ -44,10 +45,9 @@ from fedtalk_ray.enrolment.coordinator_files import CoordinatorFiles
 from fedtalk_ray.enrolment.invite import LARGEST_REQUEST, read_request
 from fedtalk_ray.enrolment.membership import EnrolmentError
 from fedtalk_ray.enrolment.token import Token
-from fedtalk_ray.messages import Order
 from fedtalk_ray.outputs import OutputError
 from fedtalk_ray.privacy.protocol import STAGES
-from fedtalk_ray.privacy.wire import MalformedMessage, decode
+from fedtalk_ray.privacy.wire import MalformedMessage
 
 BYTES = "application/octet-stream"
 
@@ -76,10 +76,11 @@ def make_app(gate: GateAsked, files: CoordinatorFiles, served: ServedFiles) -> "
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     strangers: dict[asyncio.Timeout, None] = {}
     newest = NewestList(files)
+    readers = Readers(gate.released)
     drawn: list[bytes] = []
 
     async def epoch() -> bytes:
-        # Asked once: a gate has one, and no stranger's request reaches it.
+        # Asked once: a gate has one, and no stranger's request reaches it, and of those with a token one a second.
         if not drawn:
             drawn.append(await gate.epoch())
         return drawn[0]
@@ -170,19 +171,18 @@ def make_app(gate: GateAsked, files: CoordinatorFiles, served: ServedFiles) -> "
         if token.name in newest.membership().revoked:
             raise HTTPException(403, "the token was revoked")
         request.scope[KNOWN] = True
+        readers.count(token.name)
 
     @app.get("/v1/released")
     async def released(request: Request) -> Response:
         reader(request)
-        found = await gate.released()
+        found = await readers.order()
         return Response(status_code=204) if found is None else Response(found, media_type=BYTES)
 
     @app.get("/v1/released/{digest}")
     async def part(request: Request, digest: str) -> Response:
         reader(request)
-        found = await gate.released()
-        named = () if found is None else decode(Order, found).parts
-        place = served.find(digest) if digest in {each.digest.hex() for each in named} else None
+        place = served.find(digest) if await readers.may_fetch(digest) else None
         if place is None:
             raise HTTPException(404, "no such file")
         return FileResponse(place, media_type=BYTES)
@@ -236,11 +236,11 @@ def kept_request(files: CoordinatorFiles, newest: NewestList, data: bytes) -> st
 
 
 KNOWN = "fedtalk.known"
-"""In a request's scope: that its caller is a member."""
+"""In a request's scope: that its caller is a member, or has a token."""
 
 
 class StrangersLeave:
-    """Closes the connection after every answer to somebody who did not prove to be a member, whatever was asked."""
+    """Closes the connection after every answer to somebody who is no member and has no token, whatever was asked."""
 
     def __init__(self, app: Any) -> None:
         self._app = app

@@ -36,6 +36,8 @@ def run_name(offer: Offer) -> str:
 
 def model_parts(parts: tuple[Part, ...], most_mb: int) -> tuple[Part, ...]:
     """The files of a released model. most_mb: MiB of all of them at most. Raises `EnrolmentError` for what is none."""
+    if not parts:
+        raise EnrolmentError("the coordinator releases a model without a file")
     if sum(part.size for part in parts) > most_mb << 20:
         raise EnrolmentError(f"the released model is larger than {most_mb} MiB")
     for part in parts:

@@ -2,7 +2,8 @@
 
     AUTH/authority.key     Ed25519: signs lists of members and the coordinator's certificate
     AUTH/authority.pem     its own certificate, which every code of an invite names
-    AUTH/authority.json    the invites by their public keys, the members, how many lists were signed
+    AUTH/authority.json    the invites by their public keys, the members, who was given a token, how many lists were
+                           signed
     AUTH/coordinator/      what the coordinator is given (`coordinator_files`), and nothing of the above but the .pem
 
 Everything is for its owner alone. The folder needs no network: requests and the list of members are files.
@@ -43,8 +44,8 @@ class _State:
     revoked: list[str] = field(default_factory=list)
     invites: dict[str, _Invited] = field(default_factory=dict)
     tokens: dict[str, str] = field(default_factory=dict)
-    """name -> the last day. A name has one token or is a site's, and is not given twice: that it was revoked is said
-    of names."""
+    """name -> the last day, of all that were ever printed. A name has one token or is a site's, and is not given twice:
+    that it was revoked is said of names."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ class Authority:
                 known = ", ".join(sorted({*state.members, *state.invites, *state.tokens})) or "nobody"
                 raise EnrolmentError(f"{name!r} is neither a member nor invited, and has no token; there are: {known}")
             state.invites.pop(name, None)
-            if state.members.pop(name, None) or state.tokens.pop(name, None):
+            if state.members.pop(name, None) or name in state.tokens:
                 state.revoked = sorted({*state.revoked, name})
             self._publish(state)
 

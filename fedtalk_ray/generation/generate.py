@@ -49,10 +49,11 @@ class InputError(UserError):
 
 
 class Written(NamedTuple):
-    """What a video came to."""
+    """What a video came to. mark: the invisible mark's number; None without one."""
 
     frames: int
     seconds: float
+    mark: int | None = None
 
 
 def generate(
@@ -109,11 +110,12 @@ def generate(
         blocks, what = (-(-count // FPS), "seconds made") if scene is None else (count, "frames made")
         frames = progress(frames, blocks, what)
     aspect = scene.pixel_aspect if scene is not None else Fraction(1)
+    number = None
     if not mark or signing is None:
         write_video(out, frames, sound, rate, aspect)
     else:
-        write_marked(out, frames, sound, SYNTHETIC if scene is None else COMPOSITE, signing, rate, aspect)
-    return Written(count, float(count / rate))
+        number = write_marked(out, frames, sound, SYNTHETIC if scene is None else COMPOSITE, signing, rate, aspect)
+    return Written(count, float(count / rate), number)
 
 
 def find_scene(

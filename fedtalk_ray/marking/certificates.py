@@ -4,7 +4,7 @@ A trial certificate says that a file was signed on this machine and is unchanged
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 
@@ -18,8 +18,8 @@ from fedtalk_ray.errors import UserError
 from fedtalk_ray.outputs import alone, write_synced, writing
 
 TRIAL = "fedtalk trial certificate"
-TRIAL_DAYS, RENEWED_BEFORE = 365, 7
-"""How long a trial certificate holds; another is made in its last days."""
+TRIAL_DAYS, RENEWED_BEFORE = 3650, 1825
+"""How long a trial certificate holds; another is made in its second half, so that every video's holds for years."""
 
 _CURVES = {"secp256r1": "es256", "secp384r1": "es384", "secp521r1": "es512"}
 
@@ -33,48 +33,72 @@ class Signing:
     """chain: certificates, PEM, the signer's own first. key: PEM. algorithm: C2PA's name. where: for messages."""
 
     chain: bytes
-    key: bytes
+    key: bytes = field(repr=False)
     algorithm: str
     where: str
 
 
 def trial_folder() -> Path:
     """Where a user's trial certificate lies, for its owner alone: below FEDTALK_HOME, or below ~/.config/fedtalk."""
-    home = os.environ.get("FEDTALK_HOME")
-    return (Path(home) if home else Path.home() / ".config" / "fedtalk") / "marking"
+    if home := os.environ.get("FEDTALK_HOME"):
+        return Path(home) / "marking"
+    try:
+        return Path.home() / ".config" / "fedtalk" / "marking"
+    except RuntimeError as error:
+        raise CertificateError("there is no home folder for a trial certificate; name one in FEDTALK_HOME") from error
 
 
 def trial_authorities() -> tuple[bytes, ...]:
-    """The certificate that this machine's own trial certificate leads to, PEM; none before the first use."""
-    file = trial_folder() / "authority.pem"
-    return (file.read_bytes(),) if file.is_file() else ()
+    """The certificates that this machine's own trial certificates lead to, PEM; none where none can be read."""
+    try:
+        return (authority_of(trial_folder() / "authority.pem"),)
+    except CertificateError:
+        return ()
 
 
 def authority_of(file: str | Path) -> bytes:
     """A certificate of an authority that a user trusts, PEM. Raises `CertificateError`."""
     try:
-        pem = Path(file).read_bytes()
-        x509.load_pem_x509_certificates(pem)
+        return _pem(x509.load_pem_x509_certificates(Path(file).read_bytes()))
     except OSError as error:
         raise CertificateError(f"{file}: {error.strerror}") from error
     except ValueError as error:
         raise CertificateError(f"certificate {file} is no PEM certificate, or damaged") from error
-    return pem
 
 
 def trial_signing() -> Signing:
-    """This machine's own certificate, made at first use and anew when it has nearly run out."""
+    """This machine's own certificate, made at first use, and anew when it is old or damaged.
+
+    Raises `CertificateError` for a folder that others may write to, `OutputError` where none can be kept.
+    """
     folder = trial_folder()
-    chain, key = folder / "chain.pem", folder / "key.pem"
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        kept = folder.stat()
+    if kept.st_uid != os.geteuid() or kept.st_mode & 0o022:
+        raise CertificateError(f"{folder} belongs to somebody else or is open to others; make it yours, with chmod 700")
+    if (signing := _kept(folder)) is not None:
+        return signing
     with alone(folder / "trial"):
-        if not (chain.is_file() and key.is_file()) or _ends(chain) < date.today() + timedelta(days=RENEWED_BEFORE):
-            authority, made, secret = _trial()
-            write_synced(folder / "authority.pem", authority)
-            write_synced(key, secret)
-            write_synced(chain, made)
-        return signing_of(chain, key)
+        if (signing := _kept(folder)) is not None:
+            return signing
+        authority, made, secret = _trial()
+        # Videos that were signed before stay this machine's own.
+        write_synced(folder / "authority.pem", b"".join((*trial_authorities(), authority)))
+        write_synced(folder / "key.pem", secret)
+        write_synced(folder / "chain.pem", made)
+        return signing_of(folder / "chain.pem", folder / "key.pem")
+
+
+def _kept(folder: Path) -> Signing | None:
+    """What was made before, where it is whole and young."""
+    try:
+        authority_of(folder / "authority.pem")
+        signing = signing_of(folder / "chain.pem", folder / "key.pem")
+        ends = x509.load_pem_x509_certificate(signing.chain).not_valid_after_utc.date()
+    except CertificateError:
+        return None
+    return signing if ends > date.today() + timedelta(days=RENEWED_BEFORE) else None
 
 
 def signing_of(certificate: str | Path, key: str | Path) -> Signing:
@@ -107,14 +131,13 @@ def signing_of(certificate: str | Path, key: str | Path) -> Signing:
         algorithm = "ps256"
     else:
         raise CertificateError(f"key {key} is of no kind that C2PA signs with: P-256, P-384, P-521, Ed25519 or RSA")
-    return Signing(pem, secret, algorithm, f"certificate {certificate}")
+    # As C2PA's library reads them, whatever else stands in the files.
+    clean = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return Signing(_pem(chain), clean, algorithm, f"certificate {certificate}")
 
 
-def _ends(chain: Path) -> date:
-    try:
-        return x509.load_pem_x509_certificate(chain.read_bytes()).not_valid_after_utc.date()
-    except ValueError:
-        return date.min
+def _pem(certificates: list[x509.Certificate]) -> bytes:
+    return b"".join(each.public_bytes(Encoding.PEM) for each in certificates)
 
 
 def _trial() -> tuple[bytes, bytes, bytes]:

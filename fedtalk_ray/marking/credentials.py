@@ -5,6 +5,7 @@ Signed last: whoever decodes the file and writes it again loses them. c2pa-pytho
 
 import json
 import re
+import shutil
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +16,21 @@ import c2pa
 from fedtalk_ray.errors import UserError
 from fedtalk_ray.marking.certificates import Signing
 from fedtalk_ray.outputs import OutputError
+
+_CHANGED = ("mismatch", "claimSignature.missing", "assertion.missing", "assertion.inaccessible")
+"""How the standard's codes end, or which they are, where a file is not what was signed."""
+
+_SETTINGS: dict[str, object] = {
+    # Nothing is asked of anybody: neither a manifest elsewhere, nor who is behind an identity that a file names.
+    "verify": {"remote_manifest_fetch": False, "ocsp_fetch": False},
+    "core": {
+        "decode_identity_assertions": False,
+        "allowed_network_hosts": [],
+        # Pieces, so that memory does not grow with the file.
+        "merkle_tree_chunk_size_in_kb": 1024,
+        "backing_store_memory_threshold_in_mb": 8,
+    },
+}
 
 _TYPES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 SYNTHETIC, COMPOSITE = "trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia"
@@ -33,7 +49,8 @@ class CredentialsError(UserError):
 class Credentials:
     """What a file's credentials say.
 
-    fits: whether nothing was changed since they were signed. problem: the standard's code for what does not fit, or "".
+    fits: whether they hold: the file is the one that was signed, by a certificate that holds. problem: the standard's
+    code for what does not, or "". changed: whether the file is another than was signed.
     trusted: whether the signer's certificate leads to one that the reader trusts. signer: the name in the certificate.
     generator: which program signed. kind: `SYNTHETIC`, `COMPOSITE`, or another of IPTC's words. number: of the
     invisible mark, None where they name none.
@@ -41,6 +58,7 @@ class Credentials:
 
     fits: bool
     problem: str
+    changed: bool
     trusted: bool
     signer: str
     generator: str
@@ -48,36 +66,28 @@ class Credentials:
     number: int | None
 
 
-def sign(source: Path, target: Path, signing: Signing, kind: str, number: int) -> None:
-    """Writes a video again as `target`, with credentials.
+def sign(source: Path, target: Path, signing: Signing, kind: str, number: int | None) -> None:
+    """Writes a video again as `target`, with credentials. number: of the mark in it, None for none.
 
     Raises `CredentialsError` where the certificate will not do, `OutputError` where nothing can be written.
     """
-    statement = {
-        "claim_generator_info": [{"name": GENERATOR, "version": version("fedtalk-ray")}],
-        "assertions": [
-            {
-                "label": "c2pa.actions",
-                "data": {
-                    "actions": [
-                        {"action": "c2pa.created", "digitalSourceType": _TYPES + kind},
-                        {"action": "c2pa.watermarked"},
-                    ]
-                },
-            },
-            {
-                "label": "c2pa.soft-binding",
-                "data": {"alg": MARK, "blocks": [{"scope": {}, "value": f"{number:04x}"}]},
-            },
-        ],
-    }
+    actions: list[dict[str, str]] = [{"action": "c2pa.created", "digitalSourceType": _TYPES + kind}]
+    assertions: list[dict[str, Any]] = [{"label": "c2pa.actions", "data": {"actions": actions}}]
+    if number is not None:
+        actions.append({"action": "c2pa.watermarked"})
+        block = {"scope": {}, "value": f"{number:04x}"}
+        assertions.append({"label": "c2pa.soft-binding", "data": {"alg": MARK, "blocks": [block]}})
+    program = {"name": GENERATOR, "version": version("fedtalk-ray")}
+    statement = {"claim_generator_info": [program], "assertions": assertions}
     try:
         signer = c2pa.Signer.from_info(c2pa.C2paSignerInfo(signing.algorithm, signing.chain, signing.key, None))
         with c2pa.Builder(statement, _context(())) as builder:
             builder.sign_file(str(source), str(target), signer)
-    except c2pa.C2paError.Io as error:
-        raise OutputError(f"cannot write {target}: {_one_line(error)}; nothing was left half written") from error
     except c2pa.C2paError as error:
+        full = shutil.disk_usage(target.parent).free < source.stat().st_size
+        if full or isinstance(error, c2pa.C2paError.Io) or re.search(r"\[Errno \d+\]", str(error)):
+            why = "No space left on device" if full else _one_line(error)
+            raise OutputError(f"cannot write {target}: {why}; nothing was left half written") from error
         raise CredentialsError(f"{signing.where}: no credentials can be signed with it ({_one_line(error)})") from error
 
 
@@ -89,7 +99,8 @@ def read(path: str | Path, trusted: tuple[bytes, ...] = ()) -> Credentials | Non
     try:
         with c2pa.Reader(str(path), context=_context(trusted)) as reader:
             said = json.loads(reader.json())
-    except c2pa.C2paError.ManifestNotFound:
+    except (c2pa.C2paError.ManifestNotFound, c2pa.C2paError.NotSupported):
+        # The second: of a kind of file that holds none.
         return None
     except (c2pa.C2paError, OSError) as error:
         raise CredentialsError(f"{path}: its credentials cannot be read ({_one_line(error)})") from error
@@ -110,13 +121,18 @@ def read(path: str | Path, trusted: tuple[bytes, ...] = ()) -> Credentials | Non
     ]
     named = re.fullmatch("[0-9a-f]{4}", str(numbers[0])) if numbers else None
     generator = _at(claim, "claim_generator_info", 0)
+    wrong = [code for code in codes if code != "signingCredential.untrusted"]
+    changed = [code for code in wrong if code.endswith(_CHANGED)]
+    problem = next(iter((*changed, *wrong)), "")
+    kind = next((str(kind) for kind in kinds if kind), "")
     return Credentials(
         fits=_at(said, "validation_state") in ("Valid", "Trusted"),
-        problem=_printable(next((code for code in codes if code != "signingCredential.untrusted"), "")),
+        problem=_printable(problem),
+        changed=bool(changed),
         trusted=_at(said, "validation_state") == "Trusted",
         signer=_printable(_at(claim, "signature_info", "common_name") or ""),
         generator=_printable(f"{_at(generator, 'name') or ''} {_at(generator, 'version') or ''}"),
-        kind=_printable(str(next((kind for kind in kinds if kind), "")).split("/")[-1]),
+        kind=_printable(kind.removeprefix(_TYPES)),
         number=int(named[0], 16) if named else None,
     )
 
@@ -138,10 +154,8 @@ def _list(data: Any) -> list[Any]:
 
 
 def _context(trusted: tuple[bytes, ...]) -> c2pa.Context:
-    settings: dict[str, object] = {"verify": {"remote_manifest_fetch": False, "ocsp_fetch": False}}
-    if trusted:
-        settings["trust"] = {"trust_anchors": b"\n".join(trusted).decode()}
-    return c2pa.Context.from_dict(settings)
+    trust = {"trust": {"trust_anchors": b"\n".join(trusted).decode()}} if trusted else {}
+    return c2pa.Context.from_dict(_SETTINGS | trust)
 
 
 def _printable(text: object) -> str:

@@ -42,7 +42,8 @@ PASSES = 4
 """A bit's waves, lowered where it is smooth, add a little to other bits; so often that is made up for."""
 
 WRONG_BITS = 7
-"""Of 63, at most, where a mark is said to be found: pictures without one come so near in 5 of a million cases."""
+"""Of 63, at most, where a mark is said to be found. Random signs come so near to one of the 65,536 words of the code
+with probability 65,536 (C(63, 0) + ... + C(63, 7)) / 2^63, which is 5 in a million."""
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 

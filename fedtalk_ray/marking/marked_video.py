@@ -1,6 +1,7 @@
 """Videos that say what they are: written with the invisible mark in their pictures, signed when they are whole."""
 
 import logging
+import tempfile
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from itertools import chain
@@ -12,8 +13,11 @@ from fedtalk_ray.errors import UserError
 from fedtalk_ray.marking import credentials, invisible
 from fedtalk_ray.marking.certificates import CertificateError, Signing, signing_of, trial_signing
 from fedtalk_ray.media.encoding import write_video
-from fedtalk_ray.media.video import FPS, VideoError
+from fedtalk_ray.media.video import FPS, VideoError, frames_of
 from fedtalk_ray.outputs import new_file
+
+TRIED_FRAMES = 8
+"""So many times the first picture is coded to see whether it keeps the mark: later frames of a video mend the first."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -21,14 +25,20 @@ _LOG = logging.getLogger(__name__)
 def signing_with(certificate: str | Path | None, key: str | Path | None) -> Signing:
     """What to sign with: a certificate and its key, or where neither is named this machine's own, for trials.
 
-    Raises `CertificateError`.
+    A certificate is tried on a picture at once, so that a wrong one is told before anything was made. Raises
+    `CertificateError` and `CredentialsError`.
     """
     if certificate is None and key is None:
         return trial_signing()
     if certificate is None or key is None:
         missing = "--certificate" if certificate is None else "--key"
         raise CertificateError(f"{missing} is missing: a certificate and its key are given together, as PEM files")
-    return signing_of(certificate, key)
+    signing = signing_of(certificate, key)
+    with tempfile.TemporaryDirectory() as folder:
+        tried = Path(folder) / "tried.mp4"
+        write_video(tried, np.zeros((1, 16, 16, 3), np.uint8), None)
+        credentials.sign(tried, tried.with_name("signed.mp4"), signing, credentials.SYNTHETIC, None)
+    return signing
 
 
 def signing_if_possible() -> Signing | None:
@@ -49,8 +59,9 @@ def write_marked(
     signing: Signing | None,
     fps: Fraction | int = FPS,
     pixel_aspect: Fraction = Fraction(1),
-) -> int:
-    """As `write_video`, with the invisible mark and content credentials. Returns the mark's number.
+) -> int | None:
+    """As `write_video`, with the invisible mark and content credentials. Returns the mark's number, None where the
+    first picture cannot carry one: it is too small, or the same everywhere.
 
     blocks: uint8 [n, H, W, 3], one held at a time. kind: `credentials.SYNTHETIC` or `COMPOSITE`. signing: None for the
     mark alone. The number follows from the first frame. Raises `VideoError` and `UserError`s; there is then no file, or
@@ -59,8 +70,9 @@ def write_marked(
     first, rest = _first(iter(blocks))
     if first is None:
         raise VideoError(f"{path}: there is no frame to write")
-    number = invisible.nearest_number(first[0])
-    pictures = invisible.marked(chain([first], rest), number)
+    number = _number_for(first[0])
+    blocks = chain([first], rest)
+    pictures = blocks if number is None else invisible.marked(blocks, number)
     if signing is None:
         write_video(path, pictures, audio, fps, pixel_aspect)
         return number
@@ -72,6 +84,16 @@ def write_marked(
         finally:
             unsigned.unlink(missing_ok=True)
     return number
+
+
+def _number_for(picture: np.ndarray) -> int | None:
+    """The mark's number for a video that begins so, uint8 [H, W, 3]; None where coding loses it at once."""
+    number = invisible.nearest_number(picture)
+    with tempfile.TemporaryDirectory() as folder:
+        tried = Path(folder) / "tried.mp4"
+        write_video(tried, invisible.mark(picture, number)[None].repeat(TRIED_FRAMES, 0), None)
+        found = invisible.read(frames_of(tried))
+    return number if found is not None and found.number == number else None
 
 
 def _first(blocks: Iterator[np.ndarray]) -> tuple[np.ndarray | None, Iterator[np.ndarray]]:

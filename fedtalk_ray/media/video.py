@@ -212,11 +212,11 @@ def read_audio(path: str | Path) -> np.ndarray:
 
 @contextlib.contextmanager
 def _decoding(path: str | Path) -> Iterator[Any]:
-    if Path(path).is_dir():
-        raise VideoError(f"{path}: is a folder, not a file")
-    if Path(path).is_file() and not Path(path).stat().st_size:
-        raise VideoError(f"{path}: is empty (0 bytes)")
     try:
+        if Path(path).is_dir():
+            raise VideoError(f"{path}: is a folder, not a file")
+        if Path(path).is_file() and not Path(path).stat().st_size:
+            raise VideoError(f"{path}: is empty (0 bytes)")
         # Named as a file: FFmpeg would take what stands before a colon for a protocol.
         with av.open(f"file:{path}") as container:
             yield container

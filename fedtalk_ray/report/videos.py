@@ -21,6 +21,7 @@ from fedtalk_ray.evaluation.evaluate import speak
 from fedtalk_ray.generation.generate import enlarge
 from fedtalk_ray.generation.samples import spoken_in
 from fedtalk_ray.generation.scene import dubbed_pictures
+from fedtalk_ray.marking.certificates import Signing
 from fedtalk_ray.marking.credentials import COMPOSITE, SYNTHETIC
 from fedtalk_ray.marking.marked_video import signing_if_possible, write_marked
 from fedtalk_ray.media.encoding import write_video
@@ -44,10 +45,9 @@ BUDGET = 6_000_000
 
 NAMES_SHOWN = 12
 
-MARKED = (
-    "Generated videos here carry the invisible mark and content credentials signed for trials (fedtalk verify). The "
-    "real clip and what the autoencoder makes of it do not, nor do pictures that are no video."
-)
+_OTHERS = "The real clip and what the autoencoder makes of it do not, nor do pictures that are no video."
+MARKED = "Generated videos here carry the invisible mark and credentials signed for trials (fedtalk verify). " + _OTHERS
+MARKED_ALONE = "Generated videos here carry the invisible mark, and no credentials (fedtalk verify). " + _OTHERS
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def make_videos(run: RunFolder, people: People | None, why: str, client: str | N
         return kept_samples(run, client, f"The run's shards cannot be read ({why}).")
     if client is not None:
         check_client(run, people, client)
-    videos, budget = Videos(), _Budget()
+    videos, budget, signing = Videos(), _Budget(), signing_if_possible()
     shown = [*sorted(people.unseen)[:1], *([client] if client is not None else [])]
     if not people.unseen:
         videos.notes.append(
@@ -102,11 +102,12 @@ def make_videos(run: RunFolder, people: People | None, why: str, client: str | N
         with ticker(len(shown), "videos") as tick:
             for name in shown:
                 own = name if name == client else None
-                videos.rows.append(Row(*heading(run, people, name, own), list(players(run, people, name, own, budget))))
+                made = list(players(run, people, name, own, budget, signing))
+                videos.rows.append(Row(*heading(run, people, name, own), made))
                 tick()
     except (RunError, ShardError) as error:
         return kept_samples(run, client, f"No new videos could be made ({error}).")
-    videos.notes.append(MARKED)
+    videos.notes.append(MARKED if signing is not None else MARKED_ALONE)
     return videos
 
 
@@ -140,8 +141,6 @@ def kept_samples(run: RunFolder, client: str | None, reason: str) -> Videos:
             videos.notes.append(f"The newest sample cannot be shown: {error}.")
             continue
         videos.rows.append(Row(title, "", [player]))
-    if videos.rows:
-        videos.notes.append(MARKED)
     return videos
 
 
@@ -161,11 +160,13 @@ class _Budget:
         return _data_uri("video/mp4", content), _data_uri("image/jpeg", still.getvalue())
 
 
-def players(run: RunFolder, people: People, name: str, client: str | None, budget: _Budget) -> Iterator[Player]:
-    """client: whose own adapter is shown too, None for the shared model alone."""
+def players(
+    run: RunFolder, people: People, name: str, client: str | None, budget: _Budget, signing: Signing | None
+) -> Iterator[Player]:
+    """client: whose own adapter is shown too, None for the shared model alone. signing: of what was generated."""
     model = load_released(run, device=pick_device())
     check_fits(people.manifest, model, str(run.pipeline))
-    piece, signing = next(people.pieces(name, split_shown(people, name))), signing_if_possible()
+    piece = next(people.pieces(name, split_shown(people, name)))
     sound = piece.waveform.astype(np.float32) / 32767
 
     def player(

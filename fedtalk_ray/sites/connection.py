@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import random
 import ssl
@@ -28,6 +29,9 @@ CONNECT_S, ANSWER_S = 10.0, 60.0
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 60.0
 """Seconds between two tries; they double, and a random part is added, so that sites do not all come at once."""
+
+PATIENCE_S = 120.0
+"""Seconds after which somebody with a token gives up; a site never does."""
 
 LARGEST_CERTIFICATE, LARGEST_ANSWER = 16 << 10, 64 << 20
 """Bytes of an authority's certificate, and of any answer that is no file."""
@@ -66,7 +70,9 @@ def fetch_authority(address: str, code: Invite | Token) -> bytes:
         raise EnrolmentError(f"what answers at {address} is no coordinator (HTTP {status})")
     certificate, key = read_authority(found)
     if fingerprint(certificate) != code.authority or len(code.authority) != SECRET_BYTES:
-        raise EnrolmentError(f"the coordinator at {address} belongs to another authority than the one that invited you")
+        raise EnrolmentError(
+            f"the coordinator at {address} belongs to another authority than the one that made this code"
+        )
     code.check(key)
     # That certificate alone: whoever answered may have put one of its own behind it.
     return ssl.DER_cert_to_PEM_cert(certificate).encode()
@@ -110,15 +116,17 @@ class Connection:
         self._epoch, self._count = os.urandom(EPOCH_BYTES), 0
         self._tell, self._longest_wait = tell, longest_wait
         self._files, self._signs = "/v1/files", True
+        self._patience = math.inf
 
     @classmethod
     def with_token(
         cls, address: str, authority: Path, token: Token, tell: Callable[[str], None] = lambda line: None
     ) -> "Connection":
-        """Calls of somebody who is no site: nothing is signed, and the token goes with each."""
+        """Calls of somebody who is no site: nothing is signed, and the token goes with each. Where nobody answers for
+        `PATIENCE_S`, or who answers has no certificate for this address, `EnrolmentError`s say so."""
         line = cls(address, authority, token.name, SigningKey.generate(), tell)
         line._session.headers["Authorization"] = f"Bearer {token.code()}"
-        line._files, line._signs = "/v1/released", False
+        line._files, line._signs, line._patience = "/v1/released", False, PATIENCE_S
         return line
 
     def ask_for_membership(self, request: bytes) -> str:
@@ -186,7 +194,7 @@ class Connection:
         file: bool = False,
     ) -> tuple[requests.Response, bytes]:
         """The answer, and what it says; of a file, which is good for any length, nothing is read yet."""
-        wait, told, again = FIRST_WAIT_S, False, 0
+        wait, told, again, began = FIRST_WAIT_S, False, 0, time.monotonic()
         while True:
             headers = dict(more or {})
             if signed and self._signs:
@@ -207,6 +215,8 @@ class Connection:
                 content = b"" if file and well else _content(answer, LARGEST_ANSWER)
             except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
                 why = _reason(error)
+                if isinstance(error, requests.exceptions.SSLError) and self._patience < math.inf:
+                    raise EnrolmentError(f"{self._address} has no certificate of its authority ({why})") from error
             else:
                 if well:
                     return answer, content
@@ -216,6 +226,8 @@ class Connection:
                 if answer.status_code != 429 and answer.status_code < 500:
                     raise ConnectionRefused(answer.status_code, _said(content))
                 why = f"HTTP {answer.status_code}"
+            if time.monotonic() - began > self._patience:
+                raise EnrolmentError(f"{self._address} did not answer for {self._patience:.0f} s ({why})")
             if not told:
                 self._tell(f"{self._address} does not answer ({why}); trying on")
                 told = True

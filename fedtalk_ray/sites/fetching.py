@@ -20,8 +20,9 @@ def fetch_released(
 ) -> Path:
     """The released model's folder, which every command takes as `--run`.
 
-    Raises `EnrolmentError` where none is released yet or what comes is none, `ConnectionRefused` for a token that is
-    not taken, `OutputError` for a folder that is in use; then there is none.
+    Raises `EnrolmentError` where none is released yet, nobody answers or what comes is none, `RunError` for files that
+    have no place in a model, `ConnectionRefused` for a token that is not taken, `OutputError` for a folder that is in
+    use; then there is none.
     """
     certificate = fetch_authority(address, token)
     with new_folder(out, overwrite) as place:

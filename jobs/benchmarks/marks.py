@@ -105,6 +105,8 @@ def main() -> None:
             generator = torch.Generator().manual_seed(0)
             blocks = np.concatenate(list(speak_in(scene, model, sound, count, generator)))
             number = write_marked(file, [blocks], sound, COMPOSITE, signing, pixel_aspect=scene.pixel_aspect)
+            if number is None:
+                raise SystemExit(f"{piece.client}/{piece.clip} cannot carry the mark")
             verdict = verify(file)
             made += 1
             read["as written"] += not verdict.problem() and verdict.mark is not None and verdict.mark.number == number

@@ -43,7 +43,7 @@ def test_what_is_generated_says_so(command: Call, given: list[object], tmp_path:
     assert command("generate", *given, "--out", file)[0] == 0
     status, lines, wrong = command("verify", file)
     assert (status, wrong) == (0, [])
-    assert lines[0].startswith("credentials: made by a model, by fedtalk_ray ")
+    assert lines[0].startswith("credentials: unchanged since they were signed; made by a model; ")
     assert lines[1].startswith("invisible mark: ")
 
 

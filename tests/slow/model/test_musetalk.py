@@ -1,10 +1,11 @@
 """MuseTalk's networks: published names and shapes, adapters by hand, a step's memory held to real allocations."""
 
+import numpy as np
 import pytest
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
+from torch.profiler import ProfilerActivity, profile
 
-from fedtalk_ray.model import musetalk
 from fedtalk_ray.model.held_memory import LiveBytes
 from fedtalk_ray.model.musetalk import ALL_LAYERS, ATTENTION, SMALL, LoraStep, held, make_autoencoder, make_unet
 
@@ -58,19 +59,24 @@ def test_every_layer_of_the_blocks_carries_an_adapter_where_all_are_named() -> N
     assert {name.split(".")[-2] for name in bare} == {"0"} and all("sampler" in name for name in bare)
 
 
+def allocated_at_most(step: LoraStep) -> int:
+    """Bytes by torch's own profiler: what its allocator gave out and took back, in order."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        step.loss(1).backward()
+    events = [event for event in found.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = np.cumsum([event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())])
+    return int(held.max())
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_step_holds_on_a_cpu_what_shapes_say(checkpointing: bool) -> None:
     """With kernels that keep attention's weights, as the estimate counts them."""
-    peaks = []
-    for device in ("meta", "cpu"):
-        step = LoraStep(4, ALL_LAYERS, checkpointing, torch.float32, device, SMALL)
-        with (
-            torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
-            LiveBytes(step.unet, step.autoencoder) as live,
-        ):
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        step = LoraStep(4, ALL_LAYERS, checkpointing, torch.float32, "meta", SMALL)
+        with LiveBytes(step.unet, step.autoencoder) as live:
             step.loss(1).backward()
-        peaks.append(live.peak)
-    assert peaks[1] == pytest.approx(peaks[0], rel=0.02)
+        allocated = allocated_at_most(LoraStep(4, ALL_LAYERS, checkpointing, torch.float32, "cpu", SMALL))
+    assert allocated == pytest.approx(live.peak, rel=0.05)
 
 
 def test_a_step_moves_the_adapter_alone() -> None:
@@ -102,4 +108,3 @@ def test_the_page_holds_what_the_table_says(repository) -> None:
     both = [held(8, ATTENTION, 1, again, torch.bfloat16).total / 2**30 for again in (False, True)]
     assert cells[1:5] == ["1,496,064", "5.7", "bfloat16", f"{both[0]:.1f} / {both[1]:.1f}"]
     assert "python -m fedtalk_ray.model.musetalk" in page[: page.index(row)]
-    assert musetalk.Sizes() == musetalk.FULL

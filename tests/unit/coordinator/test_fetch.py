@@ -1,15 +1,20 @@
 """Whoever has a token fetches the released model, and nothing else; whoever has none, nothing."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
 import requests
 
 from fedtalk_ray.commands.cli import main
+from fedtalk_ray.coordinator import readers
+from fedtalk_ray.coordinator.gate import GateAway
 from fedtalk_ray.enrolment.authority import Authority
+from fedtalk_ray.enrolment.membership import EnrolmentError
 from fedtalk_ray.enrolment.token import Token
 from fedtalk_ray.outputs import OutputError
 from fedtalk_ray.runs.folder import RunFolder
+from fedtalk_ray.sites import connection
 from fedtalk_ray.sites.connection import ConnectionRefused
 from fedtalk_ray.sites.fetching import fetch_released
 from tests.unit.coordinator.conftest import Standing, refused
@@ -113,3 +118,51 @@ def test_a_refusal_is_not_tried_again(standing: Standing, tmp_path: Path) -> Non
     standing.authority.revoke("museum")
     with pytest.raises(ConnectionRefused):
         fetch_released(standing.address, token, tmp_path / "model")
+
+
+def test_a_token_asks_no_more_often_than_a_member_and_the_gate_once_a_second(
+    standing: Standing, released: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    honest = standing.gate.released
+    monkeypatch.setattr(readers, "MOST_A_MINUTE", 20)
+    monkeypatch.setattr(readers, "ASKED_AGAIN_S", 60.0)
+    code, other = (standing.authority.token(name).code() for name in ("museum", "archive"))
+
+    async def counted() -> bytes | None:
+        asked.append(1)
+        return await honest()
+
+    held = readers.Readers(counted)
+    assert asyncio.run(held.order()) == asyncio.run(held.order()) != b""
+    assert len(asked) == 1
+    # Within one minute by the door's clock; should it turn over on the way, a second pass is within the next.
+    codes = [get(standing, "/v1/released", code).status_code for _ in range(42)]
+    assert 429 in codes and codes[0] == 200
+    assert get(standing, "/v1/released", other).status_code == 200
+
+
+def test_a_release_without_a_file_is_no_model(standing: Standing, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    standing.ask(standing.gate.release(str(tmp_path / "empty"))).result()
+    with pytest.raises(EnrolmentError, match="a model without a file"):
+        fetch_released(standing.address, standing.authority.token("museum"), tmp_path / "model")
+
+
+def test_an_address_that_the_certificate_does_not_name_is_told_at_once(standing: Standing, tmp_path: Path) -> None:
+    address = standing.address.replace("localhost", "127.0.0.1")
+    with pytest.raises(EnrolmentError, match="has no certificate of its authority"):
+        fetch_released(address, standing.authority.token("museum"), tmp_path / "model")
+
+
+def test_who_does_not_answer_is_not_waited_for_without_end(
+    standing: Standing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away() -> bytes | None:
+        raise GateAway
+
+    monkeypatch.setattr(connection, "PATIENCE_S", 1.0)
+    monkeypatch.setattr(standing.gate, "released", away)
+    monkeypatch.setattr(readers.Readers, "order", lambda self: away())
+    with pytest.raises(EnrolmentError, match="did not answer for 1 s"):
+        fetch_released(standing.address, standing.authority.token("museum"), tmp_path / "model")

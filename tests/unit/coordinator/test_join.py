@@ -33,7 +33,7 @@ def clips(tmp_path: Path) -> Path:
     ("wrong", "said"),
     [
         ("nobody there", "nobody answers at https://localhost:1 ("),
-        ("another authority", "belongs to another authority than the one that invited you"),
+        ("another authority", "belongs to another authority than the one that made this code"),
         ("no https", "'http://localhost' is no coordinator's address"),
         ("half a code", "--invite is no whole code"),
         ("another name in it", "is not the code that the authority printed"),

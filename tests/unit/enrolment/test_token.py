@@ -77,6 +77,9 @@ def test_a_name_is_given_once(authority: Authority) -> None:
     assert "museum" in authority.members().revoked
     with pytest.raises(EnrolmentError, match="was given to somebody before"):
         authority.token("museum")
+    # As a site of that name it would be off the list of the revoked, and the token taken again.
+    with pytest.raises(EnrolmentError, match="is the name of a token"):
+        authority.invite("museum")
 
 
 def test_a_token_is_not_repeated_where_it_is_printed() -> None:

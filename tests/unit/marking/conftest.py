@@ -66,7 +66,7 @@ def issue(tmp_path: Path) -> Issue:
     def make(
         name: str = "ann",
         kind: str = "p256",
-        days: tuple[int, int] = (-2, 30),
+        days: tuple[float, float] = (-2, 30),
         purpose=ExtendedKeyUsageOID.EMAIL_PROTECTION,
     ) -> tuple[Path, Path, Path]:
         root, own = ec.generate_private_key(ec.SECP256R1()), kinds[kind]()

@@ -1,8 +1,10 @@
 """Marked videos: what c2pa's own reader says of them in another process, and what `verify` says when they change."""
 
 import json
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import av
 import c2pa
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
 from fedtalk_ray.errors import UserError
 from fedtalk_ray.marking import certificates, credentials, invisible
@@ -70,12 +73,20 @@ def test_credentials_say_nothing_of_the_machine_or_the_files(tmp_path: Path, fra
 
 
 @pytest.mark.parametrize("kind", ["p256", "p384", "ed25519", "rsa"])
-def test_a_certificate_by_path_signs(tmp_path: Path, frames: np.ndarray, issue: Issue, kind: str) -> None:
+@pytest.mark.parametrize("old", [False, True], ids=["PKCS#8", "older form"])
+def test_a_certificate_by_path_signs(tmp_path: Path, frames: np.ndarray, issue: Issue, kind: str, old: bool) -> None:
     chain, key, authority = issue(kind=kind)
+    if old and kind != "ed25519":
+        private = load_pem_private_key(key.read_bytes(), None)
+        key.write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption()))
+        chain.write_bytes(b"\xe9 a comment of another coding\n" + chain.read_bytes())
+        authority.write_bytes(b"\xe9\n" + authority.read_bytes())
     write_marked(tmp_path / "talk.mp4", [frames], None, SYNTHETIC, signing_with(chain, key))
     assert '"ann", whom nothing here vouches for' in verify(tmp_path / "talk.mp4").lines()[0]
     verdict = verify(tmp_path / "talk.mp4", (authority_of(authority),))
-    assert verdict.lines()[0].endswith('unchanged since it was signed; signed by "ann"')
+    assert verdict.lines()[0].startswith(
+        'credentials: unchanged since they were signed; made by a model; signed by "ann"; made with "fedtalk_ray '
+    )
     assert not verdict.problem()
 
 
@@ -85,14 +96,198 @@ def test_every_change_is_told(tmp_path: Path, frames: np.ndarray) -> None:
     content = bytearray(file.read_bytes())
     content[content.rindex(b"mdat") + 400] ^= 1
     (tmp_path / "changed.mp4").write_bytes(content)
-    assert "changed after it was signed" in verify(tmp_path / "changed.mp4").problem()
-    assert "DO NOT FIT (assertion.bmffHash.mismatch)" in verify(tmp_path / "changed.mp4").lines()[0]
+    assert "it was changed after its credentials were signed" in verify(tmp_path / "changed.mp4").problem()
+    assert "DO NOT HOLD (assertion.bmffHash.mismatch)" in verify(tmp_path / "changed.mp4").lines()[0]
     again = verify(coded_again(file, tmp_path / "again.mp4"))
     assert again.credentials is None and again.mark is not None
     assert "were taken out" in again.problem()
     write_video(tmp_path / "plain.mp4", frames, None)
     assert verify(tmp_path / "plain.mp4").lines() == ["credentials: none", "invisible mark: none found"]
     assert "nor that it was not" in verify(tmp_path / "plain.mp4").problem()
+
+
+def test_a_file_that_holds_no_credentials_still_shows_its_mark(tmp_path: Path, frames: np.ndarray) -> None:
+    file = written(tmp_path, frames)
+    with av.open(str(file)) as old, av.open(str(tmp_path / "again.mkv"), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for packet in old.demux(old.streams.video[0]):
+            if packet.dts is not None:
+                packet.stream = stream
+                new.mux(packet)
+    (tmp_path / "junk.mp4").write_bytes(file.read_bytes() + b"x" * 40)
+    for name, says in (("again.mkv", "were taken out"), ("junk.mp4", "its credentials cannot be read")):
+        verdict = verify(tmp_path / name)
+        assert verdict.mark is not None and verdict.lines()[1].startswith("invisible mark: ")
+        assert says in verdict.problem()
+
+
+def test_credentials_that_ran_out_are_no_change(tmp_path: Path, frames: np.ndarray, issue: Issue) -> None:
+    chain, key, _ = issue(days=(-2, 3 / 86_400))
+    write_marked(tmp_path / "talk.mp4", [frames], None, SYNTHETIC, signing_of(chain, key))
+    assert verify(tmp_path / "talk.mp4").problem() == ""
+    until = time.monotonic() + 20
+    while not (problem := verify(tmp_path / "talk.mp4").problem()) and time.monotonic() < until:
+        time.sleep(0.5)
+    assert "ran out, so whether they held then cannot be told" in problem
+    content = bytearray((tmp_path / "talk.mp4").read_bytes())
+    content[content.rindex(b"mdat") + 400] ^= 1
+    (tmp_path / "changed.mp4").write_bytes(content)
+    assert "it was changed after" in verify(tmp_path / "changed.mp4").problem()
+
+
+def test_a_cameras_credentials_do_not_say_that_it_was_generated(tmp_path: Path, frames: np.ndarray) -> None:
+    write_video(tmp_path / "plain.mp4", frames, None)
+    credentials.sign(tmp_path / "plain.mp4", tmp_path / "signed.mp4", trial_signing(), "digitalCapture", None)
+    verdict = verify(tmp_path / "signed.mp4")
+    assert 'what it is they name "digitalCapture"' in verdict.lines()[0]
+    assert verdict.problem() == "its credentials do not say that it was generated"
+
+
+def test_marked_pictures_under_credentials_without_a_mark_are_told(tmp_path: Path, frames: np.ndarray) -> None:
+    write_video(tmp_path / "unsigned.mp4", np.stack([invisible.mark(frame, 9) for frame in frames]), None)
+    credentials.sign(tmp_path / "unsigned.mp4", tmp_path / "signed.mp4", trial_signing(), SYNTHETIC, None)
+    assert verify(tmp_path / "signed.mp4").problem() == "its credentials name no mark, and its pictures carry 0009"
+
+
+def test_pictures_that_cannot_carry_the_mark_get_credentials_that_name_none(tmp_path: Path) -> None:
+    number = write_marked(tmp_path / "a.mp4", [np.zeros((5, 16, 16, 3), np.uint8)], None, SYNTHETIC, trial_signing())
+    assert number is None
+    assert verify(tmp_path / "a.mp4").problem() == ""
+
+
+IDENTITY = """
+import os, sys, socket, threading
+from pathlib import Path
+listening = socket.create_server(("127.0.0.1", 0))
+calls = []
+def accept():
+    while True:
+        line, _ = listening.accept()
+        calls.append(line.recv(200))
+        line.close()
+threading.Thread(target=accept, daemon=True).start()
+os.environ["HTTPS_PROXY"] = os.environ["HTTP_PROXY"] = f"http://127.0.0.1:{listening.getsockname()[1]}"
+from fedtalk_ray.marking.verify import verify
+verify(sys.argv[1])
+if len(sys.argv) > 2:
+    import c2pa
+    c2pa.Reader(sys.argv[1])
+print(len(calls))
+"""
+
+
+def test_nobody_is_asked_who_stands_behind_a_file(tmp_path: Path, frames: np.ndarray, issue: Issue) -> None:
+    """An identity that a file names lies at a host that the file's maker chose (CAWG, did:web)."""
+    chain, key, _ = issue()
+    write_video(tmp_path / "plain.mp4", frames, None)
+    signing = signing_of(chain, key)
+    payload = {
+        "sig_type": "cawg.identity_claims_aggregation",
+        "referenced_assertions": [
+            {"url": f"self#jumbf=c2pa.assertions/{name}", "hash": "A" * 43 + "="}
+            for name in ("c2pa.hash.bmff.v3", "c2pa.actions.v2")
+        ],
+    }
+    someone = {
+        "type": "cawg.social_media",
+        "name": "x",
+        "username": "x",
+        "uri": "https://x.example/",
+        "verifiedAt": "2026-01-01T00:00:00Z",
+        "provider": {"id": "https://x.example/", "name": "x"},
+    }
+    said = {
+        "@context": ["https://www.w3.org/ns/credentials/v2", "https://cawg.io/identity/1.1/ica/context/"],
+        "type": ["VerifiableCredential", "IdentityClaimsAggregationCredential"],
+        "issuer": "did:web:tracker.example.com",
+        "validFrom": "2026-01-01T00:00:00Z",
+        "credentialSubject": {"verifiedIdentities": [someone], "c2paAsset": payload},
+    }
+
+    def part(content: bytes) -> bytes:
+        """A CBOR byte string of 256 bytes or more."""
+        return b"\x59" + len(content).to_bytes(2, "big") + content
+
+    # COSE_Sign1 with algorithm EdDSA and a JSON credential, its signature all zeros: the issuer is asked first.
+    content = json.dumps(said).encode()
+    protected = b"\xa2\x01\x27\x03\x6eapplication/vc"
+    cose = b"\xd2\x84" + bytes([0x40 + len(protected)]) + protected + b"\xa0" + part(content) + b"\x58\x40" + bytes(64)
+    identity = {
+        "signer_payload": payload,
+        "signature": list(cose),
+        "pad1": [0] * 16,
+    }
+    created = {
+        "action": "c2pa.created",
+        "digitalSourceType": f"http://cv.iptc.org/newscodes/digitalsourcetype/{SYNTHETIC}",
+    }
+    statement = {
+        "claim_generator_info": [{"name": "else"}],
+        "assertions": [
+            {"label": "c2pa.actions", "data": {"actions": [created]}},
+            {"label": "cawg.identity", "data": identity},
+        ],
+    }
+    signer = c2pa.Signer.from_info(c2pa.C2paSignerInfo(signing.algorithm, signing.chain, signing.key, None))
+    careless = c2pa.Context.from_dict(
+        {"verify": {"verify_after_sign": False}, "core": {"decode_identity_assertions": False}}
+    )
+    with c2pa.Builder(statement, careless) as builder:
+        builder.sign_file(str(tmp_path / "plain.mp4"), str(tmp_path / "signed.mp4"), signer)
+
+    def calls(*more: str) -> int:
+        command = [sys.executable, "-c", IDENTITY, str(tmp_path / "signed.mp4"), *more]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100)
+        return int(done.stdout.split()[-1])
+
+    assert calls() == 0
+    assert calls("carelessly") > 0, "the file asks nobody even of a reader that lets it"
+
+
+SIGN = """
+import sys, threading, time
+import psutil
+from pathlib import Path
+from fedtalk_ray.marking import credentials
+from fedtalk_ray.marking.certificates import trial_signing
+signing, peak = trial_signing(), [0]
+begin = psutil.Process().memory_info().rss
+def watch():
+    while True:
+        peak[0] = max(peak[0], psutil.Process().memory_info().rss)
+        time.sleep(0.005)
+threading.Thread(target=watch, daemon=True).start()
+credentials.sign(Path(sys.argv[1]), Path(sys.argv[2]), signing, credentials.SYNTHETIC, None)
+assert credentials.read(sys.argv[2]).fits
+print((peak[0] - begin) >> 20)
+"""
+
+
+def test_signing_and_reading_take_no_more_memory_for_a_long_video(tmp_path: Path, frames: np.ndarray) -> None:
+    write_video(tmp_path / "long.mp4", frames, None)
+    # 100 MiB more in the box of the pictures, which nobody shows.
+    content, more = (tmp_path / "long.mp4").read_bytes(), 100 << 20
+    begin = content.index(b"mdat") - 4
+    size = int.from_bytes(content[begin : begin + 4], "big")
+    with open(tmp_path / "long.mp4", "wb") as file:
+        file.write(content[:begin] + (size + more).to_bytes(4, "big") + content[begin + 4 : begin + size])
+        for _ in range(100):
+            file.write(os.urandom(1 << 20))
+        file.write(content[begin + size :])
+    command = [sys.executable, "-c", SIGN, tmp_path / "long.mp4", tmp_path / "signed.mp4"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 60, "MiB, of 100"
+
+
+def test_a_full_disk_while_signing_is_told_as_such(tmp_path: Path, frames: np.ndarray) -> None:
+    write_video(tmp_path / "plain.mp4", frames, None)
+    size = (tmp_path / "plain.mp4").stat().st_size
+    limited = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))\n"
+    limited += "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n" + SIGN
+    trial_signing()
+    command = [sys.executable, "-c", limited, tmp_path / "plain.mp4", tmp_path / "signed.mp4"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode and "OutputError: cannot write" in done.stderr.splitlines()[-1], done.stderr
 
 
 def test_credentials_of_another_video_are_told(tmp_path: Path, frames: np.ndarray) -> None:
@@ -135,8 +330,28 @@ def test_trial_key_is_for_its_owner_alone_and_kept(tmp_path: Path, monkeypatch: 
     folder = certificates.trial_folder()
     assert folder.stat().st_mode & 0o777 == 0o700
     assert (folder / "key.pem").stat().st_mode & 0o777 == 0o600
-    (folder / "chain.pem").write_text("damaged")
-    assert trial_signing() != first
+    for name, content in (("chain.pem", b"damaged"), ("key.pem", b""), ("authority.pem", b"\xff\xfe")):
+        before = trial_signing()
+        (folder / name).write_bytes(content)
+        assert trial_signing() != before, name
+
+
+def test_a_new_trial_certificate_leaves_older_videos_this_machines_own(
+    tmp_path: Path, frames: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDTALK_HOME", str(tmp_path / "home"))
+    file = written(tmp_path, frames)
+    (certificates.trial_folder() / "key.pem").unlink()
+    trial_signing()
+    assert "it does not say who" in verify(file).lines()[0]
+
+
+def test_a_trial_folder_that_others_may_write_to_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDTALK_HOME", str(tmp_path / "home"))
+    trial_signing()
+    certificates.trial_folder().chmod(0o777)
+    with pytest.raises(CertificateError, match="is open to others"):
+        trial_signing()
 
 
 @pytest.mark.parametrize(
@@ -172,6 +387,8 @@ def test_a_certificate_for_another_purpose_signs_nothing(tmp_path: Path, frames:
     from cryptography.x509.oid import ExtendedKeyUsageOID
 
     chain, key, _ = issue(purpose=ExtendedKeyUsageOID.SERVER_AUTH)
+    with pytest.raises(CredentialsError, match="no credentials can be signed with it"):
+        signing_with(chain, key)
     (tmp_path / "talk.mp4").write_bytes(b"what was there")
     with pytest.raises(CredentialsError, match="no credentials can be signed with it"):
         write_marked(tmp_path / "talk.mp4", [frames], None, SYNTHETIC, signing_of(chain, key))
@@ -195,9 +412,11 @@ def test_what_is_watched_in_passing_is_marked_where_no_key_can_be_kept(
 
 def test_files_that_are_no_video_are_told(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_text("no video")
-    for file in (tmp_path / "a.mp4", tmp_path / "none.mp4", tmp_path):
+    os.mkfifo(tmp_path / "pipe.mp4")
+    (tmp_path / "list.m3u8").write_text("#EXTM3U\n/etc/hostname\n")
+    for name in ("a.mp4", "none.mp4", "", "pipe.mp4", "list.m3u8", "a" * 300):
         with pytest.raises(MarkError):
-            verify(file)
+            verify(tmp_path / name)
     with pytest.raises(VideoError, match="no frame"):
         write_marked(tmp_path / "b.mp4", [], None, SYNTHETIC, None)
     assert not (tmp_path / "b.mp4").exists()
@@ -233,3 +452,8 @@ def test_whatever_a_stranger_signed_is_told_in_two_lines(
     verdict = verify(tmp_path / "signed.mp4")
     assert verdict.credentials is not None and verdict.credentials.number is None
     assert all(line.isprintable() for line in verdict.lines())
+    assert verdict.problem()
+
+
+def test_a_key_is_not_repeated_where_it_is_printed() -> None:
+    assert "PRIVATE KEY" not in repr(trial_signing()) and "PRIVATE KEY" in trial_signing().key.decode()
