@@ -74,13 +74,13 @@ def pieces_of(people: People, count: int) -> Iterator[Piece]:
         yield people.clip(who, clip)[0]
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", default="fedtalk-tiny")
     parser.add_argument("--shards", required=True, help="of filmed people")
     parser.add_argument("--clips", type=int, default=100)
     parser.add_argument("--unmarked", type=int, default=1000)
-    chosen = parser.parse_args()
+    chosen = parser.parse_args(arguments)
     model = load_released(open_model(chosen.run))
     people = People(chosen.shards, load_manifest(chosen.shards))
     signing, perceptual = signing_with(None, None), load_perceptual()

@@ -26,6 +26,7 @@ from fedtalk_ray.media.video import VideoError, format_of, frames_of
 from fedtalk_ray.model.autoencoder import encode_frames, encoder_fingerprint, load_autoencoder
 from fedtalk_ray.shards.format import Manifest, Piece, ShardWriter, load_manifest
 from fedtalk_ray.shards.people import People
+from jobs.benchmarks import marks
 
 SIDE, COUNT = 32, 30
 
@@ -195,3 +196,10 @@ def test_samples_and_generate_show_the_whole_picture_and_crops_without_it(
     assert sizes("--crop")[1] == (4 * SIDE, 4 * SIDE, COUNT)
     (tmp_path / "film.mp4").unlink()
     assert sizes() == [(4 * SIDE, 4 * SIDE, COUNT), (4 * SIDE, 4 * SIDE, COUNT)]
+
+
+def test_the_benchmark_of_marks_runs(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    marks.main(["--shards", str(prepared), "--clips", "1", "--unmarked", "3"])
+    lines = capsys.readouterr().out.splitlines()
+    assert "| as written | 1 |" in lines
+    assert "found in 0 of 3 without a mark" in lines
