@@ -1,5 +1,7 @@
 """A federation of sites over HTTPS: processes of their own, each with its own clips, against the bare sum."""
 
+import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -80,8 +82,12 @@ def test_whatever_happens_nothing_is_counted_or_answered_twice(
     assert all(record["refused"]["not agreed to"] == 1 for record in history)
     assert Beside(refused.path).said.read_text().count("not taken part in: fewest survivors is 2") == 1
     assert not refused.ledger.exists()
-    line = f"{refused.name} refuses train of exchange 1: not agreed to: fewest survivors is 2, this site asks for 8"
-    assert run.coordinator_log.read_text().count(line) == 1
+    # Once an exchange; of one that it heard of too late, on a machine with much to do, nothing.
+    line = (
+        rf"{refused.name} refuses train of exchange (\d+): not agreed to: fewest survivors is 2, this site asks for 8"
+    )
+    told = re.findall(line, run.coordinator_log.read_text())
+    assert told and len(told) == len(set(told))
 
 
 def test_an_entrance_that_is_closed_for_good_is_one_line(
@@ -102,8 +108,11 @@ def test_an_entrance_that_is_closed_for_good_is_one_line(
         with pytest.raises(ClusterError, match=f"no door at port {entrance.doors.port} is open any more"):
             entrance.members()
         entrance.gate.kill()
+        # A process that was told to end may still answer a last time.
         with pytest.raises(RoundLost, match="the gate to the sites was lost"):
-            entrance.ask("newest_members")
+            for _ in range(300):
+                entrance.ask("newest_members")
+                time.sleep(0.1)
     finally:
         entrance.doors.close()
 
