@@ -15,8 +15,9 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fedtalk_ray.actors.ray_errors import DEATHS, fetch, first_line
-from fedtalk_ray.coordinator.gate import SITES_ASK, Conflict, GateAway, Overfull, Unasked
+from fedtalk_ray.coordinator.gate import SITES_ASK, Conflict, GateAway, Unasked
 from fedtalk_ray.coordinator.http import open_door
+from fedtalk_ray.coordinator.quota import Overfull
 from fedtalk_ray.coordinator.served import ServedFiles
 from fedtalk_ray.enrolment.caller import Called, OldRequest
 from fedtalk_ray.enrolment.coordinator_files import CoordinatorFiles

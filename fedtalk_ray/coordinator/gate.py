@@ -22,6 +22,7 @@ import numpy as np
 
 from fedtalk_ray.coordinator.newest_list import NewestList
 from fedtalk_ray.coordinator.offer import LONGEST_REFUSAL, RELEASED, run_name
+from fedtalk_ray.coordinator.quota import Quota
 from fedtalk_ray.coordinator.served import ServedFiles
 from fedtalk_ray.enrolment.caller import Called, Callers
 from fedtalk_ray.enrolment.coordinator_files import CoordinatorFiles
@@ -35,16 +36,9 @@ POLL_S = 20.0
 HEARD_S = 60.0
 """A site that asked for nothing for so long is not on line."""
 
-MOST_A_MINUTE = 1_800
-"""Requests of one member. A round takes some twenty, a model one for each of its files."""
-
 LATE = "late"
 
 _LOG = logging.getLogger("fedtalk.coordinator")
-
-
-class Overfull(Exception):
-    """Too much is asked; the text says what, and it may be tried again."""
 
 
 class Unasked(Exception):
@@ -101,7 +95,7 @@ class Gate:
         self._came = asyncio.Condition()
         self._waiting: dict[str, asyncio.Event] = {}
         self._heard: dict[str, float] = {}
-        self._minute, self._this_minute = 0, Counter[str]()
+        self._quota = Quota()
         self._kept: dict[tuple[int, str, str], bytes] = {}
         self._values = 0
 
@@ -184,11 +178,7 @@ class Gate:
         all the time."""
         self.callers.count(called)
         now, before = monotonic(), self._heard.get(called.site)
-        if (minute := int(now / 60)) != self._minute:
-            self._minute, self._this_minute = minute, Counter()
-        self._this_minute[called.site] += 1
-        if self._this_minute[called.site] > MOST_A_MINUTE:
-            raise Overfull(f"a member may ask {MOST_A_MINUTE} times a minute")
+        self._quota.count(called.site)
         self._heard[called.site] = now
         if before is None or now - before >= HEARD_S:
             async with self._came:

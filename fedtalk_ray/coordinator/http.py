@@ -27,8 +27,9 @@ from fastapi.responses import FileResponse, JSONResponse
 from starlette.requests import ClientDisconnect
 
 from fedtalk_ray.coordinator.door import Door
-from fedtalk_ray.coordinator.gate import Conflict, GateAway, Overfull, Unasked
+from fedtalk_ray.coordinator.gate import Conflict, GateAway, Unasked
 from fedtalk_ray.coordinator.newest_list import NewestList
+from fedtalk_ray.coordinator.quota import Overfull
 from fedtalk_ray.coordinator.readers import Readers
 from fedtalk_ray.coordinator.served import ServedFiles
 from fedtalk_ray.enrolment.caller import (
@@ -80,7 +81,7 @@ def make_app(gate: GateAsked, files: CoordinatorFiles, served: ServedFiles) -> "
     drawn: list[bytes] = []
 
     async def epoch() -> bytes:
-        # Asked once: a gate has one, and no stranger's request reaches it, and of those with a token one a second.
+        # Asked once: a gate has one, and no stranger's request may reach it.
         if not drawn:
             drawn.append(await gate.epoch())
         return drawn[0]
@@ -171,7 +172,7 @@ def make_app(gate: GateAsked, files: CoordinatorFiles, served: ServedFiles) -> "
         if token.name in newest.membership().revoked:
             raise HTTPException(403, "the token was revoked")
         request.scope[KNOWN] = True
-        readers.count(token.name)
+        readers.quota.count(token.name)
 
     @app.get("/v1/released")
     async def released(request: Request) -> Response:

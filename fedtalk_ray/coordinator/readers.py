@@ -1,10 +1,9 @@
 """Who has a token: what they may fetch, and how often, without a question to the gate for each."""
 
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from time import monotonic
 
-from fedtalk_ray.coordinator.gate import MOST_A_MINUTE, Overfull
+from fedtalk_ray.coordinator.quota import Quota
 from fedtalk_ray.messages import Order
 from fedtalk_ray.privacy.wire import decode
 
@@ -20,16 +19,7 @@ class Readers:
         self._ask, self._asked_at = released, -ASKED_AGAIN_S
         self._order: bytes | None = None
         self._files: frozenset[str] = frozenset()
-        self._minute, self._this_minute = 0, Counter[str]()
-
-    def count(self, name: str) -> None:
-        """Raises `Overfull` for a token that asks more often than a member may."""
-        minute = int(monotonic() // 60)
-        if minute != self._minute:
-            self._minute, self._this_minute = minute, Counter()
-        self._this_minute[name] += 1
-        if self._this_minute[name] > MOST_A_MINUTE:
-            raise Overfull(f"{MOST_A_MINUTE} requests a minute at most")
+        self.quota = Quota()
 
     async def order(self) -> bytes | None:
         """What the gate says, or said a moment ago."""

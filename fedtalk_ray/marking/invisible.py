@@ -75,10 +75,11 @@ def mark(picture: np.ndarray, number: int) -> np.ndarray:
     cells, weights = _cells()
     amplitudes = np.zeros((len(rows), len(columns)), np.float32)
     found = _sums(small)
-    for _ in range(PASSES):
+    for left in reversed(range(PASSES)):
         missing = signs * np.maximum(0, STRENGTH - signs * found) / heights.mean()
         amplitudes[cells[..., 0], cells[..., 1]] += missing[:, None] * weights
-        found = _sums(small + heights * (rows.T @ amplitudes @ columns))
+        if left:
+            found = _sums(small + heights * (rows.T @ amplitudes @ columns))
     height, width = picture.shape[:2]
     change = _waves(height).T @ amplitudes @ _waves(width)
     if small.shape != (height, width):

@@ -2,7 +2,7 @@
 
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
@@ -67,7 +67,8 @@ def write_marked(
     mark alone. The number follows from the first frame. Raises `VideoError` and `UserError`s; there is then no file, or
     the one that was there before.
     """
-    first, rest = _first(iter(blocks))
+    rest = iter(blocks)
+    first = next((block for block in rest if len(block)), None)
     if first is None:
         raise VideoError(f"{path}: there is no frame to write")
     number = _number_for(first[0])
@@ -94,8 +95,3 @@ def _number_for(picture: np.ndarray) -> int | None:
         write_video(tried, invisible.mark(picture, number)[None].repeat(TRIED_FRAMES, 0), None)
         found = invisible.read(frames_of(tried))
     return number if found is not None and found.number == number else None
-
-
-def _first(blocks: Iterator[np.ndarray]) -> tuple[np.ndarray | None, Iterator[np.ndarray]]:
-    """The first block that holds a frame, and those behind it."""
-    return next((block for block in blocks if len(block)), None), blocks

@@ -30,7 +30,7 @@ ALL_LAYERS = (
 
 @dataclass(frozen=True)
 class Sizes:
-    """widths: channels of the U-Net's levels and of the decoder's. groups: of the normalisation."""
+    """unet, decoder: channels of their levels, finest first. groups: of the normalisation."""
 
     unet: tuple[int, ...] = (320, 640, 1280, 1280)
     decoder: tuple[int, ...] = (128, 256, 512, 512)

@@ -56,7 +56,7 @@ def test_fuzzed_replies_are_refused_and_an_honest_one_counts(
     standing: Standing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # It is the replies that are tried, not how many of them a minute has room for.
-    monkeypatch.setattr("fedtalk_ray.coordinator.gate.MOST_A_MINUTE", 10**9)
+    monkeypatch.setattr("fedtalk_ray.coordinator.quota.MOST_A_MINUTE", 10**9)
     draw, count = random.Random(1), 0
     liar, _ = standing.member("liar"), standing.member("honest")
     with requests.Session() as session:

@@ -9,8 +9,9 @@ import pytest
 from ray.exceptions import ActorDiedError, RayError
 
 from fedtalk_ray.actors.doors import TOLD, GateElsewhere, answer_sites, reserve
-from fedtalk_ray.coordinator.gate import SITES_ASK, Conflict, Gate, GateAway, Overfull
+from fedtalk_ray.coordinator.gate import SITES_ASK, Conflict, Gate, GateAway
 from fedtalk_ray.coordinator.http import GateAsked
+from fedtalk_ray.coordinator.quota import Overfull
 from fedtalk_ray.enrolment.caller import OldRequest
 
 

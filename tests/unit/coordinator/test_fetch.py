@@ -125,7 +125,7 @@ def test_a_token_asks_no_more_often_than_a_member_and_the_gate_once_a_second(
 ) -> None:
     asked = []
     honest = standing.gate.released
-    monkeypatch.setattr(readers, "MOST_A_MINUTE", 20)
+    monkeypatch.setattr("fedtalk_ray.coordinator.quota.MOST_A_MINUTE", 20)
     monkeypatch.setattr(readers, "ASKED_AGAIN_S", 60.0)
     code, other = (standing.authority.token(name).code() for name in ("museum", "archive"))
 
