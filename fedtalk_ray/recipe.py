@@ -128,11 +128,13 @@ class LossConfig(Section):
     identity: float = Field(0.0, ge=0)
     """1 - cosine similarity of identity embeddings, generated against true frame."""
     perceptual: float = Field(0.0, ge=0)
-    """Distance of the identity encoder's inner features, generated against true frame."""
+    """Distance of the identity encoder's inner features, generated against true frame; of a backbone that is taught on
+    pixels that of VGG-16's (`model.st_lpips`; MuseTalk has .01)."""
     sync: float = Field(0.0, ge=0)
     """How little a sync network believes that the predicted lips speak the sound (`model.sync.sync_loss`)."""
     mouth_weight: float = Field(5.0, ge=1)
-    """How much more the mouth region counts in the diffusion and TDC terms than the rest of the face."""
+    """How much more the mouth region counts in the diffusion and TDC terms (of a backbone that is taught on pixels: in
+    its L1) than the rest of the face. MuseTalk has 1."""
     noise_bias: float = Field(8.0, ge=1)
     """Timesteps are drawn as T * (1 - u^bias), u uniform: 1 is uniform, more dwells on noisy steps, where motion must
     come from the sound; at 8 two windows of five begin from nothing at all. On GRID after 600 steps 4 / 8 / 16 gave the

@@ -54,12 +54,25 @@ def prepare(
         Path | None,
         typer.Option(help="The corpus as it was unpacked; grid and folder: ROOT/IDENTITY/CLIP."),
     ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            help="Everything as this model takes it: a run's pipeline, or a folder laid out as MuseTalk 1.5's models/. "
+            "The options below win."
+        ),
+    ] = None,
     size: Annotated[
-        int, typer.Option(help="Side of the face crops in pixels: a multiple of 48 for lower-face, of 16 for patch.")
-    ] = 144,
+        int | None,
+        typer.Option(
+            help="Side of the face crops in pixels: a multiple of 48 for lower-face, of 16 for patch. [default: 144]"
+        ),
+    ] = None,
     autoencoder: Annotated[
-        str, typer.Option(help='"lower-face", "patch" (whole faces), a folder, or a hub id of diffusers.')
-    ] = "lower-face",
+        str | None,
+        typer.Option(
+            help='"lower-face", "patch" (whole faces), a folder, or a hub id of diffusers. [default: lower-face]'
+        ),
+    ] = None,
     speech: Annotated[
         str | None,
         typer.Option(
@@ -95,7 +108,9 @@ def prepare(
     from fedtalk_ray.corpora.listing import at_most, list_corpus, only_identities, own_test_set, usual_speech
     from fedtalk_ray.shards.prepare import REJECTS, parse_unseen
     from fedtalk_ray.shards.prepare import prepare as run_prepare
+    from fedtalk_ray.training.backbone import ShardSettings, shard_settings
 
+    fit = ShardSettings("lower-face", usual_speech(corpus), 144) if backbone is None else shard_settings(backbone)
     sources = list_corpus(corpus, root, identities=identities, clips=clips, seed=seed)
     if only is not None:
         sources = only_identities(sources, [name.strip() for name in only.split(",")])
@@ -109,9 +124,10 @@ def prepare(
         corpus,
         sources,
         out,
-        size=size,
-        autoencoder=autoencoder,
-        speech=speech or usual_speech(corpus),
+        size=size or fit.size,
+        autoencoder=autoencoder or fit.autoencoder,
+        speech=speech or fit.speech,
+        framing=fit.framing,
         identity=identity,
         unseen=held_back,
         overwrite=overwrite,

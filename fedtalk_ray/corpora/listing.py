@@ -1,6 +1,6 @@
 """Which clips a corpus holds, which of them are taken, and how one of them becomes pictures and sound."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -9,7 +9,9 @@ import numpy as np
 
 from fedtalk_ray.corpora import layouts, synthetic
 from fedtalk_ray.corpora.source import ClipSource, CorpusError
-from fedtalk_ray.media.faces import crop_faces, face_transforms, places_of_crops
+from fedtalk_ray.media.faces import crop_faces, face_transforms, find_landmarks, places_of_crops, smooth_landmarks
+from fedtalk_ray.media.framing import ALIGNED, Framing, in_crop
+from fedtalk_ray.media.lips import face_landmarks
 from fedtalk_ray.media.speech import LOG_MEL, PRETRAINED
 from fedtalk_ray.media.video import SAMPLE_RATE, has_sound, read_audio, sound_of
 
@@ -85,17 +87,19 @@ def named(names: list[str]) -> str:
 class Clip:
     """One clip on its way into shards.
 
-    frames: how many. crops: aligned face crops uint8 [size, size, 3], made one at a time. places: where each lies in
-    its picture, float32 [frames, 2, 3]. audio: float32 [N].
+    frames: how many. crops: face crops uint8 [size, size, 3], made one at a time. places: where each lies in its
+    picture, float32 [frames, 2, 3]. audio: float32 [N]. landmarks: in fractions of the crops, float32 [frames, 68, 2];
+    None where the crops are aligned, in which they are found better than in the picture.
     """
 
     frames: int
     places: np.ndarray
     crops: Iterator[np.ndarray]
     audio: np.ndarray
+    landmarks: np.ndarray | None = None
 
 
-def open_clip(source: ClipSource, size: int) -> Clip:
+def open_clip(source: ClipSource, size: int, framing: Framing = ALIGNED) -> Clip:
     """The clip with its face found in every frame; nothing but crops is held, however long it is.
 
     Raises `media.video.VideoError` or `media.faces.NoFaceError` when the clip cannot be used.
@@ -105,12 +109,23 @@ def open_clip(source: ClipSource, size: int) -> Clip:
         drawn = synthetic.render_clip(
             source.synthetic_identity, source.synthetic_clip, seed=source.seed, size=size, kind=source.kind
         )
-        count = len(drawn.video.frames)
-        return Clip(count, places_of_crops(size, count).astype(np.float32), iter(drawn.video.frames), drawn.video.audio)
+        count, frames = len(drawn.video.frames), drawn.video.frames
+        if framing is not ALIGNED:
+            return _framed(frames, size * face_landmarks(frames).astype(np.float64), size, framing, drawn.video.audio)
+        return Clip(count, places_of_crops(size, count).astype(np.float32), iter(frames), drawn.video.audio)
     audio = sound_beside(source)
     footage = excerpt.footage()
+    if framing is not ALIGNED:
+        return _framed(footage, find_landmarks(footage), size, framing, audio)
     transforms = face_transforms(footage)
     return Clip(len(transforms), transforms.astype(np.float32), crop_faces(footage, transforms, size), audio)
+
+
+def _framed(pictures: Iterable[np.ndarray], points: np.ndarray, size: int, framing: Framing, audio: np.ndarray) -> Clip:
+    """points: the pictures' landmarks, float64 [T, 68, 2] in pixels."""
+    transforms = framing.transforms(smooth_landmarks(points))
+    crops, places = crop_faces(pictures, transforms, size), transforms.astype(np.float32)
+    return Clip(len(places), places, crops, audio, in_crop(points, transforms))
 
 
 def sound_beside(source: ClipSource) -> np.ndarray:

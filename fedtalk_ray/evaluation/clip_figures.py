@@ -8,6 +8,7 @@ import torch
 from fedtalk_ray.evaluation import metrics
 from fedtalk_ray.evaluation.judge import IdentityJudge, embed_clip, similarity
 from fedtalk_ray.evaluation.perceptual import PerceptualDistance
+from fedtalk_ray.media.framing import ALIGNED, Framing, aligned_crops, to_aligned
 from fedtalk_ray.media.lips import lip_aperture
 from fedtalk_ray.media.speech import spoken
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
@@ -36,6 +37,21 @@ class Truth:
     speech: slice
     faces: np.ndarray | None
     other_faces: np.ndarray | None
+
+
+class Alignment:
+    """A piece's crops as all figures take them: aligned, whatever framing the model wants."""
+
+    def __init__(self, piece: Piece, framing: Framing) -> None:
+        self._maps = None if framing is ALIGNED else to_aligned(piece.landmarks, piece.places)
+
+    def __call__(self, frames: np.ndarray) -> np.ndarray:
+        """Frames uint8 [T, S, S, 3] that lie where the piece's own do, the first T of them."""
+        return frames if self._maps is None else aligned_crops(frames, self._maps)
+
+    def of_first(self, frames: np.ndarray) -> np.ndarray:
+        """Frames that lie where the piece's first does: all that is made of that one."""
+        return frames if self._maps is None else aligned_crops(frames, self._maps[:1].repeat(len(frames), axis=0))
 
 
 def measure_truth(piece: Piece, judge: IdentityJudge | None, other: np.ndarray | None) -> Truth:
@@ -89,8 +105,9 @@ def lip_agreement(model: TalkingHeadPipeline, piece: Piece) -> float:
     """Correlation of generated and true lips where somebody speaks, of a clip spoken from its first frame."""
     audio = piece.waveform.astype(np.float32) / 32767
     made = model(piece.frames[0], audio, generator=torch.Generator().manual_seed(0)).frames[: len(piece.frames)]
-    speech = spoken(audio, len(piece.frames))
-    return metrics.correlation(lip_aperture(made)[speech], lip_aperture(piece.frames)[speech])
+    speech, aligned = spoken(audio, len(piece.frames)), Alignment(piece, model.framing)
+    lips, true_lips = lip_aperture(aligned.of_first(made)), lip_aperture(aligned(piece.frames))
+    return metrics.correlation(lips[speech], true_lips[speech])
 
 
 def real_figures(truth: Truth) -> Figures:

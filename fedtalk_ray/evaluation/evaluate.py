@@ -12,7 +12,6 @@ Groups: identities that took part, and those nobody trained on.
 import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -22,7 +21,7 @@ import torch
 
 from fedtalk_ray.errors import ShardError
 from fedtalk_ray.evaluation import metrics
-from fedtalk_ray.evaluation.clip_figures import Figures, Truth, measure, measure_truth, real_figures
+from fedtalk_ray.evaluation.clip_figures import Alignment, Figures, Truth, measure, measure_truth, real_figures
 from fedtalk_ray.evaluation.frechet import FeatureNetwork, frechet_distance, halves, load_features
 from fedtalk_ray.evaluation.held_out import GROUPS, UNSEEN, Clip, HeldOut, another_real_clip, choose_clips, read_clips
 from fedtalk_ray.evaluation.judge import IdentityJudge
@@ -137,7 +136,7 @@ def evaluate_run(
             model, loaded = load_released(folder, client, device), client
         if client is not None:
             adapted[identity] = client
-        other = another_real_clip(people, identity, clip.entry.clip) if instruments.judge else None
+        other = another_real_clip(people, identity, clip.entry.clip, model.framing) if instruments.judge else None
         measured.append(measure_clip(model, clip, instruments, other, samples, rows, sampling))
     groups = {group: [clip for clip in measured if clip.entry.group == group] for group in GROUPS}
     groups = {group: clips for group, clips in groups.items() if clips}
@@ -176,10 +175,12 @@ def measure_clip(
 ) -> Measured:
     """One clip's rows; generated ones are the mean over the seeds 0 to samples - 1.
 
-    other: frames uint8 [T, S, S, 3] of another real clip of the person, or None. rows: beside *generated*.
+    other: aligned frames uint8 [T, S, S, 3] of another real clip of the person, or None. rows: beside *generated*.
     """
     piece = clip.piece
-    truth = measure_truth(piece, instruments.judge, other)
+    aligned = Alignment(piece, model.framing)
+    real = aligned(piece.frames)
+    truth = measure_truth(replace(piece, frames=real), instruments.judge, other)
     result = Measured(clip.entry)
 
     def add(row: str, clips: list[np.ndarray]) -> None:
@@ -190,7 +191,10 @@ def measure_clip(
             result.features[row] = [instruments.frechet.features_by_name(frames) for frames in clips]
 
     count = len(piece.frames)
-    said = partial(speak, model, piece.frames[0], frames=count, sampling=sampling)
+
+    def said(sound: np.ndarray, seed: int, lips: np.ndarray | None = None) -> np.ndarray:
+        return aligned.of_first(speak(model, piece.frames[0], sound, seed, count, lips, sampling))
+
     began = perf_counter()
     generated = [said(piece.waveform, seed) for seed in range(samples)]
     seconds = perf_counter() - began
@@ -204,14 +208,14 @@ def measure_clip(
     if DUBBED in rows and clip.dubbed_with is not None:
         result.rows[DUBBED] = merge([dubbed_figures(model, clip, truth, seed, sampling) for seed in range(samples)])
     if COPY in rows:
-        add(COPY, [np.repeat(piece.frames[:1], count, axis=0)])
+        add(COPY, [np.repeat(real[:1], count, axis=0)])
     if AUTOENCODER in rows:
         latents = torch.from_numpy(piece.latents.astype(np.float32))
-        add(AUTOENCODER, [decode_latents(model.autoencoder, latents, face=piece.frames[0])])
+        add(AUTOENCODER, [aligned(decode_latents(model.autoencoder, latents, face=piece.frames[0]))])
     if REAL in rows:
         result.rows[REAL] = real_figures(truth)
     if instruments.frechet is not None:
-        result.features[REAL] = [instruments.frechet.features_by_name(piece.frames)]
+        result.features[REAL] = [instruments.frechet.features_by_name(real)]
     if OTHER_SOUND in rows:
         made = result.rows[GENERATED]
         wrong = result.rows.get(OTHER_SOUND, {}).get("lip_correlation_spoken")
@@ -229,7 +233,7 @@ def dubbed_figures(model: TalkingHeadPipeline, clip: Clip, truth: Truth, seed: i
     sound = waveform.astype(np.float32) / 32767
     generator = torch.Generator().manual_seed(seed)
     blocks = speak_in(dubbed_crops(clip.piece), model, sound, count, generator, sampling)
-    frames = np.concatenate(list(blocks))
+    frames = Alignment(clip.piece, model.framing)(np.concatenate(list(blocks)))
     speech = spoken(sound, len(lips))
     speech = slice(speech.start, min(speech.stop, count))
     # Of a sentence that only begins after this clip has ended nothing is said.

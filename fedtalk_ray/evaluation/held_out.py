@@ -6,8 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedtalk_ray.errors import ShardError
+from fedtalk_ray.evaluation.clip_figures import Alignment
+from fedtalk_ray.media.framing import ALIGNED, Framing
 from fedtalk_ray.media.lips import aperture_of
-from fedtalk_ray.shards.format import EVERY_COLUMN, LANDMARKS, Manifest, Piece
+from fedtalk_ray.shards.format import EVERY_COLUMN, LANDMARKS, PLACES, Manifest, Piece
 from fedtalk_ray.shards.people import People
 
 GROUPS = SEEN, UNSEEN = "seen", "unseen"
@@ -103,8 +105,14 @@ def _first_pieces(
         yield from (piece for piece in people.pieces(identity, part, columns) if piece.begin == 0)
 
 
-def another_real_clip(people: People, identity: str, clip: str) -> np.ndarray | None:
-    """Frames uint8 [T, S, S, 3] of the person's next clip, whatever its split; None where there is no other."""
+def another_real_clip(people: People, identity: str, clip: str, framing: Framing = ALIGNED) -> np.ndarray | None:
+    """Aligned frames uint8 [T, S, S, 3] of the person's next clip, whatever its split; None where there is no other.
+
+    framing: the shards'.
+    """
     names = [entry.name for entry in people.manifest.identities[identity]]
     other = names[(names.index(clip) + 1) % len(names)]
-    return None if other == clip else people.clip(identity, other, ("frames",))[0].frames
+    if other == clip:
+        return None
+    piece = people.clip(identity, other, ("frames", *(() if framing is ALIGNED else (LANDMARKS, PLACES))))[0]
+    return Alignment(piece, framing)(piece.frames)

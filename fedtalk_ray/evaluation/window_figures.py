@@ -26,7 +26,7 @@ from fedtalk_ray.shards.format import load_manifest
 from fedtalk_ray.shards.people import People, speakers
 from fedtalk_ray.shards.windows import WindowBatch, held_out_windows
 from fedtalk_ray.training.backbone import check_fits
-from fedtalk_ray.training.losses import window_loss
+from fedtalk_ray.training.objective import Objective
 from fedtalk_ray.training.reliability import generate_windows
 
 MEASURES = ("loss", "motion_error", "mouth_agreement", "psnr", "mouth_psnr", "jitter_ratio")
@@ -83,8 +83,9 @@ def measure_windows(model: TalkingHeadPipeline, batch: WindowBatch, seed: int) -
     generator = torch.Generator().manual_seed(seed)
     base = bare_denoiser(model.denoiser)
     batch = batch.to(base.device)
-    losses = [window_loss(model.denoiser, model.scheduler, batch, YARDSTICK, generator).diffusion for _ in range(DRAWS)]
-    truth = batch.latents.cpu()
+    objective = Objective(model)
+    losses = [objective(model.denoiser, batch, YARDSTICK, generator).diffusion for _ in range(DRAWS)]
+    truth = base.split(batch.latents)[0].cpu()
     generated = generate_windows(model.denoiser, model.scheduler, batch, seed, DEFAULT_STEPS)
     made, true = (decode_latents(model.autoencoder, latents.flatten(0, 1)) for latents in (generated, truth))
     moved = [sum(metrics.temporal_jitter(clip) for clip in np.split(frames, len(truth))) for frames in (made, true)]

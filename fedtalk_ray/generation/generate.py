@@ -19,6 +19,7 @@ from fedtalk_ray.marking.credentials import COMPOSITE, SYNTHETIC
 from fedtalk_ray.marking.marked_video import write_marked
 from fedtalk_ray.media.encoding import write_video
 from fedtalk_ray.media.faces import DETECT_EVERY, NoFaceError
+from fedtalk_ray.media.framing import ALIGNED, Framing
 from fedtalk_ray.media.pictures import read_still
 from fedtalk_ray.media.portrait import Portrait, crop_portrait
 from fedtalk_ray.media.video import (
@@ -92,11 +93,12 @@ def generate(
     sound = find_sound(audio, shards)
     model = load_released(folder, client, pick_device(device))
     size = model.frame_size()
-    scene = None if crop else find_scene(reference, size, len(sound), face, not hold_still, shards)
+    framing = model.framing
+    scene = None if crop else find_scene(reference, size, len(sound), face, not hold_still, shards, framing)
     notes: tuple[str, ...]
     generator = torch.Generator().manual_seed(seed)
     if scene is None:
-        (aligned, notes), rate = find_face(reference, size, shards, face), Fraction(FPS)
+        (aligned, notes), rate = find_face(reference, size, shards, face, framing), Fraction(FPS)
         count = frame_count(len(sound), rate)
         crops = model.stream(aligned, sound, sampling.steps, sampling.guidance, generator, FPS)
         frames: Iterator[np.ndarray] = map(enlarge, crops)
@@ -119,11 +121,17 @@ def generate(
 
 
 def find_scene(
-    reference: str, size: int, samples: int, face: int | None, moves: bool, shards: str | None = None
+    reference: str,
+    size: int,
+    samples: int,
+    face: int | None,
+    moves: bool,
+    shards: str | None = None,
+    framing: Framing = ALIGNED,
 ) -> Scene | None:
     """What the sound is put into; None for a crop: CLIENT/CLIP of shards that is drawn or whose pictures are gone, and
-    a picture of exactly size x size pixels, which is taken as aligned already. samples: of the sound. Raises
-    `InputError`.
+    a picture of exactly size x size pixels, which is taken as a crop already. samples: of the sound. framing: the
+    model's. Raises `InputError`.
     """
     if not _is_file(reference, "reference"):
         _only_face(reference, face)
@@ -135,13 +143,17 @@ def find_scene(
             return None
         if still is None and not moves:
             print(f"reference {reference}: --hold-still is for photos; a video keeps its own motion", file=sys.stderr)
-        return dubbed_file(reference, samples, face) if still is None else Still(still, face, moves)
+        if still is None:
+            return dubbed_file(reference, samples, face, framing)
+        return Still(still, face, moves, framing)
 
 
-def find_face(reference: str, size: int, shards: str | None, face: int | None = None) -> Portrait:
-    """An aligned crop uint8 [size, size, 3] from a picture, a clip's first second, or CLIENT/CLIP of the shards.
+def find_face(
+    reference: str, size: int, shards: str | None, face: int | None = None, framing: Framing = ALIGNED
+) -> Portrait:
+    """A crop uint8 [size, size, 3] from a picture, a clip's first second, or CLIENT/CLIP of the shards.
 
-    A picture of exactly size x size pixels is taken as aligned already. face: which one, from the left. Raises
+    A picture of exactly size x size pixels is taken as a crop already. face: which one, from the left. Raises
     `InputError`.
     """
     if not _is_file(reference, "reference"):
@@ -159,7 +171,7 @@ def find_face(reference: str, size: int, shards: str | None, face: int | None = 
         if pictures[0].shape[:2] == (size, size):
             _only_face(reference, face)
             return Portrait(pictures[0], ())
-        return _first_portrait(pictures, size, face)
+        return _first_portrait(pictures, size, face, framing)
 
 
 def _only_face(reference: str, face: int | None) -> None:
@@ -192,14 +204,14 @@ def find_sound(audio: str, shards: str | None) -> np.ndarray:
         raise InputError(f"audio {error}") from error
 
 
-def _first_portrait(pictures: Sequence[np.ndarray], size: int, face: int | None) -> Portrait:
+def _first_portrait(pictures: Sequence[np.ndarray], size: int, face: int | None, framing: Framing) -> Portrait:
     """Of the first of the pictures that shows a face: a clip may begin in the dark."""
     for picture in pictures[:-1]:
         try:
-            return crop_portrait(picture, size, face)
+            return crop_portrait(picture, size, face, framing)
         except NoFaceError:
             continue
-    return crop_portrait(pictures[-1], size, face)
+    return crop_portrait(pictures[-1], size, face, framing)
 
 
 def _check_out(out: Path, reference: str, audio: str) -> None:

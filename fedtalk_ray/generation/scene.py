@@ -20,6 +20,7 @@ from fedtalk_ray.generation.still_life import StillLife
 from fedtalk_ray.media.excerpt import KEPT_BYTES, Footage, excerpt_of
 from fedtalk_ray.media.faces import oversampling, places_of_crops, warp
 from fedtalk_ray.media.following import FollowedFace, follow_face
+from fedtalk_ray.media.framing import ALIGNED, Framing
 from fedtalk_ray.media.lips import aperture_of
 from fedtalk_ray.media.portrait import locate_face
 from fedtalk_ray.media.video import FPS, VideoError, VideoFormat, format_of
@@ -44,7 +45,7 @@ MANY_FRAMES = 500
 
 @dataclass(frozen=True)
 class Shown:
-    """One frame: picture uint8 [H, W, 3]; transform from template fractions to its pixels [2, 3]; opacity of what is
+    """One frame: picture uint8 [H, W, 3]; transform from the crop's fractions to its pixels [2, 3]; opacity of what is
     painted, 0 where the face is not followed (and transform is then NaN)."""
 
     picture: np.ndarray
@@ -52,7 +53,7 @@ class Shown:
     opacity: float
 
     def crop(self, size: int) -> np.ndarray:
-        """The face, aligned: uint8 [size, size, 3]."""
+        """The face as it is framed: uint8 [size, size, 3]."""
         return warp(self.picture, self.transform, size, oversampling(self.transform[None], size))
 
 
@@ -76,11 +77,14 @@ class Still:
 
     rate, pixel_aspect, relit = Fraction(FPS), Fraction(1), False
 
-    def __init__(self, picture: np.ndarray, face: int | None = None, moves: bool = True) -> None:
+    def __init__(
+        self, picture: np.ndarray, face: int | None = None, moves: bool = True, framing: Framing = ALIGNED
+    ) -> None:
         height, width = picture.shape[:2]
         picture = even(_shrunk(picture))
         place = locate_face(picture, face)
-        self.reference, self.notes = Shown(picture, place.transform, 1.0), place.notes
+        transform = framing.transforms(place.landmarks[None])[0]
+        self.reference, self.notes = Shown(picture, transform, 1.0), place.notes
         if len(picture) < height - 1:
             self.notes += (f"its {width} x {height} pixels become {picture.shape[1]} x {len(picture)}",)
         self._life = StillLife(place.landmarks, place.transform, picture.shape[:2], self.rate) if moves else None
@@ -91,7 +95,7 @@ class Still:
             return
         for number, closed in enumerate(self._life.closed(count)):
             picture = self._life.blinked(self.reference.picture, float(closed))
-            yield Shown(*self._life.swayed(picture, number), 1.0)
+            yield Shown(*self._life.swayed(picture, number, self.reference.transform), 1.0)
 
 
 class Pictures(Protocol):
@@ -153,17 +157,20 @@ class Dubbed:
             yield from pictures if piece.step > 0 else reversed(pictures)
 
 
-def dubbed_file(path: str | Path, samples: int | None = None, face: int | None = None) -> Dubbed:
+def dubbed_file(
+    path: str | Path, samples: int | None = None, face: int | None = None, framing: Framing = ALIGNED
+) -> Dubbed:
     """A video file; of a longer one what so many samples of sound need, None for all.
 
-    face: as `follow_face` takes it. Raises `VideoError` and `NoFaceError`.
+    face, framing: as `follow_face` takes them. Raises `VideoError` and `NoFaceError`.
     """
     shown = format_of(path)
     if shown.hdr:
         raise VideoError(f"{path}: is HDR ({shown.hdr}); convert it to 8-bit SDR (BT.709) first")
     end = math.inf if samples is None else float(frame_count(samples, shown.rate) / shown.rate)
     footage = Footage(path, end=end, rate=shown.rate)
-    followed = follow_face(_Watched(footage, round(min(end, shown.seconds) * shown.rate)), face, shown.rate)
+    watched = _Watched(footage, round(min(end, shown.seconds) * shown.rate))
+    followed = follow_face(watched, face, shown.rate, framing)
     return Dubbed(footage, followed, shown.rate, shown.pixel_aspect, tuple(_notes(followed, shown, face)))
 
 

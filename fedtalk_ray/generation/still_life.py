@@ -31,7 +31,7 @@ _LID_LIGHT = 0.9  # of the skin below the eye
 
 @dataclass(frozen=True)
 class StillLife:
-    """landmarks: of the photo's face, float64 [68, 2] in pixels. transform: its place, [2, 3].
+    """landmarks: of the photo's face, float64 [68, 2] in pixels. transform: its place, aligned, [2, 3].
 
     size: the photo's (height, width). rate: frames a second.
     """
@@ -48,8 +48,8 @@ class StillLife:
             picture = _close(picture, self.landmarks[list(eye)], self.landmarks[brow], self._side(), closed)
         return picture
 
-    def swayed(self, picture: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """The picture as the head stands in frame `number`, and where the face lies in it, [2, 3]."""
+    def swayed(self, picture: np.ndarray, number: int, place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The picture as the head stands in frame `number`, and where a crop lies in it that lay at `place` [2, 3]."""
         turn, right, down = self._sway(number / float(self.rate))
         shift = np.array([right, down]) * self._side()
         field = self._field
@@ -59,7 +59,7 @@ class StillLife:
         made[field.rows, field.columns] = _sampled(region, source[..., 0], source[..., 1])
         # Around the face all of it moves by the same: the inverse of that map takes the face along.
         back = np.linalg.inv([[1.0, turn], [-turn, 1.0]])
-        placed = back @ self.transform
+        placed = back @ place
         placed[:, 2] += field.neck - back @ (field.neck - shift)
         return made, placed
 

@@ -4,15 +4,18 @@ The network's frames are small and soft. So the picture's own pixels stay where 
 they give way to what was made.
 """
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 
 import numpy as np
 import torch
 
-from fedtalk_ray.generation.scene import Scene
-from fedtalk_ray.media.compositing import light_between, mask_of, paste, resized
+from fedtalk_ray.generation.scene import Scene, Shown
+from fedtalk_ray.media.compositing import light_between, paste, resized
+from fedtalk_ray.media.framing import ALIGNED, Framing
 from fedtalk_ray.media.video import FPS
+from fedtalk_ray.model.denoiser import bare_denoiser
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
 from fedtalk_ray.model.sampling import USUAL, Sampling
 
@@ -32,12 +35,16 @@ def speak_in(
     sampling: Sampling = USUAL,
 ) -> Iterator[np.ndarray]:
     """The scene's first `count` frames, with its face saying `sound` (float32 [N]): blocks uint8 [1, H, W, 3]."""
+    if bare_denoiser(model.denoiser).each_frame_alone:
+        return each_over_its_own(scene, model, sound, count)
     face = scene.reference.crop(model.frame_size())
     made = model.stream(face, sound, sampling.steps, sampling.guidance, generator, soft_border=False)
-    return put_back(scene, made, model.at_rest(face), count)
+    return put_back(scene, made, model.at_rest(face), count, model.framing)
 
 
-def put_back(scene: Scene, made: Iterator[np.ndarray], rest: np.ndarray, count: int) -> Iterator[np.ndarray]:
+def put_back(
+    scene: Scene, made: Iterator[np.ndarray], rest: np.ndarray, count: int, framing: Framing = ALIGNED
+) -> Iterator[np.ndarray]:
     """The scene's first `count` frames with the made face in them, blocks uint8 [1, H, W, 3].
 
     made: blocks uint8 [n, S, S, 3] of 25 frames a second, whole crops; the last frame goes on. rest: the crop as the
@@ -45,7 +52,7 @@ def put_back(scene: Scene, made: Iterator[np.ndarray], rest: np.ndarray, count: 
     """
     transform = scene.reference.transform
     side = int(np.clip(round(float(np.hypot(transform[0, 0], transform[1, 0]))), len(rest), LARGEST_PATCH))
-    mask = mask_of(side)
+    mask = framing.mask(side)
     still = resized(rest, side)
     detail = scene.reference.crop(side) - still
     for shown, small in zip(scene.frames(count), at_rate(made, scene.rate, count), strict=True):
@@ -58,6 +65,25 @@ def put_back(scene: Scene, made: Iterator[np.ndarray], rest: np.ndarray, count: 
         if scene.relit:
             patch = patch + light_between(shown.crop(side), patch, mask)
         yield paste(shown.picture, patch, shown.transform, mask * np.float32(shown.opacity))[None]
+
+
+def each_over_its_own(scene: Scene, model: TalkingHeadPipeline, sound: np.ndarray, count: int) -> Iterator[np.ndarray]:
+    """`speak_in` of a model that makes each frame alone: of every frame its own face, with another mouth, over it."""
+    size, mask_at = model.frame_size(), model.framing.mask
+    shown, seen = itertools.tee(scene.frames(count))
+    # Where no face is followed nothing is painted, and any face will do.
+    faces = (each.crop(size) if each.opacity else scene.reference.crop(size) for each in seen)
+    for each, face in zip(shown, model.speak_over(faces, sound, scene.rate), strict=True):
+        yield _laid_over(each, face, mask_at)[None]
+
+
+def _laid_over(shown: Shown, face: np.ndarray, mask_at: Callable[[int], np.ndarray]) -> np.ndarray:
+    if not shown.opacity:
+        return shown.picture
+    across, down = (float(np.hypot(*shown.transform[:, axis])) for axis in (0, 1))
+    side = int(np.clip(round(max(across, down)), len(face), LARGEST_PATCH))
+    patch = resized(face, side)
+    return paste(shown.picture, patch, shown.transform, mask_at(side) * np.float32(shown.opacity))
 
 
 def at_rate(blocks: Iterator[np.ndarray], rate: Fraction, count: int) -> Iterator[np.ndarray]:

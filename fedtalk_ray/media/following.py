@@ -27,6 +27,7 @@ from fedtalk_ray.media.faces import (
     similarity_transforms,
     warp,
 )
+from fedtalk_ray.media.framing import ALIGNED, Framing
 from fedtalk_ray.media.identity_embedding import load_identity_embedder
 from fedtalk_ray.media.video import FPS
 
@@ -53,7 +54,7 @@ Track = list[tuple[int, FaceBox]]
 
 @dataclass(frozen=True)
 class FollowedFace:
-    """transforms: from template fractions to picture pixels, float64 [T, 2, 3], NaN where the face was not followed.
+    """transforms: from fractions of the crop to picture pixels, float64 [T, 2, 3], NaN where the face was not followed.
 
     opacity: float64 [T], 1 where it is followed, 0 where not, rising and falling between.
     openness: how far the lips are apart, float64 [T], in eye distances, NaN where not followed.
@@ -70,11 +71,16 @@ class FollowedFace:
         return np.flatnonzero(np.isnan(self.transforms[:, 0, 0]))
 
 
-def follow_face(frames: Iterable[np.ndarray], face: int | None = None, rate: Fraction | int = FPS) -> FollowedFace:
+def follow_face(
+    frames: Iterable[np.ndarray],
+    face: int | None = None,
+    rate: Fraction | int = FPS,
+    framing: Framing = ALIGNED,
+) -> FollowedFace:
     """frames: uint8 [H, W, 3], gone through twice, one at a time. rate: frames a second.
 
-    face: which one, counted from 1 from left to right where faces are first seen; None for the largest. Raises
-    `NoFaceError` when there is none, or not so many.
+    face: which one, counted from 1 from left to right where faces are first seen; None for the largest. framing: which
+    crops `transforms` are of. Raises `NoFaceError` when there is none, or not so many.
     """
     every = max(1, round(LOOK_EVERY * rate))
     samples, cuts, count = _looks(frames, every)
@@ -83,7 +89,7 @@ def follow_face(frames: Iterable[np.ndarray], face: int | None = None, rate: Fra
     points = _landmarks(frames, count, tracks, first, every)
     if np.isnan(points).all():
         raise NoFaceError(f"no face could be followed in {count} frames")
-    return _steadied(points, float(rate), max(len(faces) for _, faces in samples) - 1)
+    return _steadied(points, float(rate), max(len(faces) for _, faces in samples) - 1, framing)
 
 
 def face_of(faces: Sequence[FaceBox], face: int | None) -> FaceBox | None:
@@ -218,7 +224,7 @@ class _Recognised:
         return float(vector @ self._who) >= SAME_PERSON
 
 
-def _steadied(points: np.ndarray, rate: float, others: int) -> FollowedFace:
+def _steadied(points: np.ndarray, rate: float, others: int, framing: Framing) -> FollowedFace:
     """points: landmarks [T, 68, 2], NaN where the face was not followed."""
     count = len(points)
     there = np.pad(~np.isnan(points[:, 0, 0]), 1).astype(int)
@@ -227,7 +233,7 @@ def _steadied(points: np.ndarray, rate: float, others: int) -> FollowedFace:
     steps = max(1, round(FADE * rate))
     for begin, end in zip(begins, ends, strict=True):
         steady = gaussian_filter1d(points[begin:end], SMOOTHING_FRAMES * rate / FPS, axis=0, mode="nearest")
-        transforms[begin:end] = similarity_transforms(steady)
+        transforms[begin:end] = framing.transforms(steady)
         openness[begin:end] = _openness(steady)
         from_begin, to_end = np.arange(1, end - begin + 1), np.arange(end - begin, 0, -1)
         rising = from_begin / (steps + 1) if begin > 0 else 1.0

@@ -16,6 +16,7 @@ from fedtalk_ray.media.faces import (
     warp,
 )
 from fedtalk_ray.media.following import face_of
+from fedtalk_ray.media.framing import ALIGNED, Framing
 
 SMALLEST_SIDE = 32
 """Pixels on the shorter side of a picture below which no face is looked for."""
@@ -39,17 +40,17 @@ class FacePlace:
 
 
 class Portrait(NamedTuple):
-    """crop: aligned, uint8 [size, size, 3]. notes: what the giver should know, a short sentence each."""
+    """crop: uint8 [size, size, 3]. notes: what the giver should know, a short sentence each."""
 
     crop: np.ndarray
     notes: tuple[str, ...]
 
 
-def crop_portrait(picture: np.ndarray, size: int, face: int | None = None) -> Portrait:
+def crop_portrait(picture: np.ndarray, size: int, face: int | None = None, framing: Framing = ALIGNED) -> Portrait:
     """The face that `locate_face` finds. A note says when it is smaller than the crop, and when the crop reaches beyond
     the picture (its edge goes on there)."""
     place = locate_face(picture, face)
-    transform, notes = place.transform, list(place.notes)
+    transform, notes = framing.transforms(place.landmarks[None])[0], list(place.notes)
     side = float(np.hypot(transform[0, 0], transform[1, 0]))
     if side < _SMALL * size:
         notes.append(f"the face is only about {side:.0f} pixels wide and comes out soft; {size} or more are better")

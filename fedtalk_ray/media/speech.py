@@ -51,14 +51,18 @@ class SpeechFeatures(Protocol):
 
 
 def load_speech_features(source: str = LOG_MEL) -> SpeechFeatures:
-    """The features that `source` names: "log-mel", or a Whisper, wav2vec2, HuBERT or WavLM folder or hub id.
+    """The features that `source` names: "log-mel", a Whisper, wav2vec2, HuBERT or WavLM folder or hub id, or
+    "musetalk:" and that of a Whisper-tiny.
 
     Raises `speech_encoder.SpeechError` when there is no such model, it cannot be used, or transformers is missing.
     """
     if source == LOG_MEL:
         return LogMel()
     from fedtalk_ray.media.speech_encoder import load_speech_encoder
+    from fedtalk_ray.media.whisper_states import PREFIX, WhisperStates
 
+    if source.startswith(PREFIX):
+        return WhisperStates(source)
     return load_speech_encoder(source)
 
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,12 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from fedtalk_ray.errors import RunError
-from fedtalk_ray.model.denoiser import TalkingHeadDenoiser
 
 SHARED, IDENTITY = "shared", "identity"
-
-TARGETS = ["conv1", "conv2", "conv3", "conv_shortcut", "time_emb_proj", "temporal", "linear1", "linear2", "conv"]
-"""Layer names that carry adapters: residual blocks, their FiLM projections, resampling, time, speech encoder."""
 
 SPEECH_LAYERS = r"(.*\.)?speech_(encoder|map)\..*"
 """Layers that carry none of the identity adapter: what is heard is not a matter of whose face speaks. Out of a few
@@ -32,20 +29,25 @@ mouth rather than 0.07 without them, and lost 0.003 of likeness rather than 0.01
 _WEIGHTS = "adapter_model.safetensors"
 
 
-def with_adapters(denoiser: TalkingHeadDenoiser, rank: int | None, alpha: float, identity_rank: int) -> PeftModel:
+def with_adapters(denoiser: Any, rank: int | None, alpha: float, identity_rank: int) -> PeftModel:
     """The denoiser with a fresh `shared` adapter (none where `rank` is None) and a fresh `identity` adapter.
 
     Both are zero in effect and act together; all weights are frozen. Fresh weights are drawn from torch's global
     generator: seed it to repeat them.
     """
+    layers = list(denoiser.adapter_layers)
+    hears = any(re.fullmatch(SPEECH_LAYERS, name) for name, _ in denoiser.named_modules())
     identity = LoraConfig(
-        r=identity_rank, lora_alpha=2 * identity_rank, target_modules=TARGETS, exclude_modules=SPEECH_LAYERS
+        r=identity_rank,
+        lora_alpha=2 * identity_rank,
+        target_modules=layers,
+        exclude_modules=SPEECH_LAYERS if hears else None,
     )
     if rank is None:
         model = get_peft_model(denoiser, identity, adapter_name=IDENTITY)
     else:
         model = get_peft_model(
-            denoiser, LoraConfig(r=rank, lora_alpha=alpha, target_modules=TARGETS), adapter_name=SHARED
+            denoiser, LoraConfig(r=rank, lora_alpha=alpha, target_modules=layers), adapter_name=SHARED
         )
         model.add_adapter(IDENTITY, identity)
     use_adapters(model)

@@ -21,6 +21,8 @@ from torch import nn
 from fedtalk_ray.errors import UserError
 from fedtalk_ray.model.embedded import find_model
 from fedtalk_ray.model.lower_face import LowerFaceAutoencoder
+from fedtalk_ray.model.musetalk_folder import is_musetalk, read_autoencoder
+from fedtalk_ray.model.musetalk_networks import MuseTalkAutoencoder
 from fedtalk_ray.model.patch_basis import patch_encoder
 
 WHOLE_FACE = "patch"
@@ -77,7 +79,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         return DecoderOutput(sample=self.decode(self.encode(sample).latents).sample)
 
 
-OWN_AUTOENCODERS = (PatchAutoencoder, LowerFaceAutoencoder)
+OWN_AUTOENCODERS = (PatchAutoencoder, LowerFaceAutoencoder, MuseTalkAutoencoder)
 
 
 def sees_reference(autoencoder: Any) -> TypeGuard[LowerFaceAutoencoder]:
@@ -103,6 +105,8 @@ def load_autoencoder(source: str) -> ModelMixin:
             torch.manual_seed(0)
             return (PatchAutoencoder() if source == WHOLE_FACE else LowerFaceAutoencoder()).eval()
     folder = find_model(source)
+    if is_musetalk(folder):
+        return read_autoencoder(folder)
     for name in ("autoencoder", "vae"):
         if (folder / name / "config.json").is_file():
             folder = folder / name

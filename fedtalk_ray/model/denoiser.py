@@ -19,16 +19,13 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
 from torch import nn
 
-from fedtalk_ray.model.motion_units import MotionUnits
+from fedtalk_ray.model.speech_code import CodedDenoiser
 
 PREDICTION_TYPES = ("sample", "v_prediction", "epsilon")
 """What a denoiser may be trained to predict, in diffusers' words: x0, v, or the noise."""
 
-SPEECH_PARTS = ("speech_encoder.", "speech_map.")
-"""What the parameters' names begin with that turn sound into motion codes, and those into motion."""
 
-
-class TalkingHeadDenoiser(MotionUnits, ModelMixin, ConfigMixin):
+class TalkingHeadDenoiser(CodedDenoiser, ModelMixin, ConfigMixin):
     """Predicts a window of frames from noise, sound and one reference frame.
 
     Shapes: B windows of T frames, C latent channels of h x w cells. `prediction_type` says what the output means
@@ -65,9 +62,7 @@ class TalkingHeadDenoiser(MotionUnits, ModelMixin, ConfigMixin):
         embedding = 2 * widths[-1]
         self.time_proj = Timesteps(widths[0], flip_sin_to_cos=True, downscale_freq_shift=0)
         self.time_embedding = TimestepEmbedding(widths[0], embedding)
-        self.speech_encoder = SpeechEncoder(speech_hops, mel_bins, motions)
-        self.silence = nn.Parameter(torch.zeros(motions))
-        self.speech_map = SpeechMap(motions, latent_channels, latent_size)
+        self.add_parts(latent_channels, latent_size, motions, lip_numbers, speech_hops, mel_bins, region)
         self.speech_embedding = TimestepEmbedding(motions, embedding)
         self.identity_embedding = nn.Linear(identity_dimensions, embedding) if identity_dimensions else None
         if self.identity_embedding is not None:
@@ -98,18 +93,7 @@ class TalkingHeadDenoiser(MotionUnits, ModelMixin, ConfigMixin):
         self.conv_out = nn.Conv2d(width, latent_channels, 3, padding=1)
         _start_at_zero(self.conv_out)
 
-        self.add_units(latent_channels, latent_size, lip_numbers, region)
         self.gradient_checkpointing = False
-
-    def hear_by(self, speech: str, hops: int, bins: int) -> None:
-        """From now on hears windows [hops, bins] of other features, by an untrained encoder of torch's generator."""
-        encoder = SpeechEncoder(hops, bins, int(self.config.motions))
-        self.speech_encoder = encoder.to(self.device, self.dtype).train(self.training)
-        self.register_to_config(speech=speech, speech_hops=hops, mel_bins=bins)
-
-    def speech_motion(self, speech: torch.Tensor) -> torch.Tensor:
-        """The motion that the sound alone suggests: residuals [B, T, C, h, w] in standard deviations."""
-        return self.speech_map(self.speech_encoder(speech))
 
     def forward(
         self,
@@ -129,12 +113,7 @@ class TalkingHeadDenoiser(MotionUnits, ModelMixin, ConfigMixin):
         lips: [B, T, lip_numbers] true lip shapes, in place of those that the sound suggests; NaN keeps the heard ones.
         """
         batch, frames = sample.shape[:2]
-        sound = self.speech_encoder(speech)
-        if lips is not None and lips.shape[-1]:
-            shapes, rest = sound.split([lips.shape[-1], sound.shape[-1] - lips.shape[-1]], dim=-1)
-            sound = torch.cat([torch.where(lips.isnan(), shapes, lips), rest], dim=-1)
-        if heard is not None:
-            sound = torch.where(heard[:, None, None], sound, self.silence)
+        sound = self.codes(speech, heard, lips)
         time = self.time_embedding(self.time_proj(timestep).to(sample.dtype))
         if self.identity_embedding is not None and identity is not None:
             time = time + self.identity_embedding(identity)
@@ -198,38 +177,3 @@ class FrameBlock(nn.Module):
 def _start_at_zero(layer: nn.Module) -> None:
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
-
-
-class SpeechEncoder(nn.Module):
-    """One window of features a frame [B, T, hops, bins] to its motion code [B, T, motions]."""
-
-    def __init__(self, hops: int, bins: int, motions: int, width: int = 96, dropout: float = 0.2) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv1d(bins, width, 5, padding=2)
-        self.conv2 = nn.Conv1d(width, width, 5, stride=2, padding=2)
-        self.conv3 = nn.Conv1d(width, width, 3, stride=2, padding=1)
-        self.context = nn.ModuleList(nn.Conv1d(width, width, 3, padding=step, dilation=step) for step in (1, 2))
-        self.norms = nn.ModuleList(nn.GroupNorm(8, width) for _ in self.context)
-        self.linear1 = nn.Linear(width * -(-hops // 4), motions)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, speech: torch.Tensor) -> torch.Tensor:
-        hidden = speech.flatten(0, 1).transpose(1, 2)
-        for layer in (self.conv1, self.conv2, self.conv3):
-            hidden = self.dropout(nn.functional.silu(layer(hidden)))
-        for wider, norm in zip(self.context, self.norms, strict=True):
-            hidden = hidden + self.dropout(wider(nn.functional.silu(norm(hidden))))
-        return self.linear1(hidden.flatten(1)).unflatten(0, speech.shape[:2])
-
-
-class SpeechMap(nn.Module):
-    """Motion codes [B, T, motions] to motion pictures [B, T, C, h, w]: a weighted sum of learned motion patterns."""
-
-    def __init__(self, motions: int, channels: int, size: int) -> None:
-        super().__init__()
-        self.shape = (channels, size, size)
-        self.linear1 = nn.Linear(motions, channels * size * size)
-        nn.init.zeros_(self.linear1.bias)
-
-    def forward(self, code: torch.Tensor) -> torch.Tensor:
-        return self.linear1(code).unflatten(2, self.shape)

@@ -11,13 +11,14 @@ from torch import nn
 
 from fedtalk_ray.media.face_template import mouth_mask
 from fedtalk_ray.media.lips import LIP_MOTION
+from fedtalk_ray.model.backbone_base import Backbone
 
 
-class MotionUnits:
-    """A part of every denoiser, a torch module, which calls `add_units` when it is made."""
+class MotionUnits(Backbone):
+    """The base of a backbone that works on residuals in units of their deviation; it calls `add_units` when it is
+    made."""
 
     register_buffer: Callable[..., None]
-    region: str
 
     def add_units(self, channels: int, side: int, lip_numbers: int, region: str = "face") -> None:
         """Buffers for so many latent channels of side x side cells of a region and numbers of a lip shape."""
@@ -40,10 +41,6 @@ class MotionUnits:
         self.register_buffer("certainty", torch.ones(side, side))
         self.register_buffer("liveliness", 1 - mouth_blend(side, region))
         self.register_buffer("detail", torch.zeros(side, side))
-
-    def mouth(self) -> torch.Tensor:
-        """The mouth's cells as float32 [h, w], 1 inside and 0 outside."""
-        return torch.from_numpy(mouth_mask(self.certainty.shape[-1], self.region))
 
     def knows_lips(self) -> bool:
         """Whether lip axes were fixed (`training.phases.units`): pipelines of older versions have none."""

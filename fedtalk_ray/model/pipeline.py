@@ -5,8 +5,9 @@ frames = pipe(face, audio).frames            # uint8 [T, S, S, 3] at 25 fps
 for block in pipe.stream(face, audio): ...   # the same frames, a second at a time, however long the sound
 """
 
+import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache, partial
@@ -19,6 +20,7 @@ from diffusers.utils import BaseOutput
 from diffusers.utils import logging as diffusers_logging
 
 from fedtalk_ray.errors import RunError
+from fedtalk_ray.media.framing import FRAMINGS, Framing
 from fedtalk_ray.media.identity_embedding import IdentityEmbedder, load_identity_embedder
 from fedtalk_ray.media.speech import SpeechFeatures, load_speech_features
 from fedtalk_ray.media.video import FPS, SAMPLE_RATE
@@ -36,6 +38,8 @@ from fedtalk_ray.model.autoencoder import (
 from fedtalk_ray.model.denoiser import TalkingHeadDenoiser, bare_denoiser
 from fedtalk_ray.model.embedded import find_model
 from fedtalk_ray.model.identity import FaceCritic, IdentityEncoder
+from fedtalk_ray.model.motion_units import MotionUnits
+from fedtalk_ray.model.musetalk_folder import cells_of, is_musetalk, read_autoencoder, read_unet
 from fedtalk_ray.model.sampling import DEFAULT_GUIDANCE, DEFAULT_STEPS, sample_stream
 from fedtalk_ray.model.sampling import sample_clip as sample_clip
 from fedtalk_ray.model.schedule import make_scheduler
@@ -83,6 +87,11 @@ class TalkingHeadPipeline(DiffusionPipeline):
             identity_encoder=identity_encoder,
             sync_network=sync_network,
         )
+
+    @property
+    def framing(self) -> Framing:
+        """What part of a picture its faces are."""
+        return FRAMINGS[bare_denoiser(self.denoiser).config.get("framing", "aligned")]
 
     def frame_size(self) -> int:
         """Side in pixels of the faces that this pipeline takes and makes."""
@@ -141,15 +150,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
         """Frames and their latents as they get ready, always cut at the same places."""
         reference = torch.from_numpy(encode_frames(self.autoencoder, face[None]))[0]
         config = bare_denoiser(self.denoiser).config
-        # The one place where sound becomes features and a face an embedding, of the kinds that the denoiser knows.
-        features = _features(config.speech)
-        if features.shape != (config.speech_hops, config.mel_bins):
-            raise RunError(
-                f"this model hears windows of {config.speech_hops} x {config.mel_bins} of {config.speech!r}, and they "
-                f"are {features.shape[0]} x {features.shape[1]}: an older version trained it, or with another model of "
-                "that name; train it anew"
-            )
-        speech = torch.from_numpy(features.windows(audio, frame_count(len(audio))))
+        speech = self._heard(audio)
         who = None
         if config.identity_dimensions:
             who = torch.from_numpy(_embedder(config.identity).embed(face[None])[0])
@@ -168,6 +169,39 @@ class TalkingHeadPipeline(DiffusionPipeline):
         decode = partial(decode_latents, self.autoencoder, face=face, detail=detail, soft_border=soft_border)
         return ((decode(piece), piece) for piece in latents)
 
+    def _heard(self, audio: np.ndarray) -> torch.Tensor:
+        """What each frame hears, float32 [T, hops, bins]: the one place where sound becomes features."""
+        config = bare_denoiser(self.denoiser).config
+        features = _features(config.speech)
+        if features.shape != (config.speech_hops, config.mel_bins):
+            raise RunError(
+                f"this model hears windows of {config.speech_hops} x {config.mel_bins} of {config.speech!r}, and they "
+                f"are {features.shape[0]} x {features.shape[1]}: an older version trained it, or with another model of "
+                "that name; train it anew"
+            )
+        return torch.from_numpy(features.windows(audio, frame_count(len(audio))))
+
+    @torch.no_grad()
+    def speak_over(
+        self, faces: Iterable[np.ndarray], audio: np.ndarray, rate: Fraction = Fraction(FPS), batch: int = 8
+    ) -> Iterator[np.ndarray]:
+        """Every face with another mouth, one uint8 [S, S, 3] for each: of a model that makes each frame alone.
+
+        faces: crops uint8 [S, S, 3] of frames at `rate` a second, gone through once. A frame hears what the nearest of
+        25 a second does.
+        """
+        base = bare_denoiser(self.denoiser)
+        speech, numbers = self._heard(audio), itertools.count()
+        crops = iter(faces)
+        while block := list(itertools.islice(crops, batch)):
+            places = torch.tensor([round(next(numbers) * FPS / rate) for _ in block]).clamp(max=len(speech) - 1)
+            latents = torch.from_numpy(encode_frames(self.autoencoder, np.stack(block))).to(base.device)
+            made, given = base.split(latents)
+            sample = torch.cat([torch.zeros_like(made), given], dim=1)[:, None]
+            last = torch.full((len(block),), self.scheduler.config.num_train_timesteps - 1, device=base.device)
+            mouths = self.denoiser(sample, last, speech[places][:, None].to(base.device), latents)[:, 0]
+            yield from decode_latents(self.autoencoder, mouths)
+
     def _lip_shapes(self, lips: np.ndarray, frames: int) -> torch.Tensor:
         if len(lips) != frames:
             raise ValueError(f"lips of {len(lips)} frames are told for a sound of {frames}")
@@ -182,7 +216,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
 
     def _kept_detail(self, face: np.ndarray, reference: torch.Tensor) -> torch.Tensor | None:
         """How much of `lost_detail` is shown: pixels [3, S, S]; None where the autoencoder takes it from the face."""
-        if sees_reference(self.autoencoder):
+        if sees_reference(self.autoencoder) or not isinstance(bare_denoiser(self.denoiser), MotionUnits):
             return None
         weight = bare_denoiser(self.denoiser).detail[None, None].cpu()
         weight = torch.nn.functional.interpolate(weight, face.shape[:2], mode="bilinear")[0]
@@ -226,7 +260,7 @@ def _cut_anew(pieces: Iterator[np.ndarray], block: int) -> Iterator[np.ndarray]:
 
 
 def load_pipeline(source: str) -> TalkingHeadPipeline:
-    """The pipeline at a folder that `fedtalk pretrain` or a run wrote, "fedtalk-tiny", or a hub id.
+    """The pipeline at a folder that `fedtalk pretrain` or a run wrote, "fedtalk-tiny", a hub id, or MuseTalk's folder.
 
     Raises `errors.RunError` where there is none.
     """
@@ -235,6 +269,10 @@ def load_pipeline(source: str) -> TalkingHeadPipeline:
         return _from_pretrained(
             source, f"{source} is neither a folder with a pipeline nor a hub id whose pipeline can be fetched"
         )
+    if is_musetalk(folder):
+        autoencoder = read_autoencoder(folder)
+        denoiser = read_unet(folder, cells_of(autoencoder))
+        return TalkingHeadPipeline(autoencoder, denoiser, make_scheduler(denoiser.config.prediction_type))
     if not (folder / "model_index.json").is_file():
         raise RunError(
             f"{source} holds no pipeline (no model_index.json); `fedtalk pretrain --out {source}` writes one"

@@ -108,31 +108,36 @@ def sample_parts(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yields the first step's mean and the last step's sample, residuals [n, C, h, w] in order, T frames in all.
 
-    reference: latents [C, h, w]. speech: [T, hops, mel], T >= 1; it may be a view that overlaps itself, only what a
-    group of windows needs is copied. identity: the face's embedding [D], for a denoiser that takes one. lips: shapes
-    [T, L] (`MotionUnits.lip_shape`) in place of those that are heard. The sample is steadied (`_steadied`); with one
-    step it is the mean. Memory does not depend on T. Noise is drawn on the CPU, frame after frame: a seeded `generator`
+    reference: latents [C + G, h, w], of which the last G are given to every frame. speech: [T, hops, mel], T >= 1; it
+    may be a view that overlaps itself, only what a group of windows needs is copied. identity: the face's embedding
+    [D], for a denoiser that takes one. lips: shapes [T, L] (`MotionUnits.lip_shape`) in place of those that are heard.
+    The sample is steadied (`_steadied`); with one step, and of a backbone that makes each frame alone, it is the mean.
+    Memory does not depend on T. Noise is drawn on the CPU, frame after frame: a seeded `generator`
     means the same clip on every device.
     """
     base = bare_denoiser(denoiser)
     device, window = base.device, base.config.window
     total = len(speech)
     length = max(total, window)  # a clip shorter than a window goes on hearing its last frame
-    begins = [*range(0, length - window, max(1, window // 2)), length - window]
+    step_on = window if base.each_frame_alone else max(1, window // 2)
+    begins = [*range(0, length - window, step_on), length - window]
     groups = [begins[at : at + batch] for at in range(0, len(begins), batch)]
     reference = reference.to(device)
     # `set_timesteps` changes the scheduler: two clips that are made in turn must not share one.
     scheduler = copy.copy(scheduler)
-    scheduler.set_timesteps(steps, device=device)
+    scheduler.set_timesteps(1 if base.each_frame_alone else steps, device=device)
 
     def predict(timestep: torch.Tensor, windows: torch.Tensor, group: list[int]) -> torch.Tensor:
         places = torch.tensor(group)[:, None] + torch.arange(window)
         places = places.clamp(max=total - 1)
         shapes = None if lips is None else lips[places].to(device)
+        if len(given):
+            windows = torch.cat([windows, given.expand(*windows.shape[:2], *given.shape)], dim=2)
         return _predict(denoiser, windows, timestep, speech[places].to(device), reference, identity, guidance, shapes)
 
-    channels = len(reference)
-    noise = _noise(length, tuple(reference.shape), generator, device)
+    made, given = base.split(reference)
+    channels = len(made)
+    noise = _noise(length, tuple(made.shape), generator, device)
     first, *later = scheduler.timesteps
 
     def update(timestep: torch.Tensor, predicted: torch.Tensor, held: torch.Tensor) -> torch.Tensor:
@@ -156,7 +161,7 @@ def sample_parts(
         fresh = torch.cat([next(noise) for _ in mean])
         return torch.cat([scheduler.add_noise(mean, fresh, later[0]) if later else mean, mean], dim=1)
 
-    nothing = (torch.zeros_like(reference)[None] for _ in range(length))
+    nothing = (torch.zeros_like(made)[None] for _ in range(length))
     means = _denoised(nothing, channels, groups, window, partial(predict, first), clean)
     yield from _steadied(_first(total, reduce(step, later, map(noised, means)), channels))
 

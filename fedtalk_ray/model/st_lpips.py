@@ -34,12 +34,12 @@ def load_st_lpips(network: str) -> Any | None:
     return stlpips.LPIPS(net=network, variant="shift_tolerant", verbose=False).eval()
 
 
-def check_vgg_is_there() -> None:
+def check_vgg_is_there(asked_by: str = "sharpness.vgg") -> None:
     """Raises `RunError` where the package is not installed; loads nothing."""
     if importlib.util.find_spec("stlpips_pytorch") is None:
         raise RunError(
-            "sharpness.vgg asks for VGG-16, which comes with stlpips-pytorch (parts of it are for non-commercial use "
-            "only): pip install stlpips-pytorch, or leave sharpness.vgg at 0"
+            f"{asked_by} asks for VGG-16, which comes with stlpips-pytorch (parts of it are for non-commercial use "
+            f"only): pip install stlpips-pytorch, or leave {asked_by} at 0"
         )
 
 

@@ -39,7 +39,7 @@ LANDMARKS = "landmarks"
 """The bytes column of each frame's 68 points, float32 [68, 2] (`media.lips.face_landmarks`); shards of older versions
 have none."""
 PLACES = "places"
-"""The bytes column of where each frame's crop lies in its picture, float32 [2, 3] (`media.faces.face_transforms`);
+"""The bytes column of where each frame's crop lies in its picture, float32 [2, 3] (`media.framing`);
 shards of older versions have none."""
 EVERY_COLUMN = (*ARRAYS, LANDMARKS, PLACES)
 """All bytes columns that hold something for every frame."""
@@ -96,7 +96,7 @@ class Manifest:
 
     files: "client=s1/train-000.parquet" -> its entry; shards of older versions list none, and theirs go unchecked.
     speech and identity: the sources of `media.speech.load_speech_features` and `media.identity_embedding`, "none" for
-    no embedding. Their defaults are what shards of older versions hold.
+    no embedding. framing: of the crops (`media.framing`). Their defaults are what shards of older versions hold.
     """
 
     corpus: str
@@ -111,6 +111,7 @@ class Manifest:
     speech: str = "log-mel"
     identity: str = "none"
     identity_dimensions: int = 0
+    framing: str = "aligned"
     files: dict[str, FileEntry] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
@@ -144,6 +145,14 @@ class Manifest:
                     f"shards were prepared with --{option} {stored}, but {where} was trained with {wanted}: prepare "
                     f"the shards again with --{option} {wanted}"
                 )
+
+    def check_framing(self, framing: str, where: str) -> None:
+        """Raises `ShardError` when the model at `where` wants faces framed in another way."""
+        if framing != self.framing:
+            raise ShardError(
+                f"shards hold {self.framing} crops, but {where} takes {framing} ones: prepare the shards again with "
+                f"--backbone {where}"
+            )
 
     def check_clients(self, names: list[str]) -> None:
         """Raises `ShardError` for the first name that cannot be a client, with the reason."""

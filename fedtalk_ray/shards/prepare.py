@@ -19,6 +19,7 @@ from diffusers import ModelMixin
 
 from fedtalk_ray.corpora.listing import ClipSource, CorpusError, named, open_clip, own_test_set
 from fedtalk_ray.media.faces import NoFaceError
+from fedtalk_ray.media.framing import ALIGNED, FRAMINGS, Framing
 from fedtalk_ray.media.identity_embedding import NO_IDENTITY, clip_identity, frames_to_embed, load_identity_embedder
 from fedtalk_ray.media.lips import face_landmarks
 from fedtalk_ray.media.speech import LOG_MEL, load_speech_features
@@ -68,6 +69,7 @@ def prepare(
     unseen: int | Sequence[str] | None = None,
     overwrite: bool = False,
     speech_known_as: str | None = None,
+    framing: Framing = ALIGNED,
 ) -> Manifest:
     """Writes the shards of `sources` (grouped by identity) to `out`; needs a connected Ray.
 
@@ -77,6 +79,7 @@ def prepare(
     None keeps the corpus's own test set, or, where it defines none, those with a single clip (otherwise these are
     trained on, though they cannot be clients).
     speech_known_as: by which source the shards name the sound features, where this machine has that network elsewhere.
+    framing: what part of a picture the crops show.
     Raises `CorpusError` when more than half of the clips had to be rejected; then nothing is written.
     """
     encoder = load_autoencoder(autoencoder)
@@ -90,12 +93,13 @@ def prepare(
     load_speech_features(speech)
     dimensions = 0 if identity == NO_IDENTITY else load_identity_embedder(identity).dimensions
     with new_folder(out, overwrite) as folder:
-        rows = _pipeline(sources, size, autoencoder, speech, identity)
+        rows = _pipeline(sources, size, framing, autoencoder, speech, identity)
         writer: ShardWriter | None = None
         rejects: list[dict[str, str]] = []
         manifest = Manifest(
             corpus, size, FPS, SAMPLE_RATE, autoencoder, fingerprint, {},
             speech=speech_known_as or speech, identity=identity, identity_dimensions=dimensions,
+            framing=framing.name,
         )  # fmt: skip
         with ticker(len(sources), "prepare") as tick:
             for row in rows:
@@ -156,7 +160,7 @@ def parse_unseen(text: str, names: Sequence[str]) -> int | list[str]:
 
 
 def _pipeline(  # type: ignore[no-untyped-def]
-    sources: list[ClipSource], size: int, autoencoder: str, speech: str, identity: str
+    sources: list[ClipSource], size: int, framing: Framing, autoencoder: str, speech: str, identity: str
 ):
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
@@ -165,7 +169,7 @@ def _pipeline(  # type: ignore[no-untyped-def]
     items = [source.row() for source in sources]
     # Two clips a block: small enough to stream, large enough to pay for a task.
     dataset = ray.data.from_items(items, override_num_blocks=max(1, len(items) // 2))
-    dataset = dataset.flat_map(_read, fn_kwargs={"size": size})
+    dataset = dataset.flat_map(_read, fn_kwargs={"size": size, "framing": framing.name})
     # The encoder is one resident actor: it holds the models once. It takes no CPU, so readers always find one, and a
     # GPU where one is free.
     dataset = dataset.map(
@@ -178,14 +182,14 @@ def _pipeline(  # type: ignore[no-untyped-def]
     return dataset.iter_rows()
 
 
-def _read(item: dict, size: int) -> Iterator[dict]:
+def _read(item: dict, size: int, framing: str) -> Iterator[dict]:
     """A clip in parts of whole pieces, or why it cannot be used."""
     source = ClipSource.from_row(item)
     row = {"identity": source.identity, "clip": source.clip, "path": item["path"], "reason": "", "length": 0,
            "begin": 0, "total": 0, "size": size, "frames": b"", "faces": b"", "waveform": b"",
            "landmarks": b"", "places": b"", "footage": ""}  # fmt: skip
     try:
-        clip = open_clip(source, size)
+        clip = open_clip(source, size, FRAMINGS[framing])
         if clip.frames < MIN_FRAMES:
             raise VideoError(f"has {clip.frames} frames; at least {MIN_FRAMES} are needed")
     except (VideoError, NoFaceError) as error:
@@ -202,8 +206,8 @@ def _read(item: dict, size: int) -> Iterator[dict]:
         frames = np.stack(list(islice(clip.crops, end - begin)))
         if begin == 0:
             row["faces"] = frames[frames_to_embed(len(frames))].tobytes()
-        points = face_landmarks(frames).tobytes()
-        part = {"frames": frames.tobytes(), "landmarks": points, "places": clip.places[begin:end].tobytes()}
+        points = face_landmarks(frames) if clip.landmarks is None else clip.landmarks[begin:end]
+        part = {"frames": frames.tobytes(), "landmarks": points.tobytes(), "places": clip.places[begin:end].tobytes()}
         yield row | part | {"begin": begin, "length": end - begin}
 
 

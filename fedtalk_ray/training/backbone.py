@@ -1,13 +1,17 @@
 """The pipeline a training starts from: a pretrained one, or an untrained one around the shards' autoencoder."""
 
 import logging
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from fedtalk_ray.errors import ShardError
+from fedtalk_ray.media.framing import ALIGNED, MUSETALK, Framing
 from fedtalk_ray.model.autoencoder import region_of
 from fedtalk_ray.model.denoiser import bare_denoiser
+from fedtalk_ray.model.embedded import find_model
+from fedtalk_ray.model.musetalk_folder import is_musetalk, read_autoencoder, speech_of
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline, fingerprint, load_pipeline, new_pipeline
 from fedtalk_ray.settings import TrainConfig
 from fedtalk_ray.shards.format import Manifest
@@ -35,6 +39,29 @@ def build_pipeline(
             _hear_as_in(manifest, pipeline, pretrained)
         check_fits(manifest, pipeline, pretrained)
         return pipeline
+
+
+@dataclass(frozen=True)
+class ShardSettings:
+    """What `shards.prepare.prepare` must be told for shards that fit a backbone."""
+
+    autoencoder: str
+    speech: str
+    size: int
+    framing: Framing = ALIGNED
+
+
+def shard_settings(backbone: str) -> ShardSettings:
+    """Of a pipeline (`load_pipeline`'s sources) or MuseTalk's folder. Raises `RunError` where it is none."""
+    folder = find_model(backbone)
+    if is_musetalk(folder):
+        # Without its U-Net, which is the larger part.
+        autoencoder = read_autoencoder(folder)
+        return ShardSettings(backbone, speech_of(folder), int(autoencoder.config.sample_size), MUSETALK)
+    pipeline = load_pipeline(backbone)
+    return ShardSettings(
+        backbone, bare_denoiser(pipeline.denoiser).config.speech, pipeline.frame_size(), pipeline.framing
+    )
 
 
 def start_of(config: TrainConfig, manifest: Manifest) -> TalkingHeadPipeline:
@@ -80,8 +107,9 @@ def check_fits(manifest: Manifest, pipeline: TalkingHeadPipeline, where: str, he
 
     heard: whether it is given the sound features of the shards; False where it hears their sound itself.
     """
-    manifest.check_autoencoder(fingerprint(pipeline), where)
     settings = bare_denoiser(pipeline.denoiser).config
+    manifest.check_framing(pipeline.framing.name, where)
+    manifest.check_autoencoder(fingerprint(pipeline), where)
     manifest.check_conditions(settings.speech if heard else manifest.speech, settings.identity, where)
     made_for, latents_of = bare_denoiser(pipeline.denoiser).region, region_of(pipeline.autoencoder)
     if made_for != latents_of:

@@ -5,22 +5,23 @@ client comes in as arguments and goes out as results, nothing stays behind.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
 
-from fedtalk_ray.errors import TrainingError
+from fedtalk_ray.errors import RunError, TrainingError
 from fedtalk_ray.federation.lora_factors import trains
 from fedtalk_ray.model import adapters
 from fedtalk_ray.model.denoiser import bare_denoiser
 from fedtalk_ray.model.device import fast_arithmetic
-from fedtalk_ray.model.pipeline import TalkingHeadPipeline, load_pipeline, make_critic, make_sync_loss
+from fedtalk_ray.model.pipeline import TalkingHeadPipeline, load_pipeline
 from fedtalk_ray.model.released import fill_released
 from fedtalk_ray.recipe import LocalConfig, Pace
 from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.settings import TrainConfig
 from fedtalk_ray.shards.windows import WindowBatch
-from fedtalk_ray.training.losses import window_loss
+from fedtalk_ray.training.objective import Objective
 from fedtalk_ray.training.optimise import Loss, descend
 from fedtalk_ray.training.phases.phase import Fitted, Task, state_digest
 from fedtalk_ray.training.reliability import Reliability, score_client
@@ -47,10 +48,13 @@ class LocalTrainer:
         pipeline.to(device)
         self.model = model.to(device)
         self.pipeline, self.scheduler = pipeline, pipeline.scheduler
-        self.critic = make_critic(pipeline)
-        self.sync_loss = make_sync_loss(pipeline)
+        self.loss = Objective(pipeline, perceptual=config.local.loss.perceptual > 0)
+        self.critic = self.loss.critic
         base = self.model.get_base_model()
-        base.gradient_checkpointing = config.local.gradient_checkpointing
+        if config.local.gradient_checkpointing:
+            _recompute(base)
+            if base.taught_on == "pixels":
+                _recompute(pipeline.autoencoder)
         self.window: int = base.config.window
 
     def shared(self) -> list[tuple[str, torch.nn.Parameter]]:
@@ -149,7 +153,7 @@ class LocalTrainer:
         off = dict.fromkeys(("tdc", "motion", "identity", "perceptual", "sync", "speech_dropout"), 0.0)
         config = self._config.local.loss.model_copy(update=off)
         moved = held_out.to(self._device)
-        losses = [window_loss(self.model, self.scheduler, moved, config, generator).diffusion for _ in range(draws)]
+        losses = [self.loss(self.model, moved, config, generator).diffusion for _ in range(draws)]
         return float(torch.stack(losses).mean())
 
     def _optimise(
@@ -185,16 +189,17 @@ class LocalTrainer:
     def _losses(self, source: Iterator[WindowBatch], generator: torch.Generator) -> Iterator[Loss]:
         for batch in source:
             with fast_arithmetic(self._device, self._config.local.autocast):
-                terms = window_loss(
-                    self.model,
-                    self.scheduler,
-                    batch.to(self._device),
-                    self._config.local.loss,
-                    generator,
-                    self.critic,
-                    self.sync_loss,
-                )
+                terms = self.loss(self.model, batch.to(self._device), self._config.local.loss, generator)
             yield terms.total, terms.floats()
+
+
+def _recompute(network: Any) -> None:
+    try:
+        network.enable_gradient_checkpointing()
+    except ValueError as error:
+        raise RunError(
+            f"local.gradient_checkpointing: a {type(network).__name__} cannot recompute its activations; leave it out"
+        ) from error
 
 
 def batches_needed(local: LocalConfig) -> int:

@@ -55,7 +55,7 @@ def window_loss(
     critic: FaceCritic | None = None,
     sync_loss: Callable[..., torch.Tensor] | None = None,
 ) -> LossTerms:
-    """One noise draw and its loss. `denoiser` is a `TalkingHeadDenoiser`, bare or inside a PEFT model.
+    """One noise draw and its loss. `denoiser` is a backbone that is taught on latents, bare or inside a PEFT model.
 
     All randomness (timestep, noise, which windows lose their sound) comes from `generator`, on the CPU, so that a seed
     means the same run on every device.

@@ -16,6 +16,7 @@ from fedtalk_ray.model.autoencoder import PatchAutoencoder, sees_reference, thro
 from fedtalk_ray.model.denoiser import bare_denoiser
 from fedtalk_ray.model.identity import IdentityEncoder
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
+from fedtalk_ray.model.speech_code import CodedDenoiser
 from fedtalk_ray.model.st_lpips import check_vgg_is_there
 from fedtalk_ray.model.sync import SyncNetwork
 from fedtalk_ray.recipe import PhaseName, StrategyConfig
@@ -39,6 +40,7 @@ class ResidentModel:
     """A pipeline, the phase that it is in, and what trains it there."""
 
     def __init__(self, pipeline: TalkingHeadPipeline, config: TrainConfig, device: str = "cpu") -> None:
+        check_can_be_taught(pipeline, config)
         if "sharpness" in config.phases:
             check_can_be_sharp(pipeline, config.sharpness.vgg)
         check_has_judges(pipeline, config)
@@ -184,12 +186,24 @@ class ResidentModel:
             return sync_phase(network, pipeline.autoencoder, config.sync, device)
 
 
+def check_can_be_taught(pipeline: TalkingHeadPipeline, config: TrainConfig) -> None:
+    """Raises `RunError` for a phase that the pipeline's backbone knows nothing of."""
+    base = bare_denoiser(pipeline.denoiser)
+    if isinstance(base, CodedDenoiser) or config.phases == ["faces"]:
+        return
+    phases = ", ".join(name for name in config.phases if name != "faces")
+    raise RunError(f"phases: {phases}: a {type(base).__name__} is taught by the phase faces alone; set phases: [faces]")
+
+
 def check_has_judges(pipeline: TalkingHeadPipeline, config: TrainConfig) -> None:
     """Raises `RunError` where the loss asks a network that the pipeline lacks and that no phase teaches."""
     loss = config.local.loss
+    of_faces = {"identity": loss.identity, "perceptual": loss.perceptual}
+    if bare_denoiser(pipeline.denoiser).taught_on == "pixels" and of_faces.pop("perceptual"):
+        check_vgg_is_there("local.loss.perceptual")
     asked = (
         ("sync", {"sync": loss.sync}, pipeline.sync_network),
-        ("identity", {"identity": loss.identity, "perceptual": loss.perceptual}, pipeline.identity_encoder),
+        ("identity", of_faces, pipeline.identity_encoder),
     )
     for phase, weights, network in asked:
         for name, weight in weights.items():

@@ -21,7 +21,7 @@ import torch
 
 from fedtalk_ray.actors.connection import connect
 from fedtalk_ray.corpora.synthetic import render_clip
-from fedtalk_ray.model import adapters, musetalk
+from fedtalk_ray.model import adapters, musetalk_memory
 from fedtalk_ray.model.embedded import EMBEDDED
 from fedtalk_ray.model.presets import PRESETS, Preset, build, training_memory
 from fedtalk_ray.model.released import load_released, open_model
@@ -86,11 +86,11 @@ def preset_step(size: Preset, windows: int, checkpointing: bool, device: str) ->
 
 
 def muse_step(
-    sizes: musetalk.Sizes, targets: tuple[str, ...], batch: int, again: bool, device: str
+    sizes: musetalk_memory.Sizes, targets: tuple[str, ...], batch: int, again: bool, device: str
 ) -> Callable[[], object]:
     """A step of MuseTalk's networks with random weights, stored in bfloat16."""
     torch.manual_seed(0)
-    made = musetalk.LoraStep(RANK, targets, again, torch.bfloat16, device, sizes)
+    made = musetalk_memory.LoraStep(RANK, targets, again, torch.bfloat16, device, sizes)
     optimizer = torch.optim.AdamW(made.adapter(), lr=1e-4)
 
     def step() -> None:
@@ -110,11 +110,11 @@ def rows(small: bool, device: str, steps: int) -> Iterator[Row]:
             f"{size.name}, 4 windows, {'with' if checkpointing else 'without'} checkpointing", seconds, held, counted
         )
         _forget(device)
-    sizes = musetalk.SMALL if small else musetalk.FULL
-    for name, targets in (("attention", musetalk.ATTENTION), ("all layers", musetalk.ALL_LAYERS)):
+    sizes = musetalk_memory.SMALL if small else musetalk_memory.FULL
+    for name, targets in (("attention", musetalk_memory.ATTENTION), ("all layers", musetalk_memory.ALL_LAYERS)):
         for batch, again in ((1, False), (1, True)) if small else ((1, False), (4, False), (4, True)):
             seconds, held = timed(muse_step(sizes, targets, batch, again, device), steps, device)
-            counted = None if small else musetalk.held(RANK, targets, batch, again, torch.bfloat16).total / 2**30
+            counted = None if small else musetalk_memory.held(RANK, targets, batch, again, torch.bfloat16).total / 2**30
             which = f"{name}, batch {batch}, {'with' if again else 'without'} checkpointing"
             yield Row(f"MuseTalk's {'classes, small' if small else 'size'}, {which}", seconds, held, counted)
             _forget(device)

@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import wave
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -26,6 +26,7 @@ from fedtalk_ray.config import parse_config
 from fedtalk_ray.recipe import Section, StrategyConfig
 from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.settings import TrainConfig
+from tests.page_examples import example, install
 
 FENCE = re.compile(r"^ *```[^\n]*\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 TITLE = re.compile(r'^```python title="([^"]+)"$', re.MULTILINE)
@@ -318,29 +319,10 @@ def test_the_site_is_built_without_a_warning_and_asks_nobody(tmp_path: Path, rep
 # Examples
 
 
-def example(page: str, part: str) -> str:
-    """The one Python block of a page whose title, or else whose text, holds `part`."""
-    blocks = re.findall(r"^```python([^\n]*)\n(.*?)^```$", (DOCS / page).read_text(encoding="utf-8"), re.M | re.S)
-    found = [text for title, text in blocks if part in title] or [text for _, text in blocks if part in text]
-    assert len(found) == 1, f"{page}: {len(found)} blocks with {part}"
-    return found[0]
-
-
 @pytest.fixture
-def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Puts an example's file where its title says, as far as imports can tell, and imports it."""
-
-    def install(path: str) -> ModuleType:
-        package = importlib.import_module(path.rpartition("/")[0].replace("/", "."))
-        (tmp_path / Path(path).name).write_text(example("extending.md", path), encoding="utf-8")
-        monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
-        name = f"{package.__name__}.{Path(path).stem}"
-        monkeypatch.delitem(sys.modules, name, raising=False)
-        module = importlib.import_module(name)
-        monkeypatch.setitem(sys.modules, name, module)
-        return module
-
-    return install
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """`install`, into this test's folder."""
+    return lambda path: install(path, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -17,8 +17,9 @@ import torch
 
 from fedtalk_ray.errors import NothingToGive, RunError
 from fedtalk_ray.media.speech import LOG_MEL
-from fedtalk_ray.model.denoiser import SPEECH_PARTS, TalkingHeadDenoiser
+from fedtalk_ray.model.denoiser import TalkingHeadDenoiser
 from fedtalk_ray.model.device import fast_arithmetic
+from fedtalk_ray.model.speech_code import SPEECH_PARTS
 from fedtalk_ray.recipe import SpeechConfig
 from fedtalk_ray.shards.windows import Wanted, WindowBatch
 from fedtalk_ray.slot_settings import StreamConfig

@@ -15,6 +15,7 @@ from fedtalk_ray.evaluation.clip_figures import (
     real_figures,
 )
 from fedtalk_ray.evaluation.perceptual import PerceptualDistance
+from fedtalk_ray.media.framing import ALIGNED
 from fedtalk_ray.shards.format import Piece
 
 LIPS = np.random.default_rng(0).normal(size=60).cumsum()
@@ -106,11 +107,14 @@ def test_lips_agree_as_the_row_of_the_table_says(monkeypatch) -> None:
     clip = piece(np.random.default_rng(1).integers(0, 255, (30, 32, 32, 3)).astype(np.uint8))
     asked = []
 
-    def model(face: np.ndarray, audio: np.ndarray, generator: Any) -> Any:
-        asked.append((face, audio))
-        return SimpleNamespace(frames=np.concatenate([clip.frames[::-1], clip.frames]))
+    class Backwards:
+        framing = ALIGNED
 
-    found = lip_agreement(model, clip)  # type: ignore[arg-type]
+        def __call__(self, face: np.ndarray, audio: np.ndarray, generator: Any) -> Any:
+            asked.append((face, audio))
+            return SimpleNamespace(frames=np.concatenate([clip.frames[::-1], clip.frames]))
+
+    found = lip_agreement(Backwards(), clip)  # type: ignore[arg-type]
     assert found == measure(clip.frames[::-1], measure_truth(clip, None, None))["lip_correlation_spoken"]
     ((face, audio),) = asked
     assert (face == clip.frames[0]).all() and np.allclose(audio * 32767, clip.waveform, atol=1e-2)

@@ -51,10 +51,10 @@ def test_blinks_come_every_few_seconds_and_end_open(life) -> None:
 
 
 def test_sway_begins_as_the_photo_is_and_moves_the_face_with_it(picture, life) -> None:
-    same, place = life.swayed(picture, 0)
+    same, place = life.swayed(picture, 0, life.transform)
     np.testing.assert_array_equal(same, picture)
     np.testing.assert_allclose(place, life.transform, atol=1e-9)
-    moved, place = life.swayed(picture, 60)
+    moved, place = life.swayed(picture, 60, life.transform)
     step = place @ (0.5, 0.5, 1) - life.transform @ (0.5, 0.5, 1)
     assert 0.2 < np.hypot(*step) < 160 * SWAY_SHIFT * 3
     face = warp(picture, life.transform, 96, 2).astype(float)

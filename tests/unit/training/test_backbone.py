@@ -92,7 +92,7 @@ def test_a_network_that_cannot_change_its_ears_is_refused_like_any_that_does_not
 ) -> None:
     make_shards(tmp_path / "shards", {"s1": [30, 30]})
     new_pipeline("patch", 16, 8, speech="models/whisper-tiny").save_pretrained(str(tmp_path / "before"))
-    monkeypatch.delattr("fedtalk_ray.model.denoiser.TalkingHeadDenoiser.hear_by")
+    monkeypatch.delattr("fedtalk_ray.model.speech_code.CodedDenoiser.hear_by")
     with pytest.raises(ShardError, match="with --speech log-mel, but"):
         build_pipeline(str(tmp_path / "before"), 0, load_manifest(tmp_path / "shards"), hears_anew=True)
 

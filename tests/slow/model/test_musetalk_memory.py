@@ -7,7 +7,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch.profiler import ProfilerActivity, profile
 
 from fedtalk_ray.model.held_memory import LiveBytes
-from fedtalk_ray.model.musetalk import ALL_LAYERS, ATTENTION, SMALL, LoraStep, held, make_autoencoder, make_unet
+from fedtalk_ray.model.musetalk_memory import ALL_LAYERS, ATTENTION, SMALL, LoraStep, held, make_autoencoder, make_unet
 
 
 @pytest.fixture(scope="module")
@@ -107,4 +107,4 @@ def test_the_page_holds_what_the_table_says(repository) -> None:
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     both = [held(8, ATTENTION, 1, again, torch.bfloat16).total / 2**30 for again in (False, True)]
     assert cells[1:5] == ["1,496,064", "5.7", "bfloat16", f"{both[0]:.1f} / {both[1]:.1f}"]
-    assert "python -m fedtalk_ray.model.musetalk" in page[: page.index(row)]
+    assert "python -m fedtalk_ray.model.musetalk_memory" in page[: page.index(row)]

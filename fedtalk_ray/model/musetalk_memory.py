@@ -1,66 +1,61 @@
-"""MuseTalk 1.5's networks by their sizes, with random weights: what LoRA training of them would hold and send.
+"""What LoRA training of MuseTalk 1.5's networks holds and sends, by their sizes and with random weights.
 
 Its U-Net is Stable Diffusion 1.4's with eight channels in (the masked picture's latents and a reference's) and 384
 numbers a sound token; its autoencoder is sd-vae-ft-mse. One pass without noise, whose latents are decoded: the loss
-is taken on pixels, through the frozen decoder. `python -m fedtalk_ray.model.musetalk` prints the table of
-docs/presets.md. **Nothing here loads published weights.**
+is taken on pixels, through the frozen decoder. `python -m fedtalk_ray.model.musetalk_memory` prints the table of
+docs/presets.md. **No published weights were run** (`model.musetalk_folder` reads them).
 """
 
 from dataclasses import dataclass
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL
 from peft import LoraConfig, PeftModel, get_peft_model
 
+from fedtalk_ray.media.whisper_states import HOPS, LAYERS, TOKEN_WIDTH
 from fedtalk_ray.model.held_memory import LiveBytes
+from fedtalk_ray.model.musetalk_networks import ALL_LAYERS, ATTENTION, MuseTalkDenoiser
 
-PIXELS, TOKENS, TOKEN_WIDTH = 256, 50, 384
-"""A face's side; Whisper-tiny's five hidden states at ten steps around a frame, and how wide each is."""
+PIXELS = 256
+"""A face's side."""
 
 SCALING = 0.18215
 """Of the autoencoder's latents, as Stable Diffusion 1.x has it."""
 
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-ALL_LAYERS = (
-    *ATTENTION,
-    *("ff.net.0.proj", "ff.net.2", "proj_in", "proj_out", "conv1", "conv2", "conv_shortcut", "time_emb_proj"),
-)
-"""Layers that carry LoRA, by the ends of their names: attention alone, or every layer of the blocks."""
-
 
 @dataclass(frozen=True)
 class Sizes:
-    """unet, decoder: channels of their levels, finest first. groups: of the normalisation."""
+    """unet, decoder: channels of their levels, finest first. groups: of the normalisation. layers: a block's."""
 
     unet: tuple[int, ...] = (320, 640, 1280, 1280)
     decoder: tuple[int, ...] = (128, 256, 512, 512)
     groups: int = 32
+    layers: int = 2
 
 
 FULL, SMALL = Sizes(), Sizes((32, 32, 64, 64), (16, 32, 32, 32), 8)
 """The published size, and one of the same classes that a test can step."""
 
 
-def make_unet(sizes: Sizes = FULL) -> UNet2DConditionModel:
-    return UNet2DConditionModel(
-        sample_size=64,
-        in_channels=8,
-        cross_attention_dim=TOKEN_WIDTH,
+def make_unet(sizes: Sizes = FULL, latent_size: int = PIXELS // 8) -> MuseTalkDenoiser:
+    return MuseTalkDenoiser(
         block_out_channels=sizes.unet,
         norm_num_groups=sizes.groups,
+        layers_per_block=sizes.layers,
+        latent_size=latent_size,
     )
 
 
-def make_autoencoder(sizes: Sizes = FULL) -> AutoencoderKL:
+def make_autoencoder(sizes: Sizes = FULL, pixels: int = PIXELS) -> AutoencoderKL:
     levels = len(sizes.decoder)
     return AutoencoderKL(
         block_out_channels=sizes.decoder,
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
-        layers_per_block=2,
+        layers_per_block=sizes.layers,
         latent_channels=4,
         norm_num_groups=sizes.groups,
-        sample_size=PIXELS,
+        sample_size=pixels,
     )
 
 
@@ -101,7 +96,8 @@ class LoraStep:
 
         side = PIXELS // 8
         timestep = torch.zeros(batch, device=self._device, dtype=torch.long)
-        latents = self.unet(drawn(8, side, side), timestep, drawn(TOKENS, TOKEN_WIDTH)).sample / SCALING
+        sound = drawn(1, HOPS, LAYERS * TOKEN_WIDTH)
+        latents = self.unet(drawn(1, 8, side, side), timestep, sound, drawn(8, side, side))[:, 0] / SCALING
         pixels = self.autoencoder.decode(latents).sample
         return (pixels.float() - drawn(3, pixels.shape[-2], pixels.shape[-1]).float()).abs().mean()
 

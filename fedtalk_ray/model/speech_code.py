@@ -1,0 +1,101 @@
+"""How our own denoisers hear: a few numbers a frame, the motion code, and the motion that it alone suggests.
+
+The first numbers of a code are a lip shape, which means the same on every face. The phase `speech` teaches encoder and
+map by a regression of their own; while faces are learned they stay as they are, and carry the shared adapter alone.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedtalk_ray.model.motion_units import MotionUnits
+
+SPEECH_PARTS = ("speech_encoder.", "speech_map.")
+"""What the parameters' names begin with that turn sound into motion codes, and those into motion."""
+
+
+class CodedDenoiser(MotionUnits):
+    """A base of every denoiser that the phases `units`, `speech` and `calibration` can teach. Its `__init__` calls
+    `add_parts` once; its `forward` asks `codes` for the sound."""
+
+    config: Any
+    device: Any
+    dtype: Any
+    training: bool
+    register_to_config: Any
+
+    def add_parts(
+        self,
+        latent_channels: int,
+        latent_size: int,
+        motions: int,
+        lip_numbers: int,
+        speech_hops: int,
+        mel_bins: int,
+        region: str = "face",
+    ) -> None:
+        """Speech encoder, speech map and units; arguments as in `TalkingHeadDenoiser`."""
+        self.speech_encoder = SpeechEncoder(speech_hops, mel_bins, motions)
+        self.silence = nn.Parameter(torch.zeros(motions))
+        self.speech_map = SpeechMap(motions, latent_channels, latent_size)
+        self.add_units(latent_channels, latent_size, lip_numbers, region)
+
+    def codes(
+        self, speech: torch.Tensor, heard: torch.Tensor | None = None, lips: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Motion codes [B, T, motions] of windows of sound [B, T, hops, bins].
+
+        heard: bool [B]; where False the code is that of "no sound". lips: true lip shapes [B, T, L] in place of those
+        that are heard; NaN keeps these.
+        """
+        sound = self.speech_encoder(speech)
+        if lips is not None and lips.shape[-1]:
+            shapes, rest = sound.split([lips.shape[-1], sound.shape[-1] - lips.shape[-1]], dim=-1)
+            sound = torch.cat([torch.where(lips.isnan(), shapes, lips), rest], dim=-1)
+        return sound if heard is None else torch.where(heard[:, None, None], sound, self.silence)
+
+    def hear_by(self, speech: str, hops: int, bins: int) -> None:
+        """From now on hears windows [hops, bins] of other features, by an untrained encoder of torch's generator."""
+        encoder = SpeechEncoder(hops, bins, int(self.config.motions))
+        self.speech_encoder = encoder.to(self.device, self.dtype).train(self.training)
+        self.register_to_config(speech=speech, speech_hops=hops, mel_bins=bins)
+
+    def speech_motion(self, speech: torch.Tensor) -> torch.Tensor:
+        """The motion that the sound alone suggests: residuals [B, T, C, h, w] in standard deviations."""
+        return self.speech_map(self.speech_encoder(speech))
+
+
+class SpeechEncoder(nn.Module):
+    """One window of features a frame [B, T, hops, bins] to its motion code [B, T, motions]."""
+
+    def __init__(self, hops: int, bins: int, motions: int, width: int = 96, dropout: float = 0.2) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv1d(bins, width, 5, padding=2)
+        self.conv2 = nn.Conv1d(width, width, 5, stride=2, padding=2)
+        self.conv3 = nn.Conv1d(width, width, 3, stride=2, padding=1)
+        self.context = nn.ModuleList(nn.Conv1d(width, width, 3, padding=step, dilation=step) for step in (1, 2))
+        self.norms = nn.ModuleList(nn.GroupNorm(8, width) for _ in self.context)
+        self.linear1 = nn.Linear(width * -(-hops // 4), motions)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, speech: torch.Tensor) -> torch.Tensor:
+        hidden = speech.flatten(0, 1).transpose(1, 2)
+        for layer in (self.conv1, self.conv2, self.conv3):
+            hidden = self.dropout(nn.functional.silu(layer(hidden)))
+        for wider, norm in zip(self.context, self.norms, strict=True):
+            hidden = hidden + self.dropout(wider(nn.functional.silu(norm(hidden))))
+        return self.linear1(hidden.flatten(1)).unflatten(0, speech.shape[:2])
+
+
+class SpeechMap(nn.Module):
+    """Motion codes [B, T, motions] to motion pictures [B, T, C, h, w]: a weighted sum of learned motion patterns."""
+
+    def __init__(self, motions: int, channels: int, size: int) -> None:
+        super().__init__()
+        self.shape = (channels, size, size)
+        self.linear1 = nn.Linear(motions, channels * size * size)
+        nn.init.zeros_(self.linear1.bias)
+
+    def forward(self, code: torch.Tensor) -> torch.Tensor:
+        return self.linear1(code).unflatten(2, self.shape)
