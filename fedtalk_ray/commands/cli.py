@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fedtalk_ray.commands import authority, cluster_options, sites, speaking
+from fedtalk_ray.commands import authority, cluster_options, service, sites, speaking
 from fedtalk_ray.commands import privacy as privacy_commands
 from fedtalk_ray.commands.speaking import Guidance, Model, Steps
 from fedtalk_ray.errors import UserError
@@ -346,6 +346,7 @@ def corrupt(
 app.command(context_settings=cluster_options.PASSED_ON)(cluster_options.submit)
 for command in (speaking.generate, speaking.verify, cluster_options.status, sites.serve, sites.join, sites.fetch):
     app.command()(command)
+app.command("app")(service.app)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -30,7 +30,7 @@ from fedtalk_ray.media.video import (
     read_audio,
 )
 from fedtalk_ray.model.device import pick_device
-from fedtalk_ray.model.pipeline import frame_count
+from fedtalk_ray.model.pipeline import TalkingHeadPipeline, frame_count
 from fedtalk_ray.model.released import load_released, open_model
 from fedtalk_ray.model.sampling import USUAL, Sampling
 from fedtalk_ray.progress import progress
@@ -86,12 +86,51 @@ def generate(
     """
     out = Path(out)
     _check_out(out, reference, audio)
-    if face is not None and face < 1:
-        raise InputError(f"--face {face}: faces are counted from 1, from the left")
     signing = signing or (trial_signing() if mark else None)
     folder = open_model(run)
     sound = find_sound(audio, shards)
     model = load_released(folder, client, pick_device(device))
+    return speak_into(
+        model,
+        reference,
+        sound,
+        out,
+        shards,
+        crop=crop,
+        face=face,
+        hold_still=hold_still,
+        seed=seed,
+        sampling=sampling,
+        signing=signing if mark else None,
+    )
+
+
+class Stopped(Exception):
+    """Nobody wants the video any more."""
+
+
+def speak_into(
+    model: TalkingHeadPipeline,
+    reference: str,
+    sound: np.ndarray,
+    out: Path,
+    shards: str | None = None,
+    *,
+    crop: bool = False,
+    face: int | None = None,
+    hold_still: bool = False,
+    seed: int = 0,
+    sampling: Sampling = USUAL,
+    signing: Signing | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Written:
+    """`generate` with a model that is there already, of sound float32 [N].
+
+    signing: what signs the credentials; None for neither credentials nor mark. stopped: asked before every block of
+    frames; where it says so `Stopped` is raised, and there is no `out`. Raises `UserError`s.
+    """
+    if face is not None and face < 1:
+        raise InputError(f"--face {face}: faces are counted from 1, from the left")
     size = model.frame_size()
     framing = model.framing
     scene = None if crop else find_scene(reference, size, len(sound), face, not hold_still, shards, framing)
@@ -113,11 +152,19 @@ def generate(
         frames = progress(frames, blocks, what)
     aspect = scene.pixel_aspect if scene is not None else Fraction(1)
     number = None
-    if not mark or signing is None:
+    frames = _until(stopped, frames)
+    if signing is None:
         write_video(out, frames, sound, rate, aspect)
     else:
         number = write_marked(out, frames, sound, SYNTHETIC if scene is None else COMPOSITE, signing, rate, aspect)
     return Written(count, float(count / rate), number)
+
+
+def _until(stopped: Callable[[], bool], frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    for block in frames:
+        if stopped():
+            raise Stopped
+        yield block
 
 
 def find_scene(

@@ -194,8 +194,9 @@ def sound_of(path: str | Path, begin: float = 0.0, end: float = math.inf) -> np.
     return audio if math.isinf(end) else audio[: round((end - begin) * SAMPLE_RATE)]
 
 
-def read_audio(path: str | Path) -> np.ndarray:
-    """The sound of any file FFmpeg reads, all of it, float32 [N] in [-1, 1], mono at `SAMPLE_RATE`.
+def read_audio(path: str | Path, most: float = math.inf) -> np.ndarray:
+    """The sound of any file FFmpeg reads, float32 [N] in [-1, 1], mono at `SAMPLE_RATE`; not much more than the first
+    `most` seconds of it.
 
     Sound louder than full scale (floating-point files) is turned down as a whole rather than clipped. Raises
     `VideoError`.
@@ -203,11 +204,19 @@ def read_audio(path: str | Path) -> np.ndarray:
     with _decoding(path) as container:
         if not container.streams.audio:
             raise VideoError(f"{path}: holds no sound")
-        audio, _ = _decode_sound(container, path, 0.0, -math.inf, math.inf)
+        audio, _ = _decode_sound(container, path, 0.0, -math.inf, _start(container) + most)
     if not len(audio):
         raise VideoError(f"{path}: no sound could be decoded")
     audio /= max(1.0, float(audio.max()), -float(audio.min()))
     return audio
+
+
+KINDS = (
+    *("mov", "matroska", "avi", "asf", "flv", "mpeg", "mpegts", "mpegvideo", "m4v", "h264", "hevc", "mxf", "nut", "dv"),
+    *("gif", "wav", "w64", "aiff", "caf", "au", "mp3", "aac", "flac", "ogg", "amr", "ac3", "eac3", "wv", "ape", "tta"),
+    *("apng", "png_pipe", "jpeg_pipe", "webp_pipe", "bmp_pipe", "tiff_pipe", "image2", "yuv4mpegpipe", "ivf", "rm"),
+)
+"""Containers that are opened, by FFmpeg's names."""
 
 
 @contextlib.contextmanager
@@ -218,11 +227,12 @@ def _decoding(path: str | Path) -> Iterator[Any]:
         if Path(path).is_file() and not Path(path).stat().st_size:
             raise VideoError(f"{path}: is empty (0 bytes)")
         # Named as a file: FFmpeg would take what stands before a colon for a protocol.
-        with av.open(f"file:{path}") as container:
+        # A playlist would name other files, and hosts: no kind of one is opened.
+        with av.open(f"file:{path}", options={"format_whitelist": ",".join(KINDS)}) as container:
             yield container
     except FileNotFoundError as error:
         raise VideoError(f"{path}: does not exist") from error
-    except av.InvalidDataError as error:
+    except (av.InvalidDataError, av.ArgumentError) as error:
         raise VideoError(
             f"{path}: cannot be decoded (no picture, sound or video of a known kind, or damaged)"
         ) from error

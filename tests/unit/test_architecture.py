@@ -26,6 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("federation",),
     ("training",),
     ("generation",),
+    ("service",),
     ("evaluation",),
     ("audits",),
     ("report",),

@@ -10,7 +10,7 @@ from fedtalk_ray.commands.cli import app, main
 
 COMMANDS = (
     *("demo", "prepare", "pretrain", "train", "personalize", "generate", "evaluate", "report", "compare", "corrupt"),
-    *("submit", "status", "verify", "fetch"),
+    *("submit", "status", "verify", "fetch", "app"),
 )
 
 

@@ -1,0 +1,67 @@
+"""`fedtalk app`: a run's model behind HTTP, for programs."""
+
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedtalk_ray.commands.speaking import Model
+from fedtalk_ray.errors import ConfigError
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def app(
+    run: Model = Path("fedtalk-tiny"),
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0: any that is free.")] = 8080,
+    tokens: Annotated[
+        Path | None, typer.Option(help="File of tokens, one a line; asked for beyond this machine.")
+    ] = None,
+    waiting: Annotated[int, typer.Option(min=1, help="Requests that wait at most; one more is told 429.")] = 8,
+    seconds: Annotated[float, typer.Option(min=1, help="Longest sound of a request that is waited for.")] = 60,
+    job_seconds: Annotated[float, typer.Option(min=1, help="Longest sound of a job.")] = 600,
+    body_mb: Annotated[int, typer.Option(min=1, help="Largest request, MiB.")] = 64,
+    identities: Annotated[int, typer.Option(min=1, help="People whose own models stay in memory.")] = 3,
+    certificate: Annotated[
+        Path | None, typer.Option(help="PEM chain that signs the content credentials; else one made here, for trials.")
+    ] = None,
+    key: Annotated[Path | None, typer.Option(help="The certificate's key, PEM.")] = None,
+) -> None:
+    """Let programs make faces speak over HTTP: POST /v1/generate, /v1/jobs, /v1/identities (docs/service.md).
+
+    What it makes is marked, always.
+
+    Example: `fedtalk app --run runs/grid --port 8080`
+    """
+    import uvicorn
+
+    from fedtalk_ray.marking.certificates import trial_signing
+    from fedtalk_ray.marking.marked_video import signing_with
+    from fedtalk_ray.service.http import Limits, make_app
+    from fedtalk_ray.service.speaker import Speaker
+
+    known = frozenset[str]() if tokens is None else read_tokens(tokens)
+    if not known and host not in LOOPBACK:
+        raise ConfigError(f"--host {host}: others can reach that; give --tokens FILE, or listen at 127.0.0.1")
+    signing = signing_with(certificate, key) or trial_signing()
+    speaker = Speaker(run, identities)
+    limits = Limits(body_mb, seconds, job_seconds, waiting)
+    with tempfile.TemporaryDirectory(prefix="fedtalk-app-") as folder:
+        served = make_app(speaker, Path(folder), known, limits, signing)
+        print(f"http://{host}:{port}/v1/generate, described by /openapi.json; Ctrl-C ends", flush=True)
+        uvicorn.run(served, host=host, port=port, log_level="warning")
+
+
+def read_tokens(path: Path) -> frozenset[str]:
+    """The tokens in a file, one a line. Raises `ConfigError` for none, and for one that is easily guessed."""
+    try:
+        found = frozenset(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--tokens {path} cannot be read ({error})") from error
+    if not found:
+        raise ConfigError(f"--tokens {path} holds no token; write one a line, of 16 characters or more")
+    if short := [token for token in found if len(token) < 16]:
+        raise ConfigError(f"--tokens {path}: {len(short)} of {len(found)} tokens have under 16 characters")
+    return found

@@ -1,0 +1,98 @@
+"""What is asked of the service, one after the other: a queue with a bound, whose jobs can be taken back.
+
+A result lies in a folder of its job until it is fetched, or the job is forgotten.
+"""
+
+import secrets
+import shutil
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+Work = Callable[[Path, Callable[[], bool]], Any]
+"""Makes a job's result in a folder; asks now and then whether it is to stop."""
+
+
+class QueueFull(Exception):
+    """As many jobs wait as may."""
+
+
+@dataclass
+class Job:
+    """folder: of its input and its result. result: what its work returned, or raised."""
+
+    name: str
+    folder: Path
+    stop: threading.Event = field(default_factory=threading.Event)
+    result: "Future[Any]" = field(default_factory=Future)
+    ended: float | None = None
+
+    @property
+    def state(self) -> str:
+        """waiting, running, done, failed or cancelled."""
+        if self.stop.is_set() or self.result.cancelled():
+            return "cancelled"
+        if self.result.done():
+            return "failed" if self.result.exception() else "done"
+        return "running" if self.result.running() else "waiting"
+
+
+class JobQueue:
+    """One job runs, `most` at most wait. Ended jobs are forgotten `keep_s` seconds later, when another is asked for."""
+
+    def __init__(self, folder: Path, most: int, keep_s: float = 3600.0) -> None:
+        """folder: in which each job gets its own."""
+        self._folder, self._most, self._keep = folder, most, keep_s
+        self._jobs: dict[str, Job] = {}
+        self._lock = threading.Lock()
+        self._worker = ThreadPoolExecutor(1, "generate")
+
+    def new(self) -> Job:
+        """A job with a folder, which `begin` puts in the queue. Raises `QueueFull`, before anything is written."""
+        with self._lock:
+            self._forget_old()
+            if sum(job.ended is None for job in self._jobs.values()) > self._most:
+                raise QueueFull
+            job = Job(name := secrets.token_urlsafe(12), self._folder / name)
+            self._jobs[name] = job
+        job.folder.mkdir(parents=True)
+        return job
+
+    def begin(self, job: Job, work: Work) -> None:
+        """Puts it at the queue's end."""
+        job.result = self._worker.submit(work, job.folder, job.stop.is_set)
+        job.result.add_done_callback(lambda _: self._note_end(job))
+
+    def get(self, name: str) -> Job | None:
+        return self._jobs.get(name)
+
+    def drop(self, job: Job) -> None:
+        """Takes a job back, whatever it is at, and everything of it off the disk."""
+        job.stop.set()
+        if job.result.cancel() or job.result.done():
+            self._note_end(job)
+        with self._lock:
+            self._jobs.pop(job.name, None)
+        if job.ended is not None:
+            shutil.rmtree(job.folder, ignore_errors=True)
+
+    def close(self) -> None:
+        """Takes all jobs back, and waits for the one that runs."""
+        for job in list(self._jobs.values()):
+            self.drop(job)
+        self._worker.shutdown(cancel_futures=True)
+
+    def _note_end(self, job: Job) -> None:
+        job.ended = monotonic()
+        if job.stop.is_set():
+            shutil.rmtree(job.folder, ignore_errors=True)
+
+    def _forget_old(self) -> None:
+        for job in [each for each in self._jobs.values() if each.ended is not None]:
+            if job.ended is not None and monotonic() - job.ended > self._keep:
+                del self._jobs[job.name]
+                shutil.rmtree(job.folder, ignore_errors=True)

@@ -1,0 +1,110 @@
+"""The queue of the service: order, its bound, taking back, forgetting."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fedtalk_ray.service import jobs
+from fedtalk_ray.service.jobs import JobQueue, QueueFull
+
+
+@pytest.fixture
+def queue(tmp_path: Path) -> Iterator[JobQueue]:
+    made = JobQueue(tmp_path / "jobs", most=2)
+    yield made
+    made.close()
+
+
+def held(queue: JobQueue) -> tuple[threading.Event, threading.Event, jobs.Job]:
+    """A job that runs until it is let go, or asked to stop."""
+    began, go = threading.Event(), threading.Event()
+
+    def work(folder: Path, stopped) -> str:
+        began.set()
+        (folder / "half").write_text("made")
+        while not (stopped() or go.wait(0.01)):
+            pass
+        return "stopped" if stopped() else "made"
+
+    queue.begin(job := queue.new(), work)
+    assert began.wait(10)
+    return began, go, job
+
+
+def test_jobs_run_one_after_the_other_in_order(queue: JobQueue) -> None:
+    ran: list[str] = []
+    _, go, first = held(queue)
+    others = [queue.new() for _ in range(2)]
+    for name, job in zip("ab", others, strict=True):
+        queue.begin(job, lambda folder, stopped, name=name: ran.append(name))
+    assert [job.state for job in (first, *others)] == ["running", "waiting", "waiting"] and not ran
+    go.set()
+    assert first.result.result(10) == "made"
+    others[1].result.result(10)
+    assert ran == ["a", "b"] and {job.state for job in (first, *others)} == {"done"}
+
+
+def test_one_more_than_may_wait_is_refused_and_leaves_nothing(queue: JobQueue, tmp_path: Path) -> None:
+    _, go, _ = held(queue)
+    for _ in range(2):
+        queue.begin(queue.new(), lambda folder, stopped: None)
+    with pytest.raises(QueueFull):
+        queue.new()
+    assert len(list((tmp_path / "jobs").iterdir())) == 3
+    go.set()
+
+
+def test_a_form_that_is_still_being_copied_counts_as_waiting(queue: JobQueue) -> None:
+    given = [queue.new() for _ in range(3)]
+    with pytest.raises(QueueFull):
+        queue.new()
+    queue.drop(given[0])
+    queue.new()
+
+
+def test_a_job_that_is_taken_back_while_it_runs_stops_and_leaves_nothing(queue: JobQueue, tmp_path: Path) -> None:
+    _, _, job = held(queue)
+    queue.drop(job)
+    assert job.result.result(10) == "stopped" and job.state == "cancelled"
+    after = queue.new()
+    queue.begin(after, lambda folder, stopped: None)
+    after.result.result(10)
+    assert [path.name for path in (tmp_path / "jobs").iterdir()] == [after.name]
+    assert queue.get(job.name) is None
+
+
+def test_a_job_that_waits_and_is_taken_back_never_runs(queue: JobQueue) -> None:
+    ran = []
+    _, go, first = held(queue)
+    queue.begin(job := queue.new(), lambda folder, stopped: ran.append(1))
+    queue.drop(job)
+    go.set()
+    first.result.result(10)
+    queue.begin(last := queue.new(), lambda folder, stopped: None)
+    last.result.result(10)
+    assert not ran and not job.folder.exists()
+
+
+def test_what_failed_says_so_and_the_next_one_runs(queue: JobQueue) -> None:
+    def fails(folder: Path, stopped) -> None:
+        raise ValueError("no")
+
+    queue.begin(job := queue.new(), fails)
+    assert isinstance(job.result.exception(10), ValueError) and job.state == "failed"
+    queue.begin(after := queue.new(), lambda folder, stopped: 7)
+    assert after.result.result(10) == 7
+
+
+def test_what_nobody_fetches_is_forgotten(queue: JobQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(jobs, "monotonic", lambda: clock[0])
+    queue.begin(job := queue.new(), lambda folder, stopped: (folder / "video").write_text("x"))
+    job.result.result(10)
+    clock[0] += 3599
+    queue.begin(queue.new(), lambda folder, stopped: None)
+    assert queue.get(job.name) is job and job.folder.exists()
+    clock[0] += 2
+    queue.new()
+    assert queue.get(job.name) is None and not job.folder.exists()
