@@ -129,7 +129,7 @@ class LossConfig(Section):
     """1 - cosine similarity of identity embeddings, generated against true frame."""
     perceptual: float = Field(0.0, ge=0)
     """Distance of the identity encoder's inner features, generated against true frame; of a backbone that is taught on
-    pixels that of VGG-16's (`model.st_lpips`; MuseTalk has .01)."""
+    pixels that of VGG-16's (`model.st_lpips`)."""
     sync: float = Field(0.0, ge=0)
     """How little a sync network believes that the predicted lips speak the sound (`model.sync.sync_loss`)."""
     mouth_weight: float = Field(5.0, ge=1)

@@ -81,8 +81,9 @@ def prepare(
         ),
     ] = None,
     identity: Annotated[
-        str, typer.Option(help='"none", "dlib", "facenet", "facenet:WEIGHTS.pt", or an ONNX face network.')
-    ] = "none",
+        str | None,
+        typer.Option(help='"none", "dlib", "facenet", "facenet:WEIGHTS.pt", or an ONNX face network. [default: none]'),
+    ] = None,
     only: Annotated[str | None, typer.Option(help="Only these identities, comma-separated.")] = None,
     max_clips: Annotated[
         int | None, typer.Option(help="At most so many clips per identity, spread evenly over its clips.")
@@ -128,7 +129,7 @@ def prepare(
         autoencoder=autoencoder or fit.autoencoder,
         speech=speech or fit.speech,
         framing=fit.framing,
-        identity=identity,
+        identity=identity or fit.identity,
         unseen=held_back,
         overwrite=overwrite,
     )

@@ -138,8 +138,9 @@ def as_they_are(runs: list[Planned], experiment: Experiment, instruments: Instru
         for name, source in experiment.models.items():
             model = open_model(source or run.config.pretrained or "")
             weights = hashlib.sha256()
-            for file in sorted(model.pipeline.rglob("*.safetensors")):
-                weights.update(file.read_bytes())
+            for file in sorted(model.pipeline.rglob("*")):
+                if file.suffix in (".safetensors", ".pth", ".bin"):
+                    weights.update(file.read_bytes())
             key = repr((weights.hexdigest(), run.evaluation_shards, run.excluded))
             place = Path(experiment.out) / MODELS / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
             detail = measure_model(model.path, None, run, experiment, instruments, place)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedtalk_ray.errors import ShardError
+from fedtalk_ray.errors import ShardError, UserError
 from fedtalk_ray.evaluation import metrics
 from fedtalk_ray.evaluation.clip_figures import Alignment, Figures, Truth, measure, measure_truth, real_figures
 from fedtalk_ray.evaluation.frechet import FeatureNetwork, frechet_distance, halves, load_features
@@ -27,6 +27,7 @@ from fedtalk_ray.evaluation.held_out import GROUPS, UNSEEN, Clip, HeldOut, anoth
 from fedtalk_ray.evaluation.judge import IdentityJudge
 from fedtalk_ray.evaluation.perceptual import PerceptualDistance, load_perceptual
 from fedtalk_ray.evaluation.statistics import half_widths, merge
+from fedtalk_ray.generation.generate import ONE_PASS
 from fedtalk_ray.generation.scene import dubbed_crops
 from fedtalk_ray.generation.whole_picture import speak_in
 from fedtalk_ray.media.dlib_models import MissingModelError
@@ -124,6 +125,8 @@ def evaluate_run(
             raise ShardError(f"{name!r} is to be left out, and is not in the shards {shards}")
     model = load_released(folder, device=device)
     check_fits(people.manifest, model, str(folder.pipeline), heard=False)
+    if sampling != USUAL and bare_denoiser(model.denoiser).each_frame_alone:
+        raise UserError(ONE_PASS)
     entries = choose_clips(people.manifest, split, limit, excluded)
     measured = []
     # Clips of one identity lie together: its adapter is loaded once.

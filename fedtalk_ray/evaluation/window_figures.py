@@ -83,8 +83,7 @@ def measure_windows(model: TalkingHeadPipeline, batch: WindowBatch, seed: int) -
     generator = torch.Generator().manual_seed(seed)
     base = bare_denoiser(model.denoiser)
     batch = batch.to(base.device)
-    objective = Objective(model)
-    losses = [objective(model.denoiser, batch, YARDSTICK, generator).diffusion for _ in range(DRAWS)]
+    loss = Objective(model).held_out(model.denoiser, batch, YARDSTICK, generator, DRAWS)
     truth = base.split(batch.latents)[0].cpu()
     generated = generate_windows(model.denoiser, model.scheduler, batch, seed, DEFAULT_STEPS)
     made, true = (decode_latents(model.autoencoder, latents.flatten(0, 1)) for latents in (generated, truth))
@@ -92,7 +91,7 @@ def measure_windows(model: TalkingHeadPipeline, batch: WindowBatch, seed: int) -
     # What latents say nothing of is blank in both.
     left, top, right, bottom = region_edges(made.shape[1], base.region)
     return {
-        "loss": float(torch.stack(losses).mean()),
+        "loss": loss,
         "motion_error": motion_error(generated, truth),
         "mouth_agreement": motion_agreement(
             base.to_residual(generated.to(base.device), batch.reference),

@@ -29,6 +29,7 @@ from fedtalk_ray.media.video import (
     first_pictures,
     read_audio,
 )
+from fedtalk_ray.model.denoiser import bare_denoiser
 from fedtalk_ray.model.device import pick_device
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline, frame_count
 from fedtalk_ray.model.released import load_released, open_model
@@ -40,6 +41,8 @@ from fedtalk_ray.shards.people import People
 CROP_SIDE, MOST_ENLARGED = 256, 4
 """Crops are written as the whole multiple of the frames that is nearest to so many pixels a side, and at most so many
 times as large: players show a small face as a stamp."""
+
+ONE_PASS = "--steps and --guidance: this model makes each frame in one pass; leave them out"
 
 LONG_SECONDS = 10
 """Longer clips show a progress bar."""
@@ -131,6 +134,8 @@ def speak_into(
     """
     if face is not None and face < 1:
         raise InputError(f"--face {face}: faces are counted from 1, from the left")
+    if sampling != USUAL and bare_denoiser(model.denoiser).each_frame_alone:
+        raise InputError(ONE_PASS)
     size = model.frame_size()
     framing = model.framing
     scene = None if crop else find_scene(reference, size, len(sound), face, not hold_still, shards, framing)
@@ -182,7 +187,7 @@ def find_scene(
     """
     if not _is_file(reference, "reference"):
         _only_face(reference, face)
-        return dubbed_pictures(_held_out(reference, shards, "reference"))
+        return dubbed_pictures(_held_out(reference, shards, "reference", framing))
     with _naming(reference):
         still = read_still(reference)
         picture = first_picture(reference) if still is None else still
@@ -205,7 +210,7 @@ def find_face(
     """
     if not _is_file(reference, "reference"):
         _only_face(reference, face)
-        frame = _held_out(reference, shards, "reference")[0].frames[0]
+        frame = _held_out(reference, shards, "reference", framing)[0].frames[0]
         if frame.shape[0] != size:
             raise InputError(
                 f"reference {reference}: shards {shards} hold faces of {frame.shape[0]} pixels, the model takes "
@@ -293,12 +298,14 @@ def _is_file(name: str, role: str) -> bool:
     return False
 
 
-def _held_out(name: str, shards: str | None, role: str) -> list[Piece]:
-    """The pieces of a clip of the shards, in order."""
+def _held_out(name: str, shards: str | None, role: str, framing: Framing | None = None) -> list[Piece]:
+    """The pieces of a clip of the shards, in order. framing: of the model that is to see them."""
     client, _, clip = name.partition("/")
     if shards is None or not clip or Path(name).suffix:
         raise InputError(f"{role} {name} does not exist; give a file, or CLIENT/CLIP together with --shards")
     manifest = load_manifest(shards)
+    if framing is not None:
+        manifest.check_framing(framing.name, "this model")
     if client in manifest.identities and (pieces := People(shards, manifest).clip(client, clip)):
         return pieces
     names = [entry.name for entry in manifest.identities.get(client, [])] or sorted(manifest.identities)

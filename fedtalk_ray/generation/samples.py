@@ -51,10 +51,11 @@ def spoken_in(
     audio, count = piece.waveform.astype(np.float32) / 32767, len(piece.frames)
     generator = torch.Generator().manual_seed(0)
     if scene is not None:
-        return speak_in(scene, pipeline, audio, count, generator), scene.pixel_aspect
+        return speak_in(scene, pipeline, audio, count, generator, own_sound=True), scene.pixel_aspect
     if not len(piece.landmarks):
         return iter([enlarge(pipeline(piece.frames[0], audio, generator=generator).frames[:count])]), Fraction(1)
-    return map(enlarge, speak_in(dubbed_crops(piece), pipeline, audio, count, generator)), Fraction(1)
+    made = speak_in(dubbed_crops(piece), pipeline, audio, count, generator, own_sound=True)
+    return map(enlarge, made), Fraction(1)
 
 
 def write_comparison(piece: Piece, models: Mapping[str, str | Path], path: Path) -> None:

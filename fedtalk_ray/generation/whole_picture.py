@@ -33,10 +33,14 @@ def speak_in(
     count: int,
     generator: torch.Generator,
     sampling: Sampling = USUAL,
+    own_sound: bool = False,
 ) -> Iterator[np.ndarray]:
-    """The scene's first `count` frames, with its face saying `sound` (float32 [N]): blocks uint8 [1, H, W, 3]."""
+    """The scene's first `count` frames, with its face saying `sound` (float32 [N]): blocks uint8 [1, H, W, 3].
+
+    own_sound: the scene's frames are of this very sound, so that no network may see their mouths.
+    """
     if bare_denoiser(model.denoiser).each_frame_alone:
-        return each_over_its_own(scene, model, sound, count)
+        return each_over_its_own(scene, model, sound, count, own_sound)
     face = scene.reference.crop(model.frame_size())
     made = model.stream(face, sound, sampling.steps, sampling.guidance, generator, soft_border=False)
     return put_back(scene, made, model.at_rest(face), count, model.framing)
@@ -67,13 +71,16 @@ def put_back(
         yield paste(shown.picture, patch, shown.transform, mask * np.float32(shown.opacity))[None]
 
 
-def each_over_its_own(scene: Scene, model: TalkingHeadPipeline, sound: np.ndarray, count: int) -> Iterator[np.ndarray]:
+def each_over_its_own(
+    scene: Scene, model: TalkingHeadPipeline, sound: np.ndarray, count: int, own_sound: bool = False
+) -> Iterator[np.ndarray]:
     """`speak_in` of a model that makes each frame alone: of every frame its own face, with another mouth, over it."""
+    person = scene.reference.crop(model.frame_size()) if own_sound else None
     size, mask_at = model.frame_size(), model.framing.mask
     shown, seen = itertools.tee(scene.frames(count))
     # Where no face is followed nothing is painted, and any face will do.
     faces = (each.crop(size) if each.opacity else scene.reference.crop(size) for each in seen)
-    for each, face in zip(shown, model.speak_over(faces, sound, scene.rate), strict=True):
+    for each, face in zip(shown, model.speak_over(faces, sound, scene.rate, person=person), strict=True):
         yield _laid_over(each, face, mask_at)[None]
 
 

@@ -2,8 +2,8 @@
 
 `aligned` is `face_template`'s: turned and scaled so that the eyes always lie in the same place. `musetalk` is MuseTalk
 1.5's box (its `get_landmark_and_bbox`): the face from cheek to cheek and from the chin to as far above the bridge of
-the nose, upright as it is in the picture, each side stretched to the crop's. Figures are of aligned crops, whatever
-the framing (`to_aligned`), so that models of both stand in one table.
+the nose, upright as it is in the picture, each side stretched to the crop's. What `fedtalk evaluate` measures is
+aligned, whatever the framing (`to_aligned`), so that models of both stand in one table.
 """
 
 from collections.abc import Callable

@@ -38,25 +38,23 @@ class WhisperStates:
         self._extract, self._encoder = _whisper_tiny(source.removeprefix(PREFIX))
 
     def windows(self, audio: np.ndarray, frames: int) -> np.ndarray:
-        states = self._states(audio)
-        steps = (frames - 1) * _PER_FRAME + HOPS
-        after = max(0, steps - BEFORE - len(states))
-        padded = np.pad(states, ((BEFORE, after), (0, 0)))
+        heard = len(audio) // _STEP
+        padded = np.zeros((max((frames - 1) * _PER_FRAME + HOPS, BEFORE + heard), self.shape[1]), np.float32)
+        self._fill(padded[BEFORE : BEFORE + heard], audio)
         step, number = padded.strides
         # A view that overlaps itself, five times smaller than it looks.
         shape = (frames, HOPS, LAYERS * TOKEN_WIDTH)
         return np.lib.stride_tricks.as_strided(padded, shape, (_PER_FRAME * step, step, number))
 
     @torch.inference_mode()
-    def _states(self, audio: np.ndarray) -> np.ndarray:
-        """float32 [steps, 5 * 384] of the sound's own steps."""
-        found = [np.zeros((0, self.shape[1]), np.float32)]
+    def _fill(self, states: np.ndarray, audio: np.ndarray) -> None:
+        """Writes the sound's own steps into [steps, 5 * 384]."""
         for begin in range(0, len(audio), _PIECE):
             piece = np.asarray(audio[begin : begin + _PIECE], np.float32)
             mel = self._extract(piece, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
-            states = self._encoder(mel.float(), output_hidden_states=True).hidden_states
-            found.append(torch.cat(states, dim=-1)[0].numpy())
-        return np.concatenate(found)[: len(audio) // _STEP]
+            found = self._encoder(mel.float(), output_hidden_states=True).hidden_states
+            own = states[begin // _STEP : (begin + _PIECE) // _STEP]
+            own[:] = torch.cat(found, dim=-1)[0, : len(own)].numpy()
 
 
 def _whisper_tiny(where: str) -> tuple[Any, Any]:

@@ -55,4 +55,4 @@ class PlainLatents(Backbone):
         return residual
 
     def shown(self, mean: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
-        return mean
+        return sample

@@ -10,10 +10,12 @@ those of the published code, and tests have small random weights.
 
 import json
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import UNet2DConditionModel
 
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.media.whisper_states import PREFIX, TOKEN_WIDTH
@@ -22,7 +24,10 @@ from fedtalk_ray.model.musetalk_networks import CELL, MuseTalkAutoencoder, MuseT
 UNET, UNET_CONFIG = Path("musetalkV15") / "unet.pth", Path("musetalkV15") / "musetalk.json"
 VAE, WHISPER = "sd-vae", "whisper"
 
-_PART_OF_UNET = {"in_channels": 2 * CELL, "out_channels": CELL, "cross_attention_dim": TOKEN_WIDTH}
+_PART_OF_UNET = {
+    **{"in_channels": 2 * CELL, "out_channels": CELL, "cross_attention_dim": TOKEN_WIDTH, "attention_head_dim": 8},
+    **{"center_input_sample": False, "flip_sin_to_cos": True, "freq_shift": 0, "act_fn": "silu"},
+}
 
 
 def is_musetalk(folder: Path) -> bool:
@@ -32,14 +37,17 @@ def is_musetalk(folder: Path) -> bool:
 
 def speech_of(folder: Path) -> str:
     """The source of sound features that the folder's U-Net hears."""
-    return f"{PREFIX}{(folder / WHISPER).absolute()}"
+    return f"{PREFIX}{(folder / WHISPER).resolve()}"
 
 
 def read_unet(folder: Path, latent_size: int) -> MuseTalkDenoiser:
     """The U-Net for faces of so many latent cells a side. Raises `RunError` for what is no MuseTalk 1.5."""
     config = _unet_config(folder / UNET_CONFIG)
-    with torch.device("meta"):
-        denoiser = MuseTalkDenoiser(**config, latent_size=latent_size, speech=speech_of(folder))
+    try:
+        with torch.device("meta"):
+            denoiser = MuseTalkDenoiser(**config, latent_size=latent_size, speech=speech_of(folder))
+    except (ValueError, TypeError) as error:
+        raise RunError(f"{folder / UNET_CONFIG} describes no U-Net: {_line(error)}") from error
     weights = _weights(folder / UNET)
     expected = denoiser.state_dict()
     for word, names in (("lacks", expected.keys() - weights), ("holds an unknown", weights.keys() - expected)):
@@ -90,7 +98,8 @@ def _unet_config(path: Path) -> dict[str, Any]:
     for name, wanted in _PART_OF_UNET.items():
         if tree.get(name) != wanted:
             raise RunError(f"{path}: {name} is {tree.get(name)}; MuseTalk 1.5 has {wanted}")
-    known = set(MuseTalkDenoiser._get_init_keys(MuseTalkDenoiser))
+    known = set(UNet2DConditionModel._get_init_keys(UNet2DConditionModel))
+    known &= set(MuseTalkDenoiser._get_init_keys(MuseTalkDenoiser))
     settings = {name: value for name, value in tree.items() if not name.startswith("_")}
     if unknown := sorted(settings.keys() - known):
         raise RunError(f"{path}: {unknown[0]} is no setting of MuseTalk 1.5's U-Net")
@@ -99,8 +108,8 @@ def _unet_config(path: Path) -> dict[str, Any]:
 
 def _weights(path: Path) -> dict[str, torch.Tensor]:
     try:
-        # Tensors alone: a pickle could hold anything.
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        # Tensors alone: a pickle could hold anything. Files of old versions of torch cannot be mapped.
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (OSError, RuntimeError, ValueError, pickle.UnpicklingError, EOFError) as error:
         raise RunError(f"{path} holds no tensors that can be read: {_line(error)}") from error
     if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):

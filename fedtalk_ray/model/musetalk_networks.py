@@ -60,7 +60,7 @@ class MuseTalkDenoiser(PlainLatents, UNet2DConditionModel):
         cross_attention_dim: int = TOKEN_WIDTH,
         attention_head_dim: int = 8,
         latent_size: int = 32,
-        window: int = 8,
+        window: int = 4,
         speech: str = "musetalk",
         framing: str = "musetalk",
         latent_channels: int = CELL,

@@ -183,23 +183,33 @@ class TalkingHeadPipeline(DiffusionPipeline):
 
     @torch.no_grad()
     def speak_over(
-        self, faces: Iterable[np.ndarray], audio: np.ndarray, rate: Fraction = Fraction(FPS), batch: int = 8
+        self,
+        faces: Iterable[np.ndarray],
+        audio: np.ndarray,
+        rate: Fraction = Fraction(FPS),
+        batch: int = 8,
+        person: np.ndarray | None = None,
     ) -> Iterator[np.ndarray]:
         """Every face with another mouth, one uint8 [S, S, 3] for each: of a model that makes each frame alone.
 
-        faces: crops uint8 [S, S, 3] of frames at `rate` a second, gone through once. A frame hears what the nearest of
-        25 a second does.
+        faces: crops uint8 [S, S, 3] of frames at `rate` a second, gone through once. A frame hears what the one of 25 a
+        second does that is on then. person: the crop that all of them are shown as their reference; None for each its
+        own.
         """
         base = bare_denoiser(self.denoiser)
         speech, numbers = self._heard(audio), itertools.count()
+        shown = (
+            None if person is None else torch.from_numpy(encode_frames(self.autoencoder, person[None])).to(base.device)
+        )
         crops = iter(faces)
         while block := list(itertools.islice(crops, batch)):
-            places = torch.tensor([round(next(numbers) * FPS / rate) for _ in block]).clamp(max=len(speech) - 1)
+            places = torch.tensor([int(next(numbers) * FPS / rate) for _ in block]).clamp(max=len(speech) - 1)
             latents = torch.from_numpy(encode_frames(self.autoencoder, np.stack(block))).to(base.device)
             made, given = base.split(latents)
             sample = torch.cat([torch.zeros_like(made), given], dim=1)[:, None]
             last = torch.full((len(block),), self.scheduler.config.num_train_timesteps - 1, device=base.device)
-            mouths = self.denoiser(sample, last, speech[places][:, None].to(base.device), latents)[:, 0]
+            reference = latents if shown is None else shown.expand_as(latents)
+            mouths = self.denoiser(sample, last, speech[places][:, None].to(base.device), reference)[:, 0]
             yield from decode_latents(self.autoencoder, mouths)
 
     def _lip_shapes(self, lips: np.ndarray, frames: int) -> torch.Tensor:

@@ -103,8 +103,8 @@ class RunFolder:
 
     @property
     def pipeline(self) -> Path:
-        """RUN/pipeline, or RUN itself where that is a pretrained pipeline."""
-        return self.path if (self.path / "model_index.json").is_file() else self.path / "pipeline"
+        """RUN/pipeline, or RUN itself where that is a pretrained pipeline, or MuseTalk's folder."""
+        return self.path if _is_pipeline(self.path) else self.path / "pipeline"
 
     @property
     def shared_adapter(self) -> Path:
@@ -204,7 +204,7 @@ class RunFolder:
 
     def has_model(self) -> bool:
         """Whether there is a released model, or a pretrained pipeline."""
-        return (self.pipeline / "model_index.json").is_file()
+        return _is_pipeline(self.pipeline)
 
     def has_shared_adapter(self) -> bool:
         return self.shared_adapter.exists()
@@ -264,3 +264,7 @@ class RunFolder:
                 f"client {client!r} has no identity adapter in {self.path}; there are: {', '.join(known) or 'none'}"
             )
         return place
+
+
+def _is_pipeline(folder: Path) -> bool:
+    return any((folder / file).is_file() for file in ("model_index.json", "musetalkV15/unet.pth"))

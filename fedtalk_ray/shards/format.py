@@ -151,7 +151,7 @@ class Manifest:
         if framing != self.framing:
             raise ShardError(
                 f"shards hold {self.framing} crops, but {where} takes {framing} ones: prepare the shards again with "
-                f"--backbone {where}"
+                "--backbone and the model"
             )
 
     def check_clients(self, names: list[str]) -> None:

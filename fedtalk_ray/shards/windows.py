@@ -40,6 +40,11 @@ class WindowBatch:
     def to(self, device: torch.device | str) -> "WindowBatch":
         return WindowBatch(**{name: value.to(device) for name, value in vars(self).items()})
 
+    def each(self) -> "Iterator[WindowBatch]":
+        """Every window as a batch of its own."""
+        for place in range(len(self)):
+            yield WindowBatch(**{name: value[place : place + 1] for name, value in vars(self).items()})
+
 
 @dataclass
 class PictureBatch:

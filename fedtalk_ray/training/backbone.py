@@ -8,6 +8,7 @@ import torch
 
 from fedtalk_ray.errors import ShardError
 from fedtalk_ray.media.framing import ALIGNED, MUSETALK, Framing
+from fedtalk_ray.media.identity_embedding import NO_IDENTITY
 from fedtalk_ray.model.autoencoder import region_of
 from fedtalk_ray.model.denoiser import bare_denoiser
 from fedtalk_ray.model.embedded import find_model
@@ -49,6 +50,7 @@ class ShardSettings:
     speech: str
     size: int
     framing: Framing = ALIGNED
+    identity: str = NO_IDENTITY
 
 
 def shard_settings(backbone: str) -> ShardSettings:
@@ -59,9 +61,8 @@ def shard_settings(backbone: str) -> ShardSettings:
         autoencoder = read_autoencoder(folder)
         return ShardSettings(backbone, speech_of(folder), int(autoencoder.config.sample_size), MUSETALK)
     pipeline = load_pipeline(backbone)
-    return ShardSettings(
-        backbone, bare_denoiser(pipeline.denoiser).config.speech, pipeline.frame_size(), pipeline.framing
-    )
+    known = bare_denoiser(pipeline.denoiser).config
+    return ShardSettings(backbone, known.speech, pipeline.frame_size(), pipeline.framing, known.identity)
 
 
 def start_of(config: TrainConfig, manifest: Manifest) -> TalkingHeadPipeline:

@@ -153,8 +153,7 @@ class LocalTrainer:
         off = dict.fromkeys(("tdc", "motion", "identity", "perceptual", "sync", "speech_dropout"), 0.0)
         config = self._config.local.loss.model_copy(update=off)
         moved = held_out.to(self._device)
-        losses = [self.loss(self.model, moved, config, generator).diffusion for _ in range(draws)]
-        return float(torch.stack(losses).mean())
+        return self.loss.held_out(self.model, moved, config, generator, draws)
 
     def _optimise(
         self,

@@ -40,6 +40,18 @@ class Objective:
         # Adapters act within the backbone itself.
         return pixel_loss(bare_denoiser(model), self._decode, last, batch, config, distance)
 
+    @torch.no_grad()
+    def held_out(
+        self, model: torch.nn.Module, batch: WindowBatch, config: LossConfig, generator: torch.Generator, draws: int
+    ) -> float:
+        """The mean `diffusion` of so many draws; where nothing is drawn, of one, a window at a time: pictures that are
+        decoded take far more memory than latents."""
+        if not self._on_pixels(model):
+            losses = [self(model, batch, config, generator).diffusion for _ in range(draws)]
+        else:
+            losses = [self(model, each, config, generator).diffusion for each in batch.each()]
+        return float(torch.stack(losses).mean())
+
     @staticmethod
     def _on_pixels(model: torch.nn.Module) -> bool:
         return bool(bare_denoiser(model).taught_on == "pixels")

@@ -26,11 +26,15 @@ def pixel_loss(
     config: LossConfig,
     vgg: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
 ) -> LossTerms:
-    """`LossTerms` whose `diffusion` is the L1. With `mouth_weight` 1, `perceptual` .01 and `tdc` 0 the weights are
-    those of MuseTalk's first stage.
+    """`LossTerms` whose `diffusion` is the L1; `noise_bias` and `speech_dropout` say nothing here.
+
+    MuseTalk's first stage has `mouth_weight` 1, `tdc` 0, and beside L1 .01 of VGG-19's features at four scales; `vgg`
+    has two stages of VGG-16.
 
     backbone: with `taught_on` "pixels". vgg: unlikeness of pixels [N, 3, S, S], weighed by `config.perceptual`.
     """
+    if config.perceptual and vgg is None:
+        raise ValueError("the loss asks for perceptual and was given no network for it")
     target, given = backbone.split(batch.latents)
     sample = torch.cat([torch.zeros_like(target), given], dim=2)
     times = torch.full((len(target),), last_timestep, device=target.device)

@@ -161,7 +161,7 @@ def test_a_film_that_breaks_off_leaves_a_sample_of_crops(
     scene = dubbed_pictures([piece])
     assert scene is not None
     made = samples.speak_in
-    monkeypatch.setattr(samples, "speak_in", lambda s, *a: made(s, *a) if s is not scene else breaks_off())
+    monkeypatch.setattr(samples, "speak_in", lambda s, *a, **k: made(s, *a, **k) if s is not scene else breaks_off())
     monkeypatch.setattr(samples, "dubbed_pictures", lambda _: scene)
     write_sample(make_pipeline(), piece, tmp_path, "s")
     assert read_video_size(tmp_path / "s.mp4") == (4 * SIDE, 4 * SIDE, COUNT)

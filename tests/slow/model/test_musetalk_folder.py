@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,13 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from peft import PeftModel
+from PIL import Image
+from scipy.io import wavfile
 
-from fedtalk_ray.errors import RunError
+from fedtalk_ray.commands.cli import main
+from fedtalk_ray.errors import RunError, ShardError
+from fedtalk_ray.generation.generate import generate
+from fedtalk_ray.media.video import read_video
 from fedtalk_ray.model import adapters
 from fedtalk_ray.model.autoencoder import encode_frames, load_autoencoder
 from fedtalk_ray.model.musetalk_networks import MuseTalkDenoiser, position_code
@@ -104,11 +110,47 @@ def test_a_clip_of_its_own_frames_is_each_frame_alone(pipeline: TalkingHeadPipel
     assert np.abs(together[4].astype(int) - alone).max() <= 1
     small = np.stack(list(pipeline.speak_over(faces, sound, batch=3)))
     assert np.abs(together.astype(int) - small).max() <= 1
-    # At 50 a second frame 8 hears what frame 4 of 25 a second hears.
-    from fractions import Fraction
+    # At 50 a second frames 8 and 9 hear what frame 4 of 25 a second hears.
+    fast = list(pipeline.speak_over([faces[4]] * 11, sound, Fraction(50)))
+    assert all(np.abs(fast[number].astype(int) - alone).max() <= 1 for number in (8, 9))
+    assert (fast[7] != fast[8]).any() and (fast[9] != fast[10]).any()
 
-    fast = list(pipeline.speak_over([faces[4]] * 9, sound, Fraction(50)))
-    assert np.abs(fast[8].astype(int) - alone).max() <= 1
+
+def test_shown_one_person_no_frames_own_mouth_is_seen(pipeline: TalkingHeadPipeline) -> None:
+    """What lies below the half of a frame changes nothing then; otherwise it is the reference."""
+    sound = np.random.default_rng(0).normal(0, 0.1, 8_000).astype(np.float32)
+    changed = face(1)
+    changed[40:60, 10:50] = 7
+
+    def said(of: np.ndarray, person: np.ndarray | None) -> np.ndarray:
+        return next(iter(pipeline.speak_over([of], sound, person=person)))
+
+    assert (said(face(1), face(2)) == said(changed, face(2))).all()
+    assert (said(face(1), face(2)) != said(face(1), face(3))).any()
+    assert (said(face(1), None) != said(changed, None)).any()
+
+
+def test_the_folder_itself_is_spoken_with_and_its_one_pass_takes_no_steps(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.fromarray(face()).save(tmp_path / "face.png")
+    wavfile.write(tmp_path / "sound.wav", 16_000, np.random.default_rng(0).normal(0, 2000, 8000).astype(np.int16))
+    command = ["generate", "--run", str(folder), "--reference", str(tmp_path / "face.png")]
+    command += ["--audio", str(tmp_path / "sound.wav"), "--out", str(tmp_path / "talk.mp4"), "--no-mark"]
+    for more, code in (["--steps", "4"], 1), (["--guidance", "2"], 1), ([], 0):
+        with pytest.raises(SystemExit) as ended:
+            main([*command, *more])
+        assert (ended.value.code or 0) == code
+        assert (tmp_path / "talk.mp4").exists() == (code == 0)
+        told = capsys.readouterr().err
+        assert not code or told.endswith("this model makes each frame in one pass; leave them out\n")
+    assert len(read_video(tmp_path / "talk.mp4").frames) == 13
+
+
+def test_shards_framed_otherwise_are_no_reference(folder: Path, make_shards, tmp_path: Path) -> None:
+    make_shards(tmp_path / "shards", {"s1": [30, 30]})
+    with pytest.raises(ShardError, match=r"^shards hold aligned crops, but this model takes musetalk ones"):
+        generate(folder, "s1/clip0", "s1/clip0", tmp_path / "x.mp4", shards=str(tmp_path / "shards"))
 
 
 def test_what_is_saved_loads_in_stock_diffusers_and_peft(pipeline: TalkingHeadPipeline, tmp_path: Path, capfd) -> None:
@@ -188,6 +230,14 @@ BAD = {
         lambda place: spoil_config(place, motion_modules=True),
         r"musetalk\.json: motion_modules is no setting of MuseTalk 1\.5's U-Net$",
     ),
+    "another block": (
+        lambda place: spoil_config(place, down_block_types=["X"] * 4),
+        r"musetalk\.json describes no U-Net: .*",
+    ),
+    "our own setting": (
+        lambda place: spoil_config(place, latent_size=3),
+        r"musetalk\.json: latent_size is no setting of MuseTalk 1\.5's U-Net$",
+    ),
     "no configuration": (
         lambda place: (place / "musetalkV15" / "musetalk.json").write_text("[]"),
         r"musetalk\.json is no configuration of a U-Net$",
@@ -210,6 +260,15 @@ def test_a_folder_that_is_no_musetalk_is_refused_in_one_line(copy: Path, kind: s
     with pytest.raises(RunError, match=line) as told:
         load_pipeline(str(copy))
     assert "\n" not in str(told.value)
+
+
+def test_a_file_of_an_old_torch_and_half_the_bits_are_read(copy: Path, pipeline: TalkingHeadPipeline) -> None:
+    path = copy / "musetalkV15" / "unet.pth"
+    state = {name: value.half() for name, value in torch.load(path, weights_only=True).items()}
+    torch.save(state, path, _use_new_zipfile_serialization=False)
+    found = load_pipeline(str(copy)).denoiser
+    assert found.dtype == torch.float32
+    assert torch.equal(found.conv_in.weight, pipeline.denoiser.conv_in.weight.half().float())
 
 
 def test_a_pickle_that_runs_code_is_not_run(copy: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What holds for every backbone: ours, MuseTalk's with small random weights, and the page's transformer."""
+"""What holds for every backbone: ours, MuseTalk's with small random weights, the page's transformer, a plain one."""
 
 import copy
 from collections.abc import Callable
@@ -7,14 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
 
 from fedtalk_ray.errors import RunError, ShardError
-from fedtalk_ray.media.whisper_states import HOPS, LAYERS, TOKEN_WIDTH
 from fedtalk_ray.model import adapters
 from fedtalk_ray.model.autoencoder import encode_frames
+from fedtalk_ray.model.backbone_base import PlainLatents
 from fedtalk_ray.model.denoiser import bare_denoiser
+from fedtalk_ray.model.musetalk_folder import read_autoencoder
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline, load_pipeline, new_pipeline
 from fedtalk_ray.model.released import load_released, release_model
+from fedtalk_ray.model.schedule import make_scheduler
 from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.settings import TrainConfig
 from fedtalk_ray.shards.windows import WindowBatch
@@ -25,13 +29,51 @@ from fedtalk_ray.training.resident import ResidentModel
 from tests.musetalk_folder import write_musetalk
 from tests.page_examples import install
 
-KINDS = ("ours", "musetalk", "transformer")
+KINDS = ("ours", "musetalk", "transformer", "plain")
+
+
+class PlainDenoiser(PlainLatents, ModelMixin, ConfigMixin):
+    """Latents as they are, taught with noise in windows, and given four channels more, as LatentSync is."""
+
+    adapter_layers = ("linear1", "linear2")
+
+    @register_to_config
+    def __init__(
+        self,
+        latent_channels: int = 4,
+        given_channels: int = 4,
+        latent_size: int = 8,
+        window: int = 8,
+        prediction_type: str = "sample",
+        speech: str = "log-mel",
+        speech_hops: int = 44,
+        mel_bins: int = 40,
+        identity: str = "none",
+        identity_dimensions: int = 0,
+    ) -> None:
+        super().__init__()
+        self.linear1 = torch.nn.Linear(3 * latent_channels + 1, 64)
+        self.linear2 = torch.nn.Linear(64, latent_channels)
+        self.over_time = torch.nn.Conv3d(latent_channels, latent_channels, (3, 1, 1), padding=(1, 0, 0))
+
+    def forward(self, sample, timestep, speech, reference, heard=None, identity=None, lips=None):
+        assert sample.shape[2] == 8
+        loud = speech.mean((2, 3))
+        loud = (loud if heard is None else loud * heard[:, None])[:, :, None, None, None]
+        face = reference[:, None, :4].expand(-1, sample.shape[1], -1, -1, -1)
+        seen = torch.cat([sample, face, loud.expand(*sample.shape[:2], 1, *sample.shape[3:])], dim=2)
+        made = self.linear2(torch.tanh(self.linear1(seen.movedim(2, -1)))).movedim(-1, 2)
+        return face + made + 0.1 * self.over_time(made.transpose(1, 2)).transpose(1, 2)
 
 
 @pytest.fixture(params=KINDS)
 def pipeline(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TalkingHeadPipeline:
     if request.param == "musetalk":
         return load_pipeline(str(write_musetalk(tmp_path / "models")))
+    if request.param == "plain":
+        autoencoder = read_autoencoder(write_musetalk(tmp_path / "models"))
+        torch.manual_seed(0)
+        return TalkingHeadPipeline(autoencoder, PlainDenoiser(), make_scheduler("sample"))
     torch.manual_seed(0)
     small = {"widths": (16, 24, 32)} if request.param == "ours" else {}
     made = new_pipeline("patch", 16, 8, **small)
@@ -108,18 +150,20 @@ def test_the_same_seed_gives_the_same_update_and_another_another(
 
 
 def test_gradient_checkpointing_changes_nothing_but_memory(pipeline: TalkingHeadPipeline, config: TrainConfig) -> None:
-    """The page's transformer has none, and says so."""
+    """Who has none says so."""
     batch, found = windows(pipeline, 2, 2), []
     for again in (False, True):
         local = config.local.model_copy(update={"steps": 1, "gradient_checkpointing": again})
         of_local = config.model_copy(update={"local": local})
-        if again and type(pipeline.denoiser).__name__ == "TransformerDenoiser":
-            with pytest.raises(
-                RunError, match=r"^local\.gradient_checkpointing: a TransformerDenoiser cannot recompute"
-            ):
+        kind = type(bare_denoiser(pipeline.denoiser)).__name__
+        if again and kind in ("TransformerDenoiser", "PlainDenoiser"):
+            with pytest.raises(RunError, match=rf"^local\.gradient_checkpointing: a {kind} cannot recompute"):
                 LocalTrainer(pipeline, of_local)
             return
         trainer = LocalTrainer(copy.deepcopy(pipeline), of_local)
+        assert bare_denoiser(trainer.model).is_gradient_checkpointing is again
+        if kind == "MuseTalkDenoiser":
+            assert trainer.pipeline.autoencoder.is_gradient_checkpointing is again
         found.append(trainer.fit(adapters.to_vector(trainer.shared()), None, [batch], seed=2).update)
     np.testing.assert_allclose(found[0], found[1], atol=1e-6)
 
@@ -201,14 +245,27 @@ def test_phases_that_it_knows_nothing_of_are_refused_before_anything_is_taught(
     pipeline: TalkingHeadPipeline, make_config: Callable[..., TrainConfig]
 ) -> None:
     config = make_config(phases=["units", "speech", "faces", "calibration"])
-    if pipeline.framing.name == "aligned":
+    kind = type(pipeline.denoiser).__name__
+    if kind not in ("MuseTalkDenoiser", "PlainDenoiser"):
         ResidentModel(pipeline, config)
         return
-    with pytest.raises(
-        RunError, match=r"^phases: units, speech, calibration: a MuseTalkDenoiser is taught by the phase"
-    ):
+    with pytest.raises(RunError, match=rf"^phases: units, speech, calibration: a {kind} is taught by the phase"):
         ResidentModel(pipeline, config)
-    assert bare_denoiser(pipeline.denoiser).config.mel_bins == LAYERS * TOKEN_WIDTH and HOPS == 10
+
+
+def test_the_held_out_loss_is_that_of_its_windows_one_by_one(
+    pipeline: TalkingHeadPipeline, config: TrainConfig
+) -> None:
+    """Where nothing is drawn it is the mean of each window's own, and one draw says all."""
+    trainer, batch = LocalTrainer(pipeline, config), windows(pipeline, 3, 2)
+    if bare_denoiser(pipeline.denoiser).taught_on == "pixels":
+        alone = [trainer.held_out_loss(each, seed=9) for each in batch.each()]
+        assert trainer.held_out_loss(batch, seed=0, draws=5) == pytest.approx(np.mean(alone), rel=1e-5)
+    else:
+        generator = torch.Generator().manual_seed(3)
+        quiet = config.local.loss
+        one = [float(trainer.loss(trainer.model.eval(), batch, quiet, generator).diffusion) for _ in range(2)]
+        assert trainer.held_out_loss(batch, seed=3, draws=2) == pytest.approx(np.mean(one), rel=1e-5)
 
 
 def test_shards_of_another_framing_are_refused(pipeline: TalkingHeadPipeline, make_shards, tmp_path: Path) -> None:
@@ -220,3 +277,14 @@ def test_shards_of_another_framing_are_refused(pipeline: TalkingHeadPipeline, ma
         ShardError, match=r"^shards hold \w+ crops, but models/x takes \w+ ones: prepare the shards again"
     ):
         check_fits(manifest, pipeline, "models/x")
+
+
+def test_a_loss_that_says_nothing_of_it_is_refused(
+    pipeline: TalkingHeadPipeline, make_config: Callable[..., TrainConfig]
+) -> None:
+    config = make_config(phases=["faces"], local={"loss": {"motion": 1.0}})
+    if bare_denoiser(pipeline.denoiser).taught_on == "latents":
+        ResidentModel(pipeline, config)
+        return
+    with pytest.raises(RunError, match=r"^loss motion is 1, and this backbone makes no motion of sound alone"):
+        ResidentModel(pipeline, config)
