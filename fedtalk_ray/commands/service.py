@@ -1,5 +1,7 @@
 """`fedtalk app`: a run's model behind HTTP, for programs."""
 
+import signal
+import sys
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +12,8 @@ from fedtalk_ray.commands.speaking import Model
 from fedtalk_ray.errors import ConfigError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+MOST_AT_ONCE = 100
+"""Requests that are read or answered at once; one more is told 503."""
 
 
 def app(
@@ -51,7 +55,16 @@ def app(
     with tempfile.TemporaryDirectory(prefix="fedtalk-app-") as folder:
         served = make_app(speaker, Path(folder), known, limits, signing)
         print(f"http://{host}:{port}/v1/generate, described by /openapi.json; Ctrl-C ends", flush=True)
-        uvicorn.run(served, host=host, port=port, log_level="warning")
+        # uvicorn hands the signal on when it has ended: the folder is to go before the process does.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        uvicorn.run(
+            served,
+            host=host,
+            port=port,
+            log_level="warning",
+            limit_concurrency=MOST_AT_ONCE,
+            timeout_graceful_shutdown=5,
+        )
 
 
 def read_tokens(path: Path) -> frozenset[str]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from fedtalk_ray.errors import UserError
-from fedtalk_ray.generation.scene import Scene, Still, dubbed_file, dubbed_pictures
+from fedtalk_ray.generation.scene import Scene, Still, Stopped, dubbed_file, dubbed_pictures
 from fedtalk_ray.generation.whole_picture import speak_in
 from fedtalk_ray.marking.certificates import Signing, trial_signing
 from fedtalk_ray.marking.credentials import COMPOSITE, SYNTHETIC
@@ -108,10 +108,6 @@ def generate(
     )
 
 
-class Stopped(Exception):
-    """Nobody wants the video any more."""
-
-
 def speak_into(
     model: TalkingHeadPipeline,
     reference: str,
@@ -138,7 +134,7 @@ def speak_into(
         raise InputError(ONE_PASS)
     size = model.frame_size()
     framing = model.framing
-    scene = None if crop else find_scene(reference, size, len(sound), face, not hold_still, shards, framing)
+    scene = None if crop else find_scene(reference, size, len(sound), face, not hold_still, shards, framing, stopped)
     notes: tuple[str, ...]
     generator = torch.Generator().manual_seed(seed)
     if scene is None:
@@ -180,6 +176,7 @@ def find_scene(
     moves: bool,
     shards: str | None = None,
     framing: Framing = ALIGNED,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Scene | None:
     """What the sound is put into; None for a crop: CLIENT/CLIP of shards that is drawn or whose pictures are gone, and
     a picture of exactly size x size pixels, which is taken as a crop already. samples: of the sound. framing: the
@@ -196,7 +193,7 @@ def find_scene(
         if still is None and not moves:
             print(f"reference {reference}: --hold-still is for photos; a video keeps its own motion", file=sys.stderr)
         if still is None:
-            return dubbed_file(reference, samples, face, framing)
+            return dubbed_file(reference, samples, face, framing, stopped)
         return Still(still, face, moves, framing)
 
 

@@ -6,7 +6,7 @@ so that memory grows neither with its length nor with its pictures.
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice, repeat
@@ -41,6 +41,10 @@ LARGEST_PHOTO = 1920
 
 MANY_FRAMES = 500
 """From here on following a face shows a progress bar."""
+
+
+class Stopped(Exception):
+    """Nobody wants the video any more."""
 
 
 @dataclass(frozen=True)
@@ -158,18 +162,23 @@ class Dubbed:
 
 
 def dubbed_file(
-    path: str | Path, samples: int | None = None, face: int | None = None, framing: Framing = ALIGNED
+    path: str | Path,
+    samples: int | None = None,
+    face: int | None = None,
+    framing: Framing = ALIGNED,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Dubbed:
     """A video file; of a longer one what so many samples of sound need, None for all.
 
-    face, framing: as `follow_face` takes them. Raises `VideoError` and `NoFaceError`.
+    face, framing: as `follow_face` takes them. stopped: asked at every frame; where it says so `Stopped` is raised.
+    Raises `VideoError` and `NoFaceError`.
     """
     shown = format_of(path)
     if shown.hdr:
         raise VideoError(f"{path}: is HDR ({shown.hdr}); convert it to 8-bit SDR (BT.709) first")
     end = math.inf if samples is None else float(frame_count(samples, shown.rate) / shown.rate)
     footage = Footage(path, end=end, rate=shown.rate)
-    watched = _Watched(footage, round(min(end, shown.seconds) * shown.rate))
+    watched = _Watched(footage, round(min(end, shown.seconds) * shown.rate), stopped)
     followed = follow_face(watched, face, shown.rate, framing)
     return Dubbed(footage, followed, shown.rate, shown.pixel_aspect, tuple(_notes(followed, shown, face)))
 
@@ -239,15 +248,18 @@ def even(picture: np.ndarray) -> np.ndarray:
 
 
 class _Watched:
-    """Frames that are gone through twice, with a progress bar each time where there are many."""
+    """Frames that are gone through twice, with a progress bar each time where there are many, unless stopped."""
 
-    def __init__(self, frames: Iterable[np.ndarray], count: int) -> None:
-        self._frames, self._count = frames, count
+    def __init__(self, frames: Iterable[np.ndarray], count: int, stopped: Callable[[], bool]) -> None:
+        self._frames, self._count, self._stopped = frames, count, stopped
         self._labels = iter(("frames searched", "frames followed"))
 
     def __iter__(self) -> Iterator[np.ndarray]:
         label = next(self._labels)
-        return iter(progress(self._frames, self._count, label) if self._count > MANY_FRAMES else self._frames)
+        for frame in progress(self._frames, self._count, label) if self._count > MANY_FRAMES else self._frames:
+            if self._stopped():
+                raise Stopped
+            yield frame
 
 
 def _shrunk(picture: np.ndarray) -> np.ndarray:

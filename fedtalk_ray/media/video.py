@@ -204,7 +204,7 @@ def read_audio(path: str | Path, most: float = math.inf) -> np.ndarray:
     with _decoding(path) as container:
         if not container.streams.audio:
             raise VideoError(f"{path}: holds no sound")
-        audio, _ = _decode_sound(container, path, 0.0, -math.inf, _start(container) + most)
+        audio, _ = _decode_sound(container, path, 0.0, -math.inf, _start(container) + most, most)
     if not len(audio):
         raise VideoError(f"{path}: no sound could be decoded")
     audio /= max(1.0, float(audio.max()), -float(audio.min()))
@@ -219,6 +219,13 @@ KINDS = (
 """Containers that are opened, by FFmpeg's names."""
 
 
+MOST_PIXELS = 50_000_000
+"""Of one picture of a video: 8K has 33 million."""
+
+LONGEST_FRAME, SLOWEST_SOUND = 30.0, 4000
+"""Seconds of sound that one frame may hold, and samples a second that there must be; files of today lie far off."""
+
+
 @contextlib.contextmanager
 def _decoding(path: str | Path) -> Iterator[Any]:
     try:
@@ -229,6 +236,11 @@ def _decoding(path: str | Path) -> Iterator[Any]:
         # Named as a file: FFmpeg would take what stands before a colon for a protocol.
         # A playlist would name other files, and hosts: no kind of one is opened.
         with av.open(f"file:{path}", options={"format_whitelist": ",".join(KINDS)}) as container:
+            for stream in container.streams.video:
+                context = stream.codec_context
+                if context.width * context.height > MOST_PIXELS:
+                    raise VideoError(f"{path}: has pictures of {context.width} x {context.height} pixels; shrink it")
+                context.options = {"max_pixels": str(MOST_PIXELS)}
             yield container
     except FileNotFoundError as error:
         raise VideoError(f"{path}: does not exist") from error
@@ -336,10 +348,11 @@ def _picture(frame: Any, crop: Box, path: str | Path) -> np.ndarray:
 
 
 def _decode_sound(
-    container: Any, path: str | Path, begin: float, origin: float, until: float
+    container: Any, path: str | Path, begin: float, origin: float, until: float, most: float = math.inf
 ) -> tuple[np.ndarray, float]:
     """Mono samples, the mean of the channels, and the time in seconds of the first; from a little before `origin`.
 
+    most: seconds of samples at most, whatever times a file says.
     FFmpeg's own mixing to mono adds floating-point channels up without turning them down.
     """
     samples = bytearray()  # grows in place, so that a long sound lies in memory once
@@ -354,8 +367,14 @@ def _decode_sound(
 
     for frame in _decoded(container, container.streams.audio[0], begin):
         time = _time_of(frame, path, 0.0 if start is None else start)
-        if time >= until:
+        if time >= until or len(samples) > most * SAMPLE_RATE * 4:
             break
+        if frame.samples > LONGEST_FRAME * frame.sample_rate or frame.sample_rate < SLOWEST_SOUND:
+            # Either would grow without bound on the way to `SAMPLE_RATE`.
+            raise VideoError(
+                f"{path}: {frame.samples} samples of its sound come at once, at {frame.sample_rate} a second; export "
+                "it again as 16-bit PCM"
+            )
         if begin and time + frame.samples / frame.sample_rate <= origin - SEEK_EARLIER / 2:
             continue
         start = time if start is None else start

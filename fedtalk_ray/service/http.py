@@ -6,6 +6,7 @@ long it is. What a file is, its content says and never its name.
 
 import asyncio
 import hmac
+import os
 import shutil
 from collections.abc import Callable
 from contextlib import asynccontextmanager
@@ -15,13 +16,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, File, Form, HTTPException, Request, UploadFile
-from fastapi.responses import FileResponse, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, Response, StreamingResponse
 from starlette.background import BackgroundTask
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fedtalk_ray.errors import UserError
-from fedtalk_ray.generation.generate import Stopped, speak_into
+from fedtalk_ray.generation.generate import speak_into
+from fedtalk_ray.generation.scene import Stopped
 from fedtalk_ray.marking.certificates import Signing
 from fedtalk_ray.media.video import SAMPLE_RATE, VideoError, read_audio
 from fedtalk_ray.model.sampling import DEFAULT_GUIDANCE, DEFAULT_STEPS, Sampling
@@ -69,10 +72,12 @@ class AtTheDoor:
         if self._tokens and not self._known(headers.get("authorization", "")):
             why = "give a token that this service knows: Authorization: Bearer TOKEN"
             return JSONResponse({"detail": why}, 401, {"www-authenticate": "Bearer"})
+        # Chunks would say nothing of how many there are, and outdo the length that stands beside them.
+        if "transfer-encoding" in headers:
+            return JSONResponse({"detail": "say how long the body is: Content-Length, and no chunks"}, 411)
         length = headers.get("content-length", "")
         if method in ("POST", "PUT", "PATCH") and not length.isdecimal():
             return JSONResponse({"detail": "say how long the body is: Content-Length"}, 411)
-        # What is longer than it says the server itself cuts off.
         if length.isdecimal() and (len(length) > 15 or int(length) > self._most):
             return JSONResponse({"detail": f"the body is longer than {self._most >> 20} MiB"}, 413)
         return None
@@ -138,6 +143,7 @@ def make_app(
             404: "Nobody or nothing of that name.",
             411: "No Content-Length.",
             413: "Too long.",
+            422: "A field is missing or beyond its range; `detail` says which.",
             429: "As many wait as may; Retry-After says when to ask again.",
         }.items()
     }
@@ -160,6 +166,11 @@ def make_app(
             raise Refused(507, "there is no room for what was given") from error
         queue.begin(job, partial(work, speaker=speaker, form=form, most_seconds=most_seconds, signing=signing))
         return job
+
+    @app.exception_handler(RequestValidationError)
+    async def one_line(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        return JSONResponse({"detail": f"{first['loc'][-1]}: {first['msg']}"}, 422)
 
     @app.get("/v1/health")
     async def health() -> dict[str, str]:
@@ -211,11 +222,19 @@ def make_app(
         return state
 
     @app.get("/v1/jobs/{name}/video", response_class=FileResponse, responses=video | {404: refusals[404]})
-    def fetch(name: str) -> FileResponse:
+    def fetch(name: str) -> Response:
         job = found(name)
         if job.state != "done":
             raise Refused(404, f"the job is {job.state}")
-        return FileResponse(job.folder / VIDEO, media_type="video/mp4")
+        try:
+            # Whoever takes the job back meanwhile takes the name, and not what is being read.
+            file = open(job.folder / VIDEO, "rb")  # noqa: SIM115 (closed by the response)
+        except FileNotFoundError:
+            raise Refused(404, "no such job") from None
+        size = os.fstat(file.fileno()).st_size
+        blocks = iter(partial(file.read, 1 << 16), b"")
+        headers = {"Content-Length": str(size)}
+        return StreamingResponse(blocks, 200, headers, "video/mp4", BackgroundTask(file.close))
 
     @app.delete("/v1/jobs/{name}", status_code=204, responses={404: refusals[404]})
     def forget(name: str) -> Response:
@@ -235,6 +254,22 @@ def work(
     signing: Signing | None,
 ) -> None:
     """Makes `folder`'s video. Raises `UserError`s."""
+    try:
+        made_of(folder, stopped, speaker, form, most_seconds, signing)
+    finally:
+        # Nobody needs what was given any more.
+        for name in (REFERENCE, SOUND):
+            (folder / name).unlink(missing_ok=True)
+
+
+def made_of(
+    folder: Path,
+    stopped: Callable[[], bool],
+    speaker: Speaker,
+    form: Asked,
+    most_seconds: float,
+    signing: Signing | None,
+) -> None:
     try:
         sound = read_audio(folder / SOUND, most_seconds + 1)
     except VideoError as error:

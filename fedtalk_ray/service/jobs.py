@@ -1,8 +1,9 @@
 """What is asked of the service, one after the other: a queue with a bound, whose jobs can be taken back.
 
-A result lies in a folder of its job until it is fetched, or the job is forgotten.
+A result lies in a folder of its job until whoever asked takes the job back, or it is forgotten.
 """
 
+import logging
 import secrets
 import shutil
 import threading
@@ -12,6 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 from typing import Any
+
+from fedtalk_ray.errors import UserError
+from fedtalk_ray.generation.scene import Stopped
+
+_LOG = logging.getLogger(__name__)
 
 Work = Callable[[Path, Callable[[], bool]], Any]
 """Makes a job's result in a folder; asks now and then whether it is to stop."""
@@ -42,11 +48,12 @@ class Job:
 
 
 class JobQueue:
-    """One job runs, `most` at most wait. Ended jobs are forgotten `keep_s` seconds later, when another is asked for."""
+    """One job runs, `most` at most wait. Of ended jobs the last `kept` are kept, for `keep_s` seconds, until another is
+    asked for."""
 
-    def __init__(self, folder: Path, most: int, keep_s: float = 3600.0) -> None:
+    def __init__(self, folder: Path, most: int, keep_s: float = 3600.0, kept: int = 32) -> None:
         """folder: in which each job gets its own."""
-        self._folder, self._most, self._keep = folder, most, keep_s
+        self._folder, self._most, self._keep, self._kept = folder, most, keep_s, kept
         self._jobs: dict[str, Job] = {}
         self._lock = threading.Lock()
         self._worker = ThreadPoolExecutor(1, "generate")
@@ -64,7 +71,7 @@ class JobQueue:
 
     def begin(self, job: Job, work: Work) -> None:
         """Puts it at the queue's end."""
-        job.result = self._worker.submit(work, job.folder, job.stop.is_set)
+        job.result = self._worker.submit(_done, work, job.folder, job.stop.is_set)
         job.result.add_done_callback(lambda _: self._note_end(job))
 
     def get(self, name: str) -> Job | None:
@@ -92,7 +99,18 @@ class JobQueue:
             shutil.rmtree(job.folder, ignore_errors=True)
 
     def _forget_old(self) -> None:
-        for job in [each for each in self._jobs.values() if each.ended is not None]:
-            if job.ended is not None and monotonic() - job.ended > self._keep:
-                del self._jobs[job.name]
-                shutil.rmtree(job.folder, ignore_errors=True)
+        ended = sorted((job.ended, name) for name, job in self._jobs.items() if job.ended is not None)
+        for number, (when, name) in enumerate(ended):
+            if monotonic() - when > self._keep or number < len(ended) - self._kept:
+                shutil.rmtree(self._jobs.pop(name).folder, ignore_errors=True)
+
+
+def _done(work: Work, folder: Path, stopped: Callable[[], bool]) -> Any:
+    """What a job is kept with must not keep all that it worked on: errors lose where they came from."""
+    try:
+        return work(folder, stopped)
+    except Exception as error:
+        if not isinstance(error, UserError | Stopped):
+            _LOG.exception("a job failed")
+        error.__cause__ = error.__context__ = None
+        raise error.with_traceback(None) from None

@@ -1,6 +1,7 @@
 """The service over a real socket: what it makes, what it refuses and before what, who hangs up, who gives rubbish."""
 
 import io
+import os
 import re
 import socket
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from fedtalk_ray.commands.cli import main
 from fedtalk_ray.corpora.synthetic import render_clip
 from fedtalk_ray.marking.certificates import trial_signing
 from fedtalk_ray.marking.verify import verify
+from fedtalk_ray.media.encoding import write_video
+from fedtalk_ray.media.excerpt import Footage
 from fedtalk_ray.media.video import read_video
 from fedtalk_ray.model import adapters
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
@@ -162,7 +166,12 @@ def test_who_has_no_token_is_turned_away_before_the_body_is_read(served: Served)
 
 
 @pytest.mark.parametrize(
-    ("length", "code"), [(b"Content-Length: 999999999999", 413), (b"Transfer-Encoding: chunked", 411)]
+    ("length", "code"),
+    [
+        (b"Content-Length: 999999999999", 413),
+        (b"Transfer-Encoding: chunked", 411),
+        (b"Content-Length: 10\r\nTransfer-Encoding: chunked", 411),
+    ],
 )
 def test_a_body_too_long_or_of_no_known_length_is_not_read(served: Served, length: bytes, code: int) -> None:
     with socket.create_connection(("127.0.0.1", served.port), 10) as line:
@@ -203,7 +212,16 @@ def test_a_picture_of_two_hundred_megapixels_is_refused_and_small(served: Served
     "data", [{"seed": "x"}, {"steps": 0}, {"steps": 51}, {"guidance": "nan"}, {"guidance": -1}, {"face": 0}]
 )
 def test_settings_beyond_their_range_are_refused(served: Served, data: dict[str, Any]) -> None:
-    assert served.ask("POST", "/v1/generate", files=form(), data=data).status_code == 422
+    answer = served.ask("POST", "/v1/generate", files=form(), data=data)
+    assert answer.status_code == 422 and answer.json()["detail"].startswith(f"{next(iter(data))}: ")
+
+
+def test_a_file_in_the_place_of_a_setting_is_told_in_one_line(served: Served) -> None:
+    answer = served.ask("POST", "/v1/generate", files=form() | {"seed": ("s", b"5")})
+    assert answer.status_code == 422 and answer.json()["detail"].startswith("seed: ") and "_Temp" not in answer.text
+    assert served.ask("POST", "/v1/jobs", files={"reference": ("f", png())}).json() == {
+        "detail": "sound: Field required"
+    }
 
 
 def test_nobody_of_that_name(served: Served) -> None:
@@ -222,6 +240,8 @@ def test_a_job_is_looked_at_fetched_and_forgotten(served: Served, tmp_path: Path
     assert not list(served.folder.iterdir())
     failed = served.ask("POST", "/v1/jobs", files=form(sound=wav(4.5))).json()["job"]
     until(lambda: served.ask("GET", f"/v1/jobs/{failed}").json()["state"] == "failed")
+    # What was given is gone as soon as nobody needs it.
+    assert not list((served.folder / failed).iterdir())
     assert served.ask("GET", f"/v1/jobs/{failed}").json() == {"state": "failed", "why": "sound: is longer than 4 s"}
     assert served.ask("DELETE", f"/v1/jobs/{failed}").status_code == 204
 
@@ -259,6 +279,46 @@ def test_who_hangs_up_frees_the_worker(served: Served, slow: threading.Event) ->
     until(lambda: not list(served.folder.iterdir()))
     slow.set()
     assert served.ask("POST", "/v1/generate", files=form()).status_code == 200
+
+
+def test_who_fetches_what_another_takes_back_has_all_of_it_or_is_told_that_it_is_gone(served: Served) -> None:
+    for _ in range(3):
+        name = served.ask("POST", "/v1/jobs", files=form()).json()["job"]
+        until(lambda name=name: served.ask("GET", f"/v1/jobs/{name}").json()["state"] == "done")
+        with ThreadPoolExecutor(8) as pool:
+            fetched = [pool.submit(ask_alone, served, "GET", f"/v1/jobs/{name}/video") for _ in range(7)]
+            assert pool.submit(ask_alone, served, "DELETE", f"/v1/jobs/{name}").result().status_code == 204
+        answers = [each.result() for each in fetched]
+        assert {answer.status_code for answer in answers} <= {200, 404}
+        assert len({answer.content for answer in answers if answer.ok}) <= 1
+
+
+def ask_alone(served: Served, method: str, path: str) -> requests.Response:
+    with requests.Session() as session:
+        session.trust_env = False
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        return session.request(method, f"http://127.0.0.1:{served.port}{path}", headers=headers)
+
+
+def test_who_hangs_up_while_a_face_is_followed_frees_the_worker(
+    served: Served, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A video whose frames never end: only whoever is gone ends it."""
+    clip = tmp_path / "clip.mp4"
+    write_video(clip, np.full((30, 64, 64, 3), 90, np.uint8), None)
+    seen = []
+
+    def endless(self: Footage) -> Iterator[np.ndarray]:
+        while True:
+            seen.append(1)
+            time.sleep(0.01)
+            yield np.full((64, 64, 3), 90, np.uint8)
+
+    monkeypatch.setattr(Footage, "__iter__", endless)
+    with pytest.raises(requests.ReadTimeout):
+        served.ask("POST", "/v1/generate", files=form(reference=clip.read_bytes()), timeout=1.5)
+    until(lambda: not list(served.folder.iterdir()))
+    assert seen
 
 
 def test_the_description_names_every_path_and_the_pages_client_speaks(
@@ -299,7 +359,10 @@ def test_the_command_refuses_to_stand_open(more: list[str], line: str, tmp_path:
     assert ended.value.code == 1 and re.search(line, told) and told.count("\n") == 1
 
 
-def test_the_command_serves_until_it_is_stopped(run: Path, tmp_path: Path) -> None:
+def test_the_command_serves_until_it_is_stopped_and_leaves_nothing(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "fedtalk_ray.commands.cli", "app", "--run", str(run), "--port", str(port)]
@@ -318,6 +381,8 @@ def test_the_command_serves_until_it_is_stopped(run: Path, tmp_path: Path) -> No
 
         until(answers)
         assert session.get(f"http://127.0.0.1:{port}/v1/identities").json()[0] == "c0"
+        assert [path for path in Path(os.environ["TMPDIR"]).iterdir() if path.name.startswith("fedtalk-app-")]
     finally:
         process.terminate()
         process.wait(20)
+    assert not [path for path in Path(os.environ["TMPDIR"]).iterdir() if path.name.startswith("fedtalk-app-")]

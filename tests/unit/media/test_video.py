@@ -257,3 +257,45 @@ def test_a_place_that_cannot_be_written_is_named_and_nothing_stays(tmp_path: Pat
     with pytest.raises(OutputError, match=f"cannot write {tmp_path / 'taken' / 'a.mp4'}"):
         write_video(tmp_path / "taken" / "a.mp4", grey([90] * 3), None)
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def sound_file(path: Path, rate: int, blocks: list[np.ndarray], stuck: bool = False) -> Path:
+    """Unsigned bytes in Matroska, a packet a block. stuck: every packet says that it begins at 0."""
+    with av.open(str(path), "w", format="matroska") as container:
+        stream = container.add_stream("pcm_u8", rate=rate, layout="mono")
+        for number, block in enumerate(blocks):
+            frame = av.AudioFrame.from_ndarray(block[None].astype(np.uint8), format="u8", layout="mono")
+            frame.sample_rate, frame.pts = rate, 0 if stuck else number * len(block)
+            for packet in stream.encode(frame):
+                if stuck:
+                    packet.pts = packet.dts = 0
+                container.mux(packet)
+    return path
+
+
+def test_sound_that_would_grow_without_bound_is_refused(tmp_path: Path) -> None:
+    """Half a megabyte at 100 samples a second would be 80 million at 16,000; at once it would be all of them."""
+    slow = sound_file(tmp_path / "slow.mkv", 100, [np.zeros(1000)])
+    with pytest.raises(VideoError, match=r"1000 samples of its sound come at once, at 100 a second"):
+        read_audio(slow)
+    once = sound_file(tmp_path / "once.mkv", 8000, [np.zeros(8000 * 31)])
+    with pytest.raises(VideoError, match=r"248000 samples of its sound come at once, at 8000 a second"):
+        read_audio(once)
+
+
+def test_no_more_sound_is_read_than_is_asked_for_whatever_times_it_says(tmp_path: Path) -> None:
+    long = sound_file(tmp_path / "long.mkv", 8000, [np.full(4000, 140)] * 60)
+    assert len(read_audio(long)) == 30 * SAMPLE_RATE
+    assert 2 * SAMPLE_RATE <= len(read_audio(long, 2.0)) <= 3 * SAMPLE_RATE
+    stuck = sound_file(tmp_path / "stuck.mkv", 8000, [np.full(4000, 140)] * 60, stuck=True)
+    assert len(read_audio(stuck, 2.0)) <= 3 * SAMPLE_RATE
+
+
+def test_a_video_of_huge_pictures_is_refused_before_one_is_decoded(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "huge.mov"), "w") as container:
+        stream = container.add_stream("png", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 8000, 8000, "gray"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((8000, 8000), np.uint8), format="gray")))
+        container.mux(stream.encode())
+    with pytest.raises(VideoError, match=r"has pictures of 8000 x 8000 pixels; shrink it"):
+        next(frames_of(tmp_path / "huge.mov"))

@@ -1,11 +1,14 @@
 """The queue of the service: order, its bound, taking back, forgetting."""
 
+import gc
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from fedtalk_ray.errors import UserError
 from fedtalk_ray.service import jobs
 from fedtalk_ray.service.jobs import JobQueue, QueueFull
 
@@ -95,6 +98,41 @@ def test_what_failed_says_so_and_the_next_one_runs(queue: JobQueue) -> None:
     assert isinstance(job.result.exception(10), ValueError) and job.state == "failed"
     queue.begin(after := queue.new(), lambda folder, stopped: 7)
     assert after.result.result(10) == 7
+
+
+def test_what_a_failed_job_worked_on_is_not_kept_with_it(queue: JobQueue) -> None:
+    class Large:
+        pass
+
+    kept: list[weakref.ref[Large]] = []
+
+    def fails(folder: Path, stopped) -> None:
+        large = Large()
+        kept.append(weakref.ref(large))
+        try:
+            raise ValueError("inner")
+        except ValueError as error:
+            raise UserError("no") from error
+
+    queue.begin(job := queue.new(), fails)
+    assert str(job.result.exception(10)) == "no"
+    queue.begin(after := queue.new(), lambda folder, stopped: None)
+    after.result.result(10)
+    gc.collect()
+    assert kept[0]() is None
+
+
+def test_of_ended_jobs_only_the_last_stay(tmp_path: Path) -> None:
+    queue = JobQueue(tmp_path / "jobs", most=2, kept=3)
+    names = []
+    for _ in range(6):
+        queue.begin(job := queue.new(), lambda folder, stopped: (folder / "video").write_text("x"))
+        job.result.result(10)
+        names.append(job.name)
+    last = queue.new()
+    assert {path.name for path in (tmp_path / "jobs").iterdir()} == {*names[-3:], last.name}
+    assert [queue.get(name) is not None for name in names] == [False] * 3 + [True] * 3
+    queue.close()
 
 
 def test_what_nobody_fetches_is_forgotten(queue: JobQueue, monkeypatch: pytest.MonkeyPatch) -> None:
