@@ -292,14 +292,14 @@ def made_of(
 
 
 def refusal_of(error: BaseException | None, job: Job) -> Refused:
-    """What whoever asked is told; what is no fault of hers is raised on."""
+    """What whoever asked is told."""
     if isinstance(error, UserError):
         # Without where its files lie here.
         text = str(error).replace(f"{job.folder}/", "")
         return Refused(400, text.replace(f"reference {REFERENCE}", REFERENCE))
     if isinstance(error, Stopped | asyncio.CancelledError):
         return Refused(410, "the job was taken back")
-    raise error if error is not None else RuntimeError("a job failed without an error")
+    return Refused(500, "an error of the service's own; its log says which")
 
 
 async def hung_up(request: Request) -> None:

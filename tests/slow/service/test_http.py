@@ -273,6 +273,26 @@ def test_beyond_the_bound_everybody_is_told_429_and_served_later(served: Served,
         assert served.ask("DELETE", f"/v1/jobs/{name}").status_code == 204
 
 
+def test_an_error_of_its_own_is_told_as_one_and_the_next_is_served(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError("inside")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(http, "speak_into", breaks)
+        answer = served.ask("POST", "/v1/generate", files=form())
+        assert answer.status_code == 500
+        assert answer.json() == {"detail": "an error of the service's own; its log says which"}
+        name = served.ask("POST", "/v1/jobs", files=form()).json()["job"]
+        until(lambda: served.ask("GET", f"/v1/jobs/{name}").json()["state"] == "failed")
+        assert (
+            served.ask("GET", f"/v1/jobs/{name}").json()["why"] == "an error of the service's own; its log says which"
+        )
+        assert served.ask("DELETE", f"/v1/jobs/{name}").status_code == 204
+    assert served.ask("POST", "/v1/generate", files=form()).status_code == 200
+
+
 def test_who_hangs_up_frees_the_worker(served: Served, slow: threading.Event) -> None:
     with pytest.raises(requests.ReadTimeout):
         served.ask("POST", "/v1/generate", files=form(), timeout=1)
