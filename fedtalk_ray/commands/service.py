@@ -1,6 +1,7 @@
 """`fedtalk app`: a run's model behind HTTP, for programs."""
 
 import signal
+import socket
 import sys
 import tempfile
 from pathlib import Path
@@ -13,7 +14,7 @@ from fedtalk_ray.errors import ConfigError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 MOST_AT_ONCE = 100
-"""Requests that are read or answered at once; one more is told 503."""
+"""Connections at once, idle ones too; who has one more is told 503."""
 
 
 def app(
@@ -52,19 +53,26 @@ def app(
     signing = signing_with(certificate, key) or trial_signing()
     speaker = Speaker(run, identities)
     limits = Limits(body_mb, seconds, job_seconds, waiting)
-    with tempfile.TemporaryDirectory(prefix="fedtalk-app-") as folder:
+    with listening(host, port) as line, tempfile.TemporaryDirectory(prefix="fedtalk-app-") as folder:
         served = make_app(speaker, Path(folder), known, limits, signing)
-        print(f"http://{host}:{port}/v1/generate, described by /openapi.json; Ctrl-C ends", flush=True)
+        place = f"[{host}]" if ":" in host else host
+        print(
+            f"http://{place}:{line.getsockname()[1]}/v1/generate, described by /openapi.json; Ctrl-C ends", flush=True
+        )
         # uvicorn hands the signal on when it has ended: the folder is to go before the process does.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-        uvicorn.run(
-            served,
-            host=host,
-            port=port,
-            log_level="warning",
-            limit_concurrency=MOST_AT_ONCE,
-            timeout_graceful_shutdown=5,
+        bounds = uvicorn.Config(
+            served, log_level="warning", limit_concurrency=MOST_AT_ONCE, timeout_graceful_shutdown=5
         )
+        uvicorn.Server(bounds).run(sockets=[line])
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket there. Raises `ConfigError`."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise ConfigError(f"--host {host} --port {port}: {error.strerror or error}; give another") from error
 
 
 def read_tokens(path: Path) -> frozenset[str]:

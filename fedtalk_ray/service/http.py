@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 from fastapi import Depends, FastAPI, File, Form, HTTPException, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, Response, StreamingResponse
@@ -191,8 +192,14 @@ def make_app(
         job = await asyncio.to_thread(taken, form, limits.seconds)
         made = asyncio.ensure_future(asyncio.wrap_future(job.result))
         gone = asyncio.ensure_future(hung_up(request))
-        await asyncio.wait({made, gone}, return_when=asyncio.FIRST_COMPLETED)
-        gone.cancel()
+        try:
+            await asyncio.wait({made, gone}, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            # The service ends.
+            queue.drop(job)
+            raise
+        finally:
+            gone.cancel()
         if not made.done():
             made.cancel()
             await asyncio.to_thread(queue.drop, job)
@@ -253,42 +260,36 @@ def work(
     most_seconds: float,
     signing: Signing | None,
 ) -> None:
-    """Makes `folder`'s video. Raises `UserError`s."""
+    """Makes `folder`'s video; what was given goes. Raises `UserError`s."""
     try:
-        made_of(folder, stopped, speaker, form, most_seconds, signing)
+        sound = sound_in(folder, most_seconds)
+        speak_into(
+            speaker.model(form.identity),
+            str(folder / REFERENCE),
+            sound,
+            folder / VIDEO,
+            crop=form.crop,
+            face=form.face,
+            hold_still=form.hold_still,
+            seed=form.seed,
+            sampling=form.sampling,
+            signing=signing,
+            stopped=stopped,
+        )
     finally:
-        # Nobody needs what was given any more.
         for name in (REFERENCE, SOUND):
             (folder / name).unlink(missing_ok=True)
 
 
-def made_of(
-    folder: Path,
-    stopped: Callable[[], bool],
-    speaker: Speaker,
-    form: Asked,
-    most_seconds: float,
-    signing: Signing | None,
-) -> None:
+def sound_in(folder: Path, most_seconds: float) -> np.ndarray:
+    """What is to be said, float32 [N]. Raises `UserError`."""
     try:
         sound = read_audio(folder / SOUND, most_seconds + 1)
     except VideoError as error:
         raise UserError(f"{SOUND}: {str(error).removeprefix(f'{folder / SOUND}: ')}") from error
     if len(sound) > most_seconds * SAMPLE_RATE:
-        raise UserError(f"sound: is longer than {most_seconds:g} s")
-    speak_into(
-        speaker.model(form.identity),
-        str(folder / REFERENCE),
-        sound,
-        folder / VIDEO,
-        crop=form.crop,
-        face=form.face,
-        hold_still=form.hold_still,
-        seed=form.seed,
-        sampling=form.sampling,
-        signing=signing,
-        stopped=stopped,
-    )
+        raise UserError(f"{SOUND}: is longer than {most_seconds:g} s")
+    return sound
 
 
 def refusal_of(error: BaseException | None, job: Job) -> Refused:

@@ -62,7 +62,7 @@ class JobQueue:
         """A job with a folder, which `begin` puts in the queue. Raises `QueueFull`, before anything is written."""
         with self._lock:
             self._forget_old()
-            if sum(job.ended is None for job in self._jobs.values()) > self._most:
+            if sum(job.ended is None for job in list(self._jobs.values())) > self._most:
                 raise QueueFull
             job = Job(name := secrets.token_urlsafe(12), self._folder / name)
             self._jobs[name] = job
@@ -75,17 +75,16 @@ class JobQueue:
         job.result.add_done_callback(lambda _: self._note_end(job))
 
     def get(self, name: str) -> Job | None:
-        return self._jobs.get(name)
+        """None for one that was taken back, too."""
+        job = self._jobs.get(name)
+        return None if job is None or job.stop.is_set() else job
 
     def drop(self, job: Job) -> None:
-        """Takes a job back, whatever it is at, and everything of it off the disk."""
+        """Takes a job back, whatever it is at, and everything of it off the disk: of one that runs when it has stopped,
+        and until then it counts."""
         job.stop.set()
         if job.result.cancel() or job.result.done():
-            self._note_end(job)
-        with self._lock:
-            self._jobs.pop(job.name, None)
-        if job.ended is not None:
-            shutil.rmtree(job.folder, ignore_errors=True)
+            self._forget(job)
 
     def close(self) -> None:
         """Takes all jobs back, and waits for the one that runs."""
@@ -96,13 +95,17 @@ class JobQueue:
     def _note_end(self, job: Job) -> None:
         job.ended = monotonic()
         if job.stop.is_set():
-            shutil.rmtree(job.folder, ignore_errors=True)
+            self._forget(job)
+
+    def _forget(self, job: Job) -> None:
+        self._jobs.pop(job.name, None)
+        shutil.rmtree(job.folder, ignore_errors=True)
 
     def _forget_old(self) -> None:
-        ended = sorted((job.ended, name) for name, job in self._jobs.items() if job.ended is not None)
-        for number, (when, name) in enumerate(ended):
+        ended = sorted((job.ended, name, job) for name, job in list(self._jobs.items()) if job.ended is not None)
+        for number, (when, _, job) in enumerate(ended):
             if monotonic() - when > self._keep or number < len(ended) - self._kept:
-                shutil.rmtree(self._jobs.pop(name).folder, ignore_errors=True)
+                self._forget(job)
 
 
 def _done(work: Work, folder: Path, stopped: Callable[[], bool]) -> Any:

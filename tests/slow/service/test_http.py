@@ -379,17 +379,32 @@ def test_the_command_refuses_to_stand_open(more: list[str], line: str, tmp_path:
     assert ended.value.code == 1 and re.search(line, told) and told.count("\n") == 1
 
 
+def ends_without_an_answer(session: requests.Session, port: int, files: dict[str, tuple[str, bytes]]) -> None:
+    try:
+        assert session.post(f"http://127.0.0.1:{port}/v1/generate", files=files).status_code >= 500
+    except requests.ConnectionError:
+        return
+
+
+def test_a_port_that_is_taken_is_told_in_one_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SystemExit) as ended:
+        main(["app", "--run", str(run), "--port", str(taken.getsockname()[1])])
+    told = capsys.readouterr().err.strip()
+    assert ended.value.code == 1 and re.search(r"--port [0-9]+: Address already in use.*; give another$", told)
+    assert "\n" not in told
+
+
 def test_the_command_serves_until_it_is_stopped_and_leaves_nothing(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "fedtalk_ray.commands.cli", "app", "--run", str(run), "--port", str(port)]
+    command = [sys.executable, "-m", "fedtalk_ray.commands.cli", "app", "--run", str(run), "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
-        assert process.stdout.readline().startswith(f"http://127.0.0.1:{port}/v1/generate")
+        told = re.match(r"http://127\.0\.0\.1:([0-9]+)/v1/generate", process.stdout.readline())
+        assert told
+        port = int(told[1])
         session = requests.Session()
         session.trust_env = False
 
@@ -402,7 +417,13 @@ def test_the_command_serves_until_it_is_stopped_and_leaves_nothing(
         until(answers)
         assert session.get(f"http://127.0.0.1:{port}/v1/identities").json()[0] == "c0"
         assert [path for path in Path(os.environ["TMPDIR"]).iterdir() if path.name.startswith("fedtalk-app-")]
+        # Somebody waits for a minute of sound, which is given up.
+        files = form(sound=wav(59.0))
+        waits = threading.Thread(target=ends_without_an_answer, args=(session, port, files))
+        waits.start()
+        until(lambda: list(Path(os.environ["TMPDIR"]).glob("fedtalk-app-*/*/sound")))
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(30)
+    waits.join(10)
     assert not [path for path in Path(os.environ["TMPDIR"]).iterdir() if path.name.startswith("fedtalk-app-")]

@@ -70,12 +70,31 @@ def test_a_form_that_is_still_being_copied_counts_as_waiting(queue: JobQueue) ->
 def test_a_job_that_is_taken_back_while_it_runs_stops_and_leaves_nothing(queue: JobQueue, tmp_path: Path) -> None:
     _, _, job = held(queue)
     queue.drop(job)
-    assert job.result.result(10) == "stopped" and job.state == "cancelled"
+    assert queue.get(job.name) is None and job.result.result(10) == "stopped" and job.state == "cancelled"
     after = queue.new()
     queue.begin(after, lambda folder, stopped: None)
     after.result.result(10)
     assert [path.name for path in (tmp_path / "jobs").iterdir()] == [after.name]
     assert queue.get(job.name) is None
+
+
+def test_a_job_that_is_taken_back_counts_until_it_has_stopped(queue: JobQueue) -> None:
+    """Or whoever asks and hangs up would fill the queue beyond its bound."""
+    began, go = threading.Event(), threading.Event()
+
+    def deaf(folder: Path, stopped) -> None:
+        began.set()
+        go.wait(10)
+
+    queue.begin(job := queue.new(), deaf)
+    assert began.wait(10)
+    queue.drop(job)
+    for _ in range(2):
+        queue.new()
+    with pytest.raises(QueueFull):
+        queue.new()
+    go.set()
+    job.result.result(10)
 
 
 def test_a_job_that_waits_and_is_taken_back_never_runs(queue: JobQueue) -> None:
