@@ -73,7 +73,11 @@ class LocalTrainer:
     def frozen_digest(self) -> bytes:
         """SHA-256 of what all clients must have in common beside the shared parameters."""
         moving = (name for name, _ in (*self.shared(), *self.identity()))
-        return state_digest(self.model.state_dict(), moving)
+        state = self.model.state_dict()
+        if self.model.get_base_model().taught_on == "pixels":
+            # What the loss is taken through.
+            state |= {f"autoencoder.{name}": value for name, value in self.pipeline.autoencoder.state_dict().items()}
+        return state_digest(state, moving)
 
     def identity(self) -> list[tuple[str, torch.nn.Parameter]]:
         return list(adapters.identity_parameters(self.model))

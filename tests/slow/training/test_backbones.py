@@ -279,6 +279,16 @@ def test_shards_of_another_framing_are_refused(pipeline: TalkingHeadPipeline, ma
         check_fits(manifest, pipeline, "models/x")
 
 
+def test_who_has_another_decoder_has_another_backbone_where_the_loss_goes_through_it(
+    pipeline: TalkingHeadPipeline, config: TrainConfig
+) -> None:
+    trainer = LocalTrainer(pipeline, config)
+    before = trainer.frozen_digest()
+    next(pipeline.autoencoder.decoder.parameters()).data += 1.0
+    taught_on = bare_denoiser(pipeline.denoiser).taught_on
+    assert (trainer.frozen_digest() != before) == (taught_on == "pixels")
+
+
 def test_a_loss_that_says_nothing_of_it_is_refused(
     pipeline: TalkingHeadPipeline, make_config: Callable[..., TrainConfig]
 ) -> None:
