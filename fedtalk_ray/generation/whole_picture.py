@@ -5,13 +5,13 @@ they give way to what was made.
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from fractions import Fraction
 
 import numpy as np
 import torch
 
-from fedtalk_ray.generation.scene import Scene, Shown
+from fedtalk_ray.generation.scene import Scene
 from fedtalk_ray.media.compositing import light_between, paste, resized
 from fedtalk_ray.media.framing import ALIGNED, Framing
 from fedtalk_ray.media.video import FPS
@@ -54,8 +54,7 @@ def put_back(
     made: blocks uint8 [n, S, S, 3] of 25 frames a second, whole crops; the last frame goes on. rest: the crop as the
     network shows it when nothing moves, uint8 [S, S, 3].
     """
-    transform = scene.reference.transform
-    side = int(np.clip(round(float(np.hypot(transform[0, 0], transform[1, 0]))), len(rest), LARGEST_PATCH))
+    side = patch_side(scene, len(rest))
     mask = framing.mask(side)
     still = resized(rest, side)
     detail = scene.reference.crop(side) - still
@@ -76,21 +75,23 @@ def each_over_its_own(
 ) -> Iterator[np.ndarray]:
     """`speak_in` of a model that makes each frame alone: of every frame its own face, with another mouth, over it."""
     person = scene.reference.crop(model.frame_size()) if own_sound else None
-    size, mask_at = model.frame_size(), model.framing.mask
+    size = model.frame_size()
+    side = patch_side(scene, size)
+    mask = model.framing.mask(side)
     shown, seen = itertools.tee(scene.frames(count))
     # Where no face is followed nothing is painted, and any face will do.
     faces = (each.crop(size) if each.opacity else scene.reference.crop(size) for each in seen)
     for each, face in zip(shown, model.speak_over(faces, sound, scene.rate, person=person), strict=True):
-        yield _laid_over(each, face, mask_at)[None]
+        if each.opacity:
+            yield paste(each.picture, resized(face, side), each.transform, mask * np.float32(each.opacity))[None]
+        else:
+            yield each.picture[None]
 
 
-def _laid_over(shown: Shown, face: np.ndarray, mask_at: Callable[[int], np.ndarray]) -> np.ndarray:
-    if not shown.opacity:
-        return shown.picture
-    across, down = (float(np.hypot(*shown.transform[:, axis])) for axis in (0, 1))
-    side = int(np.clip(round(max(across, down)), len(face), LARGEST_PATCH))
-    patch = resized(face, side)
-    return paste(shown.picture, patch, shown.transform, mask_at(side) * np.float32(shown.opacity))
+def patch_side(scene: Scene, least: int) -> int:
+    """Pixels a side at which a scene's face is composed: as many as the picture has, `least` to `LARGEST_PATCH`."""
+    across, down = (float(np.hypot(*scene.reference.transform[:, axis])) for axis in (0, 1))
+    return int(np.clip(round(max(across, down)), least, LARGEST_PATCH))
 
 
 def at_rate(blocks: Iterator[np.ndarray], rate: Fraction, count: int) -> Iterator[np.ndarray]:

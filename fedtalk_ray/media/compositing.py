@@ -16,11 +16,20 @@ _LIGHT_SIDE = 32  # pixels a side at which light is matched
 
 def mask_of(side: int) -> np.ndarray:
     """How much of a patch is shown, float32 [side, side]: 1 around mouth and jaw, 0 at eyes, ears and the edges."""
+    return superellipse(side, _CENTRE, _REACH, 2.5, _SOFT)
+
+
+def superellipse(
+    side: int, centre: tuple[float, float], reach: tuple[float, float], power: float, soft: float
+) -> np.ndarray:
+    """float32 [side, side], 1 inside and 0 outside: rounder than a box, fuller than an ellipse in a jaw's corners.
+
+    centre, reach, soft (the border's width): in fractions of the side.
+    """
     axis = (np.arange(side) + 0.5) / side
-    x, y = (axis - _CENTRE[0]) / _REACH[0], (axis - _CENTRE[1]) / _REACH[1]
-    # A superellipse: rounder than a box, fuller than an ellipse in the corners of the jaw.
-    inside = 1 - (np.abs(x[None]) ** 2.5 + np.abs(y[:, None]) ** 2.5) ** (1 / 2.5)
-    level = np.clip(inside * min(_REACH) / _SOFT, 0, 1)
+    x, y = (axis - centre[0]) / reach[0], (axis - centre[1]) / reach[1]
+    inside = 1 - (np.abs(x[None]) ** power + np.abs(y[:, None]) ** power) ** (1 / power)
+    level = np.clip(inside * min(reach) / soft, 0, 1)
     return (level * level * (3 - 2 * level)).astype(np.float32)
 
 

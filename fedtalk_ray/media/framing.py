@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedtalk_ray.media.compositing import mask_of
+from fedtalk_ray.media.compositing import mask_of, superellipse
 from fedtalk_ray.media.faces import oversampling, similarity_transforms, smooth_landmarks, warp
 
 BELOW_CHIN = 10.0
@@ -50,12 +50,10 @@ def _musetalk_transforms(points: np.ndarray) -> np.ndarray:
 
 
 def _musetalk_mask(side: int) -> np.ndarray:
-    axis = (np.arange(side) + 0.5) / side
-    x, y = (axis - _CENTRE[0]) / _REACH[0], (axis - _CENTRE[1]) / _REACH[1]
-    inside = 1 - (np.abs(x[None]) ** 3 + np.abs(y[:, None]) ** 3) ** (1 / 3)
-    level = np.clip(inside * min(_REACH) / _SOFT, 0, 1)
+    mask = superellipse(side, _CENTRE, _REACH, 3, _SOFT)
     # Nothing of the upper half, which the network was shown.
-    return (level * level * (3 - 2 * level) * (axis[:, None] > 0.5)).astype(np.float32)
+    mask[: -(-side // 2)] = 0
+    return mask
 
 
 ALIGNED = Framing("aligned", similarity_transforms, mask_of)
