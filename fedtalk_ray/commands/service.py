@@ -11,8 +11,8 @@ import typer
 
 from fedtalk_ray.commands.speaking import Model
 from fedtalk_ray.errors import ConfigError
+from fedtalk_ray.service.admission import LOOPBACK
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 MOST_AT_ONCE = 100
 """Connections at once, idle ones too; who has one more is told 503."""
 
@@ -46,15 +46,16 @@ def app(
     from fedtalk_ray.marking.marked_video import signing_with
     from fedtalk_ray.service.http import Limits, make_app
     from fedtalk_ray.service.speaker import Speaker
+    from fedtalk_ray.service.speaking import Speaking
 
     known = frozenset[str]() if tokens is None else read_tokens(tokens)
     if not known and host not in LOOPBACK:
         raise ConfigError(f"--host {host}: others can reach that; give --tokens FILE, or listen at 127.0.0.1")
     signing = signing_with(certificate, key) or trial_signing()
     speaker = Speaker(run, identities)
-    limits = Limits(body_mb, seconds, job_seconds, waiting)
+    limits = Limits(body_mb, seconds, job_seconds)
     with listening(host, port) as line, tempfile.TemporaryDirectory(prefix="fedtalk-app-") as folder:
-        served = make_app(speaker, Path(folder), known, limits, signing)
+        served = make_app(Speaking(speaker, Path(folder), waiting, signing), known, limits)
         place = f"[{host}]" if ":" in host else host
         print(
             f"http://{place}:{line.getsockname()[1]}/v1/generate, described by /openapi.json; Ctrl-C ends", flush=True

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -122,10 +122,12 @@ def speak_into(
     sampling: Sampling = USUAL,
     signing: Signing | None = None,
     stopped: Callable[[], bool] = lambda: False,
+    growing: BinaryIO | None = None,
 ) -> Written:
     """`generate` with a model that is there already, of sound float32 [N].
 
-    signing: what signs the credentials; None for neither credentials nor mark. stopped: asked before every block of
+    signing: what signs the credentials; None for neither credentials nor mark. growing: takes what is signed as it
+    comes (`write_marked`). stopped: asked before every block of
     frames; where it says so `Stopped` is raised, and there is no `out`. Raises `UserError`s.
     """
     if face is not None and face < 1:
@@ -157,7 +159,9 @@ def speak_into(
     if signing is None:
         write_video(out, frames, sound, rate, aspect)
     else:
-        number = write_marked(out, frames, sound, SYNTHETIC if scene is None else COMPOSITE, signing, rate, aspect)
+        number = write_marked(
+            out, frames, sound, SYNTHETIC if scene is None else COMPOSITE, signing, rate, aspect, growing
+        )
     return Written(count, float(count / rate), number)
 
 

@@ -6,13 +6,14 @@ from collections.abc import Iterable
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from fedtalk_ray.errors import UserError
 from fedtalk_ray.marking import credentials, invisible
 from fedtalk_ray.marking.certificates import CertificateError, Signing, signing_of, trial_signing
-from fedtalk_ray.media.encoding import write_video
+from fedtalk_ray.media.encoding import also_growing, write_video
 from fedtalk_ray.media.video import FPS, VideoError, frames_of
 from fedtalk_ray.outputs import new_file
 
@@ -59,13 +60,15 @@ def write_marked(
     signing: Signing | None,
     fps: Fraction | int = FPS,
     pixel_aspect: Fraction = Fraction(1),
+    growing: BinaryIO | None = None,
 ) -> int | None:
     """As `write_video`, with the invisible mark and content credentials. Returns the mark's number, None where the
     first picture cannot carry one: it is too small, or the same everywhere.
 
     blocks: uint8 [n, H, W, 3], one held at a time. kind: `credentials.SYNTHETIC` or `COMPOSITE`. signing: None for the
-    mark alone. The number follows from the first frame. Raises `VideoError` and `UserError`s; there is then no file, or
-    the one that was there before.
+    mark alone. The number follows from the first frame. growing: takes the marked pictures too as they come
+    (`also_growing`); nobody can sign those before they are whole. Raises `VideoError` and `UserError`s; there is then
+    no file, or the one that was there before.
     """
     rest = iter(blocks)
     first = next((block for block in rest if len(block)), None)
@@ -74,6 +77,8 @@ def write_marked(
     number = _number_for(first[0])
     blocks = chain([first], rest)
     pictures = blocks if number is None else invisible.marked(blocks, number)
+    if growing is not None:
+        pictures = also_growing(pictures, growing, audio, fps, pixel_aspect)
     if signing is None:
         write_video(path, pictures, audio, fps, pixel_aspect)
         return number

@@ -1,92 +1,43 @@
 """The service over HTTP: `POST /v1/generate`, `/v1/jobs` for long sounds, `/v1/identities`; described by OpenAPI.
 
-Who has no token is turned away before a byte of a body is read, and so is a body that is too long or does not say how
-long it is. What a file is, its content says and never its name.
+Who is let in `admission` says. What a file is, its content says and never its name.
 """
 
 import asyncio
-import hmac
 import os
-import shutil
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 from fastapi import Depends, FastAPI, File, Form, HTTPException, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, Response, StreamingResponse
 from starlette.background import BackgroundTask
 from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from fedtalk_ray.errors import UserError
-from fedtalk_ray.generation.generate import speak_into
-from fedtalk_ray.generation.scene import Stopped
-from fedtalk_ray.marking.certificates import Signing
-from fedtalk_ray.media.video import SAMPLE_RATE, VideoError, read_audio
 from fedtalk_ray.model.sampling import DEFAULT_GUIDANCE, DEFAULT_STEPS, Sampling
-from fedtalk_ray.service.jobs import Job, JobQueue, QueueFull
-from fedtalk_ray.service.speaker import Speaker, UnknownIdentity
-
-REFERENCE, SOUND, VIDEO = "reference", "sound", "video.mp4"
-"""What lies in a job's folder."""
+from fedtalk_ray.service.admission import AtTheDoor, Known, sign_in
+from fedtalk_ray.service.jobs import Job, QueueFull
+from fedtalk_ray.service.speaker import UnknownIdentity
+from fedtalk_ray.service.speaking import VIDEO, NoRoom, Speaking, Wish, why_not
 
 
 @dataclass(frozen=True)
 class Limits:
-    """body_mb: of one request. seconds, job_seconds: of the sound that `generate` waits for, and of a job's. waiting:
-    jobs that wait at most."""
+    """body_mb: of one request. seconds, job_seconds: of the sound that `generate` waits for, and of a job's."""
 
     body_mb: int = 64
     seconds: float = 60.0
     job_seconds: float = 600.0
-    waiting: int = 8
 
 
 class Refused(HTTPException):
     def __init__(self, status: int, why: str, **headers: str) -> None:
         super().__init__(status, why, headers or None)
-
-
-class AtTheDoor:
-    """Lets a request in that has a token and a body of a known and bearable length."""
-
-    def __init__(self, app: ASGIApp, tokens: frozenset[str], most_bytes: int) -> None:
-        """tokens: none for everybody."""
-        self._app, self._tokens, self._most = app, tokens, most_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        if refusal := self._refusal(scope["method"], headers):
-            await refusal(scope, receive, send)
-            return
-        await self._app(scope, receive, send)
-
-    def _refusal(self, method: str, headers: dict[str, str]) -> JSONResponse | None:
-        if self._tokens and not self._known(headers.get("authorization", "")):
-            why = "give a token that this service knows: Authorization: Bearer TOKEN"
-            return JSONResponse({"detail": why}, 401, {"www-authenticate": "Bearer"})
-        # Chunks would say nothing of how many there are, and outdo the length that stands beside them.
-        if "transfer-encoding" in headers:
-            return JSONResponse({"detail": "say how long the body is: Content-Length, and no chunks"}, 411)
-        length = headers.get("content-length", "")
-        if method in ("POST", "PUT", "PATCH") and not length.isdecimal():
-            return JSONResponse({"detail": "say how long the body is: Content-Length"}, 411)
-        if length.isdecimal() and (len(length) > 15 or int(length) > self._most):
-            return JSONResponse({"detail": f"the body is longer than {self._most >> 20} MiB"}, 413)
-        return None
-
-    def _known(self, given: str) -> bool:
-        kind, _, token = given.partition(" ")
-        found = [hmac.compare_digest(token.encode(), known.encode()) for known in self._tokens]
-        return kind.lower() == "bearer" and any(found)
 
 
 @dataclass(frozen=True)
@@ -95,12 +46,7 @@ class Asked:
 
     reference: UploadFile
     sound: UploadFile
-    identity: str | None
-    crop: bool
-    hold_still: bool
-    face: int | None
-    seed: int
-    sampling: Sampling
+    wish: Wish
 
 
 def asked(
@@ -113,20 +59,15 @@ def asked(
     seed: Annotated[int, Form(ge=0, lt=2**63, description="Of the noise.")] = 0,
     steps: Annotated[int, Form(ge=1, le=50, description="Denoising steps.")] = DEFAULT_STEPS,
     guidance: Annotated[float, Form(ge=0, le=10, description="How far sound is exaggerated.")] = DEFAULT_GUIDANCE,
+    stream: Annotated[bool, Form(description="Its frames are wanted as they come, as fragmented MP4.")] = False,
 ) -> Asked:
-    return Asked(reference, sound, identity, crop, hold_still, face, seed, Sampling(steps, guidance))
+    wish = Wish(identity, crop, hold_still, face, seed, Sampling(steps, guidance), stream)
+    return Asked(reference, sound, wish)
 
 
-def make_app(
-    speaker: Speaker,
-    folder: Path,
-    tokens: frozenset[str] = frozenset(),
-    limits: Limits = Limits(),
-    signing: Signing | None = None,
-) -> FastAPI:
-    """folder: what is asked for lies there while it is worked on. tokens: of whom requests are taken; none for
-    everybody. signing: as `speak_into` takes it."""
-    queue = JobQueue(folder, limits.waiting)
+def make_app(speaking: Speaking, tokens: frozenset[str] = frozenset(), limits: Limits = Limits()) -> FastAPI:
+    """tokens: of whom requests are taken; none for everybody on this machine."""
+    queue = speaking.queue
 
     @asynccontextmanager
     async def life(_: FastAPI) -> Any:
@@ -135,12 +76,15 @@ def make_app(
 
     # Its pages of documentation are loaded from elsewhere; the description itself is at /openapi.json.
     app = FastAPI(title="fedtalk", version="1", lifespan=life, docs_url=None, redoc_url=None)
-    app.add_middleware(AtTheDoor, tokens=tokens, most_bytes=limits.body_mb << 20)
+    known = Known(tokens)
+    app.add_middleware(AtTheDoor, known=known, most_bytes=limits.body_mb << 20)
+    app.include_router(sign_in(known))
     refusals: dict[int | str, dict[str, Any]] = {
         code: {"description": why}
         for code, why in {
             400: "What was given cannot be used; `detail` says why.",
             401: "No token.",
+            403: "Another site's page asks, or this service is asked by a name that is not its own.",
             404: "Nobody or nothing of that name.",
             411: "No Content-Length.",
             413: "Too long.",
@@ -152,21 +96,13 @@ def make_app(
     def taken(form: Asked, most_seconds: float) -> Job:
         """The form's job, in the queue."""
         try:
-            speaker.check(form.identity)
-            job = queue.new()
+            return speaking.begin(form.wish, form.reference.file, form.sound.file, most_seconds)
         except UnknownIdentity as error:
             raise Refused(404, str(error)) from error
         except QueueFull:
             raise Refused(429, "as many wait as may; ask again later", **{"Retry-After": "10"}) from None
-        try:
-            for name, file in ((REFERENCE, form.reference), (SOUND, form.sound)):
-                with open(job.folder / name, "wb") as copy:
-                    shutil.copyfileobj(file.file, copy)
-        except OSError as error:
-            queue.drop(job)
-            raise Refused(507, "there is no room for what was given") from error
-        queue.begin(job, partial(work, speaker=speaker, form=form, most_seconds=most_seconds, signing=signing))
-        return job
+        except NoRoom as error:
+            raise Refused(507, str(error)) from error
 
     @app.exception_handler(RequestValidationError)
     async def one_line(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -180,7 +116,7 @@ def make_app(
     @app.get("/v1/identities", responses={401: refusals[401]})
     def identities() -> list[str]:
         """Who can speak with an adapter of her own."""
-        return speaker.identities()
+        return speaking.speaker.identities()
 
     video: dict[int | str, dict[str, Any]] = {
         200: {"content": {"video/mp4": {}}, "description": "The video, marked and with its sound."}
@@ -188,8 +124,11 @@ def make_app(
 
     @app.post("/v1/generate", response_class=FileResponse, responses=video | refusals)
     async def generate(request: Request, form: Annotated[Asked, Depends(asked)]) -> Response:
-        """A face says a sound. Who hangs up is not worked for any more."""
+        """A face says a sound. Who hangs up is not worked for any more. With `stream` the frames come as they are made,
+        with the invisible mark and without the credentials, which only a whole file can carry."""
         job = await asyncio.to_thread(taken, form, limits.seconds)
+        if job.growing is not None:
+            return await watched(job, request, partial(queue.drop, job))
         made = asyncio.ensure_future(asyncio.wrap_future(job.result))
         gone = asyncio.ensure_future(hung_up(request))
         try:
@@ -243,6 +182,14 @@ def make_app(
         headers = {"Content-Length": str(size)}
         return StreamingResponse(blocks, 200, headers, "video/mp4", BackgroundTask(file.close))
 
+    @app.get("/v1/jobs/{name}/stream", response_class=StreamingResponse, responses=video | {404: refusals[404]})
+    async def watch(name: str, request: Request) -> Response:
+        """The video while it is made, of a job that was begun with `stream`: from its beginning, as fragmented MP4."""
+        job = found(name)
+        if job.growing is None:
+            raise Refused(404, "the job was begun without stream")
+        return await watched(job, request)
+
     @app.delete("/v1/jobs/{name}", status_code=204, responses={404: refusals[404]})
     def forget(name: str) -> Response:
         """Takes a job back, and what it made off the disk."""
@@ -252,55 +199,59 @@ def make_app(
     return app
 
 
-def work(
-    folder: Path,
-    stopped: Callable[[], bool],
-    speaker: Speaker,
-    form: Asked,
-    most_seconds: float,
-    signing: Signing | None,
-) -> None:
-    """Makes `folder`'s video; what was given goes. Raises `UserError`s."""
+async def watched(job: Job, request: Request, at_end: Callable[[], None] = lambda: None) -> Response:
+    """A job's video as it grows. at_end: called when all was sent, or whoever asked is gone."""
+    assert job.growing is not None
+    blocks = job.growing.blocks()
+    first: asyncio.Future[bytes] = asyncio.ensure_future(anext(blocks, b""))
+    gone: asyncio.Future[Any] = asyncio.ensure_future(hung_up(request))
+    waited_for: set[asyncio.Future[Any]] = {first, gone}
     try:
-        sound = sound_in(folder, most_seconds)
-        speak_into(
-            speaker.model(form.identity),
-            str(folder / REFERENCE),
-            sound,
-            folder / VIDEO,
-            crop=form.crop,
-            face=form.face,
-            hold_still=form.hold_still,
-            seed=form.seed,
-            sampling=form.sampling,
-            signing=signing,
-            stopped=stopped,
-        )
+        await asyncio.wait(waited_for, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for name in (REFERENCE, SOUND):
-            (folder / name).unlink(missing_ok=True)
-
-
-def sound_in(folder: Path, most_seconds: float) -> np.ndarray:
-    """What is to be said, float32 [N]. Raises `UserError`."""
+        gone.cancel()
     try:
-        sound = read_audio(folder / SOUND, most_seconds + 1)
-    except VideoError as error:
-        raise UserError(f"{SOUND}: {str(error).removeprefix(f'{folder / SOUND}: ')}") from error
-    if len(sound) > most_seconds * SAMPLE_RATE:
-        raise UserError(f"{SOUND}: is longer than {most_seconds:g} s")
-    return sound
+        if not first.done():
+            first.cancel()
+            raise Refused(499, "whoever asked is gone")
+        if not first.result():
+            raise refusal_of(job.result.exception(), job)
+    except (FileNotFoundError, asyncio.CancelledError):
+        await asyncio.to_thread(at_end)
+        raise Refused(404, "no such job") from None
+    except Refused:
+        await asyncio.to_thread(at_end)
+        raise
+
+    async def all_blocks() -> AsyncIterator[bytes]:
+        yield first.result()
+        async for block in blocks:
+            yield block
+        if job.stop.is_set() or job.result.exception():
+            raise ConnectionAbortedError("the video was not finished")  # or a part would pass for the whole
+
+    return _Sent(all_blocks(), media_type="video/mp4", at_end=at_end)
+
+
+class _Sent(StreamingResponse):
+    """A stream after which something is done, however it ends."""
+
+    def __init__(self, content: AsyncIterator[bytes], media_type: str, at_end: Callable[[], None]) -> None:
+        super().__init__(content, media_type=media_type)
+        self._at_end = at_end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await asyncio.shield(asyncio.to_thread(self._at_end))
 
 
 def refusal_of(error: BaseException | None, job: Job) -> Refused:
     """What whoever asked is told."""
-    if isinstance(error, UserError):
-        # Without where its files lie here.
-        text = str(error).replace(f"{job.folder}/", "")
-        return Refused(400, text.replace(f"reference {REFERENCE}", REFERENCE))
-    if isinstance(error, Stopped | asyncio.CancelledError):
-        return Refused(410, "the job was taken back")
-    return Refused(500, "an error of the service's own; its log says which")
+    if (why := why_not(error, job)) is None:
+        return Refused(500, "an error of the service's own; its log says which")
+    return Refused(400 if isinstance(error, UserError) else 410, why)
 
 
 async def hung_up(request: Request) -> None:

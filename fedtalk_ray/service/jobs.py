@@ -16,6 +16,7 @@ from typing import Any
 
 from fedtalk_ray.errors import UserError
 from fedtalk_ray.generation.scene import Stopped
+from fedtalk_ray.service.growing import GrowingFile
 
 _LOG = logging.getLogger(__name__)
 
@@ -29,13 +30,15 @@ class QueueFull(Exception):
 
 @dataclass
 class Job:
-    """folder: of its input and its result. result: what its work returned, or raised."""
+    """folder: of its input and its result. result: what its work returned, or raised. growing: its video while it is
+    made, where somebody wants to watch."""
 
     name: str
     folder: Path
     stop: threading.Event = field(default_factory=threading.Event)
     result: "Future[Any]" = field(default_factory=Future)
     ended: float | None = None
+    growing: GrowingFile | None = None
 
     @property
     def state(self) -> str:
@@ -94,6 +97,8 @@ class JobQueue:
 
     def _note_end(self, job: Job) -> None:
         job.ended = monotonic()
+        if job.growing is not None:
+            job.growing.close()
         if job.stop.is_set():
             self._forget(job)
 

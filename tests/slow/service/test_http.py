@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,104 +18,20 @@ import numpy as np
 import pytest
 import requests
 import torch
-import uvicorn
 from PIL import Image
-from scipy.io import wavfile
 
 from fedtalk_ray.commands.cli import main
-from fedtalk_ray.corpora.synthetic import render_clip
-from fedtalk_ray.marking.certificates import trial_signing
 from fedtalk_ray.marking.verify import verify
 from fedtalk_ray.media.encoding import write_video
 from fedtalk_ray.media.excerpt import Footage
 from fedtalk_ray.media.video import read_video
-from fedtalk_ray.model import adapters
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
 from fedtalk_ray.model.released import load_released
 from fedtalk_ray.runs.folder import RunFolder
-from fedtalk_ray.service import http
-from fedtalk_ray.service.http import Limits, make_app
+from fedtalk_ray.service import speaking
 from fedtalk_ray.service.speaker import Speaker
 from tests.page_examples import example
-
-TOKEN = "a-token-of-24-characters"
-LIMITS = Limits(body_mb=2, seconds=2.0, job_seconds=4.0, waiting=2)
-
-
-@pytest.fixture(scope="module")
-def run(make_pipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose five clients each have an adapter of their own."""
-    folder = tmp_path_factory.mktemp("made") / "run"
-    pipeline = make_pipeline()
-    pipeline.save_pretrained(str(folder / "pipeline"))
-    model = adapters.with_adapters(pipeline.denoiser, None, 1.0, 3)
-    for number in range(5):
-        for _, parameter in adapters.identity_parameters(model):
-            parameter.data.normal_(0, 0.3)
-        place = RunFolder(folder).client(f"c{number}")
-        place.path.mkdir(parents=True)
-        adapters.save_adapter(model, adapters.IDENTITY, place.newest_adapter)
-    return folder
-
-
-class Served:
-    """The service on a port of this machine, in a thread; `ask` is requests' own with the address and the token."""
-
-    def __init__(self, run: Path, folder: Path) -> None:
-        self.folder = folder
-        app = make_app(Speaker(run, 3, "cpu"), folder, frozenset({TOKEN}), LIMITS, trial_signing())
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
-        self._server = uvicorn.Server(uvicorn.Config(app, port=self.port, log_level="warning"))
-        self._thread = threading.Thread(target=self._server.run)
-        self._thread.start()
-        self._session = requests.Session()
-        self._session.trust_env = False
-        until(lambda: self._server.started)
-
-    def ask(self, method: str, path: str, token: str | None = TOKEN, **more: Any) -> requests.Response:
-        headers = more.pop("headers", {}) | ({"Authorization": f"Bearer {token}"} if token else {})
-        return self._session.request(method, f"http://127.0.0.1:{self.port}{path}", headers=headers, **more)
-
-    def close(self) -> None:
-        self._server.should_exit = True
-        self._thread.join(30)
-
-
-@pytest.fixture(scope="module")
-def served(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    made = Served(run, tmp_path_factory.mktemp("asked"))
-    yield made
-    made.close()
-
-
-def until(true: Callable[[], object], seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
-def png(side: int = 32) -> bytes:
-    """An aligned crop of a drawn face: as large as the model's own."""
-    kept = io.BytesIO()
-    Image.fromarray(render_clip(2, 0, size=side, seconds=0.04).video.frames[0]).save(kept, "PNG")
-    return kept.getvalue()
-
-
-def wav(seconds: float = 0.5) -> bytes:
-    kept = io.BytesIO()
-    wavfile.write(kept, 16_000, np.random.default_rng(0).normal(0, 3000, int(16_000 * seconds)).astype(np.int16))
-    return kept.getvalue()
-
-
-def form(reference: bytes | None = None, sound: bytes | None = None) -> dict[str, tuple[str, bytes]]:
-    return {"reference": ("f", reference or png()), "sound": ("../../s", sound or wav())}
-
-
-def frames_of(video: bytes, tmp_path: Path) -> np.ndarray:
-    (tmp_path / "answer.mp4").write_bytes(video)
-    return read_video(tmp_path / "answer.mp4").frames
+from tests.served import TOKEN, Served, ask_alone, form, frames_of, png, until, wav
 
 
 def test_a_face_and_a_sound_become_a_marked_video_and_nothing_stays(served: Served, tmp_path: Path) -> None:
@@ -246,22 +162,6 @@ def test_a_job_is_looked_at_fetched_and_forgotten(served: Served, tmp_path: Path
     assert served.ask("DELETE", f"/v1/jobs/{failed}").status_code == 204
 
 
-@pytest.fixture
-def slow(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """Every job waits before it makes anything, until it is let go or taken back."""
-    go = threading.Event()
-    real = http.work
-
-    def held(folder: Path, stopped: Callable[[], bool], **more: Any) -> None:
-        while not (go.wait(0.01) or stopped()):
-            pass
-        real(folder, stopped, **more)
-
-    monkeypatch.setattr(http, "work", held)
-    yield go
-    go.set()
-
-
 def test_beyond_the_bound_everybody_is_told_429_and_served_later(served: Served, slow: threading.Event) -> None:
     names = [served.ask("POST", "/v1/jobs", files=form()).json()["job"] for _ in range(3)]
     answer = served.ask("POST", "/v1/jobs", files=form())
@@ -280,7 +180,7 @@ def test_an_error_of_its_own_is_told_as_one_and_the_next_is_served(
         raise ZeroDivisionError("inside")
 
     with monkeypatch.context() as broken:
-        broken.setattr(http, "speak_into", breaks)
+        broken.setattr(speaking, "speak_into", breaks)
         answer = served.ask("POST", "/v1/generate", files=form())
         assert answer.status_code == 500
         assert answer.json() == {"detail": "an error of the service's own; its log says which"}
@@ -311,13 +211,6 @@ def test_who_fetches_what_another_takes_back_has_all_of_it_or_is_told_that_it_is
         answers = [each.result() for each in fetched]
         assert {answer.status_code for answer in answers} <= {200, 404}
         assert len({answer.content for answer in answers if answer.ok}) <= 1
-
-
-def ask_alone(served: Served, method: str, path: str) -> requests.Response:
-    with requests.Session() as session:
-        session.trust_env = False
-        headers = {"Authorization": f"Bearer {TOKEN}"}
-        return session.request(method, f"http://127.0.0.1:{served.port}{path}", headers=headers)
 
 
 def test_who_hangs_up_while_a_face_is_followed_frees_the_worker(
