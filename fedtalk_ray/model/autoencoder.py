@@ -20,7 +20,7 @@ from torch import nn
 
 from fedtalk_ray.errors import UserError
 from fedtalk_ray.model.embedded import find_model
-from fedtalk_ray.model.lower_face import LowerFaceAutoencoder
+from fedtalk_ray.model.lower_face import SKINS, LowerFaceAutoencoder
 from fedtalk_ray.model.musetalk_folder import is_musetalk, read_autoencoder
 from fedtalk_ray.model.musetalk_networks import MuseTalkAutoencoder
 from fedtalk_ray.model.patch_basis import patch_encoder
@@ -103,7 +103,7 @@ def load_autoencoder(source: str) -> ModelMixin:
         # The decoder starts from a seed, so that two fresh autoencoders are the same one.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return (PatchAutoencoder() if source == WHOLE_FACE else LowerFaceAutoencoder()).eval()
+            return (PatchAutoencoder() if source == WHOLE_FACE else LowerFaceAutoencoder(known_chroma=SKINS)).eval()
     folder = find_model(source)
     if is_musetalk(folder):
         return read_autoencoder(folder)

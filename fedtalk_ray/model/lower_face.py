@@ -26,11 +26,24 @@ FOLD = 4
 """Pixels a side that the decoder takes together: it works on windows of a quarter of the side."""
 
 
+SKINS = ((-0.5, -0.05), (0.07, 0.4))
+"""Between what means of Cb and Cr the lower faces of people lie, drawn ones and real ones in coloured light: BT.601, of
+colours in [-1, 1]. A blue puppet's are (0.1, -0.1)."""
+
+_CHROMA = ((-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
+_OF_CHROMA = ((0.0, 1.402), (-0.344136, -0.714136), (1.772, 0.0))
+"""RGB to (Cb, Cr), and (Cb, Cr) with Y = 0 to RGB."""
+
+
 class LowerFaceAutoencoder(ModelMixin, ConfigMixin):
     """Latents of the region "lower face" of aligned crops, decoded onto a reference crop.
 
     Crops are float [B, 3, S, S] in [-1, 1], 2S / 3 a multiple of `patch`; latents are [B, C, h, h], h = 2S / 3 / patch.
     Latents are orthonormal coefficients: their squared error is the pixels'.
+
+    known_chroma: the means of Cb and Cr, each (least, most), that the decoder's network knows. Who lies beyond them is
+    shown to it shifted to the nearest that it knows, since what it adds hardly depends on the colour, but colours that
+    it never saw it answers with stripes. None: shown as they are.
     """
 
     region = "lower face"
@@ -43,6 +56,7 @@ class LowerFaceAutoencoder(ModelMixin, ConfigMixin):
         chroma_coefficients: int = 6,
         widths: tuple[int, int] = (64, 96),
         scaling_factor: float = 1.0,
+        known_chroma: tuple[tuple[float, float], tuple[float, float]] | None = None,
     ) -> None:
         super().__init__()
         self.encoder = patch_encoder(patch, luma_coefficients, chroma_coefficients)
@@ -94,7 +108,18 @@ class LowerFaceAutoencoder(ModelMixin, ConfigMixin):
         face = self.window(reference)
         soft = self.soft(self.encoder(face))
         made, detail, soft = torch.broadcast_tensors(self.soft(z), face - soft, soft)
-        return made + detail + self.decoder(made, detail, made - soft)
+        return made + detail + self.decoder(made + self._to_known(face), detail, made - soft)
+
+    def _to_known(self, face: torch.Tensor) -> torch.Tensor:
+        """What brings the colour of windows [B, 3, w, w] to the nearest that is known: [B, 3, 1, 1]."""
+        means = face.mean(dim=(2, 3))
+        if self.config.known_chroma is None:
+            return torch.zeros_like(means)[..., None, None]
+        chroma = means @ means.new_tensor(_CHROMA).T
+        least, most = chroma.new_tensor(self.config.known_chroma).T
+        # Luma stays: the shift is the one of colours with Y = 0.
+        moved = chroma.clamp(least, most) - chroma
+        return (moved @ moved.new_tensor(_OF_CHROMA).T)[..., None, None]
 
     def side(self, cells: int) -> int:
         """Pixels a side of the lower face of so many latent cells."""

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedtalk_ray.corpora.synthetic import PUPPETS, render_clip
 from fedtalk_ray.errors import ShardError
 from fedtalk_ray.evaluation import metrics
 from fedtalk_ray.evaluation.window_figures import measure_windows
@@ -221,3 +222,41 @@ def test_a_denoiser_for_another_region_is_refused(make_shards, tmp_path: Path) -
     pipeline.denoiser.region = "face"
     with pytest.raises(ShardError, match="models/mine is damaged: its denoiser is for the face, its latents are of"):
         check_fits(manifest, pipeline, "models/mine")
+
+
+def test_faces_of_colours_that_the_decoder_knows_are_shown_to_it_as_they_are() -> None:
+    """To the bit what a decoder without bounds gives; luma (by hand, BT.601) is the same beyond them too."""
+    bounded = awake()
+    bounded.register_to_config(known_chroma=((-0.5, -0.05), (0.07, 0.4)))
+    seen = []
+    bounded.decoder.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    flat = (
+        torch.ones(3, 3, SIDE, SIDE)
+        * torch.tensor([[0.4, 0.1, -0.1], [-0.7, 0.2, 0.9], [0.1, 0.1, 0.1]])[..., None, None]
+    )
+    latents = bounded.encode(flat).latents
+    with torch.no_grad():
+        known, _, _ = bounded.decode(latents, flat).sample
+        assert torch.equal(known, awake().decode(latents, flat).sample[0])
+    made = bounded.soft(latents).mean(dim=(2, 3))
+    shown = seen[0].mean(dim=(2, 3))
+    assert torch.equal(shown[0], made[0])
+    luma = torch.tensor([0.299, 0.587, 0.114])
+    assert torch.allclose(shown @ luma, made @ luma, atol=1e-5)
+    blue, red = ((shown[1, 2] - shown[1] @ luma) / 1.772, (shown[1, 0] - shown[1] @ luma) / 1.402)
+    assert blue == pytest.approx(-0.05, abs=1e-4) and red == pytest.approx(0.07, abs=1e-4)
+
+
+@pytest.mark.parametrize("who", [0, 6])
+def test_blue_puppets_have_no_stripes(who: int) -> None:
+    """`fedtalk-tiny` saw no blue skin; without the bounds it painted stripes over their mouths."""
+    frames = render_clip(who, 0, size=144, seconds=1.0, kind=PUPPETS).video.frames[::5]
+    autoencoder = load_autoencoder("fedtalk-tiny")
+    latents = torch.from_numpy(encode_frames(autoencoder, frames))
+
+    def psnr() -> float:
+        return metrics.psnr(frames, decode_latents(autoencoder, latents, face=frames[0]))
+
+    bounded = psnr()
+    autoencoder.register_to_config(known_chroma=None)
+    assert bounded > psnr() + 3 and bounded > 27
