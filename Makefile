@@ -36,6 +36,7 @@ nightly: $(INSTALLED)  ## the long tests, and many more cases of the secure prot
 		tests/slow/coordinator/test_fuzzed_replies.py --timeout 3600
 	$(TEST_ENV) FEDTALK_CASES=20000 $(BIN)/python -m pytest tests/slow/privacy/test_lying_server.py \
 		tests/slow/privacy/test_several_exchanges.py --timeout 7200
+	$(TEST_ENV) FEDTALK_EVERYWHERE=1 $(BIN)/python -m pytest tests/slow/page
 	$(TEST_ENV) $(BIN)/python -m pytest tests/nightly $(ARGS)
 
 lint: $(INSTALLED)  ## ruff, format and types, then the commit hooks; changes no file

@@ -5,7 +5,9 @@ puppets, whose skins, mouths and voices it has never met (`corpora.drawn.puppets
 and what the rounds taught is measured on those.
 """
 
+import sys
 from pathlib import Path
+from shutil import which
 from time import monotonic
 
 from fedtalk_ray.actors.connection import connect
@@ -76,6 +78,15 @@ def run_demo(out: Path, overwrite: bool = False) -> None:
     print(f"video of somebody never seen:  {videos[unseen]}")
     print(f"clients' own adapters:         {folder.client(client).path.parent}")
     print(f"TensorBoard:                   tensorboard --logdir {folder.tensorboard}")
+    print(f"try it in a browser:           {program()} app --run {run}")
+
+
+def program() -> str:
+    """How this program is called here: its name, or where it lies if the shell would not find it."""
+    if which("fedtalk"):
+        return "fedtalk"
+    beside = Path(sys.executable).with_name("fedtalk")
+    return str(beside.relative_to(Path.cwd())) if beside.is_relative_to(Path.cwd()) else str(beside)
 
 
 def taught(before: dict, after: dict) -> list[str]:
@@ -100,9 +111,9 @@ def demo_config(out: Path) -> TrainConfig:
             "pretrained": EMBEDDED,
             "shared": "backbone",
             "phases": ["units", "speech", "faces", "calibration"],
-            "rounds": 8,
+            "rounds": 6,
             "cohort": {"size": CLIENTS},
-            "speech": {"rounds": 8, "steps": 10, "batch_size": 16},
+            "speech": {"rounds": 6, "steps": 10, "batch_size": 16},
             "local": {"steps": 6, "identity_steps": 1, "score_windows": 4, "learning_rate": 2.0e-3},
             "evaluation": {"every": 3, "sample_every": 100, "windows": 2, "clients": 2},
         },

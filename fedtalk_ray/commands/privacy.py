@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fedtalk_ray.errors import ConfigError, RunError
+from fedtalk_ray.errors import RunError
 
 app = typer.Typer(help="Differential privacy: plan the noise, show what was spent.", no_args_is_help=True)
 
@@ -24,42 +24,9 @@ def plan(
 
     Example: `fedtalk privacy plan --clients 64 --rounds 48 --epsilon 8 --delta 1e-5 --cohort 16`
     """
-    from math import ceil
+    from fedtalk_ray.federation.privacy_plan import plan_lines
 
-    from fedtalk_ray.federation.privacy_plan import PrivacyPlan
-
-    if mechanism not in ("skellam", "gaussian"):
-        raise ConfigError(f"--mechanism is {mechanism!r}; known: skellam, gaussian")
-    check_budget(epsilon, delta)
-    size = cohort if cohort is not None else ceil(clients / 4)
-    if size > clients:
-        raise ConfigError(f"--cohort is {size}, and there are {clients} clients")
-    rate = size / clients
-    most = min(cap or ceil(rate * rounds), rounds)
-    found = PrivacyPlan(mechanism, delta, rate, rounds, most)  # type: ignore[arg-type]
-    print(
-        f"{clients} clients, {rounds} rounds, cohorts of {size} expected (rate {rate:.3g}), at most {most} rounds each"
-    )
-    print(f"epsilon {epsilon:g} at delta {delta:g}, {mechanism} noise:")
-    for view, who in (("release", "sees the models, not the cohorts"), ("server", "knows the cohorts")):
-        multiplier = found.multiplier(epsilon, view)
-        other = "server" if view == "release" else "release"
-        print(
-            f"  {view:<8} noise multiplier {multiplier:.3f} against who {who} "
-            f"({other} view then: epsilon {found.spent(multiplier)[other]:.2f})"
-        )
-    print(
-        f"in a run: privacy.mechanism={mechanism} privacy.epsilon={epsilon:g} privacy.delta={delta:g} "
-        f"privacy.participation_cap={most} privacy.view=release|server privacy.clip_norm=..."
-    )
-
-
-def check_budget(epsilon: float | None, delta: float) -> None:
-    """Raises `ConfigError` for what is no budget."""
-    if epsilon is not None and not epsilon > 0:
-        raise ConfigError(f"--epsilon is {epsilon:g}; it must be above 0")
-    if not 0 < delta < 1:
-        raise ConfigError(f"--delta is {delta:g}; it must lie between 0 and 1, well below 1 / clients")
+    print("\n".join(plan_lines(clients, rounds, epsilon, delta, cohort, cap, mechanism)))
 
 
 @app.command()
@@ -113,6 +80,8 @@ def client(
 
     Example: `fedtalk privacy client ledgers/ana.json --epsilon 8 --rounds 40`
     """
+    from fedtalk_ray.federation.privacy_plan import check_budget
+
     check_budget(epsilon, delta)
     if not ledger.is_file():
         raise RunError(f"{ledger} is no file; a client's is RUN.clients/NAME/ledger.json or in agreement.ledgers")

@@ -1,5 +1,6 @@
-"""`fedtalk app`: a run's model behind HTTP, for programs."""
+"""`fedtalk app`: a page to try a run's model, and the model behind HTTP for programs."""
 
+import os
 import signal
 import socket
 import sys
@@ -33,8 +34,9 @@ def app(
         Path | None, typer.Option(help="PEM chain that signs the content credentials; else one made here, for trials.")
     ] = None,
     key: Annotated[Path | None, typer.Option(help="The certificate's key, PEM.")] = None,
+    no_page: Annotated[bool, typer.Option("--no-page", help="Serve programs alone, without the page.")] = False,
 ) -> None:
-    """Let programs make faces speak over HTTP: POST /v1/generate, /v1/jobs, /v1/identities (docs/service.md).
+    """Open a page to try a model, and let programs ask it over HTTP (docs/page.md, docs/service.md).
 
     What it makes is marked, always.
 
@@ -55,11 +57,16 @@ def app(
     speaker = Speaker(run, identities)
     limits = Limits(body_mb, seconds, job_seconds)
     with listening(host, port) as line, tempfile.TemporaryDirectory(prefix="fedtalk-app-") as folder:
-        served = make_app(Speaking(speaker, Path(folder), waiting, signing), known, limits)
+        # Of what the page is given nothing stays behind either.
+        os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "page")
+        speaking = Speaking(speaker, Path(folder) / "jobs", waiting, signing)
+        served = make_app(speaking, known, limits)
+        if not no_page:
+            from fedtalk_ray.page.page import show_page
+
+            served = show_page(served, speaking, Path(folder), seconds, body_mb)
         place = f"[{host}]" if ":" in host else host
-        print(
-            f"http://{place}:{line.getsockname()[1]}/v1/generate, described by /openapi.json; Ctrl-C ends", flush=True
-        )
+        print(f"http://{place}:{line.getsockname()[1]}/ in a browser, /v1 for programs; Ctrl-C ends", flush=True)
         # uvicorn hands the signal on when it has ended: the folder is to go before the process does.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         bounds = uvicorn.Config(

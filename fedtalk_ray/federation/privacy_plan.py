@@ -1,6 +1,7 @@
 """From a budget to noise before a run starts: how large z must be, and what all rounds will have spent."""
 
 from dataclasses import dataclass
+from math import ceil
 
 from fedtalk_ray.errors import ConfigError
 from fedtalk_ray.privacy.accounting import Kind, Noise, Rounds, epsilon, noise_multiplier
@@ -96,3 +97,52 @@ def with_noise(config: TrainConfig, population: int) -> TrainConfig:
 
 def _replaced(privacy: PrivacyConfig, **changes: object) -> PrivacyConfig:
     return privacy.model_copy(update=changes)
+
+
+def plan_lines(
+    clients: int,
+    rounds: int,
+    target: float,
+    delta: float = 1e-5,
+    cohort: int | None = None,
+    cap: int | None = None,
+    mechanism: str = "skellam",
+) -> list[str]:
+    """How much noise keeps a run within a budget, for both observers, and the settings that say so.
+
+    cohort: clients expected a round; None for a quarter. cap: a client's rounds at most; None for the expected number.
+    Raises `ConfigError` for what is no budget, no cohort, or needs more noise than there is.
+    """
+    if mechanism not in ("skellam", "gaussian"):
+        raise ConfigError(f"--mechanism is {mechanism!r}; known: skellam, gaussian")
+    check_budget(target, delta)
+    size = cohort if cohort is not None else ceil(clients / 4)
+    if size > clients:
+        raise ConfigError(f"--cohort is {size}, and there are {clients} clients")
+    rate = size / clients
+    most = min(cap or ceil(rate * rounds), rounds)
+    found = PrivacyPlan(mechanism, delta, rate, rounds, most)  # type: ignore[arg-type]
+    lines = [
+        f"{clients} clients, {rounds} rounds, cohorts of {size} expected (rate {rate:.3g}), at most {most} rounds each",
+        f"epsilon {target:g} at delta {delta:g}, {mechanism} noise:",
+    ]
+    for view, who in (("release", "sees the models, not the cohorts"), ("server", "knows the cohorts")):
+        multiplier = found.multiplier(target, view)
+        other = "server" if view == "release" else "release"
+        lines.append(
+            f"  {view:<8} noise multiplier {multiplier:.3f} against who {who} "
+            f"({other} view then: epsilon {found.spent(multiplier)[other]:.2f})"
+        )
+    lines.append(
+        f"in a run: privacy.mechanism={mechanism} privacy.epsilon={target:g} privacy.delta={delta:g} "
+        f"privacy.participation_cap={most} privacy.view=release|server privacy.clip_norm=..."
+    )
+    return lines
+
+
+def check_budget(target: float | None, delta: float) -> None:
+    """Raises `ConfigError` for what is no budget."""
+    if target is not None and not target > 0:
+        raise ConfigError(f"--epsilon is {target:g}; it must be above 0")
+    if not 0 < delta < 1:
+        raise ConfigError(f"--delta is {delta:g}; it must lie between 0 and 1, well below 1 / clients")

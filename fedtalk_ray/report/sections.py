@@ -67,6 +67,12 @@ def convergence(run: Facts) -> Section:
             section.sentences.append(f"{meaning}{after:.3f} after round {last}, measured once and so no curve.")
     else:
         section.sentences.append("Held-out loss: no round that is recorded measured it.")
+    if lips := run.series("lip_agreement"):
+        caption = (
+            "Of people whom nobody trains on: how far the mouth opens, against how far it truly did, as a correlation "
+            f"while somebody speaks. Higher is better. {lips[-1][1]:.2f} after round {lips[-1][0]}."
+        )
+        section.plot("Lips by round", caption, draw_lines, {"lips": lips}, "correlation")
     terms: dict[str, list[tuple[int, float]]] = {}
     for at, values in run.series("loss"):
         for name, value in values.items():

@@ -7,6 +7,8 @@
     RUN.clients/<client>/ledger.json         what it has spent in this run (`agreement.ledgers`: or over all, elsewhere)
     RUN.clients/<client>/samples/            videos that show its face
     RUN.clients/<client>/audit/              pictures that an attack recovered of it
+    RUN.clients/<client>/clips/  shards/     of who was personalised by the page: what was given, and prepared
+    RUN.clients/<client>/consent.json        what was agreed to, and when
 
 RUN.clients can be entered by its owner alone. `state.json` in each adapter's folder says after which round it was
 written, and in how many rounds the client took part. A run that died in the middle of a round has newer adapters than
@@ -55,6 +57,18 @@ class ClientFolder:
     @property
     def audit(self) -> Path:
         return self.path / "audit"
+
+    @property
+    def clips(self) -> Path:
+        return self.path / "clips"
+
+    @property
+    def shards(self) -> Path:
+        return self.path / "shards"
+
+    @property
+    def consent(self) -> Path:
+        return self.path / "consent.json"
 
     def adapters(self) -> list[Path]:
         """The adapters that are kept, the newest first."""

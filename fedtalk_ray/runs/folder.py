@@ -169,6 +169,11 @@ class RunFolder:
             raise RunError(f"{self.path} is no run folder (no config.yaml); `fedtalk train` makes one")
         return self
 
+    def changed(self) -> float:
+        """When a round was finished last, or the run begun, in seconds since the epoch; 0 where there is none."""
+        found = [place.stat().st_mtime for place in (self.history_file, self.config_file) if place.is_file()]
+        return max(found, default=0.0)
+
     def config(self) -> TrainConfig:
         """The run's settings. Raises `RunError` where no run was started, `ConfigError` for a damaged file."""
         return load_config(self.check().config_file)

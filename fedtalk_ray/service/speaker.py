@@ -21,13 +21,13 @@ class Speaker:
 
     def __init__(self, run: str | Path, most: int = 3, device: str = "auto") -> None:
         """Loads the shared model. Raises `RunError` where there is none."""
-        self._run, self._device, self._most = open_model(run), pick_device(device), most
-        self._shared = load_released(self._run, device=self._device)
+        self.run, self._device, self._most = open_model(run), pick_device(device), most
+        self._shared = load_released(self.run, device=self._device)
         self._own: OrderedDict[str, TalkingHeadPipeline] = OrderedDict()
 
     def identities(self) -> list[str]:
         """Who has an adapter of her own, in order."""
-        return [name for name in self._run.clients() if self._run.client(name).adapters()]
+        return [name for name in self.run.clients() if self.run.client(name).adapters()]
 
     def check(self, identity: str | None) -> None:
         """Raises `UnknownIdentity` for somebody who has none; None is nobody in particular."""
@@ -40,8 +40,12 @@ class Speaker:
         if identity is None:
             return self._shared
         if identity not in self._own:
-            self._own[identity] = load_released(self._run, identity, self._device)
+            self._own[identity] = load_released(self.run, identity, self._device)
             if len(self._own) > self._most:
                 self._own.popitem(last=False)
         self._own.move_to_end(identity)
         return self._own[identity]
+
+    def forget(self, identity: str) -> None:
+        """Reads somebody's adapter anew when it is asked for next: it has changed, or is gone."""
+        self._own.pop(identity, None)

@@ -70,8 +70,10 @@ def prepare(
     overwrite: bool = False,
     speech_known_as: str | None = None,
     framing: Framing = ALIGNED,
+    here: bool = False,
 ) -> Manifest:
-    """Writes the shards of `sources` (grouped by identity) to `out`; needs a connected Ray.
+    """Writes the shards of `sources` (grouped by identity) to `out`; needs a connected Ray, unless `here`: in this
+    process, one clip after the other.
 
     autoencoder, speech, identity: as `load_autoencoder`, `load_speech_features` and `load_identity_embedder` take them;
     "none" stores no embedding. Paths must be reached by the whole cluster.
@@ -93,7 +95,8 @@ def prepare(
     load_speech_features(speech)
     dimensions = 0 if identity == NO_IDENTITY else load_identity_embedder(identity).dimensions
     with new_folder(out, overwrite) as folder:
-        rows = _pipeline(sources, size, framing, autoencoder, speech, identity)
+        read = _one_by_one if here else _pipeline
+        rows = read(sources, size, framing, autoencoder, speech, identity)
         writer: ShardWriter | None = None
         rejects: list[dict[str, str]] = []
         manifest = Manifest(
@@ -180,6 +183,14 @@ def _pipeline(  # type: ignore[no-untyped-def]
         compute=ray.data.ActorPoolStrategy(size=1),
     )
     return dataset.iter_rows()
+
+
+def _one_by_one(
+    sources: list[ClipSource], size: int, framing: Framing, autoencoder: str, speech: str, identity: str
+) -> Iterator[dict]:
+    encode = _Encode(autoencoder, speech, identity)
+    for source in sources:
+        yield from map(encode, _read(source.row(), size, framing.name))
 
 
 def _read(item: dict, size: int, framing: str) -> Iterator[dict]:

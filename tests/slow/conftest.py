@@ -1,4 +1,11 @@
-"""The fixtures of `tests/unit`, for files that take longer than all of its."""
+"""The fixtures of `tests/unit`, for files that take longer than all of its, and a browser."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
 
 from tests.unit.conftest import (
     build_run,
@@ -33,3 +40,22 @@ __all__ = [
     "secure_record",
     "wake_zeros",
 ]
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Chromium without a window. Where there is none the test is skipped, unless FEDTALK_NEEDS_BROWSER=1."""
+    program = shutil.which("chromium")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        program = None
+    if program is None:
+        if os.environ.get("FEDTALK_NEEDS_BROWSER") == "1":
+            pytest.fail("FEDTALK_NEEDS_BROWSER is 1, and there is no playwright or no chromium")
+        pytest.skip("no playwright, or no chromium on PATH")
+    with sync_playwright() as playwright:
+        # A container's root may not open the sandbox; the page is our own.
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()

@@ -30,6 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("evaluation",),
     ("audits",),
     ("report",),
+    ("page",),
     ("coordinator",),
     ("actors",),
     ("sites",),

@@ -1,8 +1,6 @@
 """The report in a real browser: its videos play together and are heard, its plots are shown, it asks nobody for
 anything, it fits a phone and can be read in the dark."""
 
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic
@@ -49,25 +47,6 @@ def pages(
     plain = build_run(folder / "plain", [plain_record(n) for n in rounds], measured=True, aggregation="plain")
     secure = build_run(folder / "secure", [secure_record(n) for n in rounds], measured=True, privacy=PRIVATE)
     return {"plain": write_report(plain, client="anna"), "secure": write_report(secure)}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Chromium without a window. Where there is none the test is skipped, unless FEDTALK_NEEDS_BROWSER=1."""
-    program = shutil.which("chromium")
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        program = None
-    if program is None:
-        if os.environ.get("FEDTALK_NEEDS_BROWSER") == "1":
-            pytest.fail("FEDTALK_NEEDS_BROWSER is 1, and there is no playwright or no chromium")
-        pytest.skip("no playwright, or no chromium on PATH")
-    with sync_playwright() as playwright:
-        # A container's root may not open the sandbox; the page is our own.
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -1,0 +1,169 @@
+"""Somebody who personalises a run's model through the page: what is hers lies in RUN.clients/NAME, and goes with it.
+
+Her clips, what was prepared of them, the adapter and what she agreed to. Nothing of it leaves the folder.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+
+from fedtalk_ray.corpora.layouts.folder import SUFFIXES
+from fedtalk_ray.corpora.source import ClipSource
+from fedtalk_ray.errors import UserError
+from fedtalk_ray.media.faces import NoFaceError
+from fedtalk_ray.media.lips import aperture_of
+from fedtalk_ray.media.portrait import locate_face
+from fedtalk_ray.media.video import SAMPLE_RATE, VideoError, first_picture, format_of, frames_of
+from fedtalk_ray.outputs import new_file
+from fedtalk_ray.runs.folder import RunFolder
+from fedtalk_ray.shards.people import People
+
+NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
+
+MOST_CLIPS = 20
+
+PART_S, WHOLE_S = 8.0, 16.0
+"""A recording of more than `WHOLE_S` seconds is taken as clips of about `PART_S`: some are held out to measure on."""
+
+DARK, BRIGHT = 45, 210
+"""The middle brightness of a face's picture, of 255, between which light is called good."""
+
+QUIET_DB, CLIPPED = -40.0, 0.01
+"""The level of the loudest twentieth of a clip, dB of full scale; the share of samples at full scale."""
+
+STILL_LIPS = 0.012
+"""Standard deviation of the lips' opening, over the distance of the eyes. A speaker's is 0.03 to 0.1."""
+
+
+class PersonError(UserError):
+    """Somebody cannot be personalised, or a name is taken."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A clip that was looked at. advice: what to do better; usable: whether it is trained on all the same."""
+
+    clip: str
+    seconds: float
+    usable: bool
+    advice: tuple[str, ...] = ()
+
+
+class Person:
+    """Who she is in a run. Nothing is made until it is asked for."""
+
+    def __init__(self, run: RunFolder, name: str) -> None:
+        """Raises `PersonError` for a name that is none, or that of one of the run's own clients."""
+        if not NAME.fullmatch(name):
+            raise PersonError(f"the name {name!r} cannot be a folder's: small letters, digits, - and _, at most 32")
+        self.run, self.name, self.folder = run, name, run.client(name)
+        if self.folder.path.exists() and not self.folder.consent.is_file():
+            raise PersonError(f"{name} is a client of the run; take another name")
+
+    def keep(self, clips: Sequence[Path], consent: str) -> int:
+        """Copies clips into her folder, beside those that are there; how many there are then.
+
+        consent: what was agreed to; it is written down first. Raises `PersonError`.
+        """
+        there = self._clips()
+        if not clips and not there:
+            raise PersonError("give one clip or more, or record yourself for half a minute")
+        if len(there) + len(clips) > MOST_CLIPS:
+            raise PersonError(f"{len(there) + len(clips)} clips are more than {MOST_CLIPS}; leave some out")
+        for clip in clips:
+            if clip.suffix.lower() not in SUFFIXES:
+                raise PersonError(f"{clip.name}: is no video ({', '.join(SUFFIXES)})")
+        for place in (self.run.clients_folder, self.folder.path, self.folder.clips):
+            place.mkdir(mode=0o700, exist_ok=True)
+        if not self.folder.consent.is_file():
+            record = {"agreed": consent, "on": date.today().isoformat()}
+            with new_file(self.folder.consent) as place:
+                place.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        for number, clip in enumerate(clips, start=len(there) + 1):
+            with new_file(self.folder.clips / f"clip{number:02d}{clip.suffix.lower()}") as place:
+                shutil.copyfile(clip, place)
+        return len(there) + len(clips)
+
+    def sources(self) -> list[ClipSource]:
+        """Her clips to prepare, long ones in parts. Raises `VideoError`."""
+        found = []
+        for path in self._clips():
+            # A browser's recording does not say how long it is.
+            seconds = format_of(path).seconds or float(sum(1 for _ in frames_of(path, rate=1)))
+            parts = max(2, round(seconds / PART_S)) if seconds > WHOLE_S else 1
+            for part in range(parts):
+                name = path.stem if parts == 1 else f"{path.stem}-{part + 1:02d}"
+                begin, end = part * seconds / parts, (part + 1) * seconds / parts if part + 1 < parts else float("inf")
+                found.append(ClipSource(self.name, name, str(path), begin=begin, end=end))
+        return found
+
+    def first_clip(self) -> Path:
+        """What she is shown by. Raises `PersonError` where there is none."""
+        clips = self._clips()
+        if not clips:
+            raise PersonError(f"{self.name} has no clip here")
+        return clips[0]
+
+    def prepare(self) -> list[Checked]:
+        """Prepares all her clips as the run's model takes them, and looks at each. Raises `UserError`s."""
+        from fedtalk_ray.shards.prepare import prepare
+        from fedtalk_ray.training.backbone import shard_settings
+
+        sources = self.sources()
+        fit = shard_settings(str(self.run.pipeline))
+        manifest = prepare(
+            "folder",
+            sources,
+            self.folder.shards,
+            size=fit.size,
+            autoencoder=fit.autoencoder,
+            speech=fit.speech,
+            identity=fit.identity,
+            framing=fit.framing,
+            unseen=[],
+            overwrite=True,
+            here=True,
+        )
+        people = People(self.folder.shards, manifest)
+        return [_look_at(people, source) for source in sources]
+
+    def delete(self) -> None:
+        """Everything of hers: clips, shards, adapters, samples, consent."""
+        if self.folder.path.exists():
+            shutil.rmtree(self.folder.path)
+
+    def _clips(self) -> list[Path]:
+        return sorted(self.folder.clips.glob("clip*")) if self.folder.clips.is_dir() else []
+
+
+def _look_at(people: People, source: ClipSource) -> Checked:
+    pieces = people.clip(source.identity, source.clip)
+    assert source.path is not None
+    if not pieces:
+        return Checked(source.clip, 0.0, False, ("not used: no face was followed in it, or it is under a second",))
+    advice: list[str] = []
+    try:
+        advice += locate_face(first_picture(source.path)).notes
+    except (NoFaceError, VideoError) as error:
+        advice.append(str(error))
+    light = float(np.median(np.concatenate([piece.frames.mean(axis=(1, 2, 3)) for piece in pieces])))
+    if light < DARK:
+        advice.append("it is dark: turn to a window or a lamp")
+    elif light > BRIGHT:
+        advice.append("it is too bright: turn away from the light")
+    sound = np.concatenate([piece.waveform for piece in pieces]).astype(np.float64) / 32768
+    steps = sound[: len(sound) // 320 * 320].reshape(-1, 320)
+    loudest = 20 * np.log10(np.quantile(np.sqrt((steps**2).mean(axis=1)), 0.95) + 1e-9)
+    if loudest < QUIET_DB:
+        advice.append("hardly anything is heard: move nearer to the microphone")
+    elif (np.abs(sound) > 0.99).mean() > CLIPPED:
+        advice.append("the sound is too loud for the microphone: move away from it")
+    if np.concatenate([aperture_of(piece.landmarks) for piece in pieces]).std() < STILL_LIPS:
+        advice.append("the lips hardly move: speak while you record, and keep your hands off your mouth")
+    return Checked(source.clip, len(sound) / SAMPLE_RATE, True, tuple(advice))

@@ -1,0 +1,72 @@
+"""What the page asks of the service's queue: work that waits for its turn like everybody's, and the videos it makes."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from fedtalk_ray.errors import UserError
+from fedtalk_ray.service.jobs import Job, QueueFull, Work
+from fedtalk_ray.service.speaking import Speaking, Wish, why_not
+
+FULL = "as many people wait as may; try again in a moment"
+
+
+def begin_video(speaking: Speaking, wish: Wish, reference: Path, sound: Path, most_seconds: float) -> Job:
+    """most_seconds: of sound. Raises `UserError`s."""
+    return _unless_full(lambda: _begin_video(speaking, wish, reference, sound, most_seconds))
+
+
+def begin_work(speaking: Speaking, work: Work) -> Job:
+    """Raises `UserError` where the queue is full."""
+    job = _unless_full(speaking.queue.new)
+    speaking.queue.begin(job, work)
+    return job
+
+
+async def finished(speaking: Speaking, job: Job) -> Any:
+    """What came of a job. Whoever closes the page or presses Stop is not worked for any more. Raises `UserError`."""
+    try:
+        await asyncio.wait([asyncio.wrap_future(job.result)])
+        return result_of(job)
+    except BaseException:
+        await asyncio.shield(asyncio.to_thread(speaking.queue.drop, job))
+        raise
+
+
+def result_of(job: Job) -> Any:
+    """Of a job that has ended. Raises `UserError`."""
+    if error := job.result.exception():
+        raise UserError(why_not(error, job) or "an error of the page's own; its log says which")
+    return job.result.result()
+
+
+def player(job: Job, label: str) -> str:
+    """A job's video, as HTML. It is the job's own file, and goes with the job."""
+    return (
+        f'<figure><video controls playsinline aria-label="{escape(label)}" src="/v1/jobs/{job.name}/video"></video>'
+        f"<figcaption>{escape(label)}</figcaption></figure>"
+    )
+
+
+def two_players(videos: Sequence[Path]) -> tuple[Any, Any]:
+    """Updates that show the first video in the first player and the second, where there is one, in the second."""
+    shown = [gr.update(value=str(video), visible=True) for video in videos[:2]]
+    hidden = [gr.update(value=None, visible=False) for _ in range(2 - len(shown))]
+    first, second = shown + hidden
+    return first, second
+
+
+def _begin_video(speaking: Speaking, wish: Wish, reference: Path, sound: Path, most_seconds: float) -> Job:
+    with open(reference, "rb") as face, open(sound, "rb") as said:
+        return speaking.begin(wish, face, said, most_seconds)
+
+
+def _unless_full(begin: Callable[[], Job]) -> Job:
+    try:
+        return begin()
+    except QueueFull:
+        raise UserError(FULL) from None

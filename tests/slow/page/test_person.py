@@ -1,0 +1,97 @@
+"""What the page says of somebody's clips, how long recordings are cut, and whose names may be taken."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedtalk_ray.corpora.synthetic import render_clip
+from fedtalk_ray.media.encoding import write_video
+from fedtalk_ray.page.person import Person, PersonError
+from fedtalk_ray.runs.folder import RunFolder
+
+
+@pytest.fixture(scope="module")
+def run(exported: Path, make_config: Callable, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    folder = tmp_path_factory.mktemp("persons") / "run"
+    shutil.copytree(exported, folder)
+    shutil.copytree(RunFolder(exported).clients_folder, RunFolder(folder).clients_folder)
+    return RunFolder(folder)
+
+
+def film(path: Path, light: float = 1.0, loud: float = 1.0, moves: bool = True, seconds: float = 1.2) -> Path:
+    """A drawn person's clip, as good or bad as is asked for."""
+    drawn = render_clip(40, 0, size=128, seconds=seconds).video
+    frames = drawn.frames if moves else drawn.frames[:1].repeat(len(drawn.frames), 0)
+    write_video(path, (frames * light).clip(0, 255).astype(np.uint8), drawn.audio * loud)
+    return path
+
+
+def test_each_clip_is_looked_at_and_told_what_to_do_better(run: RunFolder, tmp_path: Path) -> None:
+    person = Person(run, "ina")
+    given = [
+        film(tmp_path / "good.mp4"),
+        film(tmp_path / "dark and silent.mp4", light=0.25, loud=0.0),
+        film(tmp_path / "still and loud.mp4", moves=False, loud=60.0),
+    ]
+    assert person.keep(given, "yes") == 3
+    looked = person.prepare()
+    assert [each.clip for each in looked] == ["clip01", "clip02", "clip03"]
+    assert all(each.usable and each.seconds == pytest.approx(1.2, abs=0.05) for each in looked)
+    assert [each.advice for each in looked] == [
+        (),
+        ("it is dark: turn to a window or a lamp", "hardly anything is heard: move nearer to the microphone"),
+        (
+            "the sound is too loud for the microphone: move away from it",
+            "the lips hardly move: speak while you record, and keep your hands off your mouth",
+        ),
+    ]
+    # Another visit adds to what is there.
+    assert person.keep([film(tmp_path / "more.mp4")], "yes") == 4
+    person.delete()
+    assert not person.folder.path.exists() and run.clients() == ["anna"]
+
+
+def test_a_clip_without_a_face_is_left_out_and_the_rest_used(run: RunFolder, tmp_path: Path) -> None:
+    person = Person(run, "jo")
+    write_video(tmp_path / "wall.mp4", np.full((30, 128, 128, 3), 120, np.uint8), np.zeros(19_200, np.float32))
+    person.keep([film(tmp_path / "one.mp4"), tmp_path / "wall.mp4", film(tmp_path / "two.mp4")], "yes")
+    looked = person.prepare()
+    assert [each.usable for each in looked] == [True, False, True]
+    assert looked[1].advice == ("not used: no face was followed in it, or it is under a second",)
+    person.delete()
+
+
+def test_a_long_recording_becomes_several_clips(run: RunFolder, tmp_path: Path) -> None:
+    """20 s by hand: two of ten; a browser's recording, whose file does not say its length, too."""
+    person = Person(run, "lou")
+    still = np.full((500, 32, 32, 3), 90, np.uint8)
+    write_video(tmp_path / "long.mp4", still, None)
+    person.keep([tmp_path / "long.mp4", film(tmp_path / "short.mp4")], "yes")
+    found = [(each.clip, each.begin, each.end) for each in person.sources()]
+    assert found == [("clip01-01", 0.0, 10.0), ("clip01-02", 10.0, float("inf")), ("clip02", 0.0, float("inf"))]
+    person.delete()
+
+
+@pytest.mark.parametrize("name", ["", "..", "Anna", "a/b", "a b", "-a", "x" * 33, "anna\n"])
+def test_names_that_are_no_folders_are_refused(run: RunFolder, name: str) -> None:
+    with pytest.raises(PersonError, match="cannot be a folder's"):
+        Person(run, name)
+
+
+def test_the_runs_own_clients_are_not_to_be_had(run: RunFolder) -> None:
+    with pytest.raises(PersonError, match=r"^anna is a client of the run; take another name$"):
+        Person(run, "anna")
+
+
+def test_what_is_no_clip_or_too_much_is_refused_before_anything_is_kept(run: RunFolder, tmp_path: Path) -> None:
+    person = Person(run, "kim")
+    with pytest.raises(PersonError, match="give one clip or more"):
+        person.keep([], "yes")
+    with pytest.raises(PersonError, match=r"note\.txt: is no video"):
+        person.keep([tmp_path / "note.txt"], "yes")
+    with pytest.raises(PersonError, match="21 clips are more than 20"):
+        person.keep([tmp_path / f"{number}.mp4" for number in range(21)], "yes")
+    assert not person.folder.path.exists()
