@@ -66,7 +66,8 @@ def app(
 
             served = show_page(served, speaking, Path(folder), seconds, body_mb)
         place = f"[{host}]" if ":" in host else host
-        print(f"http://{place}:{line.getsockname()[1]}/ in a browser, /v1 for programs; Ctrl-C ends", flush=True)
+        ways = "/v1 for programs" if no_page else "/ in a browser, /v1 for programs"
+        print(f"http://{place}:{line.getsockname()[1]}{ways}; Ctrl-C ends", flush=True)
         # uvicorn hands the signal on when it has ended: the folder is to go before the process does.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         bounds = uvicorn.Config(

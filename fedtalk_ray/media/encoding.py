@@ -7,6 +7,7 @@ from typing import Any, BinaryIO
 
 import av
 import numpy as np
+from av.video.reformatter import Colorspace, VideoReformatter
 
 from fedtalk_ray.media.video import FPS, HD_HEIGHT, SAMPLE_RATE, VideoError
 from fedtalk_ray.outputs import new_file
@@ -75,9 +76,10 @@ class _Film:
     ) -> None:
         self._container, self._audio, self._fps = container, audio, fps
         self._pixel_aspect, self._coding = pixel_aspect, coding
+        self._reformatter = VideoReformatter()
         self._picture: Any = None
         self._sound: Any = None
-        self._colours = ""
+        self._colours = Colorspace.ITU601
         self._heard = self.shown = 0
 
     def add(self, block: np.ndarray) -> None:
@@ -88,7 +90,8 @@ class _Film:
             self._begin(*block.shape[1:3])
         for image in block:
             whole = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-            whole = whole.reformat(format="yuv420p", dst_colorspace=self._colours)
+            # Two threads for so little wait for each other wherever the cores have other work.
+            whole = self._reformatter.reformat(whole, format="yuv420p", dst_colorspace=self._colours, threads=1)
             self._container.mux(self._picture.encode(whole))
         self.shown += len(block)
         if self._sound is not None and self._audio is not None:
@@ -105,7 +108,7 @@ class _Film:
     def _begin(self, height: int, width: int) -> None:
         picture = self._container.add_stream("h264", rate=self._fps, options=self._coding)
         picture.width, picture.height, picture.pix_fmt = width, height, "yuv420p"
-        matrix, self._colours = (_BT709, "ITU709") if height >= HD_HEIGHT else (_BT601, "ITU601")
+        matrix, self._colours = (_BT709, Colorspace.ITU709) if height >= HD_HEIGHT else (_BT601, Colorspace.ITU601)
         colours = picture.codec_context  # named, or every player takes its own guess
         colours.colorspace = colours.color_primaries = colours.color_trc = matrix
         colours.sample_aspect_ratio = self._pixel_aspect

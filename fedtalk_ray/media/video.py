@@ -335,7 +335,8 @@ def _time_of(frame: Any, path: str | Path, otherwise: float | None) -> float:
 def _picture(frame: Any, crop: Box, path: str | Path) -> np.ndarray:
     # Telephones store how they were held; FFmpeg's libraries leave it to the reader to turn the picture.
     unnamed = frame.colorspace == _UNNAMED and frame.height >= HD_HEIGHT
-    pixels = frame.to_ndarray(format="rgb24", src_colorspace="ITU709" if unnamed else None)
+    # One thread: several wait for each other wherever the cores have other work.
+    pixels = frame.to_ndarray(format="rgb24", src_colorspace="ITU709" if unnamed else None, threads=1)
     picture = np.rot90(pixels, round(frame.rotation / 90))
     if crop == WHOLE_PICTURE:
         return picture

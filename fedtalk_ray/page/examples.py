@@ -7,7 +7,6 @@ from PIL import Image
 from scipy.io import wavfile
 
 from fedtalk_ray.corpora import synthetic
-from fedtalk_ray.media.encoding import write_video
 from fedtalk_ray.media.video import SAMPLE_RATE
 from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.shards.format import ShardError, load_manifest
@@ -18,12 +17,11 @@ PEOPLE, SECONDS = (40, 41, 42), 3.0
 
 @dataclass(frozen=True)
 class Example:
-    """A drawn person: a picture, something said by her voice, and a clip in which she says it."""
+    """A drawn person: a picture, and something said by her voice."""
 
     name: str
     picture: Path
     sound: Path
-    clip: Path
 
 
 def drawn_people(run: RunFolder, size: int, folder: Path) -> list[Example]:
@@ -33,10 +31,9 @@ def drawn_people(run: RunFolder, size: int, folder: Path) -> list[Example]:
     found = []
     for number, who in enumerate(PEOPLE, start=1):
         drawn = synthetic.render_clip(who, 0, seed=0, size=size, seconds=SECONDS, kind=kind).video
-        places = [folder / f"drawn{number}{suffix}" for suffix in (".png", ".wav", ".mp4")]
+        places = [folder / f"drawn{number}{suffix}" for suffix in (".png", ".wav")]
         Image.fromarray(drawn.frames[0]).save(places[0])
         wavfile.write(places[1], SAMPLE_RATE, (drawn.audio.clip(-1, 1) * 32767).astype("int16"))
-        write_video(places[2], drawn.frames, drawn.audio)
         found.append(Example(f"Drawn person {number}", *places))
     return found
 

@@ -1,5 +1,6 @@
 """The tab *Federation*: a run while it goes on, a plan for another, and the report of one that has ended."""
 
+import shutil
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -26,8 +27,9 @@ SHOWN = (sections.convergence, sections.communication, sections.privacy)
 """Of the report's sections, those that change with every round."""
 
 
-def federation_tab(run: RunFolder) -> None:
-    """Lays it out in the Blocks that is open. run: the page's own; those beside it can be chosen."""
+def federation_tab(run: RunFolder, folder: Path) -> None:
+    """Lays it out in the Blocks that is open. run: the page's own; those beside it can be chosen. folder: into which
+    what is shown of runs is copied: the page hands out nothing from elsewhere."""
     around = run.path.absolute().parent
     known = runs_in(around)
     first = run.path.name if run.path.name in known else next(iter(known), None)
@@ -49,11 +51,13 @@ def federation_tab(run: RunFolder) -> None:
     )
     seen = gr.State("")
     timer = gr.Timer(LOOK_EVERY_S)
-    look = partial(_look, around)
-    timer.tick(look, [chosen, seen], [page, sample, below, sheet, seen], show_progress="hidden")
-    chosen.change(lambda name: look(name, ""), chosen, [page, sample, below, sheet, seen], show_progress="hidden")
-    chosen.focus(lambda: gr.update(choices=runs_in(around)), None, chosen, show_progress="hidden")
-    report.click(partial(_report, around), chosen, [written, said])
+    look = partial(_look, around, folder)
+    timer.tick(look, [chosen, seen], [page, sample, below, sheet, seen], show_progress="hidden", queue=False)
+    chosen.change(
+        lambda name: look(name, ""), chosen, [page, sample, below, sheet, seen], show_progress="hidden", queue=False
+    )
+    chosen.focus(lambda: gr.update(choices=runs_in(around)), None, chosen, show_progress="hidden", queue=False)
+    report.click(partial(_report, around, folder), chosen, [written, said])
     with gr.Accordion("Plan the noise of another run", open=False):
         with gr.Row():
             clients = gr.Number(64, label="Clients", precision=0, minimum=1)
@@ -72,7 +76,7 @@ def runs_in(folder: Path) -> list[str]:
     return [place.name for place in sorted(found, key=lambda place: RunFolder(place).changed(), reverse=True)]
 
 
-def _look(around: Path, name: str | None, seen: str) -> tuple[Any, Any, Any, Any, str]:
+def _look(around: Path, folder: Path, name: str | None, seen: str) -> tuple[Any, Any, Any, Any, str]:
     """The run as it is now, where it has changed since it was `seen`."""
     if not name or name not in runs_in(around):
         return NO_RUN, gr.skip(), gr.skip(), gr.skip(), ""
@@ -85,12 +89,18 @@ def _look(around: Path, name: str | None, seen: str) -> tuple[Any, Any, Any, Any
     said = gr.update(visible=newest is not None)
     if newest is not None:
         label = f"The newest sample, of round {newest[0]}: somebody whom nobody trained on, with a mouth from the sound"
-        video = gr.update(visible=True, value=str(newest[1]), label=label)
-        sheet = gr.update(visible=True, value=str(newest[1].with_suffix(".png")))
+        video = gr.update(visible=True, value=_copied(newest[1], folder, name), label=label)
+        sheet = gr.update(visible=True, value=_copied(newest[1].with_suffix(".png"), folder, name))
     try:
         return render(run), video, said, sheet, now
     except UserError as error:
         return f"<p>{escape(str(error))}</p>", video, said, sheet, now
+
+
+def _copied(file: Path, folder: Path, run: str) -> str:
+    place = folder / f"{run}-{file.name}"
+    shutil.copyfile(file, place)
+    return str(place)
 
 
 def render(run: RunFolder) -> str:
@@ -110,14 +120,14 @@ def render(run: RunFolder) -> str:
     )
 
 
-def _report(around: Path, name: str | None) -> tuple[Any, str]:
+def _report(around: Path, folder: Path, name: str | None) -> tuple[Any, str]:
     try:
         if not name or name not in runs_in(around):
             raise UserError("choose a run first")
         place = write_report(around / name)
     except UserError as error:
         return gr.update(visible=False), f"**There is no report:** {escape(str(error))}"
-    return gr.update(visible=True, value=str(place)), f"It lies in `{escape(str(place))}`."
+    return gr.update(visible=True, value=_copied(place, folder, name)), f"It lies in `{escape(str(place))}`."
 
 
 def _plan(clients: float, rounds: float, epsilon: float, delta: float, cohort: float) -> str:

@@ -6,8 +6,12 @@ It loads nothing from anywhere else: no fonts, no scripts, no counters.
 from pathlib import Path
 
 import gradio as gr
+import httpx
 from fastapi import FastAPI
+from gradio import processing_utils
+from PIL import Image
 
+from fedtalk_ray.media.video import MOST_PIXELS
 from fedtalk_ray.page.examples import drawn_people
 from fedtalk_ray.page.federation import federation_tab
 from fedtalk_ray.page.personalise import personalise_tab
@@ -60,8 +64,9 @@ def show_page(app: FastAPI, speaking: Speaking, folder: Path, most_seconds: floa
         with gr.Tab("Personalise"):
             personalise_tab(speaking, run, most_seconds)
         with gr.Tab("Federation"):
-            federation_tab(run)
+            federation_tab(run, folder)
     page.queue(max_size=32)
+    _keep_to_itself(page)
     return gr.mount_gradio_app(
         app,
         page,
@@ -76,3 +81,13 @@ def show_page(app: FastAPI, speaking: Speaking, folder: Path, most_seconds: floa
         theme=theme,
         css=CSS,
     )
+
+
+def _keep_to_itself(page: gr.Blocks) -> None:
+    """Gradio takes paths and addresses in the place of uploads, and would read and fetch them."""
+    # Only what `launch` has started does it refuse to read this machine's files for; what is mounted it does not.
+    page.has_launched = True
+    nobody = httpx.MockTransport(lambda _: httpx.Response(403))
+    processing_utils.async_transport = nobody  # type: ignore[assignment]
+    # It opens pictures itself; Pillow refuses those of twice as many pixels.
+    Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2

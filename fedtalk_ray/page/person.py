@@ -6,10 +6,11 @@ Her clips, what was prepared of them, the adapter and what she agreed to. Nothin
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -22,7 +23,10 @@ from fedtalk_ray.media.portrait import locate_face
 from fedtalk_ray.media.video import SAMPLE_RATE, VideoError, first_picture, format_of, frames_of
 from fedtalk_ray.outputs import new_file
 from fedtalk_ray.runs.folder import RunFolder
+from fedtalk_ray.shards.format import load_manifest
 from fedtalk_ray.shards.people import People
+
+Result = TypeVar("Result")
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 
@@ -63,7 +67,7 @@ class Person:
         if not NAME.fullmatch(name):
             raise PersonError(f"the name {name!r} cannot be a folder's: small letters, digits, - and _, at most 32")
         self.run, self.name, self.folder = run, name, run.client(name)
-        if self.folder.path.exists() and not self.folder.consent.is_file():
+        if (self.folder.path.exists() and not self.folder.consent.is_file()) or name in _clients_to_be(run):
             raise PersonError(f"{name} is a client of the run; take another name")
 
     def keep(self, clips: Sequence[Path], consent: str) -> int:
@@ -133,6 +137,19 @@ class Person:
         people = People(self.folder.shards, manifest)
         return [_look_at(people, source) for source in sources]
 
+    def check_here(self) -> None:
+        """Raises `PersonError` where she was deleted; what was written since goes too."""
+        if not self.folder.consent.is_file():
+            self.delete()
+            raise PersonError(f"{self.name} was deleted meanwhile")
+
+    def while_she_stays(self, work: Callable[[], Result]) -> Result:
+        """What the work returns. Raises `PersonError` where she is deleted meanwhile, and leaves nothing of hers."""
+        try:
+            return work()
+        finally:
+            self.check_here()
+
     def delete(self) -> None:
         """Everything of hers: clips, shards, adapters, samples, consent."""
         if self.folder.path.exists():
@@ -140,6 +157,14 @@ class Person:
 
     def _clips(self) -> list[Path]:
         return sorted(self.folder.clips.glob("clip*")) if self.folder.clips.is_dir() else []
+
+
+def _clients_to_be(run: RunFolder) -> Collection[str]:
+    """Of whose clips the run's shards are, where they can be read: some of them may still have no folder."""
+    try:
+        return load_manifest(run.config().shards).identities
+    except UserError:
+        return ()
 
 
 def _look_at(people: People, source: ClipSource) -> Checked:

@@ -14,7 +14,7 @@ from fedtalk_ray.corpora.layouts.folder import SUFFIXES
 from fedtalk_ray.errors import UserError
 from fedtalk_ray.generation.scene import Stopped
 from fedtalk_ray.page.person import MOST_CLIPS, Checked, Person
-from fedtalk_ray.page.turns import begin_video, begin_work, finished, player, result_of
+from fedtalk_ray.page.turns import begin_video, begin_work, ended, player, result_of
 from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.service.jobs import Job
 from fedtalk_ray.service.speaking import Speaking, Wish
@@ -92,11 +92,12 @@ def personalise_tab(speaking: Speaking, run: RunFolder, most_seconds: float) -> 
         [told, look, button, stop],
         cancels=events,
         show_progress="hidden",
+        queue=False,
     )
 
     def forget(whose: str, repeated: str) -> tuple[Any, ...]:
         try:
-            line = delete_person(speaking, run, whose, repeated)
+            line = delete_person(speaking, run, whose or "", repeated or "")
         except UserError as error:
             return f"**Nothing was deleted:** {escape(str(error))}", *(gr.skip(),) * 3, repeated
         for job in shown.pop(whose.strip(), []):
@@ -104,7 +105,7 @@ def personalise_tab(speaking: Speaking, run: RunFolder, most_seconds: float) -> 
         gone = gr.update(visible=False, value=None)
         return line, gone, gone, "", ""
 
-    delete.click(forget, [name, again], [told, table, curve, compared, again], show_progress="hidden")
+    delete.click(forget, [name, again], [told, table, curve, compared, again], show_progress="hidden", queue=False)
 
 
 async def _personalise(
@@ -127,7 +128,7 @@ async def _personalise(
     busy = (gr.update(interactive=False), gr.update(interactive=False), gr.update(interactive=True))
     same, kept = (gr.skip(),) * 3, (gr.skip(),) * 2
     try:
-        person = Person(run, name.strip())
+        person = Person(run, (name or "").strip())
         if not consent:
             raise UserError("say that you agree: the box above the buttons")
         given = [Path(each) for each in [*(clips or []), *([recorded] if recorded else [])]]
@@ -135,9 +136,13 @@ async def _personalise(
         for place in given:
             place.unlink(missing_ok=True)  # what the page received; her folder has it
         yield None, None, f"{count} clips are in your folder. Looking at them ...", *same, *busy
-        job = await asyncio.to_thread(begin_work, speaking, lambda *_: person.prepare())
-        looked = await finished(speaking, job)
-        speaking.queue.drop(job)
+        job = await asyncio.to_thread(begin_work, speaking, lambda *_: person.while_she_stays(person.prepare))
+        try:
+            while not await ended(job):
+                yield (*kept, *(gr.skip(),) * 7)
+            looked = result_of(job)
+        finally:
+            speaking.queue.drop(job)
         rows = pd.DataFrame([_row(each) for each in looked], columns=COLUMNS)
         looks = gr.update(value=rows, visible=True)
         usable = sum(each.usable for each in looked)
@@ -164,7 +169,13 @@ async def _personalise(
             yield *kept, line, gr.skip(), gr.skip(), videos, *busy
             job = await asyncio.to_thread(begin_video, speaking, Wish(identity), clip, clip, most_seconds)
             shown.setdefault(person.name, []).append(job)
-            await finished(speaking, job)
+            try:
+                while not await ended(job):
+                    yield (*kept, *(gr.skip(),) * 7)
+                result_of(job)
+            except BaseException:
+                speaking.queue.drop(job)
+                raise
             videos += player(job, label)
         line = f"Done: {figures}. *Speak* knows you as **{escape(person.name)}** now."
         yield *kept, line, gr.skip(), gr.skip(), videos, *idle
@@ -194,9 +205,12 @@ async def _trained(
         def tick(losses: dict[str, float]) -> None:
             if stopped():
                 raise Stopped
+            person.check_here()
             loop.call_soon_threadsafe(news.put_nowait, losses["total"])
 
-        return personalize(run.path, person.name, steps, tick, str(person.folder.shards))
+        return person.while_she_stays(
+            lambda: personalize(run.path, person.name, steps, tick, str(person.folder.shards))
+        )
 
     job = await asyncio.to_thread(begin_work, speaking, train)
     job.result.add_done_callback(lambda _: loop.call_soon_threadsafe(news.put_nowait, None))

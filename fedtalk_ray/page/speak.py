@@ -16,7 +16,7 @@ from fedtalk_ray.errors import UserError
 from fedtalk_ray.marking.verify import verify
 from fedtalk_ray.model.sampling import DEFAULT_GUIDANCE, DEFAULT_STEPS, Sampling
 from fedtalk_ray.page.examples import Example
-from fedtalk_ray.page.turns import begin_video, finished, two_players
+from fedtalk_ray.page.turns import begin_video, ended, result_of, two_players
 from fedtalk_ray.service.jobs import Job
 from fedtalk_ray.service.speaking import VIDEO, Speaking, Wish
 
@@ -59,8 +59,10 @@ def speak_tab(speaking: Speaking, examples: list[Example], most_seconds: float) 
             with gr.Accordion("More", open=False):
                 shown = gr.Radio([WHOLE, CROP], value=WHOLE, label="Show")
                 still = gr.Checkbox(label="A photo neither blinks nor sways")
-                face = gr.Number(0, label="Which face, counted from the left; 0: the largest", precision=0, minimum=0)
-                seed = gr.Number(0, label="Seed: another number, other noise", precision=0, minimum=0)
+                face = gr.Number(
+                    0, label="Which face, counted from the left; 0: the largest", precision=0, minimum=0, maximum=1000
+                )
+                seed = gr.Number(0, label="Seed: another number, other noise", precision=0, minimum=0, maximum=2**53)
                 steps = gr.Slider(1, 50, DEFAULT_STEPS, step=1, label="Denoising steps")
                 guidance = gr.Slider(0, 10, DEFAULT_GUIDANCE, step=0.1, label="Guidance: how far sound is exaggerated")
             with gr.Row():
@@ -77,9 +79,16 @@ def speak_tab(speaking: Speaking, examples: list[Example], most_seconds: float) 
         kind,
         [picture, video],
         show_progress="hidden",
+        queue=False,
     )
-    who.change(lambda name: gr.update(visible=name != SHARED), who, beside, show_progress="hidden")
-    who.focus(lambda: gr.update(choices=[SHARED, *speaking.speaker.identities()]), None, who, show_progress="hidden")
+    who.change(lambda name: gr.update(visible=name != SHARED), who, beside, show_progress="hidden", queue=False)
+    who.focus(
+        lambda: gr.update(choices=[SHARED, *speaking.speaker.identities()]),
+        None,
+        who,
+        show_progress="hidden",
+        queue=False,
+    )
     given = [kind, picture, video, sound, text, who, beside, shown, still, face, seed, steps, guidance]
     outputs = [told, live, made, plain, carried, button, stop]
     work = button.click(
@@ -91,6 +100,7 @@ def speak_tab(speaking: Speaking, examples: list[Example], most_seconds: float) 
         [told, live, button, stop],
         cancels=[work],
         show_progress="hidden",
+        queue=False,
     )
 
 
@@ -123,8 +133,8 @@ async def _speak(
             None if who == SHARED else who,
             shown == CROP,
             still,
-            int(face) or None,
-            int(seed),
+            int(face or 0) or None,
+            int(seed or 0),
             Sampling(int(steps), float(guidance)),
             stream=True,
         )
@@ -137,8 +147,11 @@ async def _speak(
                 job = await asyncio.to_thread(begin_video, speaking, each, Path(reference), said, most_seconds)
                 try:
                     yield _doing(number, wishes), _player(job), *two_players(videos), "", *busy
-                    await finished(speaking, job)
-                except GeneratorExit:
+                    while not await ended(job):
+                        yield (gr.skip(),) * 7
+                    result_of(job)
+                except BaseException:
+                    # Whoever closes the page or presses Stop is not worked for any more.
                     speaking.queue.drop(job)
                     raise
                 videos.append(job.folder / VIDEO)

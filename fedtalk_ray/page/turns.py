@@ -27,19 +27,18 @@ def begin_work(speaking: Speaking, work: Work) -> Job:
     return job
 
 
-async def finished(speaking: Speaking, job: Job) -> Any:
-    """What came of a job. Whoever closes the page or presses Stop is not worked for any more. Raises `UserError`."""
-    try:
-        await asyncio.wait([asyncio.wrap_future(job.result)])
-        return result_of(job)
-    except BaseException:
-        await asyncio.shield(asyncio.to_thread(speaking.queue.drop, job))
-        raise
+async def ended(job: Job, seconds: float = 1.0) -> bool:
+    """Whether a job has ended, within so many seconds at most.
+
+    Whoever waits yields in between: Gradio ends what a closed page has asked for at its next step.
+    """
+    done, _ = await asyncio.wait([asyncio.wrap_future(job.result)], timeout=seconds)
+    return bool(done)
 
 
 def result_of(job: Job) -> Any:
     """Of a job that has ended. Raises `UserError`."""
-    if error := job.result.exception():
+    if error := job.error:
         raise UserError(why_not(error, job) or "an error of the page's own; its log says which")
     return job.result.result()
 

@@ -1,16 +1,20 @@
 """Who is let in: before a byte of a body is read, by a token, a body's length, and the page that asks."""
 
 import hmac
-from http.cookies import CookieError, SimpleCookie
 from typing import Annotated
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Form
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from starlette.datastructures import MutableHeaders
+from starlette.requests import cookie_parser
 from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 COOKIE, SIGN_IN, MOST_SIGN_IN = "fedtalk_token", "/sign-in", 4096
+MOST_PARSED = 1 << 20
+"""Bytes of a body that is no form of files: it is parsed at once, while everybody else waits."""
+
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 FORM = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -49,20 +53,29 @@ class AtTheDoor:
             return
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         refusal = self._refusal(scope.get("method", "GET"), scope["path"], headers)
+
+        async def framed_by_nobody(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["content-security-policy"] = "frame-ancestors 'self'"
+            await send(message)
+
         if refusal is None:
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, framed_by_nobody)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
         else:
-            await refusal(scope, receive, send)
+            await refusal(scope, receive, framed_by_nobody)
 
     def _refusal(self, method: str, path: str, headers: dict[str, str]) -> Response | None:
         host = headers.get("host", "")
         if self._known.everybody() and _name_of(host) not in LOOPBACK:
             # Another site's name that was turned to this machine: its page would be taken for one of ours.
             return JSONResponse({"detail": f"this is no service of {host!r}; give it tokens to be asked by name"}, 403)
-        if "origin" in headers and urlsplit(headers["origin"]).netloc != host:
+        if "origin" in headers and headers["origin"].partition("://")[2] != host:
             return JSONResponse({"detail": "another site's page asks"}, 403)
+        if ":/" in path:
+            # Gradio would fetch it, and hand it out as ours.
+            return JSONResponse({"detail": "nothing of another place is handed out"}, 403)
         signs_in = path == SIGN_IN and method == "POST"
         if not (self._known.everybody() or signs_in or self._known.has(token_of(headers))):
             if method == "GET" and "text/html" in headers.get("accept", ""):
@@ -75,7 +88,8 @@ class AtTheDoor:
         length = headers.get("content-length", "")
         if method in ("POST", "PUT", "PATCH") and not length.isdecimal():
             return JSONResponse({"detail": "say how long the body is: Content-Length"}, 411)
-        most = MOST_SIGN_IN if signs_in else self._most
+        files = headers.get("content-type", "").startswith("multipart/form-data")
+        most = MOST_SIGN_IN if signs_in else self._most if files else min(MOST_PARSED, self._most)
         if length.isdecimal() and (len(length) > 15 or int(length) > most):
             return JSONResponse({"detail": f"the body is longer than {most >> 10} KiB"}, 413)
         return None
@@ -86,11 +100,7 @@ def token_of(headers: dict[str, str]) -> str:
     kind, _, token = headers.get("authorization", "").partition(" ")
     if kind.lower() == "bearer":
         return token
-    try:
-        cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
-    except CookieError:
-        return ""
-    return "" if cookie is None else cookie.value
+    return cookie_parser(headers.get("cookie", "")).get(COOKIE, "")
 
 
 def sign_in(known: Known) -> APIRouter:
@@ -109,5 +119,8 @@ def sign_in(known: Known) -> APIRouter:
 
 
 def _name_of(host: str) -> str:
-    """The name in a Host header, without the port."""
-    return (urlsplit(f"//{host}").hostname or "") if "@" not in host else ""
+    """The name in a Host header, without the port; empty for what is none."""
+    try:
+        return (urlsplit(f"//{host}").hostname or "") if "@" not in host else ""
+    except ValueError:
+        return ""

@@ -143,7 +143,7 @@ def make_app(speaking: Speaking, tokens: frozenset[str] = frozenset(), limits: L
             made.cancel()
             await asyncio.to_thread(queue.drop, job)
             return Response(status_code=499)
-        if error := made.exception():
+        if error := job.error:
             await asyncio.to_thread(queue.drop, job)
             raise refusal_of(error, job)
         return FileResponse(job.folder / VIDEO, media_type="video/mp4", background=BackgroundTask(queue.drop, job))
@@ -164,7 +164,7 @@ def make_app(speaking: Speaking, tokens: frozenset[str] = frozenset(), limits: L
         job = found(name)
         state = {"state": job.state}
         if state["state"] == "failed":
-            state["why"] = str(refusal_of(job.result.exception(), job).detail)
+            state["why"] = str(refusal_of(job.error, job).detail)
         return state
 
     @app.get("/v1/jobs/{name}/video", response_class=FileResponse, responses=video | {404: refusals[404]})
@@ -215,7 +215,7 @@ async def watched(job: Job, request: Request, at_end: Callable[[], None] = lambd
             first.cancel()
             raise Refused(499, "whoever asked is gone")
         if not first.result():
-            raise refusal_of(job.result.exception(), job)
+            raise refusal_of(job.error, job)
     except (FileNotFoundError, asyncio.CancelledError):
         await asyncio.to_thread(at_end)
         raise Refused(404, "no such job") from None
@@ -227,7 +227,7 @@ async def watched(job: Job, request: Request, at_end: Callable[[], None] = lambd
         yield first.result()
         async for block in blocks:
             yield block
-        if job.stop.is_set() or job.result.exception():
+        if job.stop.is_set() or job.error:
             raise ConnectionAbortedError("the video was not finished")  # or a part would pass for the whole
 
     return _Sent(all_blocks(), media_type="video/mp4", at_end=at_end)

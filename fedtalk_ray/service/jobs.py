@@ -49,6 +49,11 @@ class Job:
             return "failed" if self.result.exception() else "done"
         return "running" if self.result.running() else "waiting"
 
+    @property
+    def error(self) -> BaseException | None:
+        """What its work raised, `Stopped` where it was taken back before it began. Of a job that has ended."""
+        return Stopped() if self.result.cancelled() else self.result.exception()
+
 
 class JobQueue:
     """One job runs, `most` at most wait. Of ended jobs the last `kept` are kept, for `keep_s` seconds, until another is
@@ -69,7 +74,11 @@ class JobQueue:
                 raise QueueFull
             job = Job(name := secrets.token_urlsafe(12), self._folder / name)
             self._jobs[name] = job
-        job.folder.mkdir(parents=True)
+        try:
+            job.folder.mkdir(parents=True)
+        except OSError:
+            self._forget(job)
+            raise
         return job
 
     def begin(self, job: Job, work: Work) -> None:
@@ -103,6 +112,8 @@ class JobQueue:
             self._forget(job)
 
     def _forget(self, job: Job) -> None:
+        if job.growing is not None:
+            job.growing.close()
         self._jobs.pop(job.name, None)
         shutil.rmtree(job.folder, ignore_errors=True)
 

@@ -1,6 +1,5 @@
 """What is asked of the service, whoever asks: a face, a sound and how they are to meet become a job, and a video."""
 
-import asyncio
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +21,9 @@ from fedtalk_ray.service.speaker import Speaker
 
 REFERENCE, SOUND, VIDEO, GROWING = "reference", "sound", "video.mp4", "growing.mp4"
 """What lies in a job's folder."""
+
+
+NO_ROOM = "there is no room for what was given"
 
 
 class NoRoom(UserError):
@@ -53,16 +55,21 @@ class Speaking:
     def begin(self, wish: Wish, reference: BinaryIO, sound: BinaryIO, most_seconds: float) -> Job:
         """A job in the queue. most_seconds: of sound. Raises `UnknownIdentity`, `QueueFull` and `NoRoom`."""
         self.speaker.check(wish.identity)
-        job = self.queue.new()
+        try:
+            job = self.queue.new()
+        except OSError as error:
+            raise NoRoom(NO_ROOM) from error
         try:
             for name, file in ((REFERENCE, reference), (SOUND, sound)):
                 with open(job.folder / name, "wb") as copy:
                     shutil.copyfileobj(file, copy)
             if wish.stream:
                 job.growing = GrowingFile(job.folder / GROWING)
-        except OSError as error:
+        except BaseException as error:
             self.queue.drop(job)
-            raise NoRoom("there is no room for what was given") from error
+            if isinstance(error, OSError):
+                raise NoRoom(NO_ROOM) from error
+            raise
         made = partial(
             work,
             speaker=self.speaker,
@@ -123,6 +130,6 @@ def why_not(error: BaseException | None, job: Job) -> str | None:
         # Without where its files lie here.
         text = str(error).replace(f"{job.folder}/", "")
         return text.replace(f"reference {REFERENCE}", REFERENCE)
-    if isinstance(error, Stopped | asyncio.CancelledError):
+    if isinstance(error, Stopped):
         return "the job was taken back"
     return None

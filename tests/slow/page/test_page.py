@@ -217,6 +217,45 @@ def test_one_of_the_runs_own_clients_is_nobody_elses_to_change_or_delete(page: O
     assert RunFolder(run).client("anna").newest_adapter.is_dir()
 
 
+def call(opened: Any, address: str, names: list[str], given: list[Any]) -> str:
+    """What one of the page's own functions answers, called past the page: whose inputs have these labels."""
+    told = opened.request.get(f"{address}/config").json()
+    labels = {each["id"]: each["props"].get("label") for each in told["components"]}
+    number = next(
+        each["id"] for each in told["dependencies"] if [labels[one] for one in each["inputs"]][: len(names)] == names
+    )
+    body = {"fn_index": number, "data": given, "session_hash": "past", "event_data": None}
+    assert opened.request.post(f"{address}/gradio_api/queue/join", data=body).ok
+    answer: str = opened.request.get(f"{address}/gradio_api/queue/data?session_hash=past").text()
+    return answer
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "{run}/config.yaml", "http://127.0.0.1:9/x.png", "/dev/zero"])
+def test_paths_and_addresses_are_no_uploads(page: Open, app: tuple[str, Path], run: Path, path: str) -> None:
+    """Gradio takes a path in an upload's place: what is mounted, not launched, it would read from anywhere."""
+    opened, place = page(), path.format(run=run)
+    names = ["The face is in", "Picture of one face"]
+    settings = [
+        None,
+        None,
+        "",
+        "nobody in particular (the shared model)",
+        False,
+        "the whole picture",
+        False,
+        0,
+        0,
+        2,
+        1,
+    ]
+    given = ["a picture", {"path": place, "meta": {"_type": "gradio.FileData"}}, *settings]
+    answer = call(opened, app[0], names, given)
+    assert '"success":false' in answer and "process_completed" in answer
+    assert not list(app[1].rglob("passwd")) and not list(app[1].rglob("config.yaml")) and not list(app[1].rglob("zero"))
+    with_id = opened.request.get(f"{app[0]}/gradio_api/file={place}")
+    assert with_id.status in (403, 404)
+
+
 @looks(2)
 def test_a_run_is_watched_while_it_goes_on(
     page: Open, run: Path, plain_record: Callable, width: int, scheme: str

@@ -64,6 +64,21 @@ def test_a_clip_without_a_face_is_left_out_and_the_rest_used(run: RunFolder, tmp
     person.delete()
 
 
+def test_who_is_deleted_while_work_goes_on_leaves_nothing_and_may_come_back(run: RunFolder, tmp_path: Path) -> None:
+    person = Person(run, "max")
+    person.keep([film(tmp_path / "one.mp4"), film(tmp_path / "two.mp4")], "yes")
+
+    def work() -> None:
+        person.delete()
+        person.folder.newest_adapter.mkdir(parents=True)
+
+    with pytest.raises(PersonError, match=r"^max was deleted meanwhile$"):
+        person.while_she_stays(work)
+    assert not person.folder.path.exists()
+    assert Person(run, "max").keep([tmp_path / "one.mp4"], "yes") == 1
+    person.delete()
+
+
 def test_a_long_recording_becomes_several_clips(run: RunFolder, tmp_path: Path) -> None:
     """20 s by hand: two of ten; a browser's recording, whose file does not say its length, too."""
     person = Person(run, "lou")

@@ -291,11 +291,11 @@ def test_the_command_serves_until_it_is_stopped_and_leaves_nothing(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    command = [sys.executable, "-m", "fedtalk_ray.commands.cli", "app", "--run", str(run), "--port", "0"]
+    command = [sys.executable, "-m", "fedtalk_ray.commands.cli", "app", "--run", str(run), "--port", "0", "--no-page"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
-        told = re.match(r"http://127\.0\.0\.1:([0-9]+)/v1/generate", process.stdout.readline())
+        told = re.match(r"http://127\.0\.0\.1:([0-9]+)/v1 for programs", process.stdout.readline())
         assert told
         port = int(told[1])
         session = requests.Session()
@@ -314,7 +314,7 @@ def test_the_command_serves_until_it_is_stopped_and_leaves_nothing(
         files = form(sound=wav(59.0))
         waits = threading.Thread(target=ends_without_an_answer, args=(session, port, files))
         waits.start()
-        until(lambda: list(Path(os.environ["TMPDIR"]).glob("fedtalk-app-*/*/sound")))
+        until(lambda: list(Path(os.environ["TMPDIR"]).glob("fedtalk-app-*/jobs/*/sound")))
     finally:
         process.terminate()
         process.wait(30)

@@ -3,6 +3,8 @@
 import io
 import socket
 import threading
+import time
+from pathlib import Path
 
 import av
 import pytest
@@ -11,7 +13,7 @@ import requests
 from fedtalk_ray.marking import marked_video
 from fedtalk_ray.media.video import read_video
 from fedtalk_ray.service.admission import COOKIE
-from tests.served import TOKEN, Served, form, frames_of, until, wav
+from tests.served import TOKEN, Served, ask_alone, form, frames_of, until, wav
 
 
 def test_frames_come_as_they_are_made_and_are_those_of_the_file(served: Served, tmp_path) -> None:
@@ -119,6 +121,57 @@ def test_a_browser_gives_its_token_once(served: Served) -> None:
         assert other.status_code == 403 and other.json() == {"detail": "another site's page asks"}
         assert browser.get(f"{at}/v1/identities", headers={"Origin": at}).status_code == 200
     assert not list(served.folder.iterdir())
+
+
+def test_no_other_site_frames_it_and_nothing_of_another_place_is_handed_out(served: Served) -> None:
+    answer = served.ask("GET", "/v1/identities")
+    assert answer.headers["content-security-policy"] == "frame-ancestors 'self'"
+    for path in ("/file=http://elsewhere.example/x.png", "/file=http%3A%2F%2Felsewhere.example/x.png", "/file=http:/x"):
+        assert served.ask("GET", path).status_code == 403
+
+
+def test_what_is_parsed_at_once_is_short(served: Served) -> None:
+    """Two MiB may come as a form of files; as JSON they would hold everybody up."""
+    answer = served.ask("POST", "/v1/jobs", data=b"[]," * 400_000, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 413 and answer.json() == {"detail": "the body is longer than 1024 KiB"}
+
+
+def test_a_job_that_is_taken_back_before_its_turn_is_gone_for_who_watches(
+    served: Served, slow: threading.Event
+) -> None:
+    first, second = (
+        served.ask("POST", "/v1/jobs", files=form(), data={"stream": True}).json()["job"] for _ in range(2)
+    )
+    seen: list[int] = []
+    watcher = threading.Thread(
+        target=lambda: seen.append(ask_alone(served, "GET", f"/v1/jobs/{second}/stream").status_code)
+    )
+    watcher.start()
+    time.sleep(0.3)
+    assert served.ask("DELETE", f"/v1/jobs/{second}").status_code == 204
+    watcher.join(20)
+    assert seen == [410]
+    slow.set()
+    served.ask("DELETE", f"/v1/jobs/{first}")
+    until(lambda: not list(served.folder.iterdir()))
+
+
+def test_another_programs_cookies_do_not_hide_the_token(served: Served) -> None:
+    headers = {"Cookie": f'a={{"x":1}}; b[c]=d e; {COOKIE}={TOKEN}'}
+    assert served.ask("GET", "/v1/identities", None, headers=headers).status_code == 200
+    for odd in ({"Host": "["}, {"Origin": "http://["}):
+        assert served.ask("GET", "/v1/identities", None, headers=odd).status_code in (401, 403)
+
+
+def test_a_full_disk_takes_no_place_in_the_queue(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as no_room:
+        no_room.setattr(Path, "mkdir", full)
+        for _ in range(4):
+            assert served.ask("POST", "/v1/jobs", files=form()).status_code == 507
+    assert served.ask("POST", "/v1/generate", files=form()).status_code == 200
 
 
 def test_without_tokens_only_this_machines_own_names_are_answered(open_to_all: Served) -> None:
