@@ -7,9 +7,10 @@ from PIL import Image
 from scipy.io import wavfile
 
 from fedtalk_ray.corpora import synthetic
+from fedtalk_ray.errors import UserError
 from fedtalk_ray.media.video import SAMPLE_RATE
 from fedtalk_ray.runs.folder import RunFolder
-from fedtalk_ray.shards.format import ShardError, load_manifest
+from fedtalk_ray.shards.format import load_manifest
 
 PEOPLE, SECONDS = (40, 41, 42), 3.0
 """Whom no recipe that ships trains on."""
@@ -39,10 +40,8 @@ def drawn_people(run: RunFolder, size: int, folder: Path) -> list[Example]:
 
 
 def _kind_of(run: RunFolder) -> str:
-    if not run.exists():
-        return synthetic.PEOPLE
     try:
         corpus = load_manifest(run.config().shards).corpus
-    except ShardError:
-        return synthetic.PEOPLE
+    except UserError:
+        return synthetic.PEOPLE  # a bare model, or a run whose shards are gone
     return corpus if corpus in synthetic.KINDS else synthetic.PEOPLE

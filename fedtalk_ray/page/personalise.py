@@ -42,7 +42,7 @@ def personalise_tab(speaking: Speaking, run: RunFolder, most_seconds: float) -> 
     )
     with gr.Row():
         with gr.Column():
-            name = gr.Textbox(label="Name of your folder", placeholder="anna", max_lines=1)
+            name = gr.Textbox(label="Name of your folder", info="small letters and digits, as in anna", max_lines=1)
             clips = gr.File(
                 file_count="multiple",
                 file_types=list(SUFFIXES),

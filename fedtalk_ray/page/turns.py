@@ -1,7 +1,8 @@
 """What the page asks of the service's queue: work that waits for its turn like everybody's, and the videos it makes."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,17 @@ from fedtalk_ray.errors import UserError
 from fedtalk_ray.service.jobs import Job, QueueFull, Work
 from fedtalk_ray.service.speaking import Speaking, Wish, why_not
 
-FULL = "as many people wait as may; try again in a moment"
-
 
 def begin_video(speaking: Speaking, wish: Wish, reference: Path, sound: Path, most_seconds: float) -> Job:
     """most_seconds: of sound. Raises `UserError`s."""
-    return _unless_full(lambda: _begin_video(speaking, wish, reference, sound, most_seconds))
+    with _told_where_full(), open(reference, "rb") as face, open(sound, "rb") as said:
+        return speaking.begin(wish, face, said, most_seconds)
 
 
 def begin_work(speaking: Speaking, work: Work) -> Job:
     """Raises `UserError` where the queue is full."""
-    job = _unless_full(speaking.queue.new)
+    with _told_where_full():
+        job = speaking.queue.new()
     speaking.queue.begin(job, work)
     return job
 
@@ -32,8 +33,11 @@ async def ended(job: Job, seconds: float = 1.0) -> bool:
 
     Whoever waits yields in between: Gradio ends what a closed page has asked for at its next step.
     """
-    done, _ = await asyncio.wait([asyncio.wrap_future(job.result)], timeout=seconds)
-    return bool(done)
+    loop, end = asyncio.get_running_loop(), asyncio.Event()
+    job.result.add_done_callback(lambda _: loop.call_soon_threadsafe(end.set))
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(end.wait(), seconds)
+    return job.result.done()
 
 
 def result_of(job: Job) -> Any:
@@ -59,13 +63,9 @@ def two_players(videos: Sequence[Path]) -> tuple[Any, Any]:
     return first, second
 
 
-def _begin_video(speaking: Speaking, wish: Wish, reference: Path, sound: Path, most_seconds: float) -> Job:
-    with open(reference, "rb") as face, open(sound, "rb") as said:
-        return speaking.begin(wish, face, said, most_seconds)
-
-
-def _unless_full(begin: Callable[[], Job]) -> Job:
+@contextlib.contextmanager
+def _told_where_full() -> Iterator[None]:
     try:
-        return begin()
+        yield
     except QueueFull:
-        raise UserError(FULL) from None
+        raise UserError("as many people wait as may; try again in a moment") from None

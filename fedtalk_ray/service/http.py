@@ -216,7 +216,7 @@ async def watched(job: Job, request: Request, at_end: Callable[[], None] = lambd
             raise Refused(499, "whoever asked is gone")
         if not first.result():
             raise refusal_of(job.error, job)
-    except (FileNotFoundError, asyncio.CancelledError):
+    except FileNotFoundError:
         await asyncio.to_thread(at_end)
         raise Refused(404, "no such job") from None
     except Refused:

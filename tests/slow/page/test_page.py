@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from scipy.io import wavfile
 
 from fedtalk_ray.commands.cli import main
 from fedtalk_ray.config import save_config
@@ -22,8 +24,10 @@ from fedtalk_ray.corpora.synthetic import render_clip
 from fedtalk_ray.marking.verify import verify
 from fedtalk_ray.media.encoding import write_video
 from fedtalk_ray.media.video import read_video
+from fedtalk_ray.page.speak import SHARED, WHOLE
 from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.runs.history import History
+from tests.served import until
 
 Open = Callable[..., Any]
 
@@ -69,9 +73,11 @@ def app(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[s
 def page(browser: Any, app: tuple[str, Path]) -> Iterator[Open]:
     """Opens the page; at the end nobody may have complained or asked elsewhere."""
     complaints: list[str] = []
+    harmless = list(HARMLESS)
     contexts = []
 
-    def open_it(width: int = 1280, scheme: str = "light") -> Any:
+    def open_it(width: int = 1280, scheme: str = "light", expected: tuple[str, ...] = ()) -> Any:
+        harmless.extend(expected)
         contexts.append(browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme))
         opened = contexts[-1].new_page()
         opened.set_default_timeout(60_000)
@@ -89,7 +95,7 @@ def page(browser: Any, app: tuple[str, Path]) -> Iterator[Open]:
     yield open_it
     for context in contexts:
         context.close()
-    assert [each for each in complaints if not any(known in each for known in HARMLESS)] == []
+    assert [each for each in complaints if not any(known in each for known in harmless)] == []
 
 
 def nothing_serious(opened: Any) -> None:
@@ -152,7 +158,55 @@ def test_the_keyboard_alone_is_enough(page: Open) -> None:
     opened.locator("#said").get_by_text("0:03").wait_for()
     go_to("Speak")
     opened.keyboard.press("Enter")
-    opened.get_by_text("Done.").wait_for()
+    finds(opened, PLAYS.format("#made video"))
+    assert opened.locator("#told").inner_text().strip() == "Done."
+
+
+@pytest.mark.parametrize("how", ["stop", "close"])
+def test_who_stops_or_leaves_is_not_worked_for_any_more(
+    page: Open, app: tuple[str, Path], how: str, tmp_path: Path
+) -> None:
+    """Fifty seconds at ten steps: half a minute of work and more, of which nothing is left soon after."""
+    wavfile.write(tmp_path / "long.wav", 16_000, np.random.default_rng(0).normal(0, 2000, 800_000).astype(np.int16))
+    # The player asks for a stream that is gone.
+    opened = page(expected=("status of 404", "status of 410"))
+    before = set(app[1].glob("fedtalk-app-*/jobs/*"))
+    opened.get_by_text("Drawn person 1").click()
+    opened.locator("#said").get_by_text("0:03").wait_for()
+    opened.locator("#said").get_by_label("Clear").click()
+    opened.locator("#said input[type=file]").set_input_files(tmp_path / "long.wav")
+    opened.locator("#said").get_by_text("0:50").wait_for()
+    opened.get_by_text("More").click()
+    opened.get_by_label("Denoising steps").first.fill("10")
+    opened.get_by_role("button", name="Speak", exact=True).click()
+    opened.locator("#live video").wait_for(state="attached")
+    assert set(app[1].glob("fedtalk-app-*/jobs/*")) - before
+    if how == "stop":
+        opened.get_by_role("button", name="Stop", exact=True).first.click()
+        opened.get_by_text("Stopped.").wait_for()
+    else:
+        opened.close()
+    until(lambda: not set(app[1].glob("fedtalk-app-*/jobs/*")) - before)
+
+
+def test_who_is_deleted_while_she_is_trained_is_gone(page: Open, run: Path, tmp_path: Path) -> None:
+    for number in range(3):
+        drawn = render_clip(41, number, size=128, seconds=1.2).video
+        write_video(tmp_path / f"{number}.mp4", drawn.frames, drawn.audio)
+    opened = page()
+    opened.get_by_role("tab", name="Personalise").click()
+    opened.get_by_label("Name of your folder").fill("bea")
+    opened.get_by_label("These clips show me").check()
+    opened.locator("#clips input[type=file]").set_input_files([tmp_path / f"{number}.mp4" for number in range(3)])
+    finds(opened, "document.querySelectorAll('#clips a[download]').length === 3")
+    opened.get_by_label("Steps of training").first.fill("600")
+    opened.get_by_role("button", name="Personalise", exact=True).click()
+    opened.get_by_text("Training: step").wait_for()
+    opened.get_by_text("Deletion").click()
+    opened.get_by_label("Your folder's name once more").fill("bea")
+    opened.get_by_role("button", name="Delete everything of me").click()
+    opened.get_by_text("bea was deleted meanwhile").wait_for()
+    assert not RunFolder(run).client("bea").path.exists() and RunFolder(run).clients() == ["anna"]
 
 
 @looks(1)
@@ -230,30 +284,18 @@ def call(opened: Any, address: str, names: list[str], given: list[Any]) -> str:
     return answer
 
 
-@pytest.mark.parametrize("path", ["/etc/passwd", "{run}/config.yaml", "http://127.0.0.1:9/x.png", "/dev/zero"])
-def test_paths_and_addresses_are_no_uploads(page: Open, app: tuple[str, Path], run: Path, path: str) -> None:
+def test_paths_and_addresses_are_no_uploads(page: Open, app: tuple[str, Path], run: Path) -> None:
     """Gradio takes a path in an upload's place: what is mounted, not launched, it would read from anywhere."""
-    opened, place = page(), path.format(run=run)
+    opened = page()
     names = ["The face is in", "Picture of one face"]
-    settings = [
-        None,
-        None,
-        "",
-        "nobody in particular (the shared model)",
-        False,
-        "the whole picture",
-        False,
-        0,
-        0,
-        2,
-        1,
-    ]
-    given = ["a picture", {"path": place, "meta": {"_type": "gradio.FileData"}}, *settings]
-    answer = call(opened, app[0], names, given)
-    assert '"success":false' in answer and "process_completed" in answer
-    assert not list(app[1].rglob("passwd")) and not list(app[1].rglob("config.yaml")) and not list(app[1].rglob("zero"))
-    with_id = opened.request.get(f"{app[0]}/gradio_api/file={place}")
-    assert with_id.status in (403, 404)
+    settings = [None, None, "", SHARED, False, WHOLE, False, 0, 0, 2, 1]
+    for place in ("/etc/passwd", str(run / "config.yaml"), "http://127.0.0.1:9/x.png", "/dev/zero"):
+        given = ["a picture", {"path": place, "meta": {"_type": "gradio.FileData"}}, *settings]
+        answer = call(opened, app[0], names, given)
+        assert '"success":false' in answer and "process_completed" in answer, place
+        assert opened.request.get(f"{app[0]}/gradio_api/file={place}").status in (403, 404)
+    left = {path.name for path in app[1].rglob("*")}
+    assert not left & {"passwd", "config.yaml", "x.png", "zero"}
 
 
 @looks(2)
