@@ -17,7 +17,11 @@ from scipy.io import wavfile
 from fedtalk_ray.corpora.synthetic import render_clip
 from fedtalk_ray.marking.certificates import trial_signing
 from fedtalk_ray.media.video import read_video
+from fedtalk_ray.model import adapters
+from fedtalk_ray.model.pipeline import TalkingHeadPipeline
+from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.service.http import Limits, make_app
+from fedtalk_ray.service.making import Maker
 from fedtalk_ray.service.speaker import Speaker
 from fedtalk_ray.service.speaking import Speaking
 
@@ -28,9 +32,13 @@ LIMITS = Limits(body_mb=2, seconds=2.0, job_seconds=4.0)
 class Served:
     """The service on a port of this machine, in a thread; `ask` is requests' own with the address and the token."""
 
-    def __init__(self, run: Path, folder: Path, tokens: frozenset[str] = frozenset({TOKEN})) -> None:
+    def __init__(
+        self, run: Path, folder: Path, tokens: frozenset[str] = frozenset({TOKEN}), maker: Maker | None = None
+    ) -> None:
+        """maker: None for this process itself."""
         self.folder = folder
-        speaking = Speaking(Speaker(run, 3, "cpu"), folder, 2, trial_signing())
+        maker = maker or Speaker(RunFolder(run), 3, "cpu")
+        speaking = Speaking(RunFolder(run), maker, folder, 2, trial_signing())
         app = make_app(speaking, tokens, LIMITS)
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
@@ -48,6 +56,24 @@ class Served:
     def close(self) -> None:
         self._server.should_exit = True
         self._thread.join(30)
+
+
+def run_of_five(pipeline: TalkingHeadPipeline, folder: Path) -> Path:
+    """A run whose five clients each have an adapter of their own."""
+    pipeline.save_pretrained(str(folder / "pipeline"))
+    model = adapters.with_adapters(pipeline.denoiser, None, 1.0, 3)
+    for number in range(5):
+        own_adapter(folder, f"c{number}", model)
+    return folder
+
+
+def own_adapter(folder: Path, name: str, model: Any) -> None:
+    """Gives somebody an adapter that is nobody else's."""
+    for _, parameter in adapters.identity_parameters(model):
+        parameter.data.normal_(0, 0.3)
+    place = RunFolder(folder).client(name)
+    place.path.mkdir(parents=True, exist_ok=True)
+    adapters.save_adapter(model, adapters.IDENTITY, place.newest_adapter)
 
 
 def until(true: Callable[[], object], seconds: float = 30) -> None:

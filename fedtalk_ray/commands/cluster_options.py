@@ -19,7 +19,9 @@ def submit(
     context: typer.Context,
     task: Annotated[
         str,
-        typer.Argument(help="prepare, pretrain, train, personalize, generate, evaluate, compare, corrupt or report."),
+        typer.Argument(
+            help="prepare, pretrain, train, personalize, generate, evaluate, compare, corrupt, report or app."
+        ),
     ],
     address: Annotated[
         str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard, http://HEAD:8265.")

@@ -5,14 +5,21 @@ import signal
 import socket
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedtalk_ray.commands.speaking import Model
 from fedtalk_ray.errors import ConfigError
-from fedtalk_ray.service.admission import LOOPBACK
+from fedtalk_ray.service.admission import LOOPBACK, read_tokens
+
+if TYPE_CHECKING:
+    from fedtalk_ray.runs.folder import RunFolder
+    from fedtalk_ray.service.making import Maker
 
 MOST_AT_ONCE = 100
 """Connections at once, idle ones too; who has one more is told 503."""
@@ -30,6 +37,14 @@ def app(
     job_seconds: Annotated[float, typer.Option(min=1, help="Longest sound of a job.")] = 600,
     body_mb: Annotated[int, typer.Option(min=1, help="Largest request, MiB.")] = 64,
     identities: Annotated[int, typer.Option(min=1, help="People whose own models stay in memory.")] = 3,
+    replicas: Annotated[
+        int, typer.Option(min=0, help="Processes of Ray Serve that make videos; 0: this one does, without Ray.")
+    ] = 0,
+    most_replicas: Annotated[
+        int | None, typer.Option(min=1, help="So many while more is asked at once. [default: as many as --replicas]")
+    ] = None,
+    replica_gpus: Annotated[float, typer.Option(min=0, help="GPUs of each replica, whole or a fraction.")] = 0,
+    address: Annotated[str, typer.Option(help='Of replicas: "default", "local", "auto", or host:port.')] = "default",
     certificate: Annotated[
         Path | None, typer.Option(help="PEM chain that signs the content credentials; else one made here, for trials.")
     ] = None,
@@ -46,20 +61,27 @@ def app(
 
     from fedtalk_ray.marking.certificates import trial_signing
     from fedtalk_ray.marking.marked_video import signing_with
+    from fedtalk_ray.model.released import open_model
     from fedtalk_ray.service.http import Limits, make_app
-    from fedtalk_ray.service.speaker import Speaker
     from fedtalk_ray.service.speaking import Speaking
 
     known = frozenset[str]() if tokens is None else read_tokens(tokens)
     if not known and host not in LOOPBACK:
         raise ConfigError(f"--host {host}: others can reach that; give --tokens FILE, or listen at 127.0.0.1")
     signing = signing_with(certificate, key) or trial_signing()
-    speaker = Speaker(run, identities)
+    if most_replicas is not None and most_replicas < max(replicas, 1):
+        raise ConfigError(f"--most-replicas {most_replicas}: is fewer than --replicas {replicas}, or those are none")
+    scale = Scale(replicas, most_replicas or replicas, identities, replica_gpus, address)
+    model = open_model(run)
     limits = Limits(body_mb, seconds, job_seconds)
-    with listening(host, port) as line, tempfile.TemporaryDirectory(prefix="fedtalk-app-") as folder:
+    with (
+        listening(host, port) as line,
+        makers(model, scale, line.getsockname()[1]) as maker,
+        tempfile.TemporaryDirectory(prefix="fedtalk-app-") as folder,
+    ):
         # Of what the page is given nothing stays behind either.
         os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "page")
-        speaking = Speaking(speaker, Path(folder) / "jobs", waiting, signing)
+        speaking = Speaking(model, maker, Path(folder) / "jobs", waiting, signing)
         served = make_app(speaking, known, limits)
         if not no_page:
             from fedtalk_ray.page.page import show_page
@@ -76,22 +98,37 @@ def app(
         uvicorn.Server(bounds).run(sockets=[line])
 
 
+@dataclass(frozen=True)
+class Scale:
+    """Who makes videos: this process where `least` is 0, else so many replicas, `most` where more is asked at once."""
+
+    least: int
+    most: int
+    identities: int
+    gpus: float
+    address: str
+
+
+@contextmanager
+def makers(run: "RunFolder", scale: Scale, port: int) -> "Iterator[Maker]":
+    """Who makes the videos of the service at that port, for as long as the block lasts. Raises `ClusterError`."""
+    if not scale.least:
+        from fedtalk_ray.service.speaker import Speaker
+
+        yield Speaker(run, scale.identities)
+        return
+    from fedtalk_ray.actors.connection import connect, run_label
+    from fedtalk_ray.actors.replicas import replicas
+
+    connect(scale.address)
+    name = f"fedtalk-{run_label(run.path)}-{port}"
+    with replicas(name, run, scale.least, scale.most, scale.identities, scale.gpus) as found:
+        yield found
+
+
 def listening(host: str, port: int) -> socket.socket:
     """A socket there. Raises `ConfigError`."""
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
         raise ConfigError(f"--host {host} --port {port}: {error.strerror or error}; give another") from error
-
-
-def read_tokens(path: Path) -> frozenset[str]:
-    """The tokens in a file, one a line. Raises `ConfigError` for none, and for one that is easily guessed."""
-    try:
-        found = frozenset(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--tokens {path} cannot be read ({error})") from error
-    if not found:
-        raise ConfigError(f"--tokens {path} holds no token; write one a line, of 16 characters or more")
-    if short := [token for token in found if len(token) < 16]:
-        raise ConfigError(f"--tokens {path}: {len(short)} of {len(found)} tokens have under 16 characters")
-    return found

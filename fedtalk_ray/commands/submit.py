@@ -27,12 +27,16 @@ from fedtalk_ray.actors.connection import WORKER_ENVIRONMENT, token_prefix, toke
 from fedtalk_ray.actors.ray_errors import first_line
 from fedtalk_ray.config import load_config
 from fedtalk_ray.errors import ClusterError, ConfigError
+from fedtalk_ray.model.embedded import EMBEDDED
 
-TASKS = ("prepare", "pretrain", "train", "personalize", "generate", "evaluate", "compare", "corrupt", "report")
+TASKS = ("prepare", "pretrain", "train", "personalize", "generate", "evaluate", "compare", "corrupt", "report", "app")
 """Commands that may be jobs."""
 
-PLACES = ("out", "run", "shards", "root", "tensorboard", "judge", "metrics")
-"""Parameters that name a file or folder which outlives the job, or which is too large to be sent along."""
+PLACES = ("out", "run", "shards", "root", "tensorboard", "judge", "metrics", "tokens", "certificate", "key")
+"""Parameters that name a file or folder which outlives the job, is too large to be sent along, or a secret."""
+
+STOP_S = 20
+"""Seconds that a job which is stopped has to put things in order: the service takes its replicas off the cluster."""
 
 NOT_SENT = ["/data", "/shards", "/runs", "/models", "*.clients"]
 """Folders of the working directory that stay where they are, beside what .gitignore names: people's clips, and what
@@ -89,7 +93,7 @@ def submit(
     environment: dict[str, Any] = {
         "working_dir": str(working_dir),
         "excludes": NOT_SENT,
-        "env_vars": WORKER_ENVIRONMENT,
+        "env_vars": WORKER_ENVIRONMENT | {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S)},
     }
     package = Path(fedtalk_ray.__file__).parent
     if package.resolve() != (working_dir / package.name).resolve():
@@ -155,7 +159,7 @@ def check_arguments(task: str, parameters: Mapping[str, Any], working_dir: Path)
     typing error shows before anything is sent.
     """
     for name, value in parameters.items():
-        if name in PLACES and value is not None:
+        if name in PLACES and value is not None and str(value) != EMBEDDED:
             _check_place(f"--{name}", str(value))
     address = parameters.get("address")
     if task == "train" and (file := _sent(parameters["config"], working_dir)):

@@ -5,8 +5,9 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -53,11 +54,28 @@ class InputError(UserError):
 
 
 class Written(NamedTuple):
-    """What a video came to. mark: the invisible mark's number; None without one."""
+    """What a video came to. mark: the invisible mark's number; None without one. kind: what credentials are to call
+    it (`credentials.SYNTHETIC`, `COMPOSITE`)."""
 
     frames: int
     seconds: float
     mark: int | None = None
+    kind: str = SYNTHETIC
+
+
+class Write(Protocol):
+    """Writes frames as they come, as `write_marked` does; returns the invisible mark's number, None without one."""
+
+    def __call__(
+        self,
+        path: Path,
+        blocks: Iterator[np.ndarray],
+        audio: np.ndarray,
+        kind: str,
+        *,
+        fps: Fraction,
+        pixel_aspect: Fraction,
+    ) -> int | None: ...
 
 
 def generate(
@@ -104,8 +122,21 @@ def generate(
         hold_still=hold_still,
         seed=seed,
         sampling=sampling,
-        signing=signing if mark else None,
+        write=partial(write_marked, signing=signing) if mark else write_bare,
     )
+
+
+def write_bare(
+    path: Path,
+    blocks: Iterator[np.ndarray],
+    audio: np.ndarray,
+    kind: str,
+    *,
+    fps: Fraction,
+    pixel_aspect: Fraction,
+) -> None:
+    """With neither mark nor credentials."""
+    write_video(path, blocks, audio, fps, pixel_aspect)
 
 
 def speak_into(
@@ -120,15 +151,13 @@ def speak_into(
     hold_still: bool = False,
     seed: int = 0,
     sampling: Sampling = USUAL,
-    signing: Signing | None = None,
+    write: Write,
     stopped: Callable[[], bool] = lambda: False,
-    growing: BinaryIO | None = None,
 ) -> Written:
     """`generate` with a model that is there already, of sound float32 [N].
 
-    signing: what signs the credentials; None for neither credentials nor mark. growing: takes what is signed as it
-    comes (`write_marked`). stopped: asked before every block of
-    frames; where it says so `Stopped` is raised, and there is no `out`. Raises `UserError`s.
+    stopped: asked before every block of frames; where it says so `Stopped` is raised, and there is no `out`. Raises
+    `UserError`s.
     """
     if face is not None and face < 1:
         raise InputError(f"--face {face}: faces are counted from 1, from the left")
@@ -154,15 +183,9 @@ def speak_into(
         blocks, what = (-(-count // FPS), "seconds made") if scene is None else (count, "frames made")
         frames = progress(frames, blocks, what)
     aspect = scene.pixel_aspect if scene is not None else Fraction(1)
-    number = None
-    frames = _until(stopped, frames)
-    if signing is None:
-        write_video(out, frames, sound, rate, aspect)
-    else:
-        number = write_marked(
-            out, frames, sound, SYNTHETIC if scene is None else COMPOSITE, signing, rate, aspect, growing
-        )
-    return Written(count, float(count / rate), number)
+    kind = SYNTHETIC if scene is None else COMPOSITE
+    number = write(out, _until(stopped, frames), sound, kind, fps=rate, pixel_aspect=aspect)
+    return Written(count, float(count / rate), number, kind)
 
 
 def _until(stopped: Callable[[], bool], frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:

@@ -43,7 +43,7 @@ KEPT_S = 3600
 
 def show_page(app: FastAPI, speaking: Speaking, folder: Path, most_seconds: float, body_mb: int) -> FastAPI:
     """The service with the page at /. folder: for the page's examples. most_seconds: of sound. body_mb: of a file."""
-    run = speaking.speaker.run
+    run = speaking.run
     theme = gr.themes.Default(
         primary_hue="blue", font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")
     ).set(
@@ -60,7 +60,7 @@ def show_page(app: FastAPI, speaking: Speaking, folder: Path, most_seconds: floa
     with gr.Blocks(title="fedtalk", analytics_enabled=False, delete_cache=(60, KEPT_S)) as page:
         gr.Markdown(f"# fedtalk\nA face and a voice become a talking head. The model is `{run.path}`.")
         with gr.Tab("Speak"):
-            speak_tab(speaking, drawn_people(run, speaking.speaker.model().frame_size(), folder), most_seconds)
+            speak_tab(speaking, drawn_people(run, speaking.maker.frame_size(), folder), most_seconds)
         with gr.Tab("Personalise"):
             personalise_tab(speaking, run, most_seconds)
         with gr.Tab("Federation"):

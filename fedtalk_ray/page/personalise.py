@@ -17,7 +17,8 @@ from fedtalk_ray.page.person import MOST_CLIPS, Checked, Person
 from fedtalk_ray.page.turns import begin_video, begin_work, ended, player, result_of
 from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.service.jobs import Job
-from fedtalk_ray.service.speaking import Speaking, Wish
+from fedtalk_ray.service.making import Wish
+from fedtalk_ray.service.speaking import Speaking
 from fedtalk_ray.training.personalize import Personalized, personalize
 
 CONSENT = "These clips show me, or somebody who agreed to it. They and what is learned of them stay in this folder."
@@ -161,7 +162,7 @@ async def _personalise(
                 plot = gr.update(value=pd.DataFrame(losses, columns=["step", "loss"]), visible=True)
                 yield *kept, f"Training: step {len(losses)} of {int(steps)}.", gr.skip(), plot, *same[2:], *busy
         assert result is not None
-        speaking.speaker.forget(person.name)
+        speaking.maker.forget(person.name)
         figures = f"held-out loss {result.loss_before:.4f} before, {result.loss_after:.4f} after"
         clip, videos = person.first_clip(), ""
         for identity, label in ((None, "The shared model, before"), (person.name, "Your own, after")):
@@ -191,7 +192,7 @@ def delete_person(speaking: Speaking, run: RunFolder, name: str, repeated: str) 
     if not person.folder.path.exists():
         raise UserError(f"there is no folder {person.name}")
     person.delete()
-    speaking.speaker.forget(person.name)
+    speaking.maker.forget(person.name)
     return f"Everything of {escape(person.name)} is deleted: `{escape(str(person.folder.path))}` is gone."
 
 

@@ -18,7 +18,8 @@ from fedtalk_ray.model.sampling import DEFAULT_GUIDANCE, DEFAULT_STEPS, Sampling
 from fedtalk_ray.page.examples import Example
 from fedtalk_ray.page.turns import begin_video, ended, result_of, two_players
 from fedtalk_ray.service.jobs import Job
-from fedtalk_ray.service.speaking import VIDEO, Speaking, Wish
+from fedtalk_ray.service.making import Wish
+from fedtalk_ray.service.speaking import VIDEO, Speaking
 
 SHARED = "nobody in particular (the shared model)"
 WHOLE, CROP = "the whole picture", "the face alone"
@@ -54,7 +55,7 @@ def speak_tab(speaking: Speaking, examples: list[Example], most_seconds: float) 
             video = gr.Video(sources=["upload", "webcam"], label="Video of one face", height=240, visible=False)
             sound.render()
             text = gr.Textbox(label="or a text that is read aloud", lines=2, visible=reader() is not None)
-            who = gr.Dropdown([SHARED, *speaking.speaker.identities()], value=SHARED, label="Speaks as")
+            who = gr.Dropdown([SHARED, *speaking.identities()], value=SHARED, label="Speaks as")
             beside = gr.Checkbox(label="beside it the shared model, to compare", visible=False)
             with gr.Accordion("More", open=False):
                 shown = gr.Radio([WHOLE, CROP], value=WHOLE, label="Show")
@@ -83,7 +84,7 @@ def speak_tab(speaking: Speaking, examples: list[Example], most_seconds: float) 
     )
     who.change(lambda name: gr.update(visible=name != SHARED), who, beside, show_progress="hidden", queue=False)
     who.focus(
-        lambda: gr.update(choices=[SHARED, *speaking.speaker.identities()]),
+        lambda: gr.update(choices=[SHARED, *speaking.identities()]),
         None,
         who,
         show_progress="hidden",

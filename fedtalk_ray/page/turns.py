@@ -11,7 +11,8 @@ import gradio as gr
 
 from fedtalk_ray.errors import UserError
 from fedtalk_ray.service.jobs import Job, QueueFull, Work
-from fedtalk_ray.service.speaking import Speaking, Wish, why_not
+from fedtalk_ray.service.making import Wish
+from fedtalk_ray.service.speaking import Speaking, why_not
 
 
 def begin_video(speaking: Speaking, wish: Wish, reference: Path, sound: Path, most_seconds: float) -> Job:
@@ -23,9 +24,7 @@ def begin_video(speaking: Speaking, wish: Wish, reference: Path, sound: Path, mo
 def begin_work(speaking: Speaking, work: Work) -> Job:
     """Raises `UserError` where the queue is full."""
     with _told_where_full():
-        job = speaking.queue.new()
-    speaking.queue.begin(job, work)
-    return job
+        return speaking.begin_training(work)
 
 
 async def ended(job: Job, seconds: float = 1.0) -> bool:

@@ -1,6 +1,7 @@
 """Who is let in: before a byte of a body is read, by a token, a body's length, and the page that asks."""
 
 import hmac
+from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -10,6 +11,8 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import cookie_parser
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from fedtalk_ray.errors import ConfigError
 
 COOKIE, SIGN_IN, MOST_SIGN_IN = "fedtalk_token", "/sign-in", 4096
 MOST_PARSED = 1 << 20
@@ -24,6 +27,19 @@ input,button{font:inherit;padding:.5rem;width:100%;box-sizing:border-box;margin:
 <main><h1>Sign in</h1><form method="post" action="/sign-in"><label for="token">Token</label>
 <input id="token" name="token" type="password" autocomplete="current-password" required>
 <button>Sign in</button></form><p>WHY</p></main></html>"""
+
+
+def read_tokens(path: Path) -> frozenset[str]:
+    """The tokens in a file, one a line. Raises `ConfigError` for none, and for one that is easily guessed."""
+    try:
+        found = frozenset(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--tokens {path} cannot be read ({error})") from error
+    if not found:
+        raise ConfigError(f"--tokens {path} holds no token; write one a line, of 16 characters or more")
+    if short := [token for token in found if len(token) < 16]:
+        raise ConfigError(f"--tokens {path}: {len(short)} of {len(found)} tokens have under 16 characters")
+    return found
 
 
 class Known:

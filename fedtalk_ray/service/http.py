@@ -22,8 +22,9 @@ from fedtalk_ray.errors import UserError
 from fedtalk_ray.model.sampling import DEFAULT_GUIDANCE, DEFAULT_STEPS, Sampling
 from fedtalk_ray.service.admission import AtTheDoor, Known, sign_in
 from fedtalk_ray.service.jobs import Job, QueueFull
+from fedtalk_ray.service.making import VideoLost, Wish
 from fedtalk_ray.service.speaker import UnknownIdentity
-from fedtalk_ray.service.speaking import VIDEO, NoRoom, Speaking, Wish, why_not
+from fedtalk_ray.service.speaking import VIDEO, NoRoom, Speaking, why_not
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ def make_app(speaking: Speaking, tokens: frozenset[str] = frozenset(), limits: L
             411: "No Content-Length.",
             413: "Too long.",
             422: "A field is missing or beyond its range; `detail` says which.",
+            503: "The process that made the video died; ask again.",
             429: "As many wait as may; Retry-After says when to ask again.",
         }.items()
     }
@@ -116,7 +118,7 @@ def make_app(speaking: Speaking, tokens: frozenset[str] = frozenset(), limits: L
     @app.get("/v1/identities", responses={401: refusals[401]})
     def identities() -> list[str]:
         """Who can speak with an adapter of her own."""
-        return speaking.speaker.identities()
+        return speaking.identities()
 
     video: dict[int | str, dict[str, Any]] = {
         200: {"content": {"video/mp4": {}}, "description": "The video, marked and with its sound."}
@@ -251,6 +253,8 @@ def refusal_of(error: BaseException | None, job: Job) -> Refused:
     """What whoever asked is told."""
     if (why := why_not(error, job)) is None:
         return Refused(500, "an error of the service's own; its log says which")
+    if isinstance(error, VideoLost):
+        return Refused(503, why)
     return Refused(400 if isinstance(error, UserError) else 410, why)
 
 

@@ -1,4 +1,4 @@
-"""What is asked of the service, one after the other: a queue with a bound, whose jobs can be taken back.
+"""What is asked of the service, each in its turn: a queue with a bound, whose jobs can be taken back.
 
 A result lies in a folder of its job until whoever asked takes the job back, or it is forgotten.
 """
@@ -56,21 +56,21 @@ class Job:
 
 
 class JobQueue:
-    """One job runs, `most` at most wait. Of ended jobs the last `kept` are kept, for `keep_s` seconds, until another is
-    asked for."""
+    """`at_once` jobs run, `most` at most wait. Of ended jobs the last `kept` are kept, for `keep_s` seconds, until
+    another is asked for."""
 
-    def __init__(self, folder: Path, most: int, keep_s: float = 3600.0, kept: int = 32) -> None:
+    def __init__(self, folder: Path, most: int, at_once: int = 1, keep_s: float = 3600.0, kept: int = 32) -> None:
         """folder: in which each job gets its own."""
-        self._folder, self._most, self._keep, self._kept = folder, most, keep_s, kept
+        self._folder, self._most, self._keep, self._kept = folder, most + at_once, keep_s, kept
         self._jobs: dict[str, Job] = {}
         self._lock = threading.Lock()
-        self._worker = ThreadPoolExecutor(1, "generate")
+        self._worker = ThreadPoolExecutor(at_once, "generate")
 
     def new(self) -> Job:
         """A job with a folder, which `begin` puts in the queue. Raises `QueueFull`, before anything is written."""
         with self._lock:
             self._forget_old()
-            if sum(job.ended is None for job in list(self._jobs.values())) > self._most:
+            if sum(job.ended is None for job in list(self._jobs.values())) >= self._most:
                 raise QueueFull
             job = Job(name := secrets.token_urlsafe(12), self._folder / name)
             self._jobs[name] = job
@@ -99,7 +99,7 @@ class JobQueue:
             self._forget(job)
 
     def close(self) -> None:
-        """Takes all jobs back, and waits for the one that runs."""
+        """Takes all jobs back, and waits for those that run."""
         for job in list(self._jobs.values()):
             self.drop(job)
         self._worker.shutdown(cancel_futures=True)

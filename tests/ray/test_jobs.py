@@ -1,5 +1,6 @@
 """Jobs on a head of their own, which asks for a token: sent, watched while they train, failed and refused."""
 
+import contextlib
 import fcntl
 import os
 import pty
@@ -7,16 +8,19 @@ import re
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import termios
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
 import pytest
+import requests
 import yaml
 from playwright.sync_api import sync_playwright
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -24,6 +28,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from fedtalk_ray.settings import TrainConfig
 from fedtalk_ray.tracking.prometheus import COUNTERS, METRICS
 from tests.ray.own_cluster import ENVIRONMENT, OwnCluster
+from tests.served import form, frames_of, until
 
 BIN = Path(sys.executable).parent
 TOKEN = "a-token-of-this-test-alone-and-long-enough"
@@ -164,6 +169,43 @@ def test_ctrl_c_asks_and_stops_the_job(head: OwnCluster, written: Path) -> None:
         os.close(terminal)
         # Once more for a job that nobody stopped: the head would work on.
         subprocess.run([asked[0], "job", "stop", *asked[3:]], env=environment(), capture_output=True)
+
+
+def test_the_service_is_a_job_and_takes_its_replicas_with_it(
+    head: OwnCluster, pretrained: Path, tmp_path: Path
+) -> None:
+    with socket.create_server(("0.0.0.0", 0)) as free:
+        port = free.getsockname()[1]
+    (tmp_path / "tokens").write_text(TOKEN)
+    options = ["--run", str(pretrained), "--host", "0.0.0.0", "--port", str(port), "--tokens", str(tmp_path / "tokens")]
+    there = ["--working-dir", str(tmp_path), "--no-wait", "--submission-id", "app"]
+    sent = fedtalk("submit", "app", *options, "--replicas", "1", *there, at=head)
+    assert sent.returncode == 0, sent.stderr
+    stop = [str(BIN / "ray"), "job", "stop", "app", "--address", head.dashboard_url]
+    with requests.Session() as session:
+        session.trust_env = False
+        session.headers["Authorization"] = f"Bearer {TOKEN}"
+
+        def answers() -> bool:
+            with contextlib.suppress(requests.ConnectionError):
+                return session.get(f"http://127.0.0.1:{port}/v1/health").ok
+            return False
+
+        def deployed() -> dict[str, Any]:
+            told = session.get(f"{head.dashboard_url}/api/serve/applications/").json()
+            return dict(told["applications"])
+
+        try:
+            until(answers, 120)
+            assert "gradio" in session.get(f"http://127.0.0.1:{port}/").text
+            video = session.post(f"http://127.0.0.1:{port}/v1/generate", files=form())
+            assert video.status_code == 200 and len(frames_of(video.content, tmp_path)) == 13
+            assert len(deployed()) == 1
+        finally:
+            subprocess.run(stop, env=environment(), capture_output=True)
+        until(lambda: not answers() and not deployed(), 60)
+        # Serve itself stays for whoever uses it next; this head is to end at once.
+        assert session.delete(f"{head.dashboard_url}/api/serve/applications/").ok
 
 
 def it_is_seen_at_work(head: OwnCluster, run: Path) -> None:

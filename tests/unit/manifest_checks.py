@@ -12,7 +12,16 @@ import click
 import jsonschema
 import kubernetes_validate
 
-from tests.unit.manifest_schemas import CONTAINER_FIELDS, DASHBOARD, DOCKER, NODES, PROVIDERS, RAY_CLUSTER, RAY_JOB
+from tests.unit.manifest_schemas import (
+    CONTAINER_FIELDS,
+    DASHBOARD,
+    DOCKER,
+    NODES,
+    PROVIDERS,
+    RAY_CLUSTER,
+    RAY_JOB,
+    RAY_SERVICE,
+)
 
 KUBERNETES = "1.33"
 """The oldest release that the manifests are checked against; later ones take the same fields."""
@@ -35,13 +44,20 @@ def kubernetes_problems(document: Mapping[str, Any], where: str = "") -> list[st
     return []
 
 
+RAY_KINDS: dict[str, tuple[dict[str, Any], str]] = {
+    "RayJob": (RAY_JOB, "rayClusterSpec"),
+    "RayService": (RAY_SERVICE, "rayClusterConfig"),
+}
+"""kind -> its schema, and the key under which its cluster stands."""
+
+
 def ray_problems(document: Mapping[str, Any]) -> list[str]:
-    """Mistakes of a RayCluster or a RayJob."""
-    is_job = document.get("kind") == "RayJob"
-    found = schema_problems(document, RAY_JOB if is_job else RAY_CLUSTER)
+    """Mistakes of a RayCluster, a RayJob or a RayService."""
+    schema, inside = RAY_KINDS.get(str(document.get("kind")), (RAY_CLUSTER, None))
+    found = schema_problems(document, schema)
     if found:
         return found
-    spec = document["spec"]["rayClusterSpec"] if is_job else document["spec"]
+    spec = document["spec"] if inside is None else document["spec"][inside]
     options = spec.get("autoscalerOptions", {})
     container = {"name": "autoscaler"} | {key: options[key] for key in CONTAINER_FIELDS if key in options}
     found += _template_problems({"spec": {"containers": [container]}}, "autoscalerOptions")

@@ -126,6 +126,23 @@ RAY_JOB = kubernetes_object(
     ),
 )
 
+RAY_SERVICE = kubernetes_object(
+    "ray.io/v1",
+    "RayService",
+    closed(
+        ("serveConfigV2", "rayClusterConfig"),
+        serveConfigV2=TEXT,
+        rayClusterConfig=CLUSTER_SPEC,
+        serveService=CHECKED_BY_KUBERNETES,
+        excludeHeadPodFromServeSvc=YES_NO,
+        serviceUnhealthySecondThreshold=WHOLE,
+        deploymentUnhealthySecondThreshold=WHOLE,
+        rayClusterDeletionDelaySeconds=WHOLE,
+        upgradeStrategy=closed(type=one_of("NewCluster", "None", "NewClusterWithIncrementalUpgrade")),
+        suspend=YES_NO,
+    ),
+)
+
 POD_MONITOR = kubernetes_object(
     "monitoring.coreos.com/v1",
     "PodMonitor",

@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 import typer
 import yaml
+from ray.serve.schema import ServeDeploySchema
 
+from fedtalk_ray.actors.application import Settings, application
 from fedtalk_ray.actors.placement import Node, rooms
 from fedtalk_ray.actors.site_pool import Coordinator
 from fedtalk_ray.commands import cli
@@ -55,12 +57,16 @@ CHECKS: dict[str, Callable[[Any], list[str]]] = {
     "podmonitor.yaml": lambda tree: schema_problems(tree, POD_MONITOR),
     "prometheus.yml": lambda tree: schema_problems(tree, PROMETHEUS),
     "raycluster.yaml": ray_problems,
+    "rayservice.yaml": lambda tree: ray_problems(tree) or application_problems(tree["spec"]["serveConfigV2"]),
     "rayjob.yaml": lambda tree: ray_problems(tree) or job_problems(tree["spec"]["entrypoint"]),
     "volume.yaml": kubernetes_problems,
 }
 REPOSITORY = Path(__file__).resolve().parents[2]
 RAY_VERSION = re.search(r"^ray==(.+)$", (REPOSITORY / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)[1]  # type: ignore[index]
 IMAGE = f"registry.example.com/fedtalk-ray:ray-{RAY_VERSION}"
+
+
+RAY_FILES = ("raycluster.yaml", "rayjob.yaml", "rayservice.yaml")
 
 
 def job_config(entrypoint: str) -> TrainConfig:
@@ -98,6 +104,18 @@ def coordinator_problems(tree: Any) -> list[str]:
         return [f"args: {error}"]
     if f"-f {RunFolder(Path(config.run)).config_file} " not in asked:
         return [f"args: {asked!r} does not look for the configuration of {config.run}"]
+    return []
+
+
+def application_problems(text: str) -> list[str]:
+    """Of what a RayService has Serve run, by Serve's own schema and the application's."""
+    try:
+        (asked,) = ServeDeploySchema.model_validate(yaml.safe_load(text)).applications
+        Settings.model_validate(asked.args)
+    except ValueError as error:
+        return [f"serveConfigV2: {error}"]
+    if asked.import_path != f"{application.__module__}:{application.__name__}":
+        return [f"serveConfigV2: import_path: {asked.import_path} is not the service"]
     return []
 
 
@@ -153,6 +171,13 @@ PLANTED = (
     ("rayjob.yaml", "configs/grid.yaml", "configs/gird.yaml", "configs/gird.yaml"),
     ("rayjob.yaml", "slots.at_least=4", "slots.at_most=4", "slots.at_most"),
     ("rayjob.yaml", "slots.at_least=4", "slots.at_least=9", "slots.at_least"),
+    ("rayservice.yaml", "serveConfigV2:", "serveConfig:", "serveConfig"),
+    ("rayservice.yaml", "rayClusterConfig:", "rayClusterSpec:", "rayClusterSpec"),
+    ("rayservice.yaml", "import_path:", "importpath:", "import_path"),
+    ("rayservice.yaml", "replica_gpus:", "replicas_gpus:", "replicas_gpus"),
+    ("rayservice.yaml", "replicas: 1\n          most", "replicas: 0\n          most", "replicas"),
+    ("rayservice.yaml", "application:application", "aplication:application", "aplication"),
+    ("rayservice.yaml", "mountPath:", "mountPaths:", "'mountPath' is a required property"),
     ("coordinator.yaml", "serviceName:", "serviceNames:", "serviceNames"),
     ("coordinator.yaml", "configs/sites.yaml", "configs/sits.yaml", "configs/sits.yaml"),
     ("coordinator.yaml", "--doors 2", "--dors 2", "--dors"),
@@ -199,9 +224,9 @@ def test_a_planted_mistake_is_refused(name: str, old: str, new: str, says: str, 
 
 
 def test_one_version_of_ray_and_one_image_everywhere(manifests: dict[str, Any], repository: Path) -> None:
-    assert list(values(manifests, "rayVersion")) == [RAY_VERSION] * 2
+    assert list(values(manifests, "rayVersion")) == [RAY_VERSION] * 3
     images = [*values(manifests, "image")]
-    assert len(images) == 10, "three groups in the cluster, three in the job, one per launcher, the coordinator"
+    assert len(images) == 12, "cluster and job three groups each, the service two, three launchers, the coordinator"
     assert set(images) == {IMAGE}
     for name in ("Dockerfile", "README.md"):
         assert f"docker build -f cluster/Dockerfile -t {IMAGE} ." in (repository / "cluster" / name).read_text("utf-8")
@@ -209,19 +234,19 @@ def test_one_version_of_ray_and_one_image_everywhere(manifests: dict[str, Any], 
 
 def test_every_container_gets_what_it_asks_for_and_no_more(manifests: dict[str, Any]) -> None:
     """A pod that may take more than it reserves is the first to be ended when its node runs short."""
-    resources = [*values([manifests["raycluster.yaml"], manifests["rayjob.yaml"]], "resources")]
-    assert len(resources) == 8, "two heads, two autoscalers, four groups of workers"
+    resources = [*values([manifests[name] for name in RAY_FILES], "resources")]
+    assert len(resources) == 11, "three heads, three autoscalers, five groups of workers"
     for one in resources:
         assert one["requests"] == one["limits"]
         assert {"cpu", "memory"} <= one["requests"].keys()
 
 
-@pytest.mark.parametrize("name", ["raycluster.yaml", "rayjob.yaml"])
+@pytest.mark.parametrize("name", RAY_FILES)
 def test_every_pod_has_the_volume_the_environment_and_the_port(name: str, manifests: dict[str, Any]) -> None:
     claim = manifests["volume.yaml"]["metadata"]["name"]
     endpoint = manifests["podmonitor.yaml"]["spec"]["podMetricsEndpoints"][0]["port"]
     templates = [*values(manifests[name], "template")]
-    assert len(templates) == 3
+    assert len(templates) == (2 if name == "rayservice.yaml" else 3)
     for template in templates:
         pod, (container,) = template["spec"], template["spec"]["containers"]
         assert [volume["persistentVolumeClaim"]["claimName"] for volume in pod["volumes"]] == [claim]
@@ -247,6 +272,19 @@ def test_the_job_fits_its_cluster_at_the_least_and_at_the_most(manifests: dict[s
     assert config.slots.at_least is not None
     assert room(gpu["minReplicas"]) >= config.slots.at_least
     assert room(gpu["maxReplicas"]) >= config.slots.count > room(gpu["maxReplicas"] - 1)
+
+
+def test_the_service_fits_its_cluster_at_the_least_and_at_the_most(manifests: dict[str, Any]) -> None:
+    """A replica of a fraction of a GPU each, and one process without one."""
+    spec = manifests["rayservice.yaml"]["spec"]
+    settings = Settings.model_validate(yaml.safe_load(spec["serveConfigV2"])["applications"][0]["args"])
+    assert [Path(path).is_relative_to(MOUNT) for path in (settings.run, settings.tokens)] == [True] * 2
+    (group,) = spec["rayClusterConfig"]["workerGroupSpecs"]
+    gpus = float(next(values(group, "limits"))["nvidia.com/gpu"])
+    assert group["minReplicas"] * gpus >= settings.replicas * settings.replica_gpus
+    assert group["maxReplicas"] * gpus >= settings.most() * settings.replica_gpus
+    for template in values(spec, "template"):
+        assert {"name": "serve", "containerPort": 8000} in template["spec"]["containers"][0]["ports"]
 
 
 @pytest.mark.parametrize("name", ["launcher-aws.yaml", "launcher-gcp.yaml", "launcher-local.yaml"])

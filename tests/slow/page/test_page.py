@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import expect
 from scipy.io import wavfile
 
 from fedtalk_ray.commands.cli import main
@@ -205,7 +206,9 @@ def test_who_is_deleted_while_she_is_trained_is_gone(page: Open, run: Path, tmp_
     opened.get_by_text("Deletion").click()
     opened.get_by_label("Your folder's name once more").fill("bea")
     opened.get_by_role("button", name="Delete everything of me").click()
-    opened.get_by_text("bea was deleted meanwhile").wait_for()
+    # Both the training and the deletion say so, and either may be heard last; only the training frees the button.
+    expect(opened.get_by_role("button", name="Personalise", exact=True)).to_be_enabled(timeout=60_000)
+    opened.get_by_text(re.compile("bea was deleted meanwhile|Everything of bea is deleted")).wait_for()
     assert not RunFolder(run).client("bea").path.exists() and RunFolder(run).clients() == ["anna"]
 
 

@@ -7,26 +7,13 @@ from typing import Any
 
 import pytest
 
-from fedtalk_ray.model import adapters
-from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.service import speaking
-from tests.served import Served
+from tests.served import Served, run_of_five
 
 
 @pytest.fixture(scope="session")
 def run(make_pipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose five clients each have an adapter of their own."""
-    folder = tmp_path_factory.mktemp("made") / "run"
-    pipeline = make_pipeline()
-    pipeline.save_pretrained(str(folder / "pipeline"))
-    model = adapters.with_adapters(pipeline.denoiser, None, 1.0, 3)
-    for number in range(5):
-        for _, parameter in adapters.identity_parameters(model):
-            parameter.data.normal_(0, 0.3)
-        place = RunFolder(folder).client(f"c{number}")
-        place.path.mkdir(parents=True)
-        adapters.save_adapter(model, adapters.IDENTITY, place.newest_adapter)
-    return folder
+    return run_of_five(make_pipeline(), tmp_path_factory.mktemp("made") / "run")
 
 
 @pytest.fixture(scope="module")

@@ -28,8 +28,8 @@ from fedtalk_ray.media.video import read_video
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
 from fedtalk_ray.model.released import load_released
 from fedtalk_ray.runs.folder import RunFolder
-from fedtalk_ray.service import speaking
-from fedtalk_ray.service.speaker import Speaker
+from fedtalk_ray.service import making
+from fedtalk_ray.service.speaker import Speaker, identities
 from tests.page_examples import example
 from tests.served import TOKEN, Served, ask_alone, form, frames_of, png, until, wav
 
@@ -47,13 +47,13 @@ def test_a_face_and_a_sound_become_a_marked_video_and_nothing_stays(served: Serv
 
 def test_twenty_turns_of_five_people_in_the_memory_of_three_are_each_ones_own(run: Path) -> None:
     """To the bit what a model gives that was loaded for that one alone."""
-    speaker, face = Speaker(run, 3, "cpu"), np.array(Image.open(io.BytesIO(png())))
+    speaker, face = Speaker(RunFolder(run), 3, "cpu"), np.array(Image.open(io.BytesIO(png())))
     sound = np.random.default_rng(0).normal(0, 0.1, 4000).astype(np.float32)
 
     def said(model: TalkingHeadPipeline) -> bytes:
         return model(face, sound, generator=torch.Generator().manual_seed(0)).frames.tobytes()
 
-    names = speaker.identities()
+    names = identities(RunFolder(run))
     alone = {name: said(load_released(RunFolder(run), name)) for name in names}
     assert len(set(alone.values())) == 5
     order = np.random.default_rng(1).integers(5, size=20)
@@ -86,7 +86,7 @@ def test_who_has_no_token_is_turned_away_before_the_body_is_read(served: Served)
     [
         (b"Content-Length: 999999999999", 413),
         (b"Transfer-Encoding: chunked", 411),
-        (b"Content-Length: 10\r\nTransfer-Encoding: chunked", 411),
+        (b"Content-Length: 10\r\nTransfer-Encoding: chunked", 400),
     ],
 )
 def test_a_body_too_long_or_of_no_known_length_is_not_read(served: Served, length: bytes, code: int) -> None:
@@ -180,7 +180,7 @@ def test_an_error_of_its_own_is_told_as_one_and_the_next_is_served(
         raise ZeroDivisionError("inside")
 
     with monkeypatch.context() as broken:
-        broken.setattr(speaking, "speak_into", breaks)
+        broken.setattr(making, "speak_into", breaks)
         answer = served.ask("POST", "/v1/generate", files=form())
         assert answer.status_code == 500
         assert answer.json() == {"detail": "an error of the service's own; its log says which"}

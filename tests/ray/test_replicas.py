@@ -1,0 +1,133 @@
+"""The service with replicas of Ray Serve: each video is what one process makes, whoever dies meanwhile."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import requests
+from ray import serve
+
+from fedtalk_ray.actors.replicas import Replicas, replicas
+from fedtalk_ray.marking.verify import verify
+from fedtalk_ray.model import adapters
+from fedtalk_ray.model.pipeline import load_pipeline
+from fedtalk_ray.runs.folder import RunFolder
+from tests.served import Served, form, frames_of, own_adapter, png, run_of_five, until, wav
+from tests.unit.conftest import tiny_pipeline
+
+
+@pytest.fixture(scope="module")
+def run(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run_of_five(tiny_pipeline(), tmp_path_factory.mktemp("made") / "run")
+
+
+@pytest.fixture(scope="module")
+def two(run: Path) -> Iterator[Replicas]:
+    with replicas("two", RunFolder(run), 2, 2, 3, 0) as made:
+        yield made
+    serve.shutdown()
+
+
+@pytest.fixture(scope="module")
+def served(run: Path, two: Replicas, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    made = Served(run, tmp_path_factory.mktemp("asked"), maker=two)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def here(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The same run, served by one process alone."""
+    made = Served(run, tmp_path_factory.mktemp("here"))
+    yield made
+    made.close()
+
+
+def workers() -> list[Any]:
+    """The replicas' actors."""
+    names = [each["name"] for each in ray.util.list_named_actors(all_namespaces=True)]
+    return [ray.get_actor(name, namespace="serve") for name in names if name.startswith("SERVE_REPLICA::two#")]
+
+
+def test_twelve_turns_of_five_people_by_two_replicas_are_what_one_process_makes(
+    served: Served, here: Served, tmp_path: Path
+) -> None:
+    names = ["", *(f"c{number}" for number in range(5))]
+
+    def said(by: Served, name: str) -> bytes:
+        answer = by.ask("POST", "/v1/generate", files=form(), data={"identity": name} if name else {})
+        assert answer.status_code == 200, answer.text
+        return answer.content
+
+    alone = {name: frames_of(said(here, name), tmp_path).tobytes() for name in names}
+    assert len(set(alone.values())) == 6
+    with ThreadPoolExecutor(4) as callers:
+        order = [names[number] for number in np.random.default_rng(1).integers(6, size=12)]
+        videos = list(callers.map(lambda name: said(served, name), order))
+    assert all(frames_of(video, tmp_path).tobytes() == alone[name] for video, name in zip(videos, order, strict=True))
+    (tmp_path / "signed.mp4").write_bytes(videos[0])
+    assert verify(tmp_path / "signed.mp4").problem() == ""
+    until(lambda: not list(served.folder.iterdir()))
+
+
+def test_a_changed_adapter_speaks_at_once(served: Served, run: Path, tmp_path: Path) -> None:
+    model = adapters.with_adapters(load_pipeline(str(RunFolder(run).pipeline)).denoiser, None, 1.0, 3)
+    seen = []
+    for _ in range(2):
+        own_adapter(run, "c5", model)
+        seen.append(
+            frames_of(served.ask("POST", "/v1/generate", files=form(), data={"identity": "c5"}).content, tmp_path)
+        )
+    assert (seen[0] != seen[1]).any()
+    assert served.ask("POST", "/v1/generate", files=form(), data={"identity": "c6"}).status_code == 404
+
+
+def test_what_cannot_be_used_is_told_without_a_path_and_who_leaves_is_not_worked_for(served: Served) -> None:
+    answer = served.ask("POST", "/v1/generate", files=form(sound=wav(2.1)))
+    assert (answer.status_code, answer.json()["detail"]) == (400, "sound: is longer than 2 s")
+    told = served.ask("POST", "/v1/generate", files=form(reference=png()[:-40])).json()["detail"]
+    assert told.startswith("reference: ") and "/" not in told.replace("and/or", "")
+    with pytest.raises(requests.ReadTimeout):
+        served.ask("POST", "/v1/generate", files=form(sound=wav(1.9)), data={"steps": 50}, timeout=0.5)
+    until(lambda: not list(served.folder.iterdir()))
+    assert served.ask("POST", "/v1/generate", files=form()).status_code == 200
+
+
+def test_beyond_replicas_and_places_to_wait_it_is_429(served: Served) -> None:
+    long = {"files": form(sound=wav(3.9)), "data": {"steps": 50}}
+    answers = [served.ask("POST", "/v1/jobs", **long) for _ in range(5)]
+    assert [answer.status_code for answer in answers] == [202] * 4 + [429]
+    names = [answer.json()["job"] for answer in answers[:4]]
+    until(lambda: sum(served.ask("GET", f"/v1/jobs/{name}").json()["state"] == "running" for name in names) == 2)
+    assert {served.ask("DELETE", f"/v1/jobs/{name}").status_code for name in names} == {204}
+    until(lambda: not list(served.folder.iterdir()))
+
+
+def test_a_request_outlives_the_replica_that_works_on_it_and_a_stream_says_that_it_broke(
+    served: Served, here: Served, tmp_path: Path
+) -> None:
+    asked = {"files": form(sound=wav(1.9)), "data": {"steps": 20}}
+    alone = frames_of(here.ask("POST", "/v1/generate", **asked).content, tmp_path)
+    name = served.ask("POST", "/v1/jobs", **asked).json()["job"]
+    until(lambda: served.ask("GET", f"/v1/jobs/{name}").json()["state"] == "running")
+    killed = workers()
+    assert len(killed) == 2
+    for worker in killed:
+        ray.kill(worker)
+    until(lambda: served.ask("GET", f"/v1/jobs/{name}").json()["state"] == "done", 120)
+    assert (frames_of(served.ask("GET", f"/v1/jobs/{name}/video").content, tmp_path) == alone).all()
+    assert served.ask("DELETE", f"/v1/jobs/{name}").status_code == 204
+
+    long = {"files": form(sound=wav(1.9)), "data": {"steps": 50, "stream": True}}
+    with served.ask("POST", "/v1/generate", stream=True, **long) as answer:
+        parts = answer.iter_content(None)
+        assert next(parts)
+        for worker in workers():
+            ray.kill(worker)
+        with pytest.raises(requests.exceptions.ChunkedEncodingError):
+            list(parts)
+    until(lambda: served.ask("POST", "/v1/generate", files=form()).status_code == 200, 120)
