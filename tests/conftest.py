@@ -1,5 +1,6 @@
 """What every test shares: quiet, offline, single-threaded settings, and where the real clips lie."""
 
+import gc
 import os
 import tempfile
 from pathlib import Path
@@ -37,3 +38,10 @@ def grid_root() -> Path:
     if not root.is_dir():
         pytest.skip(f"no GRID clips at {root}; name their folder in FEDTALK_GRID")
     return root
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: looked through for garbage again and again, a million objects make tests that open
+    thousands of connections five times as long."""
+    gc.collect()
+    gc.freeze()
