@@ -6,14 +6,12 @@ replicas make the videos. `fedtalk app` is the same without proxies, with its ow
 """
 
 import os
-import shutil
-import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
 from fastapi import FastAPI
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ray import serve
 
 from fedtalk_ray.actors.replicas import SPEAKER, Replicas, speaker_deployment
@@ -21,6 +19,7 @@ from fedtalk_ray.marking.marked_video import signing_with
 from fedtalk_ray.model.released import open_model
 from fedtalk_ray.service.admission import read_tokens
 from fedtalk_ray.service.http import Limits, make_app
+from fedtalk_ray.service.own_folder import own_folder
 from fedtalk_ray.service.speaking import Speaking
 
 AT_ONCE = 100
@@ -59,14 +58,21 @@ class Settings(BaseModel):
     page: bool = True
     """Whether the page for people is there too."""
 
+    @model_validator(mode="after")
+    def _in_order(self) -> "Settings":
+        if self.most() < self.replicas:
+            raise ValueError(f"most_replicas is {self.most_replicas}, fewer than replicas, {self.replicas}")
+        return self
+
     def most(self) -> int:
-        return max(self.replicas, self.most_replicas or 0)
+        return self.most_replicas or self.replicas
 
 
 def application(settings: Settings) -> serve.Application:
     """Raises `UserError`s for a model or a file that is not there."""
     run = open_model(settings.run)
     read_tokens(Path(settings.tokens))
+    signing_with(settings.certificate, settings.key)
     speaker = speaker_deployment(run, settings.replicas, settings.most(), settings.identities, settings.replica_gpus)
 
     def service() -> FastAPI:
@@ -78,6 +84,7 @@ def application(settings: Settings) -> serve.Application:
         # One queue, and one page that knows what it has begun.
         num_replicas=1,
         max_ongoing_requests=AT_ONCE,
+        max_queued_requests=AT_ONCE,
         ray_actor_options={"num_cpus": 1},
     )
     return at_the_door.bind(speaker)
@@ -85,7 +92,8 @@ def application(settings: Settings) -> serve.Application:
 
 def _service(settings: Settings) -> FastAPI:
     """In its own process: the service that asks the application's replicas."""
-    folder = Path(tempfile.mkdtemp(prefix="fedtalk-app-"))
+    ending = ExitStack()
+    folder = ending.enter_context(own_folder("fedtalk-app-"))
     os.environ["GRADIO_TEMP_DIR"] = str(folder / "page")
     run = open_model(settings.run)
     name = serve.get_replica_context().app_name
@@ -102,9 +110,9 @@ def _service(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
-        async with served(app):
-            yield
-        shutil.rmtree(folder, ignore_errors=True)
+        with ending:
+            async with served(app):
+                yield
 
     app.router.lifespan_context = life
     return app

@@ -4,10 +4,14 @@ A request that a replica died with is asked of another one, unless a part of its
 replicas make carries the invisible mark; credentials are signed by the process that asks, which alone has the key.
 """
 
+import asyncio
 import logging
-from collections.abc import Callable, Iterator
+import queue
+import sys
+import threading
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, aclosing, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +29,23 @@ from fedtalk_ray.model.pipeline import TalkingHeadPipeline
 from fedtalk_ray.model.released import load_released
 from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.service.making import MARKED, REFERENCE, SOUND, Grows, VideoLost, Wish
-from fedtalk_ray.service.replica import Grown, Made, News, Refused, make_elsewhere
+from fedtalk_ray.service.own_folder import own_folder
+from fedtalk_ray.service.replica import AtWork, Grown, Made, News, Refused, make_elsewhere
 from fedtalk_ray.service.speaker import check_identity
 
 TRIES = 3
 """A request that took so many replicas with it is not asked again: it may be what they died of."""
+
+LOOK_S = 0.5
+"""Whether a request was taken back is asked so often where nothing is heard of it."""
+
+LONGEST_S = 3600.0
+"""Seconds that a replica has for the video that it is at."""
+
+LOST = (*DEATHS, ReplicaUnavailableError, DeploymentUnavailableError)
+"""What is raised where a replica died, or there is none and will be none."""
+
+_LOG = logging.getLogger(__name__)
 
 SPEAKER = "speaker"
 """The deployment's name, as the dashboard shows it."""
@@ -40,25 +56,39 @@ class SpeakerReplica:
 
     def __init__(self, run: str, most: int) -> None:
         """most: identities whose models stay in memory."""
+        self._ending = ExitStack()
         self._run, self._device = RunFolder(Path(run)), pick_device("auto")
         self._shared = load_released(self._run, device=self._device)
+        self._folder = self._ending.enter_context(own_folder("fedtalk-speaker-"))
+        # Serve takes the next request as soon as one is cancelled, and not when its thread has ended.
+        self._turn = asyncio.Lock()
 
         async def own(version: str) -> TalkingHeadPipeline:
-            return load_released(self._run, identity_of(version), self._device)
+            return await asyncio.to_thread(load_released, self._run, identity_of(version), self._device)
 
         self._own = serve.multiplexed(own, max_num_models_per_replica=most)
 
+    async def __del__(self) -> None:
+        """Serve waits for it: nobody's picture stays behind."""
+        async with self._turn:
+            self._ending.close()
+
     async def speak(self, wish: Wish, reference: bytes, sound: bytes, most_seconds: float) -> Any:
         """`service.replica.make_elsewhere`'s news."""
-        model = self._shared
-        try:
-            if version := serve.get_multiplexed_model_id():
-                model = await self._own(version)
-        except UserError:
-            yield Refused(f"identity {identity_of(version)!r} has no adapter here")
-            return
-        async for news in make_elsewhere(model, wish, reference, sound, most_seconds):
-            yield news
+        async with self._turn:
+            model = self._shared
+            try:
+                if version := serve.get_multiplexed_model_id():
+                    model = await self._own(version)
+            except UserError as error:
+                _LOG.warning("a person's adapter cannot be used: %s", error)
+                yield Refused(f"the adapter of {identity_of(version)!r} cannot be used")
+                return
+            making = make_elsewhere(model, wish, reference, sound, most_seconds, self._folder)
+            # Left to itself, what is broken off would end after its turn.
+            async with aclosing(making):
+                async for news in making:
+                    yield news
 
     def frame_size(self) -> int:
         return self._shared.frame_size()
@@ -66,6 +96,8 @@ class SpeakerReplica:
 
 class Replicas:
     """Asks replicas for videos (`service.making.Maker`)."""
+
+    elsewhere = True
 
     def __init__(self, run: RunFolder, handle: "DeploymentHandle[Any]", at_once: int) -> None:
         """at_once: replicas at most."""
@@ -78,10 +110,11 @@ class Replicas:
         for _ in range(TRIES):
             shown = 0
             try:
-                with open(folder / MARKED, "wb") as video:
-                    for news in self._news(wish, *given, most_seconds):
-                        if stopped():
-                            raise Stopped
+                with (
+                    open(folder / MARKED, "wb") as video,
+                    closing(self._news(stopped, wish, *given, most_seconds)) as told,
+                ):
+                    for news in told:
                         match news:
                             case Grown(data) if growing is not None:
                                 shown += growing.write(data)
@@ -91,12 +124,11 @@ class Replicas:
                                     return written
                             case Refused(why):
                                 raise UserError(why)
-                why = "it ended without a word"
-            except (*DEATHS, ReplicaUnavailableError, DeploymentUnavailableError) as error:
-                why = first_line(error)
+            except LOST as error:
+                _LOG.warning("a replica was lost over a request: %s", first_line(error))
             if shown:
                 break
-        raise VideoLost("the process that made the video died; ask again") from RuntimeError(why)
+        raise VideoLost("the process that made the video died; ask again")
 
     def frame_size(self) -> int:
         with ThreadPoolExecutor(1) as aside:
@@ -106,33 +138,51 @@ class Replicas:
     def forget(self, identity: str) -> None:
         """Nothing is to do: a changed adapter is another version."""
 
-    def _news(self, wish: Wish, reference: bytes, sound: bytes, most_seconds: float) -> Iterator[News]:
+    def _news(
+        self, stopped: Callable[[], bool], wish: Wish, reference: bytes, sound: bytes, most_seconds: float
+    ) -> Generator[News, None, None]:
+        """Raises `Stopped` within `LOOK_S`, whether there is news or not: no replica may be there at all."""
         check_identity(self._run, wish.identity)
         version = "" if wish.identity is None else version_of(self._run, wish.identity)
         asked = self._handle.options(stream=True, multiplexed_model_id=version)
         answer = asked.speak.remote(wish, reference, sound, most_seconds)
-        with closing(_Cancelled(answer)):
-            yield from answer
+        heard: queue.SimpleQueue[News | BaseException | None] = queue.SimpleQueue()
 
+        def listen() -> None:
+            try:
+                for news in answer:
+                    heard.put(news)
+                heard.put(None)
+            except BaseException as error:  # raised anew by whoever waits
+                heard.put(error)
 
-class _Cancelled:
-    """An answer that nobody waits for once it is closed."""
-
-    def __init__(self, answer: Any) -> None:
-        self._answer = answer
-
-    def close(self) -> None:
-        self._answer.cancel()
+        threading.Thread(target=listen, daemon=True).start()
+        try:
+            while True:
+                try:
+                    news = heard.get(timeout=LOOK_S)
+                except queue.Empty:
+                    news = AtWork()
+                if stopped():
+                    raise Stopped
+                if news is None:
+                    return
+                if isinstance(news, BaseException):
+                    raise news
+                yield news
+        finally:
+            # Whoever listens no more wants no more made.
+            answer.cancel()
 
 
 def version_of(run: RunFolder, identity: str) -> str:
-    """What Serve knows somebody's model by: another one once her adapter has changed."""
-    adapter = run.client(identity).newest_adapter.stat()
+    """What Serve knows somebody's model by: another one once her adapter has changed. Raises `RunError`."""
+    adapter = run.own_adapter(identity).stat()
     return f"{identity}@{adapter.st_ino}-{adapter.st_mtime_ns}"
 
 
 def identity_of(version: str) -> str:
-    return version.partition("@")[0]
+    return version.rpartition("@")[0]
 
 
 def speaker_deployment(run: RunFolder, least: int, most: int, identities: int, gpus: float) -> serve.Application:
@@ -147,7 +197,14 @@ def speaker_deployment(run: RunFolder, least: int, most: int, identities: int, g
         else {"autoscaling_config": {"min_replicas": least, "max_replicas": most, "target_ongoing_requests": 1}}
     )
     deployed = serve.deployment(
-        SpeakerReplica, name=SPEAKER, max_ongoing_requests=1, ray_actor_options=options, **scaled
+        SpeakerReplica,
+        name=SPEAKER,
+        max_ongoing_requests=1,
+        ray_actor_options=options,
+        # One that is to go, where fewer are wanted again, ends its video first.
+        graceful_shutdown_timeout_s=LONGEST_S,
+        graceful_shutdown_wait_loop_s=0.2,
+        **scaled,
     )
     return deployed.bind(str(run.path.resolve()), identities)
 
@@ -158,22 +215,23 @@ def replicas(name: str, run: RunFolder, least: int, most: int, identities: int, 
 
     name: of Serve's application; one that is there already is taken over. Raises `ClusterError`.
     """
-    if not ray.is_initialized():
-        raise ClusterError("join a cluster first (actors.connection.connect)")
+    need, kind = (gpus, "GPU") if gpus else (1.0, "CPU")
+    free = ray.available_resources().get(kind, 0.0)
+    short = f"; they need {least * need:g} {kind}, {free:g} are free" if free < least * need else ""
+    print(f"waiting for {least} replicas to start{short}", file=sys.stderr)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    quiet = {"log_level": "WARNING"}
     try:
         # Nobody reaches them but by this process.
-        serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
-        handle = serve.run(
-            speaker_deployment(run, least, most, identities, gpus),
-            name=name,
-            route_prefix=None,
-            logging_config={"log_level": "WARNING"},
-        )
+        serve.start(proxy_location="Disabled", logging_config=quiet)
     except (RayServeException, RuntimeError, *DEATHS) as error:
-        raise ClusterError(f"the replicas of {run.path} did not start: {first_line(error)}") from error
+        raise ClusterError(f"Ray Serve did not start: {first_line(error)}") from error
     try:
+        try:
+            deployed = speaker_deployment(run, least, most, identities, gpus)
+            handle = serve.run(deployed, name=name, route_prefix=None, logging_config=quiet)
+        except (RayServeException, RuntimeError, *DEATHS) as error:
+            raise ClusterError(f"the replicas of {run.path} did not start: {first_line(error)}") from error
         yield Replicas(run, handle, most)
     finally:
-        # Not waited for: a job that is stopped has seconds, and where the cluster is this process's own it ends anyway.
-        serve.delete(name, _blocking=False)
+        serve.delete(name)

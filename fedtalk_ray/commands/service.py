@@ -4,7 +4,6 @@ import os
 import signal
 import socket
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -59,38 +58,38 @@ def app(
     """
     import uvicorn
 
-    from fedtalk_ray.marking.certificates import trial_signing
     from fedtalk_ray.marking.marked_video import signing_with
     from fedtalk_ray.model.released import open_model
     from fedtalk_ray.service.http import Limits, make_app
+    from fedtalk_ray.service.own_folder import own_folder
     from fedtalk_ray.service.speaking import Speaking
 
     known = frozenset[str]() if tokens is None else read_tokens(tokens)
     if not known and host not in LOOPBACK:
         raise ConfigError(f"--host {host}: others can reach that; give --tokens FILE, or listen at 127.0.0.1")
-    signing = signing_with(certificate, key) or trial_signing()
-    if most_replicas is not None and most_replicas < max(replicas, 1):
-        raise ConfigError(f"--most-replicas {most_replicas}: is fewer than --replicas {replicas}, or those are none")
+    signing = signing_with(certificate, key)
+    if most_replicas is not None and (not replicas or most_replicas < replicas):
+        raise ConfigError(f"--most-replicas {most_replicas}: give --replicas of 1 to {most_replicas} beside it")
     scale = Scale(replicas, most_replicas or replicas, identities, replica_gpus, address)
     model = open_model(run)
     limits = Limits(body_mb, seconds, job_seconds)
     with (
         listening(host, port) as line,
         makers(model, scale, line.getsockname()[1]) as maker,
-        tempfile.TemporaryDirectory(prefix="fedtalk-app-") as folder,
+        own_folder("fedtalk-app-") as folder,
     ):
         # Of what the page is given nothing stays behind either.
-        os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "page")
-        speaking = Speaking(model, maker, Path(folder) / "jobs", waiting, signing)
+        os.environ["GRADIO_TEMP_DIR"] = str(folder / "page")
+        speaking = Speaking(model, maker, folder / "jobs", waiting, signing)
         served = make_app(speaking, known, limits)
         if not no_page:
             from fedtalk_ray.page.page import show_page
 
-            served = show_page(served, speaking, Path(folder), seconds, body_mb)
+            served = show_page(served, speaking, folder, seconds, body_mb)
         place = f"[{host}]" if ":" in host else host
         ways = "/v1 for programs" if no_page else "/ in a browser, /v1 for programs"
         print(f"http://{place}:{line.getsockname()[1]}{ways}; Ctrl-C ends", flush=True)
-        # uvicorn hands the signal on when it has ended: the folder is to go before the process does.
+        # What lies in the folder and on the cluster is to go before the process does; uvicorn hands the signal on.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         bounds = uvicorn.Config(
             served, log_level="warning", limit_concurrency=MOST_AT_ONCE, timeout_graceful_shutdown=5
@@ -121,7 +120,8 @@ def makers(run: "RunFolder", scale: Scale, port: int) -> "Iterator[Maker]":
     from fedtalk_ray.actors.replicas import replicas
 
     connect(scale.address)
-    name = f"fedtalk-{run_label(run.path)}-{port}"
+    # One that this machine's service at this port left behind, when it was killed, is taken over.
+    name = f"fedtalk-{run_label(run.path)}-{socket.gethostname()}-{port}"
     with replicas(name, run, scale.least, scale.most, scale.identities, scale.gpus) as found:
         yield found
 

@@ -26,6 +26,10 @@ from fedtalk_ray.service.making import VideoLost, Wish
 from fedtalk_ray.service.speaker import UnknownIdentity
 from fedtalk_ray.service.speaking import VIDEO, NoRoom, Speaking, why_not
 
+HEAD_START_S = 0.5
+"""Frames come as fast as they are shown, but a second of them at once: so much later, whoever plays the first one need
+not wait for others."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -106,6 +110,10 @@ def make_app(speaking: Speaking, tokens: frozenset[str] = frozenset(), limits: L
         except NoRoom as error:
             raise Refused(507, str(error)) from error
 
+    def given_up(taking: "asyncio.Future[Job]") -> None:
+        if not taking.cancelled() and not taking.exception():
+            queue.drop(taking.result())
+
     @app.exception_handler(RequestValidationError)
     async def one_line(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
@@ -128,7 +136,13 @@ def make_app(speaking: Speaking, tokens: frozenset[str] = frozenset(), limits: L
     async def generate(request: Request, form: Annotated[Asked, Depends(asked)]) -> Response:
         """A face says a sound. Who hangs up is not worked for any more. With `stream` the frames come as they are made,
         with the invisible mark and without the credentials, which only a whole file can carry."""
-        job = await asyncio.to_thread(taken, form, limits.seconds)
+        taking = asyncio.ensure_future(asyncio.to_thread(taken, form, limits.seconds))
+        try:
+            job = await asyncio.shield(taking)
+        except asyncio.CancelledError:
+            # Whoever asked is gone, and what is being put in the queue nobody's.
+            taking.add_done_callback(given_up)
+            raise
         if job.growing is not None:
             return await watched(job, request, partial(queue.drop, job))
         made = asyncio.ensure_future(asyncio.wrap_future(job.result))
@@ -210,6 +224,9 @@ async def watched(job: Job, request: Request, at_end: Callable[[], None] = lambd
     waited_for: set[asyncio.Future[Any]] = {first, gone}
     try:
         await asyncio.wait(waited_for, return_when=asyncio.FIRST_COMPLETED)
+    except asyncio.CancelledError:
+        await asyncio.shield(asyncio.to_thread(at_end))
+        raise
     finally:
         gone.cancel()
     try:
@@ -226,6 +243,8 @@ async def watched(job: Job, request: Request, at_end: Callable[[], None] = lambd
         raise
 
     async def all_blocks() -> AsyncIterator[bytes]:
+        if not job.result.done():
+            await asyncio.sleep(HEAD_START_S)
         yield first.result()
         async for block in blocks:
             yield block

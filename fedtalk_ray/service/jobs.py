@@ -59,12 +59,21 @@ class JobQueue:
     """`at_once` jobs run, `most` at most wait. Of ended jobs the last `kept` are kept, for `keep_s` seconds, until
     another is asked for."""
 
-    def __init__(self, folder: Path, most: int, at_once: int = 1, keep_s: float = 3600.0, kept: int = 32) -> None:
-        """folder: in which each job gets its own."""
+    def __init__(
+        self,
+        folder: Path,
+        most: int,
+        at_once: int = 1,
+        apart: bool = False,
+        keep_s: float = 3600.0,
+        kept: int = 32,
+    ) -> None:
+        """folder: in which each job gets its own. apart: whether those that run alone do so beside the others."""
         self._folder, self._most, self._keep, self._kept = folder, most + at_once, keep_s, kept
         self._jobs: dict[str, Job] = {}
         self._lock = threading.Lock()
         self._worker = ThreadPoolExecutor(at_once, "generate")
+        self._alone = ThreadPoolExecutor(1, "train") if apart or at_once > 1 else self._worker
 
     def new(self) -> Job:
         """A job with a folder, which `begin` puts in the queue. Raises `QueueFull`, before anything is written."""
@@ -81,9 +90,10 @@ class JobQueue:
             raise
         return job
 
-    def begin(self, job: Job, work: Work) -> None:
-        """Puts it at the queue's end."""
-        job.result = self._worker.submit(_done, work, job.folder, job.stop.is_set)
+    def begin(self, job: Job, work: Work, alone: bool = False) -> None:
+        """Puts it at the queue's end. alone: never beside another such job."""
+        worker = self._alone if alone else self._worker
+        job.result = worker.submit(_done, work, job.folder, job.stop.is_set)
         job.result.add_done_callback(lambda _: self._note_end(job))
 
     def get(self, name: str) -> Job | None:
@@ -102,7 +112,8 @@ class JobQueue:
         """Takes all jobs back, and waits for those that run."""
         for job in list(self._jobs.values()):
             self.drop(job)
-        self._worker.shutdown(cancel_futures=True)
+        for worker in (self._worker, self._alone):
+            worker.shutdown(cancel_futures=True)
 
     def _note_end(self, job: Job) -> None:
         job.ended = monotonic()

@@ -45,9 +45,10 @@ class Grows(Protocol):
 
 
 class Maker(Protocol):
-    """Makes the videos of a run's people. at_once: how many of them."""
+    """Makes the videos of a run's people. at_once: how many of them. elsewhere: not in this process."""
 
     at_once: int
+    elsewhere: bool
 
     def make(
         self, folder: Path, wish: Wish, most_seconds: float, stopped: Callable[[], bool], growing: Grows | None

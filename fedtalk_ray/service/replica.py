@@ -3,7 +3,7 @@
 import asyncio
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,10 +48,11 @@ News = AtWork | Grown | Made | Refused
 
 
 async def make_elsewhere(
-    model: TalkingHeadPipeline, wish: Wish, reference: bytes, sound: bytes, most_seconds: float
-) -> AsyncIterator[News]:
+    model: TalkingHeadPipeline, wish: Wish, reference: bytes, sound: bytes, most_seconds: float, within: Path
+) -> AsyncGenerator[News, None]:
     """What there is to tell while a video is made, in a thread beside the caller's loop. It ends with the last `Made`,
-    or with `Refused`. Whoever stops listening stops it, within a block of frames."""
+    or with `Refused`. Whoever stops listening stops it, within a block of frames; it has ended, and everything of it is
+    gone, when this has. within: a folder in which it gets its own."""
     loop, told_here, stop = asyncio.get_running_loop(), asyncio.Queue[News | None](), threading.Event()
 
     def tell(news: News | None) -> None:
@@ -62,7 +63,7 @@ async def make_elsewhere(
         return stop.is_set()
 
     working = asyncio.ensure_future(
-        asyncio.to_thread(_make, model, wish, reference, sound, most_seconds, stopped, tell)
+        asyncio.to_thread(_make, model, wish, reference, sound, most_seconds, within, stopped, tell)
     )
     working.add_done_callback(lambda _: told_here.put_nowait(None))
     try:
@@ -71,7 +72,6 @@ async def make_elsewhere(
         await working
     finally:
         stop.set()
-        # The next one finds the model free.
         await asyncio.wait([working])
 
 
@@ -81,10 +81,11 @@ def _make(
     reference: bytes,
     sound: bytes,
     most_seconds: float,
+    within: Path,
     stopped: Callable[[], bool],
     tell: Callable[[News], None],
 ) -> None:
-    with tempfile.TemporaryDirectory(prefix="fedtalk-speaker-") as name:
+    with tempfile.TemporaryDirectory(dir=within) as name:
         folder = Path(name)
         (folder / REFERENCE).write_bytes(reference)
         (folder / SOUND).write_bytes(sound)

@@ -34,7 +34,7 @@ def check_identity(run: RunFolder, identity: str | None) -> None:
 class Speaker:
     """Makes videos in this process (`making.Maker`)."""
 
-    at_once = 1
+    at_once, elsewhere = 1, False
 
     def __init__(self, run: RunFolder, most: int = 3, device: str = "auto") -> None:
         """Loads the shared model. most: identities whose models stay in memory."""

@@ -1,7 +1,6 @@
 """What is asked of the service, whoever asks: a face, a sound and how they are to meet become a job, and a video."""
 
 import shutil
-import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -35,9 +34,8 @@ class Speaking:
     def __init__(self, run: RunFolder, maker: Maker, folder: Path, waiting: int, signing: Signing) -> None:
         """folder: of jobs. waiting: jobs that wait at most. signing: of the credentials."""
         self.run, self.maker = run, maker
-        self.queue = JobQueue(folder, waiting, maker.at_once)
+        self.queue = JobQueue(folder, waiting, maker.at_once, maker.elsewhere)
         self._signing = signing
-        self._training = threading.Lock()
 
     def identities(self) -> list[str]:
         """Who has an adapter of her own, in order."""
@@ -73,14 +71,10 @@ class Speaking:
         return job
 
     def begin_training(self, train: Work) -> Job:
-        """A job of this process itself: one at a time, however many videos are made beside it. Raises `QueueFull`."""
-
-        def alone(folder: Path, stopped: Callable[[], bool]) -> object:
-            with self._training:
-                return train(folder, stopped)
-
+        """A job of this process itself, one at a time: in its turn with the videos where this process makes those too,
+        else beside them. Raises `QueueFull`."""
         job = self.queue.new()
-        self.queue.begin(job, alone)
+        self.queue.begin(job, train, alone=True)
         return job
 
 

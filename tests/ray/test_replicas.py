@@ -1,6 +1,9 @@
 """The service with replicas of Ray Serve: each video is what one process makes, whoever dies meanwhile."""
 
-from collections.abc import Iterator
+import asyncio
+import tempfile
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,11 +14,14 @@ import ray
 import requests
 from ray import serve
 
-from fedtalk_ray.actors.replicas import Replicas, replicas
+from fedtalk_ray.actors.replicas import Replicas, SpeakerReplica, replicas
+from fedtalk_ray.generation.scene import Stopped
 from fedtalk_ray.marking.verify import verify
 from fedtalk_ray.model import adapters
 from fedtalk_ray.model.pipeline import load_pipeline
 from fedtalk_ray.runs.folder import RunFolder
+from fedtalk_ray.service import replica
+from fedtalk_ray.service.making import Wish
 from tests.served import Served, form, frames_of, own_adapter, png, run_of_five, until, wav
 from tests.unit.conftest import tiny_pipeline
 
@@ -27,9 +33,16 @@ def run(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def two(run: Path) -> Iterator[Replicas]:
+    before = folders()
     with replicas("two", RunFolder(run), 2, 2, 3, 0) as made:
+        assert len(folders() - before) == 2
         yield made
+    assert not folders() - before, "what people gave goes, that of replicas that were killed too"
     serve.shutdown()
+
+
+def folders() -> set[Path]:
+    return set(Path(tempfile.gettempdir()).glob("fedtalk-speaker-*"))
 
 
 @pytest.fixture(scope="module")
@@ -77,12 +90,11 @@ def test_twelve_turns_of_five_people_by_two_replicas_are_what_one_process_makes(
 def test_a_changed_adapter_speaks_at_once(served: Served, run: Path, tmp_path: Path) -> None:
     model = adapters.with_adapters(load_pipeline(str(RunFolder(run).pipeline)).denoiser, None, 1.0, 3)
     seen = []
-    for _ in range(2):
-        own_adapter(run, "c5", model)
-        seen.append(
-            frames_of(served.ask("POST", "/v1/generate", files=form(), data={"identity": "c5"}).content, tmp_path)
-        )
-    assert (seen[0] != seen[1]).any()
+    for name in ("c5@home", "c5", "c5"):
+        own_adapter(run, name, model)
+        answer = served.ask("POST", "/v1/generate", files=form(), data={"identity": name})
+        seen.append(frames_of(answer.content, tmp_path))
+    assert (seen[0] != seen[1]).any() and (seen[1] != seen[2]).any()
     assert served.ask("POST", "/v1/generate", files=form(), data={"identity": "c6"}).status_code == 404
 
 
@@ -105,6 +117,52 @@ def test_beyond_replicas_and_places_to_wait_it_is_429(served: Served) -> None:
     until(lambda: sum(served.ask("GET", f"/v1/jobs/{name}").json()["state"] == "running" for name in names) == 2)
     assert {served.ask("DELETE", f"/v1/jobs/{name}").status_code for name in names} == {204}
     until(lambda: not list(served.folder.iterdir()))
+
+
+def test_a_job_for_which_no_replica_is_there_can_be_taken_back(run: Path, two: Replicas, tmp_path: Path) -> None:
+    gone = Replicas(RunFolder(run), serve.get_deployment_handle("nobody", "two", _check_exists=False), 1)
+    for name, data in (("reference", png()), ("sound", wav())):
+        (tmp_path / name).write_bytes(data)
+    began = time.monotonic()
+    with pytest.raises(Stopped):
+        gone.make(tmp_path, Wish(), 2.0, lambda: time.monotonic() > began + 1, None)
+    assert time.monotonic() < began + 10
+
+
+def test_a_replica_begins_the_next_when_the_one_taken_back_has_ended(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Serve sends the next one at once."""
+    at_work, most = [], []
+
+    def slow(model: Any, folder: Path, wish: Wish, seconds: float, stopped: Callable[[], bool], growing: Any) -> None:
+        at_work.append(folder)
+        most.append(len(at_work))
+        while not stopped():
+            time.sleep(0.05)
+        time.sleep(0.2)
+        at_work.remove(folder)
+        raise Stopped
+
+    monkeypatch.setattr(replica, "make_video", slow)
+
+    async def three_in_a_row() -> None:
+        one = SpeakerReplica(str(run), 1)
+        for _ in range(3):
+            news = one.speak(Wish(), png(), wav(), 2.0)
+            await anext(news)
+            leaving = asyncio.ensure_future(news.aclose())
+            await asyncio.sleep(0)
+            following = one.speak(Wish(), png(), wav(), 2.0)
+            await anext(following)
+            await asyncio.gather(leaving, following.aclose())
+        ends = one.__del__
+        monkeypatch.delattr(SpeakerReplica, "__del__")  # Serve calls it; Python itself would too
+        await ends()
+
+    before = folders()
+    asyncio.run(three_in_a_row())
+    assert most == [1] * 6 and not at_work and folders() == before
 
 
 def test_a_request_outlives_the_replica_that_works_on_it_and_a_stream_says_that_it_broke(

@@ -49,6 +49,23 @@ def test_jobs_run_one_after_the_other_in_order(queue: JobQueue) -> None:
     assert ran == ["a", "b"] and {job.state for job in (first, *others)} == {"done"}
 
 
+def test_what_runs_alone_does_so_beside_the_others_and_one_after_the_other(tmp_path: Path) -> None:
+    queue = JobQueue(tmp_path / "jobs", most=4, at_once=2, apart=True)
+    _, go, held_up = held(queue)
+    first, second, other = (queue.new() for _ in range(3))
+    began, goes_on = threading.Event(), threading.Event()
+    queue.begin(first, lambda folder, stopped: began.set() or goes_on.wait(10), alone=True)
+    queue.begin(second, lambda folder, stopped: None, alone=True)
+    queue.begin(other, lambda folder, stopped: "made")
+    assert began.wait(10) and other.result.result(10) == "made"
+    assert [job.state for job in (held_up, first, second)] == ["running", "running", "waiting"]
+    queue.drop(second)
+    goes_on.set()
+    go.set()
+    assert first.result.result(10) and second.state == "cancelled"
+    queue.close()
+
+
 def test_one_more_than_may_wait_is_refused_and_leaves_nothing(queue: JobQueue, tmp_path: Path) -> None:
     _, go, _ = held(queue)
     for _ in range(2):
