@@ -33,13 +33,18 @@ class Served:
     """The service on a port of this machine, in a thread; `ask` is requests' own with the address and the token."""
 
     def __init__(
-        self, run: Path, folder: Path, tokens: frozenset[str] = frozenset({TOKEN}), maker: Maker | None = None
+        self,
+        run: Path,
+        folder: Path,
+        tokens: frozenset[str] = frozenset({TOKEN}),
+        maker: Maker | None = None,
+        limits: Limits = LIMITS,
     ) -> None:
         """maker: None for this process itself."""
         self.folder = folder
         maker = maker or Speaker(RunFolder(run), 3, "cpu")
         speaking = Speaking(RunFolder(run), maker, folder, 2, trial_signing())
-        app = make_app(speaking, tokens, LIMITS)
+        app = make_app(speaking, tokens, limits)
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         self._server = uvicorn.Server(uvicorn.Config(app, port=self.port, log_level="warning"))

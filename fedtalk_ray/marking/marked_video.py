@@ -13,7 +13,7 @@ import numpy as np
 from fedtalk_ray.errors import UserError
 from fedtalk_ray.marking import credentials, invisible
 from fedtalk_ray.marking.certificates import CertificateError, Signing, signing_of, trial_signing
-from fedtalk_ray.media.encoding import also_growing, write_video
+from fedtalk_ray.media.encoding import Sound, also_growing, write_video
 from fedtalk_ray.media.video import FPS, VideoError, frames_of
 from fedtalk_ray.outputs import new_file
 
@@ -90,6 +90,22 @@ def write_marked(
         finally:
             unsigned.unlink(missing_ok=True)
     return number
+
+
+def show_marked(
+    blocks: Iterable[np.ndarray],
+    audio: Sound,
+    growing: BinaryIO,
+    fps: Fraction,
+    pixel_aspect: Fraction = Fraction(1),
+) -> int:
+    """Shows frames as they come, with the invisible mark, in no file (`also_growing`). Returns how many they were."""
+    rest = iter(blocks)
+    if (first := next(rest, None)) is None:
+        return 0
+    number, blocks = _number_for(first[0]), chain([first], rest)
+    pictures = blocks if number is None else invisible.marked(blocks, number)
+    return sum(len(block) for block in also_growing(pictures, growing, audio, fps, pixel_aspect))
 
 
 def _number_for(picture: np.ndarray) -> int | None:

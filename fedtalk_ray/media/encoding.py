@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import av
 import numpy as np
@@ -46,10 +46,16 @@ def write_video(
         film.end()
 
 
+class Sound(Protocol):
+    """Samples float32 at `SAMPLE_RATE` by their places: an array, or what is still coming."""
+
+    def __getitem__(self, part: slice) -> np.ndarray: ...
+
+
 def also_growing(
     blocks: Iterable[np.ndarray],
     file: BinaryIO,
-    audio: np.ndarray | None,
+    audio: Sound | None,
     fps: Fraction | int = FPS,
     pixel_aspect: Fraction = Fraction(1),
 ) -> Iterator[np.ndarray]:
@@ -69,7 +75,7 @@ class _Film:
     def __init__(
         self,
         container: Any,
-        audio: np.ndarray | None,
+        audio: Sound | None,
         fps: Fraction | int,
         pixel_aspect: Fraction,
         coding: dict[str, str],
@@ -117,7 +123,7 @@ class _Film:
             self._sound = self._container.add_stream("aac", rate=SAMPLE_RATE, layout="mono")
 
 
-def _encode_audio(container: Any, stream: Any, audio: np.ndarray, begin: int, end: int) -> None:
+def _encode_audio(container: Any, stream: Any, audio: Sound, begin: int, end: int) -> None:
     """Encodes samples `begin` to `end`, silence where `audio` is shorter."""
     piece = audio[begin:end].astype(np.float32)
     piece = np.pad(piece, (0, end - begin - len(piece)))

@@ -40,7 +40,7 @@ from fedtalk_ray.model.embedded import find_model
 from fedtalk_ray.model.identity import FaceCritic, IdentityEncoder
 from fedtalk_ray.model.motion_units import MotionUnits
 from fedtalk_ray.model.musetalk_folder import cells_of, is_musetalk, read_autoencoder, read_unet
-from fedtalk_ray.model.sampling import DEFAULT_GUIDANCE, DEFAULT_STEPS, sample_stream
+from fedtalk_ray.model.sampling import DEFAULT_BATCH, DEFAULT_GUIDANCE, DEFAULT_STEPS, Heard, sample_stream
 from fedtalk_ray.model.sampling import sample_clip as sample_clip
 from fedtalk_ray.model.schedule import make_scheduler
 from fedtalk_ray.model.sync import SyncNetwork, sync_loss
@@ -113,7 +113,8 @@ class TalkingHeadPipeline(DiffusionPipeline):
 
         lips: `media.lips.lip_motion` of each of these frames, float32 [T, LIP_MOTION], in place of what is heard.
         """
-        parts = list(self._pieces(face, audio, num_inference_steps, guidance_scale, generator, lips))
+        speech = self._heard(audio)
+        parts = list(self._pieces(face, speech, num_inference_steps, guidance_scale, generator, lips))
         frames, latents = zip(*parts, strict=True)
         return TalkingHeadOutput(frames=np.concatenate(frames), latents=torch.cat(latents))
 
@@ -134,23 +135,36 @@ class TalkingHeadPipeline(DiffusionPipeline):
         """
         if block < 1:
             raise ValueError(f"block is {block}; it must be at least 1 frame")
-        pieces = self._pieces(face, audio, num_inference_steps, guidance_scale, generator, soft_border=soft_border)
+        speech = self._heard(audio)
+        pieces = self._pieces(face, speech, num_inference_steps, guidance_scale, generator, soft_border=soft_border)
         return _cut_anew((frames for frames, _ in pieces), block)
+
+    def speak_along(
+        self, face: np.ndarray, speech: Heard, generator: torch.Generator | None = None, soft_border: bool = True
+    ) -> Iterator[np.ndarray]:
+        """Frames as soon as `speech` holds what they hear: one step, blocks uint8 [n, S, S, 3], a window at a time."""
+        pieces = self._pieces(face, speech, 1, DEFAULT_GUIDANCE, generator, soft_border=soft_border, batch=1)
+        return (frames for frames, _ in pieces)
+
+    @property
+    def hears(self) -> str:
+        """The name of what turns sound into features (`media.speech`)."""
+        return str(bare_denoiser(self.denoiser).config.speech)
 
     def _pieces(
         self,
         face: np.ndarray,
-        audio: np.ndarray,
+        speech: Heard,
         steps: int,
         guidance: float,
         generator: torch.Generator | None,
         lips: np.ndarray | None = None,
         soft_border: bool = True,
+        batch: int = DEFAULT_BATCH,
     ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
         """Frames and their latents as they get ready, always cut at the same places."""
         reference = torch.from_numpy(encode_frames(self.autoencoder, face[None]))[0]
         config = bare_denoiser(self.denoiser).config
-        speech = self._heard(audio)
         who = None
         if config.identity_dimensions:
             who = torch.from_numpy(_embedder(config.identity).embed(face[None])[0])
@@ -162,6 +176,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
             steps,
             guidance,
             generator,
+            batch,
             identity=who,
             lips=None if lips is None else self._lip_shapes(lips, len(speech)),
         )

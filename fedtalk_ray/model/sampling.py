@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial, reduce
+from typing import Protocol
 
 import torch
 from diffusers import DDIMScheduler
@@ -54,11 +55,19 @@ class Sampling:
 USUAL = Sampling()
 
 
+class Heard(Protocol):
+    """What each frame hears: a tensor float32 [T, hops, bins], or what is still to be heard of it."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, places: torch.Tensor) -> torch.Tensor: ...
+
+
 def sample_clip(
     denoiser: torch.nn.Module,
     scheduler: DDIMScheduler,
     reference: torch.Tensor,
-    speech: torch.Tensor,
+    speech: Heard,
     steps: int = DEFAULT_STEPS,
     guidance: float = DEFAULT_GUIDANCE,
     generator: torch.Generator | None = None,
@@ -76,7 +85,7 @@ def sample_stream(
     denoiser: torch.nn.Module,
     scheduler: DDIMScheduler,
     reference: torch.Tensor,
-    speech: torch.Tensor,
+    speech: Heard,
     steps: int = DEFAULT_STEPS,
     guidance: float = DEFAULT_GUIDANCE,
     generator: torch.Generator | None = None,
@@ -98,7 +107,7 @@ def sample_parts(
     denoiser: torch.nn.Module,
     scheduler: DDIMScheduler,
     reference: torch.Tensor,
-    speech: torch.Tensor,
+    speech: Heard,
     steps: int = DEFAULT_STEPS,
     guidance: float = DEFAULT_GUIDANCE,
     generator: torch.Generator | None = None,

@@ -22,6 +22,7 @@ from fedtalk_ray.errors import UserError
 from fedtalk_ray.model.sampling import DEFAULT_GUIDANCE, DEFAULT_STEPS, Sampling
 from fedtalk_ray.service.admission import AtTheDoor, Known, sign_in
 from fedtalk_ray.service.jobs import Job, QueueFull
+from fedtalk_ray.service.live import live_endpoint
 from fedtalk_ray.service.making import VideoLost, Wish
 from fedtalk_ray.service.speaker import UnknownIdentity
 from fedtalk_ray.service.speaking import VIDEO, NoRoom, Speaking, why_not
@@ -84,6 +85,7 @@ def make_app(speaking: Speaking, tokens: frozenset[str] = frozenset(), limits: L
     known = Known(tokens)
     app.add_middleware(AtTheDoor, known=known, most_bytes=limits.body_mb << 20)
     app.include_router(sign_in(known))
+    app.include_router(live_endpoint(speaking, limits.seconds, limits.body_mb << 20))
     refusals: dict[int | str, dict[str, Any]] = {
         code: {"description": why}
         for code, why in {
@@ -225,6 +227,7 @@ async def watched(job: Job, request: Request, at_end: Callable[[], None] = lambd
     try:
         await asyncio.wait(waited_for, return_when=asyncio.FIRST_COMPLETED)
     except asyncio.CancelledError:
+        first.cancel()
         await asyncio.shield(asyncio.to_thread(at_end))
         raise
     finally:

@@ -1,6 +1,7 @@
 """The service with replicas of Ray Serve: each video is what one process makes, whoever dies meanwhile."""
 
 import asyncio
+import gc
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from fedtalk_ray.model import adapters
 from fedtalk_ray.model.pipeline import load_pipeline
 from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.service import replica
+from fedtalk_ray.service.http import Limits
 from fedtalk_ray.service.making import Wish
 from tests.served import Served, form, frames_of, own_adapter, png, run_of_five, until, wav
 from tests.unit.conftest import tiny_pipeline
@@ -47,7 +49,7 @@ def folders() -> set[Path]:
 
 @pytest.fixture(scope="module")
 def served(run: Path, two: Replicas, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    made = Served(run, tmp_path_factory.mktemp("asked"), maker=two)
+    made = Served(run, tmp_path_factory.mktemp("asked"), maker=two, limits=Limits(2, 30.0, 30.0))
     yield made
     made.close()
 
@@ -99,18 +101,18 @@ def test_a_changed_adapter_speaks_at_once(served: Served, run: Path, tmp_path: P
 
 
 def test_what_cannot_be_used_is_told_without_a_path_and_who_leaves_is_not_worked_for(served: Served) -> None:
-    answer = served.ask("POST", "/v1/generate", files=form(sound=wav(2.1)))
-    assert (answer.status_code, answer.json()["detail"]) == (400, "sound: is longer than 2 s")
+    answer = served.ask("POST", "/v1/generate", files=form(sound=wav(30.1)))
+    assert (answer.status_code, answer.json()["detail"]) == (400, "sound: is longer than 30 s")
     told = served.ask("POST", "/v1/generate", files=form(reference=png()[:-40])).json()["detail"]
     assert told.startswith("reference: ") and "/" not in told.replace("and/or", "")
     with pytest.raises(requests.ReadTimeout):
-        served.ask("POST", "/v1/generate", files=form(sound=wav(1.9)), data={"steps": 50}, timeout=0.5)
+        served.ask("POST", "/v1/generate", files=form(sound=wav(29.0)), data={"steps": 50}, timeout=0.5)
     until(lambda: not list(served.folder.iterdir()))
     assert served.ask("POST", "/v1/generate", files=form()).status_code == 200
 
 
 def test_beyond_replicas_and_places_to_wait_it_is_429(served: Served) -> None:
-    long = {"files": form(sound=wav(3.9)), "data": {"steps": 50}}
+    long = {"files": form(sound=wav(29.0)), "data": {"steps": 50}}
     answers = [served.ask("POST", "/v1/jobs", **long) for _ in range(5)]
     assert [answer.status_code for answer in answers] == [202] * 4 + [429]
     names = [answer.json()["job"] for answer in answers[:4]]
@@ -162,6 +164,7 @@ def test_a_replica_begins_the_next_when_the_one_taken_back_has_ended(
 
     before = folders()
     asyncio.run(three_in_a_row())
+    gc.collect()
     assert most == [1] * 6 and not at_work and folders() == before
 
 
@@ -180,7 +183,7 @@ def test_a_request_outlives_the_replica_that_works_on_it_and_a_stream_says_that_
     assert (frames_of(served.ask("GET", f"/v1/jobs/{name}/video").content, tmp_path) == alone).all()
     assert served.ask("DELETE", f"/v1/jobs/{name}").status_code == 204
 
-    long = {"files": form(sound=wav(1.9)), "data": {"steps": 50, "stream": True}}
+    long = {"files": form(sound=wav(29.0)), "data": {"steps": 50, "stream": True}}
     with served.ask("POST", "/v1/generate", stream=True, **long) as answer:
         parts = answer.iter_content(None)
         assert next(parts)

@@ -39,7 +39,7 @@ from tests.unit.privacy.stories import (
     two_stories,
 )
 
-CASES = int(os.environ.get("FEDTALK_CASES", "300"))
+CASES = int(os.environ.get("FEDTALK_CASES", "150"))
 NIGHTLY = CASES > 1000
 
 pytestmark = pytest.mark.usefixtures("same_frames_are_read_once")

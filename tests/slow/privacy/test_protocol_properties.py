@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Make = Callable[..., "Exchange"]
 
-CASES = int(os.environ.get("FEDTALK_CASES", "200"))
+CASES = int(os.environ.get("FEDTALK_CASES", "100"))
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
 
 NUMBERS = st.integers(0, 2**16)

@@ -425,7 +425,7 @@ def test_a_member_that_calls_all_the_time_is_slowed_and_nobody_else(
     standing: Standing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fedtalk_ray.coordinator.quota.MOST_A_MINUTE", 3)
-    monkeypatch.setattr("fedtalk_ray.coordinator.gate.monotonic", lambda: 100.0)
+    monkeypatch.setattr("fedtalk_ray.coordinator.quota.monotonic", lambda: 100.0)
     for name in ("s1", "s2"):
         standing.member(name)
     # What a stranger sends under its name counts for nothing.
@@ -439,7 +439,7 @@ def test_a_member_that_calls_all_the_time_is_slowed_and_nobody_else(
         assert answer.status_code == (200 if count <= 3 else 429)
     assert answer.json() == {"detail": "one caller may ask 3 times a minute"}
     assert standing.line("s2").get("/v1/members")
-    monkeypatch.setattr("fedtalk_ray.coordinator.gate.monotonic", lambda: 160.0)
+    monkeypatch.setattr("fedtalk_ray.coordinator.quota.monotonic", lambda: 160.0)
     assert standing.line("s1").get("/v1/members")
 
 

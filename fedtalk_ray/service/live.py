@@ -1,0 +1,170 @@
+"""`/v1/live`, a WebSocket: sound goes in while somebody speaks, and a picture that says it comes out.
+
+First a text, the wish as JSON; then the picture, one binary message; then sound, binary messages of 16-bit samples,
+mono, 16 kHz, little-endian; at its end the text "end". Out come the parts of a fragmented MP4, binary messages.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+from fastapi import APIRouter, WebSocket
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.types import Message
+from starlette.websockets import WebSocketDisconnect
+
+from fedtalk_ray.errors import UserError
+from fedtalk_ray.generation.live import speak_live
+from fedtalk_ray.media.live_sound import LiveSound
+from fedtalk_ray.media.video import SAMPLE_RATE
+from fedtalk_ray.service.jobs import QueueFull
+from fedtalk_ray.service.making import REFERENCE
+from fedtalk_ray.service.speaker import Speaker, check_identity
+from fedtalk_ray.service.speaking import Speaking, why_not
+
+SILENT_S = 10.0
+"""Who sends nothing for so long, and has not ended the sound, is gone."""
+
+BEHIND_S = 5.0
+"""So much sound may wait to be spoken; with more of it the machine is too slow, and that is told."""
+
+WENT_WELL, UNUSABLE, TRY_LATER = 1000, 1008, 1013
+"""Codes that a connection is closed with."""
+
+
+class LiveWish(BaseModel):
+    """How a picture is to speak."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    identity: str | None = None
+    crop: bool = False
+    hold_still: bool = False
+    face: Annotated[int | None, Field(ge=1, le=1000)] = None
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+
+class _Told:
+    """A file whose parts a coroutine waits for."""
+
+    def __init__(self) -> None:
+        self._loop, self.parts = asyncio.get_running_loop(), asyncio.Queue[bytes | None]()
+
+    def write(self, data: bytes) -> int:
+        self._loop.call_soon_threadsafe(self.parts.put_nowait, bytes(data))
+        return len(data)
+
+    def end(self) -> None:
+        self._loop.call_soon_threadsafe(self.parts.put_nowait, None)
+
+
+def live_endpoint(speaking: Speaking, most_seconds: float, most_bytes: int) -> APIRouter:
+    """most_seconds: of sound. most_bytes: of the picture."""
+    router = APIRouter()
+
+    @router.websocket("/v1/live")
+    async def live(line: WebSocket) -> None:
+        await line.accept()
+        with contextlib.suppress(WebSocketDisconnect):  # who is gone is told nothing
+            code, why = await _live(line, speaking, most_seconds, most_bytes)
+            await line.close(code, why.encode()[:120].decode(errors="ignore"))
+
+    return router
+
+
+async def _live(line: WebSocket, speaking: Speaking, most_seconds: float, most_bytes: int) -> tuple[int, str]:
+    """The code to close with, and why it was not spoken to the end. Raises `WebSocketDisconnect`."""
+    maker = speaking.maker
+    if not isinstance(maker, Speaker):
+        return UNUSABLE, "live is spoken by this process alone: start it without replicas"
+    try:
+        wish = LiveWish.model_validate_json((await _message(line)).get("text") or "")
+        check_identity(speaking.run, wish.identity)
+    except ValidationError as error:
+        first = error.errors()[0]
+        return UNUSABLE, f"{'.'.join(map(str, first['loc'])) or 'the wish, a text of JSON'}: {first['msg']}"
+    except UserError as error:
+        return UNUSABLE, str(error)
+    picture = (await _message(line)).get("bytes")
+    if not picture or len(picture) > most_bytes:
+        return UNUSABLE, f"reference: a binary message of at most {most_bytes >> 20} MiB comes after the wish"
+    sound, told = LiveSound(), _Told()
+
+    def work(folder: Path, stopped: Callable[[], bool]) -> int:
+        (folder / REFERENCE).write_bytes(picture)
+        return speak_live(
+            maker.model(wish.identity),
+            str(folder / REFERENCE),
+            sound,
+            told,  # type: ignore[arg-type]  # `write` is all that is asked of it
+            most_seconds,
+            crop=wish.crop,
+            face=wish.face,
+            hold_still=wish.hold_still,
+            seed=wish.seed,
+            stopped=stopped,
+        )
+
+    try:
+        job = await asyncio.to_thread(speaking.queue.new)
+    except (QueueFull, OSError):
+        return TRY_LATER, "as many wait as may; ask again later"
+    speaking.queue.begin(job, work)
+    job.result.add_done_callback(lambda _: told.end())
+    hears = asyncio.ensure_future(_hear(line, sound, most_seconds))
+    shows = asyncio.ensure_future(_show(line, told))
+    try:
+        ended, _ = await asyncio.wait({hears, shows}, return_when=asyncio.FIRST_COMPLETED)
+        if shows not in ended:
+            return hears.result()
+        shows.result()
+        if job.error is not None:
+            return UNUSABLE, why_not(job.error, job) or "an error of the service's own; its log says which"
+        return WENT_WELL, ""
+    finally:
+        # A maker that waits for sound hears that none comes.
+        sound.end()
+        hears.cancel()
+        shows.cancel()
+        await asyncio.shield(asyncio.to_thread(speaking.queue.drop, job))
+
+
+async def _message(line: WebSocket) -> Message:
+    """The next one. Raises `WebSocketDisconnect`, at the latest when `SILENT_S` are over."""
+    try:
+        message = await asyncio.wait_for(line.receive(), SILENT_S)
+    except TimeoutError:
+        raise WebSocketDisconnect from None
+    if message["type"] == "websocket.disconnect":
+        raise WebSocketDisconnect
+    return message
+
+
+async def _hear(line: WebSocket, sound: LiveSound, most_seconds: float) -> tuple[int, str]:
+    """Fills the sound, and goes on listening for who hangs up. Returns where it breaks off: code and line."""
+    while True:
+        if sound.ended:
+            message = await line.receive()
+            if message["type"] == "websocket.disconnect":
+                raise WebSocketDisconnect
+            continue
+        message = await _message(line)
+        if message.get("text") == "end":
+            sound.end()
+            continue
+        data = message.get("bytes")
+        if not data or len(data) % 2:
+            return UNUSABLE, 'sound: binary messages of 16-bit samples, and at the end the text "end"'
+        sound.add(np.frombuffer(data, "<i2").astype(np.float32) / 32768)
+        if len(sound) >= most_seconds * SAMPLE_RATE:
+            sound.end()
+        if len(sound) - sound.asked > BEHIND_S * SAMPLE_RATE:
+            return TRY_LATER, "this machine cannot keep up, or makes other videos first; ask again later"
+
+
+async def _show(line: WebSocket, told: _Told) -> None:
+    while (part := await told.parts.get()) is not None:
+        await line.send_bytes(part)
