@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
+from time import monotonic
 from typing import Annotated
 
 import numpy as np
@@ -23,15 +24,21 @@ from fedtalk_ray.media.video import SAMPLE_RATE
 from fedtalk_ray.service.jobs import QueueFull
 from fedtalk_ray.service.making import REFERENCE
 from fedtalk_ray.service.speaker import Speaker, check_identity
-from fedtalk_ray.service.speaking import Speaking, why_not
+from fedtalk_ray.service.speaking import NO_ROOM, Speaking, why_not
 
 SILENT_S = 10.0
-"""Who sends nothing for so long, and has not ended the sound, is gone."""
+"""So many seconds a client may be late: with its next message, and with its sound, which comes as one speaks."""
 
 BEHIND_S = 5.0
 """So much sound may wait to be spoken; with more of it the machine is too slow, and that is told."""
 
-WENT_WELL, UNUSABLE, TRY_LATER = 1000, 1008, 1013
+LARGEST = 16 << 20
+"""Bytes of the picture, of which a WebSocket here takes no more in one message."""
+
+MOST_LINES = 16
+"""Open at once; who opens one more is told to come later."""
+
+WENT_WELL, UNUSABLE, OURS, TRY_LATER = 1000, 1008, 1011, 1013
 """Codes that a connection is closed with."""
 
 
@@ -63,14 +70,23 @@ class _Told:
 
 def live_endpoint(speaking: Speaking, most_seconds: float, most_bytes: int) -> APIRouter:
     """most_seconds: of sound. most_bytes: of the picture."""
-    router = APIRouter()
+    router, largest, lines = APIRouter(), min(most_bytes, LARGEST), 0
 
     @router.websocket("/v1/live")
     async def live(line: WebSocket) -> None:
-        await line.accept()
-        with contextlib.suppress(WebSocketDisconnect):  # who is gone is told nothing
-            code, why = await _live(line, speaking, most_seconds, most_bytes)
-            await line.close(code, why.encode()[:120].decode(errors="ignore"))
+        nonlocal lines
+        lines += 1
+        try:
+            await line.accept()
+            with contextlib.suppress(WebSocketDisconnect):  # who is gone is told nothing
+                code, why = TRY_LATER, "as many speak as may; come later"
+                if lines <= MOST_LINES:
+                    code, why = await _live(line, speaking, most_seconds, largest)
+                # Who reads nothing would never be rid of.
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(line.close(code, why.encode()[:120].decode(errors="ignore")), SILENT_S)
+        finally:
+            lines -= 1
 
     return router
 
@@ -82,13 +98,15 @@ async def _live(line: WebSocket, speaking: Speaking, most_seconds: float, most_b
         return UNUSABLE, "live is spoken by this process alone: start it without replicas"
     try:
         wish = LiveWish.model_validate_json((await _message(line)).get("text") or "")
-        check_identity(speaking.run, wish.identity)
+        await asyncio.to_thread(check_identity, speaking.run, wish.identity)
+        picture = (await _message(line)).get("bytes")
     except ValidationError as error:
         first = error.errors()[0]
         return UNUSABLE, f"{'.'.join(map(str, first['loc'])) or 'the wish, a text of JSON'}: {first['msg']}"
     except UserError as error:
         return UNUSABLE, str(error)
-    picture = (await _message(line)).get("bytes")
+    except TimeoutError:
+        return UNUSABLE, f"nothing came for {SILENT_S:g} s"
     if not picture or len(picture) > most_bytes:
         return UNUSABLE, f"reference: a binary message of at most {most_bytes >> 20} MiB comes after the wish"
     sound, told = LiveSound(), _Told()
@@ -110,8 +128,10 @@ async def _live(line: WebSocket, speaking: Speaking, most_seconds: float, most_b
 
     try:
         job = await asyncio.to_thread(speaking.queue.new)
-    except (QueueFull, OSError):
+    except QueueFull:
         return TRY_LATER, "as many wait as may; ask again later"
+    except OSError:
+        return OURS, NO_ROOM
     speaking.queue.begin(job, work)
     job.result.add_done_callback(lambda _: told.end())
     hears = asyncio.ensure_future(_hear(line, sound, most_seconds))
@@ -122,8 +142,9 @@ async def _live(line: WebSocket, speaking: Speaking, most_seconds: float, most_b
             return hears.result()
         shows.result()
         if job.error is not None:
-            return UNUSABLE, why_not(job.error, job) or "an error of the service's own; its log says which"
-        return WENT_WELL, ""
+            why = why_not(job.error, job)
+            return (OURS, "an error of the service's own; its log says which") if why is None else (UNUSABLE, why)
+        return WENT_WELL, f"longer than {most_seconds:g} s" if len(sound) > most_seconds * SAMPLE_RATE else ""
     finally:
         # A maker that waits for sound hears that none comes.
         sound.end()
@@ -132,12 +153,9 @@ async def _live(line: WebSocket, speaking: Speaking, most_seconds: float, most_b
         await asyncio.shield(asyncio.to_thread(speaking.queue.drop, job))
 
 
-async def _message(line: WebSocket) -> Message:
-    """The next one. Raises `WebSocketDisconnect`, at the latest when `SILENT_S` are over."""
-    try:
-        message = await asyncio.wait_for(line.receive(), SILENT_S)
-    except TimeoutError:
-        raise WebSocketDisconnect from None
+async def _message(line: WebSocket, within: float | None = None) -> Message:
+    """The next one. Raises `WebSocketDisconnect`, and `TimeoutError` where none comes within so many seconds."""
+    message = await asyncio.wait_for(line.receive(), SILENT_S if within is None else within)
     if message["type"] == "websocket.disconnect":
         raise WebSocketDisconnect
     return message
@@ -145,26 +163,32 @@ async def _message(line: WebSocket) -> Message:
 
 async def _hear(line: WebSocket, sound: LiveSound, most_seconds: float) -> tuple[int, str]:
     """Fills the sound, and goes on listening for who hangs up. Returns where it breaks off: code and line."""
-    while True:
-        if sound.ended:
-            message = await line.receive()
-            if message["type"] == "websocket.disconnect":
-                raise WebSocketDisconnect
-            continue
-        message = await _message(line)
+    began = monotonic()
+    while not sound.ended:
+        try:
+            message = await _message(line, began + len(sound) / SAMPLE_RATE + SILENT_S - monotonic())
+        except TimeoutError:
+            return UNUSABLE, f"sound: it is {SILENT_S:g} s late; send silence while nobody speaks"
         if message.get("text") == "end":
-            sound.end()
-            continue
+            break
         data = message.get("bytes")
         if not data or len(data) % 2:
             return UNUSABLE, 'sound: binary messages of 16-bit samples, and at the end the text "end"'
         sound.add(np.frombuffer(data, "<i2").astype(np.float32) / 32768)
-        if len(sound) >= most_seconds * SAMPLE_RATE:
-            sound.end()
+        if len(sound) > most_seconds * SAMPLE_RATE:
+            break
         if len(sound) - sound.asked > BEHIND_S * SAMPLE_RATE:
             return TRY_LATER, "this machine cannot keep up, or makes other videos first; ask again later"
+    sound.end()
+    while (await line.receive())["type"] != "websocket.disconnect":
+        pass
+    raise WebSocketDisconnect
 
 
 async def _show(line: WebSocket, told: _Told) -> None:
+    """Raises `WebSocketDisconnect` for who does not read either."""
     while (part := await told.parts.get()) is not None:
-        await line.send_bytes(part)
+        try:
+            await asyncio.wait_for(line.send_bytes(part), SILENT_S)
+        except TimeoutError:
+            raise WebSocketDisconnect from None

@@ -98,21 +98,58 @@ def test_who_has_no_token_and_who_comes_from_elsewhere_get_nothing(served: Serve
             pass
 
 
-def test_who_leaves_or_falls_silent_frees_the_worker(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_leaves_frees_the_worker(served: Served) -> None:
     with line_to(served) as line:
         line.send("{}")
         line.send(png())
         line.send(PIECE)
         until(lambda: list(served.folder.iterdir()))
     until(lambda: not list(served.folder.iterdir()))
-    monkeypatch.setattr(live, "SILENT_S", 0.5)
+    assert served.ask("GET", "/v1/health").ok
+
+
+@pytest.mark.parametrize("said", ["nothing", "a drop now and then"])
+def test_whose_sound_is_late_is_told_and_has_not_the_worker_any_more(
+    served: Served, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    monkeypatch.setattr(live, "SILENT_S", 2.0)
     with line_to(served) as line:
         line.send("{}")
         line.send(png())
         line.send(PIECE)
+        began = time.monotonic()
+        until(lambda: list(served.folder.iterdir()))
+        if said != "nothing":
+            for _ in range(16):
+                line.send(b"\0\0")
+                time.sleep(0.1)
+        code, told = closed(line)
+        # Each drop is no new second.
+        assert 2 <= time.monotonic() - began < 3.3
+    assert code == 1008 and told is not None and told.startswith("sound: it is 2 s late")
+    until(lambda: not list(served.folder.iterdir()))
+
+
+def test_who_does_not_read_is_given_up(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "SILENT_S", 1.0)
+
+    def much(_: Any, __: str, sound: Any, growing: Any, *___: Any, **____: Any) -> int:
+        for _part in range(200):
+            growing.write(bytes(1 << 18))
+        return 0
+
+    monkeypatch.setattr(live, "speak_live", much)
+    with line_to(served, max_queue=1, close_timeout=1) as line:
+        line.send("{}")
+        line.send(png())
         until(lambda: list(served.folder.iterdir()))
         until(lambda: not list(served.folder.iterdir()))
-    assert served.ask("GET", "/v1/health").ok
+
+
+def test_beyond_so_many_lines_the_next_is_told_to_come_later(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "MOST_LINES", 1)
+    with line_to(served), line_to(served) as second:
+        assert closed(second) == (1013, "as many speak as may; come later")
 
 
 def test_a_sound_longer_than_any_may_be_is_spoken_up_to_there(served: Served) -> None:
@@ -127,6 +164,7 @@ def test_a_sound_longer_than_any_may_be_is_spoken_up_to_there(served: Served) ->
                 video += line.recv(timeout=30)
         except ConnectionClosed:
             pass
+        assert (line.close_code, line.close_reason) == (1000, "longer than 2 s")
     assert len(times(video)) == 50
 
 
@@ -141,7 +179,7 @@ def test_where_the_machine_cannot_keep_up_it_is_told(served: Served, monkeypatch
     with line_to(served) as line:
         line.send("{}")
         line.send(png())
-        for _ in range(8):
+        for _ in range(6):
             line.send(PIECE)
         code, told = closed(line)
     assert code == 1013 and told is not None and "cannot keep up" in told
