@@ -63,7 +63,7 @@ def test_whatever_happens_nothing_is_counted_or_answered_twice(
     if no_hosts:
         pytest.skip(no_hosts)
     sites = federation.sites(SITES, {5: "fewest_survivors: 8\n"}, own_disk=True)
-    config = federation.config(make_config, cohort={"size": SITES}, rounds=14, failures={"quorum": 0.3})
+    config = federation.config(make_config, cohort={"size": SITES}, rounds=18, failures={"quorum": 0.3})
     federation.own_disk()
     late, others = sites[6:], sites[:6]
     all_left_well = federation.start(others, light=True)
@@ -72,7 +72,7 @@ def test_whatever_happens_nothing_is_counted_or_answered_twice(
     run = run_under_faults(federation, config, willing, count=8, seed=1)
     assert all_left_well() and late_left_well()
     history = read_history(run.history_file)
-    assert [record["round"] for record in history] == list(range(1, 15))
+    assert [record["round"] for record in history] == list(range(1, 19))
     check_clock(others, 0)
     check_clock(late, -3600)
     assert masked_exchanges(late[0])
