@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -126,17 +126,9 @@ def generate(
     )
 
 
-def write_bare(
-    path: Path,
-    blocks: Iterator[np.ndarray],
-    audio: np.ndarray,
-    kind: str,
-    *,
-    fps: Fraction,
-    pixel_aspect: Fraction,
-) -> None:
-    """With neither mark nor credentials."""
-    write_video(path, blocks, audio, fps, pixel_aspect)
+def write_bare(path: Path, blocks: Iterator[np.ndarray], audio: np.ndarray, kind: str, **how: Any) -> None:
+    """As `Write`, with neither mark nor credentials, which alone would say the kind."""
+    write_video(path, blocks, audio, **how)
 
 
 def speak_into(

@@ -70,13 +70,9 @@ def write_marked(
     (`also_growing`); nobody can sign those before they are whole. Raises `VideoError` and `UserError`s; there is then
     no file, or the one that was there before.
     """
-    rest = iter(blocks)
-    first = next((block for block in rest if len(block)), None)
-    if first is None:
+    number, pictures = _marked(blocks)
+    if pictures is None:
         raise VideoError(f"{path}: there is no frame to write")
-    number = _number_for(first[0])
-    blocks = chain([first], rest)
-    pictures = blocks if number is None else invisible.marked(blocks, number)
     if growing is not None:
         pictures = also_growing(pictures, growing, audio, fps, pixel_aspect)
     if signing is None:
@@ -100,12 +96,19 @@ def show_marked(
     pixel_aspect: Fraction = Fraction(1),
 ) -> int:
     """Shows frames as they come, with the invisible mark, in no file (`also_growing`). Returns how many they were."""
+    _, pictures = _marked(blocks)
+    return 0 if pictures is None else sum(map(len, also_growing(pictures, growing, audio, fps, pixel_aspect)))
+
+
+def _marked(blocks: Iterable[np.ndarray]) -> tuple[int | None, Iterable[np.ndarray] | None]:
+    """The mark's number, which follows from the first frame, and the frames with it; None and they as they are where
+    they cannot carry one, None and None where there is no frame."""
     rest = iter(blocks)
-    if (first := next(rest, None)) is None:
-        return 0
+    first = next((block for block in rest if len(block)), None)
+    if first is None:
+        return None, None
     number, blocks = _number_for(first[0]), chain([first], rest)
-    pictures = blocks if number is None else invisible.marked(blocks, number)
-    return sum(len(block) for block in also_growing(pictures, growing, audio, fps, pixel_aspect))
+    return number, blocks if number is None else invisible.marked(blocks, number)
 
 
 def _number_for(picture: np.ndarray) -> int | None:

@@ -73,7 +73,7 @@ class JobQueue:
         self._jobs: dict[str, Job] = {}
         self._lock = threading.Lock()
         self._worker = ThreadPoolExecutor(at_once, "generate")
-        self._alone = ThreadPoolExecutor(1, "train") if apart or at_once > 1 else self._worker
+        self._alone = ThreadPoolExecutor(1, "train") if apart else self._worker
 
     def new(self) -> Job:
         """A job with a folder, which `begin` puts in the queue. Raises `QueueFull`, before anything is written."""

@@ -31,7 +31,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30.0)
     asked = parser.parse_args()
     samples = np.resize(read_audio(asked.sound), int(asked.seconds * SAMPLE_RATE))
-    video, came = speak(asked.address, asked.picture.read_bytes(), (samples * 32767).astype("<i2"))
+    try:
+        video, came = speak(asked.address, asked.picture.read_bytes(), (samples * 32767).astype("<i2"))
+    except OSError as error:
+        raise SystemExit(f"{asked.address} or {asked.picture}: {error}; start `fedtalk app` first") from error
     late = delays(video, came)
     expected = -(-len(samples) * FPS // SAMPLE_RATE)
     print(f"{len(late)} frames of {expected}; delay in s: first {late[0]:.2f}, median {np.median(late):.2f},")

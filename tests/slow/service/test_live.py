@@ -15,7 +15,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from fedtalk_ray.service import live
-from tests.served import TOKEN, Served, png, until
+from tests.served import TOKEN, Served, form, png, until
 
 PIECE = np.random.default_rng(0).normal(0, 3000, 1600).astype("<i2").tobytes()
 """A tenth of a second."""
@@ -133,17 +133,22 @@ def test_whose_sound_is_late_is_told_and_has_not_the_worker_any_more(
 def test_who_does_not_read_is_given_up(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live, "SILENT_S", 1.0)
 
+    written = []
+
     def much(_: Any, __: str, sound: Any, growing: Any, *___: Any, **____: Any) -> int:
-        for _part in range(200):
-            growing.write(bytes(1 << 18))
+        written.extend(growing.write(bytes(1 << 18)) for _part in range(200))
         return 0
 
     monkeypatch.setattr(live, "speak_live", much)
     with line_to(served, max_queue=1, close_timeout=1) as line:
         line.send("{}")
         line.send(png())
+        line.send("end")  # so that it is not the sound that is late
         until(lambda: list(served.folder.iterdir()))
         until(lambda: not list(served.folder.iterdir()))
+        # Fifty megabytes for one that reads none of them, and the job is gone before the line is.
+        assert sum(written) == 200 << 18 and not list(served.folder.iterdir())
+    assert served.ask("POST", "/v1/generate", files=form()).status_code == 200
 
 
 def test_beyond_so_many_lines_the_next_is_told_to_come_later(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
