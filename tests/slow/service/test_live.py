@@ -2,6 +2,7 @@
 
 import io
 import json
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,8 +12,10 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from websockets.client import ClientProtocol
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
+from websockets.uri import parse_uri
 
 from fedtalk_ray.service import live
 from tests.served import TOKEN, Served, form, png, until
@@ -132,7 +135,6 @@ def test_whose_sound_is_late_is_told_and_has_not_the_worker_any_more(
 
 def test_who_does_not_read_is_given_up(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live, "SILENT_S", 1.0)
-
     written = []
 
     def much(_: Any, __: str, sound: Any, growing: Any, *___: Any, **____: Any) -> int:
@@ -140,14 +142,23 @@ def test_who_does_not_read_is_given_up(served: Served, monkeypatch: pytest.Monke
         return 0
 
     monkeypatch.setattr(live, "speak_live", much)
-    with line_to(served, max_queue=1, close_timeout=1) as line:
-        line.send("{}")
-        line.send(png())
-        line.send("end")  # so that it is not the sound that is late
-        until(lambda: list(served.folder.iterdir()))
+    protocol = ClientProtocol(parse_uri(f"ws://127.0.0.1:{served.port}/v1/live"))
+    asked = protocol.connect()
+    asked.headers["Authorization"] = f"Bearer {TOKEN}"
+    with socket.create_connection(("127.0.0.1", served.port), 10) as line:
+        protocol.send_request(asked)
+        line.sendall(b"".join(protocol.data_to_send()))
+        protocol.receive_data(line.recv(4096))
+        protocol.send_text(b"{}")
+        protocol.send_binary(png())
+        protocol.send_text(b"end")  # so that it is not the sound that is late
+        line.sendall(b"".join(protocol.data_to_send()))
+        until(lambda: sum(written) == 200 << 18)
         until(lambda: not list(served.folder.iterdir()))
-        # Fifty megabytes for one that reads none of them, and the job is gone before the line is.
-        assert sum(written) == 200 << 18 and not list(served.folder.iterdir())
+        # Most of the fifty megabytes was never sent, and the line is still open.
+        line.settimeout(5)
+        taken = sum(iter(lambda: len(line.recv(1 << 20)), 0))
+        assert taken < 100 << 18
     assert served.ask("POST", "/v1/generate", files=form()).status_code == 200
 
 
