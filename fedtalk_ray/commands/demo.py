@@ -45,8 +45,8 @@ def run_demo(out: Path, overwrite: bool = False) -> None:
     started = monotonic()
     with new_folder(out, overwrite):
         pass  # refuse a folder in use before minutes are spent
-    connect()
     print("1/5 drawing puppets and preparing their clips")
+    connect()
     private = out / "shards"
     prepare(PUPPETS, list_synthetic(CLIENTS + UNSEEN, CLIPS, SEED, PUPPETS), private, unseen=UNSEEN)
     print(f"2/5 federated rounds from {EMBEDDED}, which knows no puppet: secure sums, ISFA weights, TDC loss")
@@ -111,7 +111,7 @@ def demo_config(out: Path) -> TrainConfig:
             "pretrained": EMBEDDED,
             "shared": "backbone",
             "phases": ["units", "speech", "faces", "calibration"],
-            "rounds": 8,
+            "rounds": 6,
             "cohort": {"size": CLIENTS},
             "speech": {"rounds": 8, "steps": 10, "batch_size": 16},
             "local": {"steps": 6, "identity_steps": 1, "score_windows": 4, "learning_rate": 2.0e-3},

@@ -8,7 +8,6 @@ its reason and the rest goes on.
 import csv
 import logging
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +16,11 @@ import ray.data
 import torch
 from diffusers import ModelMixin
 
-from fedtalk_ray.corpora.listing import ClipSource, CorpusError, named, open_clip, own_test_set
-from fedtalk_ray.media.faces import NoFaceError
-from fedtalk_ray.media.framing import ALIGNED, FRAMINGS, Framing
-from fedtalk_ray.media.identity_embedding import NO_IDENTITY, clip_identity, frames_to_embed, load_identity_embedder
-from fedtalk_ray.media.lips import face_landmarks
+from fedtalk_ray.corpora.listing import ClipSource, CorpusError, named, own_test_set
+from fedtalk_ray.media.framing import ALIGNED, Framing
+from fedtalk_ray.media.identity_embedding import NO_IDENTITY, clip_identity, load_identity_embedder
 from fedtalk_ray.media.speech import LOG_MEL, load_speech_features
-from fedtalk_ray.media.video import FPS, SAMPLE_RATE, VideoError
+from fedtalk_ray.media.video import FPS, SAMPLE_RATE
 from fedtalk_ray.model.autoencoder import (
     encode_frames,
     encode_pixels,
@@ -38,23 +35,15 @@ from fedtalk_ray.shards.format import (
     ARRAYS,
     IDENTITY,
     LANDMARKS,
-    PIECE_FRAMES,
     PLACES,
     Manifest,
     ShardWriter,
-    piece_bounds,
-    pieces_of,
 )
+from fedtalk_ray.shards.reading import read_parts
 
 REJECTS = "rejects.csv"
 CELLS_STEP = 4
 """Latents are so many cells a side, or a multiple: the denoiser halves their number twice."""
-
-MIN_FRAMES = 25
-"""Shorter clips are rejected: a second of speech is the least to learn or to score from."""
-
-PART_BYTES = 32 << 20
-"""Crops of a long clip that travel together."""
 
 
 def prepare(
@@ -172,7 +161,7 @@ def _pipeline(  # type: ignore[no-untyped-def]
     items = [source.row() for source in sources]
     # Two clips a block: small enough to stream, large enough to pay for a task.
     dataset = ray.data.from_items(items, override_num_blocks=max(1, len(items) // 2))
-    dataset = dataset.flat_map(_read, fn_kwargs={"size": size, "framing": framing.name})
+    dataset = dataset.flat_map(read_parts, fn_kwargs={"size": size, "framing": framing.name})
     # The encoder is one resident actor: it holds the models once. It takes no CPU, so readers always find one, and a
     # GPU where one is free.
     dataset = dataset.map(
@@ -190,36 +179,7 @@ def _one_by_one(
 ) -> Iterator[dict]:
     encode = _Encode(autoencoder, speech, identity)
     for source in sources:
-        yield from map(encode, _read(source.row(), size, framing.name))
-
-
-def _read(item: dict, size: int, framing: str) -> Iterator[dict]:
-    """A clip in parts of whole pieces, or why it cannot be used."""
-    source = ClipSource.from_row(item)
-    row = {"identity": source.identity, "clip": source.clip, "path": item["path"], "reason": "", "length": 0,
-           "begin": 0, "total": 0, "size": size, "frames": b"", "faces": b"", "waveform": b"",
-           "landmarks": b"", "places": b"", "footage": ""}  # fmt: skip
-    try:
-        clip = open_clip(source, size, FRAMINGS[framing])
-        if clip.frames < MIN_FRAMES:
-            raise VideoError(f"has {clip.frames} frames; at least {MIN_FRAMES} are needed")
-    except (VideoError, NoFaceError) as error:
-        yield row | {"reason": str(error)}
-        return
-    samples = clip.frames * SAMPLE_RATE // FPS
-    wave = np.pad(clip.audio[:samples], (0, max(0, samples - len(clip.audio)))).astype(np.float32)
-    excerpt = source.excerpt()
-    row |= {"total": clip.frames, "waveform": wave.tobytes(), "footage": excerpt.text() if excerpt else ""}
-    bounds = piece_bounds(clip.frames, pieces_of(clip.frames)).tolist()
-    together = max(1, PART_BYTES // (3 * size * size * PIECE_FRAMES))
-    for first in range(0, len(bounds) - 1, together):
-        begin, end = bounds[first], bounds[min(first + together, len(bounds) - 1)]
-        frames = np.stack(list(islice(clip.crops, end - begin)))
-        if begin == 0:
-            row["faces"] = frames[frames_to_embed(len(frames))].tobytes()
-        points = face_landmarks(frames) if clip.landmarks is None else clip.landmarks[begin:end]
-        part = {"frames": frames.tobytes(), "landmarks": points.tobytes(), "places": clip.places[begin:end].tobytes()}
-        yield row | part | {"begin": begin, "length": end - begin}
+        yield from map(encode, read_parts(source.row(), size, framing.name))
 
 
 class _Encode:
