@@ -22,15 +22,20 @@ class LiveSound:
     """Mono float32 samples at `SAMPLE_RATE`. asked: so many were waited for. Any number of threads may read."""
 
     def __init__(self) -> None:
-        self._parts: list[np.ndarray] = []
+        self._samples = np.empty(LEVEL_S * SAMPLE_RATE, np.float32)
         self._length = self.asked = 0
         self._ended = False
         self._news = threading.Condition()
 
     def add(self, samples: np.ndarray) -> None:
         with self._news:
-            self._parts.append(samples.astype(np.float32))
-            self._length += len(samples)
+            end = self._length + len(samples)
+            if end > len(self._samples):
+                room = np.empty(2 * end, np.float32)
+                room[: self._length] = self._samples[: self._length]
+                self._samples = room
+            self._samples[self._length : end] = samples
+            self._length = end
             self._news.notify_all()
 
     def end(self) -> None:
@@ -54,12 +59,11 @@ class LiveSound:
             self._news.wait_for(lambda: self._ended or self._length >= samples)
 
     def __getitem__(self, part: slice) -> np.ndarray:
-        """What is there of a part, float32; waits for its end."""
-        self.wait_for(part.stop)
+        """What is there of a part, float32; waits for its end, where it has one."""
+        if part.stop is not None:
+            self.wait_for(part.stop)
         with self._news:
-            if len(self._parts) > 1:
-                self._parts = [np.concatenate(self._parts)]
-            return self._parts[0][part] if self._parts else np.zeros(0, np.float32)
+            return self._samples[: self._length][part]
 
 
 class LiveSpeech:
@@ -80,6 +84,7 @@ class LiveSpeech:
         last = int(places.max())
         self._sound.wait_for(last * FRAME + HEARD_AHEAD)
         first = max(0, int(places.min()) - LEVEL_S * FPS)
-        heard = self._sound[first * FRAME : len(self._sound)]
+        # All that has come, of which nobody need wait for more.
+        heard = self._sound[first * FRAME :]
         windows = self._features.windows(heard, last - first + 1)
         return torch.from_numpy(windows[(places - first).numpy()])

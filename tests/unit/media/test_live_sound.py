@@ -47,6 +47,22 @@ def test_a_frame_waits_for_what_it_hears_and_for_nothing_more(samples: np.ndarra
     assert sound.asked == 10 * FRAME + HEARD_AHEAD
 
 
+def test_what_merely_came_was_not_waited_for(samples: np.ndarray) -> None:
+    """Or nobody would see that a slow speaker stays behind."""
+    sound = LiveSound()
+    sound.add(samples)
+    heard = LiveSpeech(sound, LogMel(), 100)
+    before = heard[torch.tensor([[2, 3]])]
+    assert sound.asked == 3 * FRAME + HEARD_AHEAD < len(sound)
+    # It grows in place of being copied; what was read of it stays as it was.
+    part = sound[0:1000]
+    for _ in range(20):
+        sound.add(samples)
+    np.testing.assert_array_equal(part, samples[:1000])
+    np.testing.assert_array_equal(sound[15_000:17_000], np.concatenate([samples[15_000:], samples[:1000]]))
+    assert before.shape == heard[torch.tensor([[2, 3]])].shape
+
+
 def test_a_long_ago_scream_is_forgotten() -> None:
     """The level is that of the last seconds."""
     rng, seconds = np.random.default_rng(1), LEVEL_S + 5
