@@ -1,0 +1,12 @@
+"""What a command's process computes with, said before numpy and torch are loaded: they ask once.
+
+Ray's workers have their own (`actors.connection.WORKER_ENVIRONMENT`); what the environment says already stays.
+"""
+
+import os
+
+# What the network makes on these cores another thread composes, marks and codes meanwhile (`generation.ahead`).
+os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) - 1)))
+# numpy's products are small here. Threads that wait for the next one take a third of two cores and give nothing: ten
+# seconds of video cost 15 CPU seconds with them, and 9 without.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

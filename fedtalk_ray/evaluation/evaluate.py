@@ -10,8 +10,9 @@ Groups: identities that took part, and those nobody trained on.
 """
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -27,6 +28,7 @@ from fedtalk_ray.evaluation.held_out import GROUPS, UNSEEN, Clip, HeldOut, anoth
 from fedtalk_ray.evaluation.judge import IdentityJudge
 from fedtalk_ray.evaluation.perceptual import PerceptualDistance, load_perceptual
 from fedtalk_ray.evaluation.statistics import half_widths, merge
+from fedtalk_ray.generation.ahead import ahead
 from fedtalk_ray.generation.generate import ONE_PASS
 from fedtalk_ray.generation.scene import dubbed_crops
 from fedtalk_ray.generation.whole_picture import speak_in
@@ -185,38 +187,41 @@ def measure_clip(
     real = aligned(piece.frames)
     truth = measure_truth(replace(piece, frames=real), instruments.judge, other)
     result = Measured(clip.entry)
-
-    def add(row: str, clips: list[np.ndarray]) -> None:
-        result.rows[row] = merge(
-            [measure(frames, truth, instruments.judge, instruments.perceptual) for frames in clips]
-        )
-        if instruments.frechet is not None:
-            result.features[row] = [instruments.frechet.features_by_name(frames) for frames in clips]
-
     count = len(piece.frames)
 
     def said(sound: np.ndarray, seed: int, lips: np.ndarray | None = None) -> np.ndarray:
         return aligned.of_first(speak(model, piece.frames[0], sound, seed, count, lips, sampling))
 
+    def others() -> Iterator[tuple[str, list[np.ndarray]]]:
+        """Rows of clips as long as the truth."""
+        if OTHER_SOUND in rows and clip.other_sound is not None:
+            yield OTHER_SOUND, [said(clip.other_sound, seed) for seed in range(samples)]
+        if TOLD in rows and bare_denoiser(model.denoiser).knows_lips() and len(piece.landmarks):
+            lips = lip_motion(piece.landmarks)
+            yield TOLD, [said(piece.waveform, seed, lips=lips) for seed in range(samples)]
+        if AUTOENCODER in rows:
+            latents = torch.from_numpy(piece.latents.astype(np.float32))
+            yield AUTOENCODER, [aligned(decode_latents(model.autoencoder, latents, face=piece.frames[0]))]
+        if COPY in rows:
+            yield COPY, [np.repeat(real[:1], count, axis=0)]
+
+    # Alone: it is timed.
     began = perf_counter()
     generated = [said(piece.waveform, seed) for seed in range(samples)]
     seconds = perf_counter() - began
-    add(GENERATED, generated)
+    # The next row is made while one is measured.
+    for row, clips in chain([(GENERATED, generated)], ahead(others(), held=1)):
+        result.rows[row] = merge(
+            [measure(frames, truth, instruments.judge, instruments.perceptual) for frames in clips]
+        )
+        if instruments.frechet is not None:
+            result.features[row] = [instruments.frechet.features_by_name(frames) for frames in clips]
     result.rows[GENERATED]["frames_per_second"] = samples * count / seconds
-    if OTHER_SOUND in rows and clip.other_sound is not None:
-        add(OTHER_SOUND, [said(clip.other_sound, seed) for seed in range(samples)])
-    if TOLD in rows and bare_denoiser(model.denoiser).knows_lips() and len(piece.landmarks):
-        lips = lip_motion(piece.landmarks)
-        add(TOLD, [said(piece.waveform, seed, lips=lips) for seed in range(samples)])
     if DUBBED in rows and clip.dubbed_with is not None:
         result.rows[DUBBED] = merge([dubbed_figures(model, clip, truth, seed, sampling) for seed in range(samples)])
-    if COPY in rows:
-        add(COPY, [np.repeat(real[:1], count, axis=0)])
-    if AUTOENCODER in rows:
-        latents = torch.from_numpy(piece.latents.astype(np.float32))
-        add(AUTOENCODER, [aligned(decode_latents(model.autoencoder, latents, face=piece.frames[0]))])
     if REAL in rows:
         result.rows[REAL] = real_figures(truth)
+    result.rows = {row: result.rows[row] for row in ROWS if row in result.rows}
     if instruments.frechet is not None:
         result.features[REAL] = [instruments.frechet.features_by_name(real)]
     if OTHER_SOUND in rows:

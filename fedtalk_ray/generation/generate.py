@@ -3,7 +3,7 @@
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from fedtalk_ray.errors import UserError
+from fedtalk_ray.generation.ahead import ahead
 from fedtalk_ray.generation.scene import Scene, Still, Stopped, dubbed_file, dubbed_pictures
 from fedtalk_ray.generation.whole_picture import speak_in
 from fedtalk_ray.marking.certificates import Signing, trial_signing
@@ -163,21 +164,30 @@ def speak_into(
     if scene is None:
         (aligned, notes), rate = find_face(reference, size, shards, face, framing), Fraction(FPS)
         count = frame_count(len(sound), rate)
-        crops = model.stream(aligned, sound, sampling.steps, sampling.guidance, generator, FPS)
-        frames: Iterator[np.ndarray] = map(enlarge, crops)
+        made = _enlarged(model.stream(aligned, sound, sampling.steps, sampling.guidance, generator, FPS))
     else:
         notes, rate = scene.notes, scene.rate
         count = frame_count(len(sound), rate)
-        frames = _named(reference, speak_in(scene, model, sound, count, generator, sampling))
+        made = _named(reference, speak_in(scene, model, sound, count, generator, sampling))
     for note in notes:
         print(f"reference {reference}: {note}", file=sys.stderr)
+    frames: Iterator[np.ndarray] = made
     if count > LONG_SECONDS * rate:
         blocks, what = (-(-count // FPS), "seconds made") if scene is None else (count, "frames made")
-        frames = progress(frames, blocks, what)
+        frames = progress(made, blocks, what)
     aspect = scene.pixel_aspect if scene is not None else Fraction(1)
     kind = SYNTHETIC if scene is None else COMPOSITE
-    number = write(out, _until(stopped, frames), sound, kind, fps=rate, pixel_aspect=aspect)
+    try:
+        number = write(out, _until(stopped, frames), sound, kind, fps=rate, pixel_aspect=aspect)
+    finally:
+        # The network is not to be at work any more, whatever ended it here.
+        made.close()
     return Written(count, float(count / rate), number, kind)
+
+
+def _enlarged(crops: Iterator[np.ndarray]) -> Generator[np.ndarray, None, None]:
+    with contextlib.closing(ahead(crops)) as made:
+        yield from map(enlarge, made)
 
 
 def _until(stopped: Callable[[], bool], frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
@@ -247,7 +257,7 @@ def _only_face(reference: str, face: int | None) -> None:
         raise InputError(f"--face {face}: reference {reference} is an aligned crop of one face; leave it out")
 
 
-def _named(reference: str, frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+def _named(reference: str, frames: Iterator[np.ndarray]) -> Generator[np.ndarray, None, None]:
     with _naming(reference):
         yield from frames
 

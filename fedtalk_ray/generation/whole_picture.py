@@ -5,12 +5,14 @@ they give way to what was made.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from fractions import Fraction
 
 import numpy as np
 import torch
 
+from fedtalk_ray.generation.ahead import ahead
 from fedtalk_ray.generation.scene import Scene
 from fedtalk_ray.media.compositing import light_between, paste, resized
 from fedtalk_ray.media.framing import ALIGNED, Framing
@@ -34,16 +36,18 @@ def speak_in(
     generator: torch.Generator,
     sampling: Sampling = USUAL,
     own_sound: bool = False,
-) -> Iterator[np.ndarray]:
+) -> Generator[np.ndarray, None, None]:
     """The scene's first `count` frames, with its face saying `sound` (float32 [N]): blocks uint8 [1, H, W, 3].
 
     own_sound: the scene's frames are of this very sound, so that no network may see their mouths.
     """
     if bare_denoiser(model.denoiser).each_frame_alone:
-        return each_over_its_own(scene, model, sound, count, own_sound)
+        yield from each_over_its_own(scene, model, sound, count, own_sound)
+        return
     face = scene.reference.crop(model.frame_size())
-    made = model.stream(face, sound, sampling.steps, sampling.guidance, generator, soft_border=False)
-    return put_back(scene, made, model.at_rest(face), count, model.framing)
+    crops = model.stream(face, sound, sampling.steps, sampling.guidance, generator, soft_border=False)
+    with closing(ahead(crops)) as made:
+        yield from put_back(scene, made, model.at_rest(face), count, model.framing)
 
 
 def put_back(

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shutil
+import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
@@ -21,7 +22,8 @@ from scipy.io import wavfile
 from fedtalk_ray.commands.cli import main
 from fedtalk_ray.corpora.synthetic import render_clip
 from fedtalk_ray.errors import UserError
-from fedtalk_ray.generation.generate import enlarge, find_face
+from fedtalk_ray.generation.generate import enlarge, find_face, speak_into, write_bare
+from fedtalk_ray.generation.scene import Stopped
 from fedtalk_ray.media.encoding import write_video
 from fedtalk_ray.media.lips import lip_aperture
 from fedtalk_ray.media.video import FPS, SAMPLE_RATE, first_picture, read_audio, read_video
@@ -337,3 +339,28 @@ def test_an_output_that_cannot_be_written_is_refused(refused, files: Path, tmp_p
         assert f"is the {role} itself; give another name" in refused(out=files / "clip.mp4", **{role: "clip.mp4"})
     monkeypatch.setattr(os, "access", lambda _, mode: not mode & os.W_OK)  # the tests' user may write anywhere
     assert f"new/o.mp4: no file can be written in {files}; give" in refused(out=files / "new" / "o.mp4")
+
+
+@pytest.mark.parametrize("kind", ["crop", "whole"])
+def test_when_it_is_stopped_the_network_is_at_work_no_more(run: Path, tmp_path: Path, kind: str) -> None:
+    model = load_released(open_model(run))
+    Image.fromarray(face(model.frame_size()) if kind == "crop" else photo()).save(tmp_path / "face.png")
+    seen = 0
+
+    def stopped() -> bool:
+        nonlocal seen
+        seen += 1
+        return seen > 2
+
+    # Held, as a job holds its error: with it the frames of the call live on.
+    with pytest.raises(Stopped) as held:
+        speak_into(
+            model,
+            str(tmp_path / "face.png"),
+            voice(8.0) / np.float32(32768),
+            tmp_path / "out.mp4",
+            write=write_bare,
+            stopped=stopped,
+        )
+    assert held.tb and not [thread for thread in threading.enumerate() if thread.name == "makes ahead"]
+    assert not (tmp_path / "out.mp4").exists()
