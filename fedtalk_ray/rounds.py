@@ -108,6 +108,8 @@ def federate(
                 raise
             if sampler.looks_back:
                 record["cohort"] = cohort
+            if pool.sites is not None:
+                record["sites"] = pool.sites
             federation.close_round(record, started)
     finally:
         for listener in listeners:

@@ -57,6 +57,8 @@ class Pool(Protocol):
 
     vector: np.ndarray
     """The shared vector before the phase's first round, float32 [D]."""
+    sites: dict[str, int] | None
+    """How many members were on line when `away` was asked last, and how many there are; None of slots."""
 
     @property
     def policy(self) -> FailurePolicy: ...
@@ -74,6 +76,8 @@ class Pool(Protocol):
 
 class SlotPool:
     """The client slots of one run."""
+
+    sites: dict[str, int] | None = None
 
     def __init__(self, config: TrainConfig, held: str | type = CLIENT_SLOT) -> None:
         """Starts as many slots as the run begins with, and waits for them.

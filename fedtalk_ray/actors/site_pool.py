@@ -131,6 +131,7 @@ class SitePool:
         alone = config.model_copy(update={"slots": config.slots.model_copy(update={"count": 1, "at_least": None})})
         self._local = SlotPool(alone, NO_CLIENTS)
         self._authority = coordinator.files.authority_key
+        self.sites: dict[str, int] | None = None
         self._listed = list(open_membership(members, self._authority).roster().clients)
         again = self._run.federation.exists()
         nonce = nonce_of(self._run) if again else os.urandom(16)
@@ -184,6 +185,7 @@ class SitePool:
                 f"({', '.join(found[:8]) or 'none'}); start the others, or raise slots.placement_timeout_s; the last "
                 "checkpoint is intact: go on with --resume"
             )
+        self.sites = {"on_line": len(found), "members": len(self._listed)}
         return set(self._listed) - set(found)
 
     def fit_to(self, clients: int) -> None:

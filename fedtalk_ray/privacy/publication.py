@@ -13,7 +13,7 @@ from typing import Any
 from fedtalk_ray.settings import PrivacyConfig
 
 TELLS_OF_THE_COHORT = frozenset(
-    {"counts", "survivors", "refused", "cohort", "aborted", "attempts", "epsilon_server"}
+    {"counts", "sites", "survivors", "refused", "cohort", "aborted", "attempts", "epsilon_server"}
     | {"bytes_up", "seconds", "stage_seconds"}
 )
 """Keys of a round's record. epsilon_server is that of whoever was drawn most often."""

@@ -115,6 +115,10 @@ def key_figures(run: Facts) -> list[KeyFigure]:
     known = [KeyFigure("Rounds", f"{run.last} of {run.config.all_rounds}", _lost(run)), loss, privacy_figure(run)]
     if run.config.privacy.hides_cohorts:
         return known
+    if sites := run.series("sites"):
+        at, seen = sites[-1]
+        members = f"members of the authority's list, as round {at} began"
+        known.append(KeyFigure("Sites on line", f"{seen['on_line']} of {seen['members']}", members))
     return [
         *known,
         KeyFigure("Sent up", size(sum(value for _, value in run.series("bytes_up"))), f"{by_whom}, all rounds"),

@@ -19,6 +19,7 @@ GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "fedtalk_epsilon": ("Privacy spent so far; real clients got less where the view says SIMULATION.", ("view",)),
     "fedtalk_stage_seconds": ("Seconds of the last round, by stage.", ("stage",)),
     "fedtalk_slots": ("Client slots that hold the model.", ()),
+    "fedtalk_sites_on_line": ("Sites that were on line as the last round began.", ()),
     "fedtalk_slot_gpu_bytes": ("Most GPU memory that the slot's tensors have taken.", ("slot",)),
 }
 """name -> what it is, and its labels beside `run`."""
@@ -47,6 +48,8 @@ class RoundMetrics:
         if "counts" in record or trained:
             self._set("fedtalk_cohort", counts.get("cohort", trained))
             self._set("fedtalk_survivors", record.get("survivors", counts.get("trained", trained)))
+        if "sites" in record:
+            self._set("fedtalk_sites_on_line", record["sites"]["on_line"])
         # A mean over one client would be that client's.
         for term, value in record.get("loss", {}).items() if trained > 1 else ():
             self._set("fedtalk_loss", value, term=term)

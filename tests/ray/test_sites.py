@@ -50,7 +50,9 @@ def test_sites_teach_what_the_same_clients_teach_and_tell_no_more(
     all_left_well = federation.start(sites)
     run = federation.serve(config)
     assert all_left_well()
-    assert [record["survivors"] for record in read_history(run.history_file)] == [3, 3]
+    history = read_history(run.history_file)
+    assert [record["survivors"] for record in history] == [3, 3]
+    assert [record["sites"] for record in history] == [{"on_line": 3, "members": 3}] * 2
     slot = check_sum(federation, config, run, crowd, sites)
     check_wire(federation, slot, sites, rounds=2)
 

@@ -79,12 +79,14 @@ def test_key_figures_are_the_records(make_config, plain_record: Record, secure_r
     assert figures["Time"].value == "40 s"
     assert figures["Privacy spent, epsilon"].value == "∞"
     records = [secure_record(1), secure_record(2, survivors=0, aborted="too few")]
+    records = [record | {"sites": {"on_line": 12 - record["round"], "members": 14}} for record in records]
     secure = run_of(make_config, records, privacy=NOISY | {"view": "server"})
     figures = {figure.name: figure for figure in key_figures(secure)}
     assert figures["Privacy spent, epsilon"].value == "3.00 / 8.00"
     assert "SIMULATION" in figures["Privacy spent, epsilon"].note
     assert figures["Sent up"].value == "4.00 MB" and figures["Time"].value == "1 min 40 s"
     assert figures["Rounds"].note == "1 of them without a sum"
+    assert figures["Sites on line"].value == "10 of 14" and "round 2" in figures["Sites on line"].note
     assert "nobody trained on" in figures["Held-out loss"].note
     hidden = key_figures(run_of(make_config, [told(record) for record in records], privacy=NOISY))
     assert [figure.name for figure in hidden] == ["Rounds", "Held-out loss", "Privacy spent, epsilon"]

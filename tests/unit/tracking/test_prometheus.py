@@ -62,6 +62,14 @@ def test_a_plain_round_is_told(seen: Seen) -> None:
     assert "ann" not in repr(seen), "no figure is about a single client"
 
 
+def test_sites_on_line_are_told_where_there_are_sites(seen: Seen) -> None:
+    metrics = RoundMetrics("runs/grid")
+    metrics.after_round({"round": 1}, slots=1)
+    assert at(seen, "fedtalk_sites_on_line") is None
+    metrics.after_round({"round": 2, "sites": {"on_line": 12, "members": 14}}, slots=1)
+    assert at(seen, "fedtalk_sites_on_line") == 12
+
+
 def test_the_mean_over_one_client_is_not_told(seen: Seen) -> None:
     record = {"round": 1, "loss": {"tdc": 0.5}, "clients": [{"client": "ann"}]}
     RoundMetrics("runs/grid").after_round(record, slots=1)
