@@ -35,10 +35,9 @@ def speak_live(
 
     It ends with the sound, or after `most_seconds`. One denoising step. stopped: asked before every block of frames;
     where it says so `Stopped` is raised. Raises `InputError` for a reference that is no picture of a face, and for a
-    model that hears through a speech encoder, which wants half a minute at once.
+    model that cannot (`check_live`).
     """
-    if model.hears != LOG_MEL or bare_denoiser(model.denoiser).each_frame_alone:
-        raise InputError(f"this model hears through {model.hears}: live takes models that hear {LOG_MEL} alone")
+    check_live(model)
     size, most = model.frame_size(), int(most_seconds * FPS)
     scene = None if crop else find_scene(reference, size, 0, face, not hold_still, framing=model.framing)
     if scene is not None and not isinstance(scene, Still):
@@ -53,6 +52,13 @@ def speak_live(
         made = model.speak_along(shown, speech, generator, soft_border=False)
         frames = put_back(scene, made, model.at_rest(shown), most, model.framing)
     return show_marked(_while_heard(frames, sound, most, stopped), sound, growing, Fraction(FPS))
+
+
+def check_live(model: TalkingHeadPipeline) -> None:
+    """Raises `InputError` for a model that cannot speak while it hears: its speech encoder wants half a minute at
+    once."""
+    if model.hears != LOG_MEL or bare_denoiser(model.denoiser).each_frame_alone:
+        raise InputError(f"this model hears through {model.hears}: live takes models that hear {LOG_MEL} alone")
 
 
 def _while_heard(

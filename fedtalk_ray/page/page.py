@@ -1,4 +1,4 @@
-"""The page that `fedtalk app` shows: *Speak*, *Personalise*, *Federation*, over the same queue as the HTTP service.
+"""The page of `fedtalk app`: *Speak*, *Live*, *Personalise*, *Federation*, over the same queue as the HTTP service.
 
 It loads nothing from anywhere else: no fonts, no scripts, no counters.
 """
@@ -14,8 +14,10 @@ from PIL import Image
 from fedtalk_ray.media.video import MOST_PIXELS
 from fedtalk_ray.page.examples import drawn_people
 from fedtalk_ray.page.federation import federation_tab
+from fedtalk_ray.page.live import live_page, live_tab
 from fedtalk_ray.page.personalise import personalise_tab
 from fedtalk_ray.page.speak import speak_tab
+from fedtalk_ray.service.live import why_not_live
 from fedtalk_ray.service.speaking import Speaking
 
 CSS = """
@@ -28,6 +30,11 @@ CSS = """
 #compared figure { margin: 0; flex: 1 1 14rem; }
 .plots figure { margin: 0; min-width: 0; max-width: 34rem; }
 .plots img { height: auto; background: #fff; border-radius: .25rem; }
+#speak-live iframe { width: 100%; height: 46rem; border: 0; }
+@media (max-width: 44rem) {
+  #speak-live iframe { height: 68rem; }
+  .tab-container button { padding-inline: .45rem !important; }
+}
 .warning { border-left: 4px solid #b36b00; padding-left: .75rem; }
 progress { width: 100%; }
 button[role=tab].selected { color: var(--primary-700) !important; }
@@ -57,10 +64,14 @@ def show_page(app: FastAPI, speaking: Speaking, folder: Path, most_seconds: floa
         button_primary_background_fill_dark="*primary_700",
         button_primary_background_fill_hover_dark="*primary_800",
     )
+    people = drawn_people(run, speaking.maker.frame_size(), folder)
+    app.include_router(live_page(speaking, people))
     with gr.Blocks(title="fedtalk", analytics_enabled=False, delete_cache=(60, KEPT_S)) as page:
         gr.Markdown(f"# fedtalk\nA face and a voice become a talking head. The model is `{run.path}`.")
         with gr.Tab("Speak"):
-            speak_tab(speaking, drawn_people(run, speaking.maker.frame_size(), folder), most_seconds)
+            speak_tab(speaking, people, most_seconds)
+        with gr.Tab("Live"):
+            live_tab(why_not_live(speaking))
         with gr.Tab("Personalise"):
             personalise_tab(speaking, run, most_seconds)
         with gr.Tab("Federation"):

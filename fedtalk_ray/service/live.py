@@ -18,7 +18,7 @@ from starlette.types import Message
 from starlette.websockets import WebSocketDisconnect
 
 from fedtalk_ray.errors import UserError
-from fedtalk_ray.generation.live import speak_live
+from fedtalk_ray.generation.live import check_live, speak_live
 from fedtalk_ray.media.live_sound import LiveSound
 from fedtalk_ray.media.video import SAMPLE_RATE
 from fedtalk_ray.service.jobs import QueueFull
@@ -40,6 +40,20 @@ MOST_LINES = 16
 
 WENT_WELL, UNUSABLE, OURS, TRY_LATER = 1000, 1008, 1011, 1013
 """Codes that a connection is closed with."""
+
+
+HERE_ALONE = "live is spoken by this process alone: start it without replicas"
+
+
+def why_not_live(speaking: Speaking) -> str | None:
+    """Why nobody can speak live here; None where one can."""
+    if not isinstance(speaking.maker, Speaker):
+        return HERE_ALONE
+    try:
+        check_live(speaking.maker.model())
+    except UserError as error:
+        return str(error)
+    return None
 
 
 class LiveWish(BaseModel):
@@ -95,7 +109,7 @@ async def _live(line: WebSocket, speaking: Speaking, most_seconds: float, most_b
     """The code to close with, and why it was not spoken to the end. Raises `WebSocketDisconnect`."""
     maker = speaking.maker
     if not isinstance(maker, Speaker):
-        return UNUSABLE, "live is spoken by this process alone: start it without replicas"
+        return UNUSABLE, HERE_ALONE
     try:
         wish = LiveWish.model_validate_json((await _message(line)).get("text") or "")
         await asyncio.to_thread(check_identity, speaking.run, wish.identity)

@@ -56,6 +56,8 @@ def browser() -> Iterator[Any]:
         pytest.skip("no playwright, or no chromium on PATH")
     with sync_playwright() as playwright:
         # A container's root may not open the sandbox; the page is our own.
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        # Its microphone beeps once a second.
+        media = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", *media])
         yield browser
         browser.close()
