@@ -205,7 +205,7 @@ class Federation:
                 if config.privacy.mechanism == "gaussian":
                     # Up to a second of arithmetic; secure rounds tell it themselves.
                     record |= ask(self._server, "spent")
-        if number == config.all_rounds or (speaks and (last or place % config.evaluation.sample_every == 0)):
+        if number == config.all_rounds or (speaks and place % config.evaluation.sample_every == 0):
             with timed(record, "sample"):
                 self.release_at_the_end(number) if number == config.all_rounds else self.release(number)
         record["seconds"] = round(monotonic() - started, 2)

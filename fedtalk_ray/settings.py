@@ -186,7 +186,7 @@ class EvaluationConfig(Section):
     speakers: int = Field(0, ge=0)
     """Unseen people whose lips each evaluation compares with the truth. Costs about 2 s of computing per person."""
     sample_every: int = Field(5, ge=1)
-    """Rounds of `faces` between two sample videos and contact sheets; its last round and the run's have one too."""
+    """Rounds of `faces` between two sample videos and contact sheets; the run's last round has them too."""
 
 
 class TrainConfig(Section):
