@@ -158,13 +158,18 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
         raise RunError(f"{folder} holds no PEFT adapter")
     if not (folder / _WEIGHTS).is_file():
         raise RunError(f"adapter {folder} is damaged: it holds no {_WEIGHTS}")
+    return read_tensors(folder / _WEIGHTS, f"adapter {folder}")
+
+
+def read_tensors(file: Path, called: str) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file by name. called: what it is in complaints. Raises `RunError`."""
     try:
-        weights = load_file(str(folder / _WEIGHTS))
+        weights = load_file(str(file))
     except (OSError, ValueError, SafetensorError) as error:
-        raise RunError(f"adapter {folder} is damaged: {' '.join(str(error).split())}") from error
+        raise RunError(f"{called} is damaged: {' '.join(str(error).split())}") from error
     for key, value in weights.items():
         if not torch.isfinite(value.float()).all():
-            raise RunError(f"adapter {folder} is damaged: {key} holds values that are no numbers (NaN or infinite)")
+            raise RunError(f"{called} is damaged: {key} holds values that are no numbers (NaN or infinite)")
     return weights
 
 
@@ -178,16 +183,21 @@ def load_identity(model: PeftModel, folder: Path | None) -> np.ndarray | None:
 
 def load_adapter(model: PeftModel, name: str, folder: Path) -> None:
     """Fills an existing adapter from a PEFT folder. Raises `RunError` when it does not fit."""
-    weights = read_weights(folder)
+    fill_adapter(model, name, read_weights(folder), f"adapter {folder}")
+
+
+def fill_adapter(model: PeftModel, name: str, weights: dict[str, torch.Tensor], called: str) -> None:
+    """Fills an existing adapter with tensors by their names in a PEFT folder. Raises `RunError` when they do not fit,
+    which calls them as it is told."""
     try:
         result = set_peft_model_state_dict(model, weights, adapter_name=name)
     except RuntimeError as error:
         # torch lists every tensor on a line of its own, below a title; the first is enough.
         lines = str(error).splitlines()
-        raise RunError(f"adapter {folder} does not fit this backbone: {lines[1 % len(lines)].strip()}") from error
+        raise RunError(f"{called} does not fit this backbone: {lines[1 % len(lines)].strip()}") from error
     except KeyError as error:
-        raise RunError(f"adapter {folder} does not fit this backbone: missing {error.args[0]}") from error
+        raise RunError(f"{called} does not fit this backbone: missing {error.args[0]}") from error
     missing = [key for key in result.missing_keys if f".{name}." in key]
     for word, keys in (("unexpected", result.unexpected_keys), ("missing", missing)):
         if keys:
-            raise RunError(f"adapter {folder} does not fit this backbone: {word} {keys[0]}")
+            raise RunError(f"{called} does not fit this backbone: {word} {keys[0]}")

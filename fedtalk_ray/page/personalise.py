@@ -13,11 +13,12 @@ import pandas as pd
 from fedtalk_ray.corpora.layouts.folder import SUFFIXES
 from fedtalk_ray.errors import UserError
 from fedtalk_ray.generation.scene import Stopped
-from fedtalk_ray.page.person import MOST_CLIPS, Checked, Person
 from fedtalk_ray.page.turns import begin_video, begin_work, ended, player, result_of
 from fedtalk_ray.runs.folder import RunFolder
+from fedtalk_ray.service.identities import delete_person
 from fedtalk_ray.service.jobs import Job
 from fedtalk_ray.service.making import Wish
+from fedtalk_ray.service.person import MOST_CLIPS, Checked, Person
 from fedtalk_ray.service.speaking import Speaking
 from fedtalk_ray.training.personalize import Personalized, personalize
 
@@ -98,7 +99,7 @@ def personalise_tab(speaking: Speaking, run: RunFolder, most_seconds: float) -> 
 
     def forget(whose: str, repeated: str) -> tuple[Any, ...]:
         try:
-            line = delete_person(speaking, run, whose or "", repeated or "")
+            line = _delete(speaking, run, whose or "", repeated or "")
         except UserError as error:
             return f"**Nothing was deleted:** {escape(str(error))}", *(gr.skip(),) * 3, repeated
         for job in shown.pop(whose.strip(), []):
@@ -184,15 +185,13 @@ async def _personalise(
         yield *kept, f"**It could not be done:** {escape(str(error))}", *same, *idle
 
 
-def delete_person(speaking: Speaking, run: RunFolder, name: str, repeated: str) -> str:
+def _delete(speaking: Speaking, run: RunFolder, name: str, repeated: str) -> str:
     """Deletes everything of somebody; what she is told. Raises `UserError`."""
     person = Person(run, name.strip())
     if repeated.strip() != person.name:
         raise UserError("type the folder's name once more, beside the button")
-    if not person.folder.path.exists():
+    if not delete_person(speaking, person.name):
         raise UserError(f"there is no folder {person.name}")
-    person.delete()
-    speaking.maker.forget(person.name)
     return f"Everything of {escape(person.name)} is deleted: `{escape(str(person.folder.path))}` is gone."
 
 

@@ -21,6 +21,7 @@ from starlette.types import Message, Receive, Scope, Send
 from fedtalk_ray.errors import UserError
 from fedtalk_ray.model.sampling import DEFAULT_GUIDANCE, DEFAULT_STEPS, Sampling
 from fedtalk_ray.service.admission import AtTheDoor, Known, sign_in
+from fedtalk_ray.service.identities import identity_endpoints
 from fedtalk_ray.service.jobs import Job, QueueFull
 from fedtalk_ray.service.live import live_endpoint
 from fedtalk_ray.service.making import VideoLost, Wish
@@ -101,6 +102,8 @@ def make_app(speaking: Speaking, tokens: frozenset[str] = frozenset(), limits: L
         }.items()
     }
 
+    app.include_router(identity_endpoints(speaking, refusals))
+
     def taken(form: Asked, most_seconds: float) -> Job:
         """The form's job, in the queue."""
         try:
@@ -124,11 +127,6 @@ def make_app(speaking: Speaking, tokens: frozenset[str] = frozenset(), limits: L
     @app.get("/v1/health")
     async def health() -> dict[str, str]:
         return {"state": "ready"}
-
-    @app.get("/v1/identities", responses={401: refusals[401]})
-    def identities() -> list[str]:
-        """Who can speak with an adapter of her own."""
-        return speaking.identities()
 
     video: dict[int | str, dict[str, Any]] = {
         200: {"content": {"video/mp4": {}}, "description": "The video, marked and with its sound."}

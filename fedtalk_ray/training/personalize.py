@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from peft import PeftModel
 
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.model import adapters
@@ -65,12 +66,17 @@ def personalize(
     held_out = people.windows(client, trainer.window, HELD_OUT_WINDOWS)
     before = trainer.held_out_loss(held_out, seed=0)
     trainer.personalize(_varied_windows(trainer, people, config, client, steps, seed), steps, seed, tick)
-    written = folder.client(client).keep_adapter(
-        _round_of(folder),
-        lambda place: adapters.save_adapter(trainer.model, adapters.IDENTITY, place),
+    written = keep_own(folder, client, trainer.model)
+    return Personalized(written, before, trainer.held_out_loss(held_out, seed=0))
+
+
+def keep_own(run: RunFolder, client: str, model: PeftModel) -> Path:
+    """Makes a model's identity adapter the client's newest beside the released model; its folder."""
+    return run.client(client).keep_adapter(
+        _round_of(run),
+        lambda place: adapters.save_adapter(model, adapters.IDENTITY, place),
         took_part=False,
     )
-    return Personalized(written, before, trainer.held_out_loss(held_out, seed=0))
 
 
 def _round_of(folder: RunFolder) -> int:

@@ -1,4 +1,4 @@
-"""Somebody who personalises a run's model through the page: what is hers lies in RUN.clients/NAME, and goes with it.
+"""Somebody who came to a run's model by page or service: what is hers lies in RUN.clients/NAME, and goes with it.
 
 Her clips, what was prepared of them, the adapter and what she agreed to. Nothing of it leaves the folder.
 """
@@ -21,10 +21,13 @@ from fedtalk_ray.media.faces import NoFaceError
 from fedtalk_ray.media.lips import aperture_of
 from fedtalk_ray.media.portrait import locate_face
 from fedtalk_ray.media.video import SAMPLE_RATE, VideoError, first_picture, format_of, frames_of
+from fedtalk_ray.model.adapters import IDENTITY, fill_adapter, read_tensors
 from fedtalk_ray.outputs import new_file
 from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.shards.format import load_manifest
 from fedtalk_ray.shards.people import People
+from fedtalk_ray.training.local import released_trainer
+from fedtalk_ray.training.personalize import keep_own
 
 Result = TypeVar("Result")
 
@@ -83,16 +86,31 @@ class Person:
         for clip in clips:
             if clip.suffix.lower() not in SUFFIXES:
                 raise PersonError(f"{clip.name}: is no video ({', '.join(SUFFIXES)})")
-        for place in (self.run.clients_folder, self.folder.path, self.folder.clips):
+        self.agree(consent)
+        self.folder.clips.mkdir(mode=0o700, exist_ok=True)
+        for number, clip in enumerate(clips, start=len(there) + 1):
+            with new_file(self.folder.clips / f"clip{number:02d}{clip.suffix.lower()}") as place:
+                shutil.copyfile(clip, place)
+        return len(there) + len(clips)
+
+    def agree(self, consent: str) -> None:
+        """Makes her folder and writes down what she agreed to, once."""
+        for place in (self.run.clients_folder, self.folder.path):
             place.mkdir(mode=0o700, exist_ok=True)
         if not self.folder.consent.is_file():
             record = {"agreed": consent, "on": date.today().isoformat()}
             with new_file(self.folder.consent) as place:
                 place.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        for number, clip in enumerate(clips, start=len(there) + 1):
-            with new_file(self.folder.clips / f"clip{number:02d}{clip.suffix.lower()}") as place:
-                shutil.copyfile(clip, place)
-        return len(there) + len(clips)
+
+    def bring(self, weights: Path, consent: str) -> None:
+        """An adapter that was trained elsewhere becomes hers. weights: its adapter_model.safetensors.
+
+        What it says of itself is not asked: it has to be what `personalize` makes here. Raises `UserError`s.
+        """
+        trainer = released_trainer(self.run, self.run.config())
+        fill_adapter(trainer.model, IDENTITY, read_tensors(weights, "weights"), "weights")
+        self.agree(consent)
+        self.while_she_stays(lambda: keep_own(self.run, self.name, trainer.model))
 
     def sources(self) -> list[ClipSource]:
         """Her clips to prepare, long ones in parts. Raises `VideoError`."""

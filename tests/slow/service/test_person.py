@@ -9,8 +9,8 @@ import pytest
 
 from fedtalk_ray.corpora.synthetic import render_clip
 from fedtalk_ray.media.encoding import write_video
-from fedtalk_ray.page.person import Person, PersonError
 from fedtalk_ray.runs.folder import RunFolder
+from fedtalk_ray.service.person import Person, PersonError
 
 
 @pytest.fixture(scope="module")

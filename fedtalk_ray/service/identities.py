@@ -1,0 +1,88 @@
+"""`/v1/identities`: people whose own adapters speak. Who trained hers elsewhere brings it, and takes it away again."""
+
+import asyncio
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, File, Form, HTTPException, UploadFile
+from fastapi.responses import Response
+
+from fedtalk_ray.errors import UserError
+from fedtalk_ray.service.jobs import QueueFull
+from fedtalk_ray.service.person import Person
+from fedtalk_ray.service.speaking import NO_ROOM, Speaking
+
+WEIGHTS = "weights"
+"""What was brought, in the folder of its job."""
+
+
+def identity_endpoints(speaking: Speaking, refusals: dict[int | str, dict[str, Any]]) -> APIRouter:
+    """refusals: what may be answered, by status."""
+    router, at = APIRouter(), "/v1/identities/{name}"
+
+    @router.get("/v1/identities", responses={401: refusals[401]})
+    def identities() -> list[str]:
+        """Who can speak with an adapter of her own."""
+        return speaking.identities()
+
+    @router.put(at, status_code=204, responses=refusals)
+    async def bring(
+        name: str,
+        weights: Annotated[UploadFile, File(description="The adapter_model.safetensors that personalising made.")],
+        consent: Annotated[str, Form(min_length=1, max_length=1000, description="What she agreed to; it is kept.")],
+    ) -> Response:
+        """Somebody's adapter, trained beside this very model. An earlier one of hers is replaced."""
+        try:
+            job = await asyncio.to_thread(speaking.queue.new)
+        except QueueFull:
+            raise HTTPException(429, "as many wait as may; ask again later", {"Retry-After": "10"}) from None
+        except OSError as error:
+            raise HTTPException(507, NO_ROOM) from error
+        try:
+            await asyncio.to_thread(_copy, weights, job.folder / WEIGHTS)
+            speaking.queue.begin(job, partial(_bring, speaking, name, consent), alone=True)
+            await asyncio.shield(asyncio.wrap_future(job.result))
+        except UserError as error:
+            raise HTTPException(400, str(error)) from error
+        except OSError as error:
+            raise HTTPException(507, NO_ROOM) from error
+        finally:
+            await asyncio.shield(asyncio.to_thread(speaking.queue.drop, job))
+        return Response(status_code=204)
+
+    @router.delete(at, status_code=204, responses={code: refusals[code] for code in (400, 401, 404)})
+    def take_away(name: str) -> Response:
+        """Everything of somebody who came by this service or its page: adapters, clips, what she agreed to."""
+        try:
+            there = delete_person(speaking, name)
+        except UserError as error:
+            raise HTTPException(400, str(error)) from error
+        if not there:
+            raise HTTPException(404, "nobody of that name came by this service")
+        return Response(status_code=204)
+
+    return router
+
+
+def delete_person(speaking: Speaking, name: str) -> bool:
+    """Deletes everything of somebody; False where there was nothing. Raises `UserError` for a name that is no such
+    person's."""
+    person = Person(speaking.run, name)
+    if not person.folder.path.exists():
+        return False
+    person.delete()
+    speaking.maker.forget(name)
+    return True
+
+
+def _bring(speaking: Speaking, name: str, consent: str, folder: Path, stopped: Callable[[], bool]) -> None:
+    Person(speaking.run, name).bring(folder / WEIGHTS, consent)
+    speaking.maker.forget(name)
+
+
+def _copy(given: UploadFile, place: Path) -> None:
+    with open(place, "wb") as copy:
+        shutil.copyfileobj(given.file, copy)
