@@ -205,9 +205,10 @@ class Federation:
                 if config.privacy.mechanism == "gaussian":
                     # Up to a second of arithmetic; secure rounds tell it themselves.
                     record |= ask(self._server, "spent")
-        if number == config.all_rounds or (speaks and place % config.evaluation.sample_every == 0):
+        shows = place % config.evaluation.sample_every == 0
+        if number == config.all_rounds or (speaks and (last or shows)):
             with timed(record, "sample"):
-                self.release_at_the_end(number) if number == config.all_rounds else self.release(number)
+                self.release_at_the_end(number) if number == config.all_rounds else self.release(number, shows)
         record["seconds"] = round(monotonic() - started, 2)
         if config.privacy.hides_cohorts:
             with writing(self._run.server_log), open(self._run.server_log, "a") as file:
@@ -216,9 +217,10 @@ class Federation:
         for listener in self._listeners:
             listener.after_round(record, len(self._pool.ready))
 
-    def release(self, number: int) -> None:
-        """Exports the model as it is after a round of the phase `faces`, with samples."""
-        self.with_parameters("released", lambda shared: release(self._pool, self._run, self._speakers, number, shared))
+    def release(self, number: int, shows: bool = True) -> None:
+        """Exports the model as it is after a round of the phase `faces`. shows: with samples."""
+        speakers = self._speakers if shows else []
+        self.with_parameters("released", lambda shared: release(self._pool, self._run, speakers, number, shared))
         self._tell_of_samples(number)
 
     def release_at_the_end(self, number: int) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import anyio
 import numpy as np
 import requests
 import uvicorn
@@ -24,6 +25,10 @@ from fedtalk_ray.service.http import Limits, make_app
 from fedtalk_ray.service.making import Maker
 from fedtalk_ray.service.speaker import Speaker
 from fedtalk_ray.service.speaking import Speaking
+
+# Loaded here and not when the service first sends a file, in its own thread: pytest compiles anyio's modules anew as
+# they are imported, and Python 3.11 fails where two threads compile at once.
+anyio.open_file  # noqa: B018
 
 TOKEN = "a-token-of-24-characters"
 LIMITS = Limits(body_mb=2, seconds=2.0, job_seconds=4.0)

@@ -58,7 +58,7 @@ class Pool(Protocol):
     vector: np.ndarray
     """The shared vector before the phase's first round, float32 [D]."""
     sites: dict[str, int] | None
-    """How many members were on line when `away` was asked last, and how many there are; None of slots."""
+    """How many members were on line when `away` was asked last, of how many that the run began with; None of slots."""
 
     @property
     def policy(self) -> FailurePolicy: ...

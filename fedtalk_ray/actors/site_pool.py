@@ -179,13 +179,13 @@ class SitePool:
         found = self._entrance.ask("on_line", self._listed, wanted, min(timeout, PATIENCE_S))
         if len(found) < fewest:
             found = self._entrance.ask("on_line", self._listed, fewest, timeout)
+        self.sites = {"on_line": len(found), "members": len(self._listed)}
         if len(found) < fewest:
             raise ClusterError(
                 f"{len(found)} of {fewest} sites were on line after {timeout:g} s "
                 f"({', '.join(found[:8]) or 'none'}); start the others, or raise slots.placement_timeout_s; the last "
                 "checkpoint is intact: go on with --resume"
             )
-        self.sites = {"on_line": len(found), "members": len(self._listed)}
         return set(self._listed) - set(found)
 
     def fit_to(self, clients: int) -> None:

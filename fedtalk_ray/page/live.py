@@ -12,7 +12,6 @@ from fastapi.responses import FileResponse, HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from fedtalk_ray.page.examples import Example
-from fedtalk_ray.service.speaking import Speaking
 
 TEMPLATE, AT = "live.html.j2", "/live"
 
@@ -28,7 +27,7 @@ def live_tab(why_not: str | None) -> None:
         )
 
 
-def live_page(speaking: Speaking, examples: list[Example]) -> APIRouter:
+def live_page(examples: list[Example]) -> APIRouter:
     """What the tab shows, and the faces that it offers."""
     router = APIRouter(include_in_schema=False)
     faces = {f"{AT}/{each.picture.name}": each for each in examples}
@@ -37,8 +36,7 @@ def live_page(speaking: Speaking, examples: list[Example]) -> APIRouter:
     @router.get(AT)
     def page() -> HTMLResponse:
         people = [(each.name, place) for place, each in faces.items()]
-        shown = folder.get_template(TEMPLATE).render(people=people, identities=speaking.identities())
-        return HTMLResponse(shown)
+        return HTMLResponse(folder.get_template(TEMPLATE).render(people=people))
 
     @router.get(f"{AT}/{{name}}")
     def face(name: str) -> FileResponse:

@@ -65,7 +65,7 @@ def show_page(app: FastAPI, speaking: Speaking, folder: Path, most_seconds: floa
         button_primary_background_fill_hover_dark="*primary_800",
     )
     people = drawn_people(run, speaking.maker.frame_size(), folder)
-    app.include_router(live_page(speaking, people))
+    app.include_router(live_page(people))
     with gr.Blocks(title="fedtalk", analytics_enabled=False, delete_cache=(60, KEPT_S)) as page:
         gr.Markdown(f"# fedtalk\nA face and a voice become a talking head. The model is `{run.path}`.")
         with gr.Tab("Speak"):

@@ -117,7 +117,7 @@ def key_figures(run: Facts) -> list[KeyFigure]:
         return known
     if sites := run.series("sites"):
         at, seen = sites[-1]
-        members = f"members of the authority's list, as round {at} began"
+        members = f"members that the run began with, as round {at} began"
         known.append(KeyFigure("Sites on line", f"{seen['on_line']} of {seen['members']}", members))
     return [
         *known,

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 from fedtalk_ray.corpora.listing import list_synthetic
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
 from fedtalk_ray.rounds import Federation, train
+from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.runs.history import read_history
 from fedtalk_ray.settings import TrainConfig
 from fedtalk_ray.shards.format import load_manifest
@@ -122,8 +123,11 @@ def test_a_run_that_stopped_in_and_between_phases_ends_bit_identical(
     for goes_on in (False, True, True):
         with pytest.raises(Stopped):
             train(make_config(run, **SMALL), resume=goes_on)
+    # The phase `faces` is over: its model can speak, though no sample was asked for so early.
+    assert RunFolder(run).released_round() == 5 and not RunFolder(run).samples.exists()
     monkeypatch.setattr(Federation, "close_round", close)
     train(make_config(run, **SMALL), resume=True)
+    assert {place.stem for place in RunFolder(run).samples.iterdir()} == {"round-00008"}
     whole = weights_of(Path(finished.run) / "pipeline")
     for name, value in weights_of(run / "pipeline").items():
         assert np.array_equal(value, whole[name]), name

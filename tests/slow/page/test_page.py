@@ -148,22 +148,34 @@ def test_a_drawn_person_speaks_and_the_page_says_what_the_video_carries(
 def test_a_face_speaks_while_somebody_does(
     page: Open, app: tuple[str, Path], width: int, scheme: str, tmp_path: Path
 ) -> None:
-    """By the browser's own microphone; the video that it keeps is as long as what was said, and carries the mark."""
+    """By the browser's own microphone, which is off again whatever ends it; the video that is kept carries the mark."""
     opened = page(width, scheme)
     before = set(app[1].glob("fedtalk-app-*/jobs/*"))
     opened.get_by_role("tab", name="Live").click()
     inside = opened.frame_locator("#speak-live iframe")
+    inside.get_by_role("button", name="Start the microphone").wait_for()
+    live = next(frame for frame in opened.frames if frame.url.endswith("/live"))
+    live.evaluate("""() => {
+      window.tracks = [];
+      const open = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+      navigator.mediaDevices.getUserMedia = async how => {
+        const given = await open(how);
+        window.tracks.push(...given.getTracks());
+        return given;
+      };
+    }""")
+    off = "window.tracks.length === {} && window.tracks.every(track => track.readyState === 'ended')"
     inside.get_by_label("a picture of mine").check()
     inside.get_by_role("button", name="Start the microphone").click()
     inside.get_by_text("choose a picture first").wait_for()
     inside.get_by_label("Drawn person 3").check()
     inside.get_by_role("button", name="Start the microphone").click()
     inside.get_by_text(re.compile(r"The face is [0-9.]+ s behind you")).wait_for()
-    live = next(frame for frame in opened.frames if frame.url.endswith("/live"))
     live.wait_for_function("video.currentTime > 2 && video.videoWidth > 0")
     assert live.evaluate("video.muted") and live.evaluate("document.documentElement.scrollWidth <= innerWidth")
     nothing_serious(opened)
     inside.get_by_role("button", name="Stop").click()
+    assert live.evaluate(off.format(1))
     inside.get_by_text("Ended.").wait_for()
     with opened.expect_download() as kept:
         inside.get_by_role("link", name="Keep this video").click()
@@ -171,6 +183,17 @@ def test_a_face_speaks_while_somebody_does(
     assert verify(tmp_path / "live.mp4").mark is not None
     assert 50 < len(read_video(tmp_path / "live.mp4").frames) < 500
     assert opened.request.get(f"{app[0]}/live/nobody.png").status == 404
+    # Somebody goes to another tab, where nothing says that she is heard.
+    inside.get_by_role("button", name="Start the microphone").click()
+    inside.get_by_text("On line.").wait_for()
+    opened.get_by_role("tab", name="Speak").click()
+    live.wait_for_function(off.format(2))
+    opened.get_by_role("tab", name="Live").click()
+    live.evaluate("() => { AudioWorkletNode = class { constructor() { throw new Error('no sound here'); } }; }")
+    inside.get_by_role("button", name="Start the microphone").click()
+    inside.get_by_text("It could not be started").wait_for()
+    assert live.evaluate(off.format(3))
+    expect(inside.get_by_role("button", name="Start the microphone")).to_be_enabled()
     until(lambda: not set(app[1].glob("fedtalk-app-*/jobs/*")) - before)
 
 
