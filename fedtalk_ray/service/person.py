@@ -107,6 +107,8 @@ class Person:
 
         What it says of itself is not asked: it has to be what `personalize` makes here. Raises `UserError`s.
         """
+        if not self.run.exists():
+            raise PersonError("the model here is a bare one; people's own adapters go with a run")
         trainer = released_trainer(self.run, self.run.config())
         fill_adapter(trainer.model, IDENTITY, read_tensors(weights, "weights"), "weights")
         self.agree(consent)

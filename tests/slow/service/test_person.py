@@ -110,3 +110,10 @@ def test_what_is_no_clip_or_too_much_is_refused_before_anything_is_kept(run: Run
     with pytest.raises(PersonError, match="21 clips are more than 20"):
         person.keep([tmp_path / f"{number}.mp4" for number in range(21)], "yes")
     assert not person.folder.path.exists()
+
+
+def test_a_bare_model_has_nobody_to_bring_an_adapter_to(tmp_path: Path) -> None:
+    (tmp_path / "weights").write_bytes(b"")
+    with pytest.raises(PersonError, match="go with a run"):
+        Person(RunFolder(tmp_path / "model"), "bea").bring(tmp_path / "weights", "Keep it.")
+    assert not list(tmp_path.glob("model*"))
