@@ -30,7 +30,7 @@ from fedtalk_ray.shards.prepare import prepare
 from fedtalk_ray.training.personalize import personalize
 
 CLIENTS, UNSEEN, CLIPS, SEED = 8, 2, 4, 0
-PERSONALIZE_STEPS = 30
+PERSONALIZE_STEPS = 20
 BASELINES = (OTHER_SOUND, COPY, AUTOENCODER)
 """What stands in the table beside the model; `fedtalk evaluate` has more, and takes longer."""
 TAUGHT = {
@@ -111,7 +111,7 @@ def demo_config(out: Path) -> TrainConfig:
             "pretrained": EMBEDDED,
             "shared": "backbone",
             "phases": ["units", "speech", "faces", "calibration"],
-            "rounds": 6,
+            "rounds": 5,
             "cohort": {"size": CLIENTS},
             "speech": {"rounds": 8, "steps": 10, "batch_size": 16},
             "local": {"steps": 6, "identity_steps": 1, "score_windows": 4, "learning_rate": 2.0e-3},
