@@ -146,6 +146,8 @@ def make_app(speaking: Speaking, tokens: frozenset[str] = frozenset(), limits: L
         if job.growing is not None:
             return await watched(job, request, partial(queue.drop, job))
         made = asyncio.ensure_future(asyncio.wrap_future(job.result))
+        # What became of the job is asked of the job; nobody else is to be told that nobody asked.
+        made.add_done_callback(lambda done: done.cancelled() or done.exception())
         gone = asyncio.ensure_future(hung_up(request))
         try:
             await asyncio.wait({made, gone}, return_when=asyncio.FIRST_COMPLETED)

@@ -1,6 +1,8 @@
 """The service over a real socket: what it makes, what it refuses and before what, who hangs up, who gives rubbish."""
 
+import gc
 import io
+import logging
 import os
 import re
 import socket
@@ -171,6 +173,13 @@ def test_beyond_the_bound_everybody_is_told_429_and_served_later(served: Served,
     for name in names:
         until(lambda name=name: served.ask("GET", f"/v1/jobs/{name}").json()["state"] == "done")
         assert served.ask("DELETE", f"/v1/jobs/{name}").status_code == 204
+
+
+def test_the_log_says_nothing_of_what_whoever_asked_is_told(served: Served, caplog: pytest.LogCaptureFixture) -> None:
+    assert served.ask("POST", "/v1/generate", files=form(sound=b"no sound")).status_code == 400
+    until(lambda: not list(served.folder.iterdir()))
+    gc.collect()
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 def test_an_error_of_its_own_is_told_as_one_and_the_next_is_served(
