@@ -70,9 +70,14 @@ class Served:
 
 def run_of_five(pipeline: TalkingHeadPipeline, folder: Path) -> Path:
     """A run whose five clients each have an adapter of their own."""
+    return run_of(5, pipeline, folder)
+
+
+def run_of(clients: int, pipeline: TalkingHeadPipeline, folder: Path) -> Path:
+    """A run whose clients each have an adapter of their own."""
     pipeline.save_pretrained(str(folder / "pipeline"))
     model = adapters.with_adapters(pipeline.denoiser, None, 1.0, 3)
-    for number in range(5):
+    for number in range(clients):
         own_adapter(folder, f"c{number}", model)
     return folder
 

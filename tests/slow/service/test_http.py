@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.service import making
 from fedtalk_ray.service.speaker import Speaker, identities
 from tests.page_examples import example
-from tests.served import TOKEN, Served, ask_alone, form, frames_of, png, until, wav
+from tests.served import TOKEN, Served, ask_alone, form, frames_of, png, run_of, until, wav
 
 
 def test_a_face_and_a_sound_become_a_marked_video_and_nothing_stays(served: Served, tmp_path: Path) -> None:
@@ -47,8 +47,11 @@ def test_a_face_and_a_sound_become_a_marked_video_and_nothing_stays(served: Serv
     until(lambda: not list(served.folder.iterdir()))
 
 
-def test_twenty_turns_of_five_people_in_the_memory_of_three_are_each_ones_own(run: Path) -> None:
-    """To the bit what a model gives that was loaded for that one alone."""
+def test_twenty_people_by_turns_in_the_memory_of_three_are_each_ones_own(
+    make_pipeline: Callable[..., TalkingHeadPipeline], tmp_path: Path
+) -> None:
+    """To the bit what a model gives that was loaded for that one alone: twice each, and some again at once."""
+    run = run_of(20, make_pipeline(), tmp_path / "run")
     speaker, face = Speaker(RunFolder(run), 3, "cpu"), np.array(Image.open(io.BytesIO(png())))
     sound = np.random.default_rng(0).normal(0, 0.1, 4000).astype(np.float32)
 
@@ -57,8 +60,9 @@ def test_twenty_turns_of_five_people_in_the_memory_of_three_are_each_ones_own(ru
 
     names = identities(RunFolder(run))
     alone = {name: said(load_released(RunFolder(run), name)) for name in names}
-    assert len(set(alone.values())) == 5
-    order = np.random.default_rng(1).integers(5, size=20)
+    assert len(set(alone.values())) == 20
+    rng = np.random.default_rng(1)
+    order = [*rng.permutation(20), *rng.permutation(20), *rng.integers(20, size=10).repeat(2)]
     assert all(said(speaker.model(names[number])) == alone[names[number]] for number in order)
     assert said(speaker.model()) == said(load_released(RunFolder(run)))
 
