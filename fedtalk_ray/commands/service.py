@@ -114,7 +114,9 @@ def makers(run: "RunFolder", scale: Scale, port: int) -> "Iterator[Maker]":
     if not scale.least:
         from fedtalk_ray.service.speaker import Speaker
 
-        yield Speaker(run, scale.identities)
+        speaker = Speaker(run, scale.identities)
+        speaker.warm_up()
+        yield speaker
         return
     from fedtalk_ray.actors.connection import connect, run_label
     from fedtalk_ray.actors.replicas import replicas

@@ -5,10 +5,17 @@ One is asked at a time: they share the processor, and a generation is not meant 
 
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+
+import numpy as np
 
 from fedtalk_ray.errors import UserError
 from fedtalk_ray.generation.generate import Written
+from fedtalk_ray.media.faces import NoFaceError
+from fedtalk_ray.media.lips import face_landmarks
+from fedtalk_ray.media.portrait import locate_face
+from fedtalk_ray.media.video import SAMPLE_RATE
 from fedtalk_ray.model.device import pick_device
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
 from fedtalk_ray.model.released import load_released
@@ -53,6 +60,15 @@ class Speaker:
                 self._own.popitem(last=False)
         self._own.move_to_end(identity)
         return self._own[identity]
+
+    def warm_up(self) -> None:
+        """Loads what the first request would wait for: what finds faces and lips, and the network's first steps."""
+        size = self.frame_size()
+        blank = np.full((size, size, 3), 128, np.uint8)
+        with suppress(NoFaceError):
+            locate_face(blank)
+        face_landmarks(blank[None])
+        self._shared(blank, np.zeros(SAMPLE_RATE // 5, np.float32))
 
     def make(
         self, folder: Path, wish: Wish, most_seconds: float, stopped: Callable[[], bool], growing: Grows | None
