@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
 from fastapi import APIRouter, File, Form, HTTPException, UploadFile
 from fastapi.responses import Response
@@ -35,22 +35,21 @@ def identity_endpoints(speaking: Speaking, refusals: dict[int | str, dict[str, A
         consent: Annotated[str, Form(min_length=1, max_length=1000, description="What she agreed to; it is kept.")],
     ) -> Response:
         """Somebody's adapter, trained beside this very model. An earlier one of hers is replaced."""
+        job = None
         try:
-            job = await asyncio.to_thread(speaking.queue.new)
+            job = await asyncio.to_thread(
+                speaking.begin_training, partial(_bring, speaking, name, consent, weights.file)
+            )
+            await asyncio.shield(asyncio.wrap_future(job.result))
         except QueueFull:
             raise HTTPException(429, "as many wait as may; ask again later", {"Retry-After": "10"}) from None
-        except OSError as error:
-            raise HTTPException(507, NO_ROOM) from error
-        try:
-            await asyncio.to_thread(_copy, weights, job.folder / WEIGHTS)
-            speaking.queue.begin(job, partial(_bring, speaking, name, consent), alone=True)
-            await asyncio.shield(asyncio.wrap_future(job.result))
         except UserError as error:
             raise HTTPException(400, str(error)) from error
         except OSError as error:
             raise HTTPException(507, NO_ROOM) from error
         finally:
-            await asyncio.shield(asyncio.to_thread(speaking.queue.drop, job))
+            if job is not None:
+                await asyncio.shield(asyncio.to_thread(speaking.queue.drop, job))
         return Response(status_code=204)
 
     @router.delete(at, status_code=204, responses={code: refusals[code] for code in (400, 401, 404)})
@@ -78,11 +77,10 @@ def delete_person(speaking: Speaking, name: str) -> bool:
     return True
 
 
-def _bring(speaking: Speaking, name: str, consent: str, folder: Path, stopped: Callable[[], bool]) -> None:
+def _bring(
+    speaking: Speaking, name: str, consent: str, weights: BinaryIO, folder: Path, stopped: Callable[[], bool]
+) -> None:
+    with open(folder / WEIGHTS, "wb") as copy:
+        shutil.copyfileobj(weights, copy)
     Person(speaking.run, name).bring(folder / WEIGHTS, consent)
     speaking.maker.forget(name)
-
-
-def _copy(given: UploadFile, place: Path) -> None:
-    with open(place, "wb") as copy:
-        shutil.copyfileobj(given.file, copy)

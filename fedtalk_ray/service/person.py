@@ -94,10 +94,11 @@ class Person:
         return len(there) + len(clips)
 
     def agree(self, consent: str) -> None:
-        """Makes her folder and writes down what she agreed to, once."""
+        """Makes her folder and writes down what she agreed to, and when: the last, where it was another before."""
         for place in (self.run.clients_folder, self.folder.path):
             place.mkdir(mode=0o700, exist_ok=True)
-        if not self.folder.consent.is_file():
+        before = json.loads(self.folder.consent.read_text("utf-8")) if self.folder.consent.is_file() else {}
+        if before.get("agreed") != consent:
             record = {"agreed": consent, "on": date.today().isoformat()}
             with new_file(self.folder.consent) as place:
                 place.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -52,9 +52,9 @@ def test_who_brings_an_adapter_speaks_by_it_until_she_takes_it_away(
 
     def put() -> int:
         at = "/v1/identities/bea"
-        return served.ask("PUT", at, files={"weights": ("any name", changed)}, data=CONSENT).status_code
+        return served.ask("PUT", at, files={"weights": ("any name", changed)}, data={"consent": agreed}).status_code
 
-    changed = trained
+    changed, agreed = trained, CONSENT["consent"]
     assert put() == 204 and served.ask("GET", "/v1/identities").json() == ["anna", "bea"]
     own = run.client("bea")
     assert json.loads(own.consent.read_text())["agreed"] == CONSENT["consent"] and own.path.stat().st_mode & 0o077 == 0
@@ -63,8 +63,10 @@ def test_who_brings_an_adapter_speaks_by_it_until_she_takes_it_away(
     first = said("bea")
     assert (first == said("anna")).all()
     # Another one in its place acts at once.
+    agreed = "It may be kept until May."
     changed = save({name: 3 * value for name, value in given.items()})
     assert put() == 204 and (said("bea") != first).any()
+    assert json.loads(own.consent.read_text())["agreed"] == agreed
     assert served.ask("DELETE", "/v1/identities/bea").status_code == 204 and not own.path.exists()
     assert served.ask("DELETE", "/v1/identities/bea").status_code == 404
     assert served.ask("POST", "/v1/generate", files=form(), data={"identity": "bea"}).status_code == 404
