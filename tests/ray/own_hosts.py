@@ -17,6 +17,8 @@ import threading
 import time
 from dataclasses import dataclass
 
+from tests.network_changes import changing_network
+
 _NET = f"10.{100 + os.getpid() % 100}.77"
 COORDINATOR_ADDRESS = f"{_NET}.1"
 """This machine, as hosts see it."""
@@ -68,7 +70,8 @@ class Hosts:
 
     def __init__(self, count: int, seed: int = 0) -> None:
         self._random = random.Random(seed)
-        self.lines = [self._new(number) for number in range(count)]
+        with changing_network():
+            self.lines = [self._new(number) for number in range(count)]
         self._over = threading.Event()
         self._carrier = threading.Thread(target=self._carry, daemon=True)
         self._carrier.start()
@@ -76,8 +79,9 @@ class Hosts:
     def close(self) -> None:
         self._over.set()
         self._carrier.join()
-        for line in self.lines:
-            line.close()
+        with changing_network():
+            for line in self.lines:
+                line.close()
 
     def _new(self, number: int) -> Line:
         host, address = f"ft{os.getpid()}-{number}", f"{_NET}.{number + 2}"

@@ -28,6 +28,7 @@ from fedtalk_ray.media.video import read_video
 from fedtalk_ray.page.speak import SHARED, WHOLE
 from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.runs.history import History
+from tests.network_changes import steady_network
 from tests.served import until
 
 Open = Callable[..., Any]
@@ -85,23 +86,18 @@ def page(browser: Any, app: tuple[str, Path]) -> Iterator[Open]:
         opened.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
         opened.on("pageerror", lambda error: complaints.append(str(error)))
         opened.on("request", lambda request: asked_elsewhere(request.url))
-        for _ in range(5):
-            opened.goto(app[0])
-            opened.get_by_role("tab", name="Speak").wait_for()
-            # Other tests make network interfaces meanwhile, and Chromium then drops what it loads.
-            lost = [each for each in complaints if "ERR_NETWORK_CHANGED" in each]
-            complaints[:] = [each for each in complaints if each not in lost]
-            if not lost:
-                break
+        opened.goto(app[0])
+        opened.get_by_role("tab", name="Speak").wait_for()
         return opened
 
     def asked_elsewhere(url: str) -> None:
         if not url.startswith((app[0], "data:", "blob:")):
             complaints.append(f"asked for {url}")
 
-    yield open_it
-    for context in contexts:
-        context.close()
+    with steady_network():
+        yield open_it
+        for context in contexts:
+            context.close()
     assert [each for each in complaints if not any(known in each for known in harmless)] == []
 
 
