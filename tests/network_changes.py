@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 HEARD_WITHIN_S = 4.0
-"""Chromium tells itself of a change up to two seconds after the last of several."""
+"""After so long a pause Chromium lost nothing any more; it reacts to a change with some delay."""
 
 _LOCK = Path(tempfile.gettempdir()) / f"fedtalk-tests-network-{os.getuid()}.lock"
 
@@ -37,7 +37,7 @@ def steady_network() -> Iterator[None]:
 
 @contextmanager
 def _alone() -> Iterator[int]:
-    """The lock's file, open. Between processes and within one."""
+    """Holds the lock against other processes and other threads; gives its file, open."""
     lock = os.open(_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
