@@ -31,7 +31,7 @@ from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.service.making import MARKED, REFERENCE, SOUND, Grows, VideoLost, Wish
 from fedtalk_ray.service.own_folder import own_folder
 from fedtalk_ray.service.replica import AtWork, Grown, Made, News, Refused, make_elsewhere
-from fedtalk_ray.service.speaker import check_identity, warm_up
+from fedtalk_ray.service.speaker import check_identity
 
 TRIES = 3
 """A request that took so many replicas with it is not asked again: it may be what they died of."""
@@ -59,7 +59,6 @@ class SpeakerReplica:
         self._ending = ExitStack()
         self._run, self._device = RunFolder(Path(run)), pick_device("auto")
         self._shared = load_released(self._run, device=self._device)
-        warm_up(self._shared)
         self._folder = self._ending.enter_context(own_folder("fedtalk-speaker-"))
         # Serve takes the next request as soon as one is cancelled, and not when its thread has ended.
         self._turn = asyncio.Lock()

@@ -112,10 +112,10 @@ class Scale:
 def makers(run: "RunFolder", scale: Scale, port: int) -> "Iterator[Maker]":
     """Who makes the videos of the service at that port, for as long as the block lasts. Raises `ClusterError`."""
     if not scale.least:
-        from fedtalk_ray.service.speaker import Speaker, warm_up
+        from fedtalk_ray.service.speaker import Speaker
 
         speaker = Speaker(run, scale.identities)
-        warm_up(speaker.model())
+        speaker.warm_up()
         yield speaker
         return
     from fedtalk_ray.actors.connection import connect, run_label

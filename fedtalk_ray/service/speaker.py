@@ -38,16 +38,6 @@ def check_identity(run: RunFolder, identity: str | None) -> None:
         raise UnknownIdentity(f"identity {identity!r} has no adapter here")
 
 
-def warm_up(model: TalkingHeadPipeline) -> None:
-    """Loads what the first request would wait for: what finds faces and lips, and the network's first steps."""
-    size = model.frame_size()
-    blank = np.full((size, size, 3), 128, np.uint8)
-    with suppress(NoFaceError):
-        locate_face(blank)
-    face_landmarks(blank[None])
-    model(blank, np.zeros(SAMPLE_RATE // 5, np.float32))
-
-
 class Speaker:
     """Makes videos in this process (`making.Maker`)."""
 
@@ -70,6 +60,15 @@ class Speaker:
                 self._own.popitem(last=False)
         self._own.move_to_end(identity)
         return self._own[identity]
+
+    def warm_up(self) -> None:
+        """Loads what the first request would wait for: what finds faces and lips, and the network's first steps."""
+        size = self.frame_size()
+        blank = np.full((size, size, 3), 128, np.uint8)
+        with suppress(NoFaceError):
+            locate_face(blank)
+        face_landmarks(blank[None])
+        self._shared(blank, np.zeros(SAMPLE_RATE // 5, np.float32))
 
     def make(
         self, folder: Path, wish: Wish, most_seconds: float, stopped: Callable[[], bool], growing: Grows | None
