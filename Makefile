@@ -31,7 +31,7 @@ test: $(INSTALLED)  ## all tests but the nightly ones (narrow it: make test ARGS
 	echo "tests/ray, begun beside these, is at work"; wait $$ray; ray=$$?; \
 	case $$ray in 0|5) tail -n 1 build/tests-on-ray.log ;; *) cat build/tests-on-ray.log ;; esac; \
 	for left in $$ray $$others; do case $$left in 0|5) ;; *) exit $$left ;; esac; done
-	$(TEST_ENV) $(BIN)/python -m pytest tests/slow/report -m alone $(ARGS) || [ $$? -eq 5 ]
+	$(TEST_ENV) $(BIN)/python -m pytest tests/slow/privacy tests/slow/report -m alone $(ARGS) || [ $$? -eq 5 ]
 
 nightly: $(INSTALLED)  ## the long tests, and many more cases of the secure protocol
 	$(TEST_ENV) FEDTALK_CASES=10000 $(BIN)/python -m pytest tests/slow/privacy/test_protocol_properties.py \

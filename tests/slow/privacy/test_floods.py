@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import sys
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -32,15 +31,15 @@ VICTIM, TIMES = "c00", 300
 KEPT = 40_000
 """Bytes that a flood may leave behind: a hundred and thirty for each of so many times."""
 
+pytestmark = pytest.mark.alone  # The whole process is looked at: threads that other tests left behind would count too.
+
 
 @contextmanager
 def little(kilobytes: float, seconds: float = 10.0) -> Iterator[None]:
     """What is allocated at any time in here, and the processor's time, are no more than that; hardly any is kept."""
     gc.collect()
-    # Other threads' memory counts too, and xdist has one that takes messages now and then: they wait a second.
-    usual = sys.getswitchinterval()
-    sys.setswitchinterval(1.0)
     tracemalloc.start()
+    tracemalloc.reset_peak()
     begin, before = time.process_time(), tracemalloc.get_traced_memory()[0]
     try:
         yield
@@ -50,7 +49,6 @@ def little(kilobytes: float, seconds: float = 10.0) -> Iterator[None]:
         kept = tracemalloc.get_traced_memory()[0] - before
     finally:
         tracemalloc.stop()
-        sys.setswitchinterval(usual)
     assert peak < 1000 * kilobytes, f"{peak} bytes"
     assert kept < KEPT, f"{kept} bytes are kept"
     assert took < seconds, f"{took} s"

