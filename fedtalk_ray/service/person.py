@@ -35,6 +35,9 @@ NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 
 MOST_CLIPS = 20
 
+MOST_S = 600.0
+"""Seconds of all her clips together: more would keep everybody else waiting while they are prepared."""
+
 PART_S, WHOLE_S = 8.0, 16.0
 """A recording of more than `WHOLE_S` seconds is taken as clips of about `PART_S`: some are held out to measure on."""
 
@@ -86,6 +89,8 @@ class Person:
         for clip in clips:
             if clip.suffix.lower() not in SUFFIXES:
                 raise PersonError(f"{clip.name}: is no video ({', '.join(SUFFIXES)})")
+        if sum(map(_seconds, [*there, *clips])) > MOST_S:
+            raise PersonError(f"the clips are longer than {MOST_S / 60:g} minutes together; leave some out")
         self.agree(consent)
         self.folder.clips.mkdir(mode=0o700, exist_ok=True)
         for number, clip in enumerate(clips, start=len(there) + 1):
@@ -97,8 +102,7 @@ class Person:
         """Makes her folder and writes down what she agreed to, and when: the last, where it was another before."""
         for place in (self.run.clients_folder, self.folder.path):
             place.mkdir(mode=0o700, exist_ok=True)
-        before = json.loads(self.folder.consent.read_text("utf-8")) if self.folder.consent.is_file() else {}
-        if before.get("agreed") != consent:
+        if self._agreed() != consent:
             record = {"agreed": consent, "on": date.today().isoformat()}
             with new_file(self.folder.consent) as place:
                 place.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -119,8 +123,7 @@ class Person:
         """Her clips to prepare, long ones in parts. Raises `VideoError`."""
         found = []
         for path in self._clips():
-            # A browser's recording does not say how long it is.
-            seconds = format_of(path).seconds or float(sum(1 for _ in frames_of(path, rate=1)))
+            seconds = _seconds(path)
             parts = max(2, round(seconds / PART_S)) if seconds > WHOLE_S else 1
             for part in range(parts):
                 name = path.stem if parts == 1 else f"{path.stem}-{part + 1:02d}"
@@ -176,8 +179,24 @@ class Person:
         if self.folder.path.exists():
             shutil.rmtree(self.folder.path)
 
+    def _agreed(self) -> str | None:
+        """What she agreed to last; None where nothing is written down that can be read."""
+        try:
+            return json.loads(self.folder.consent.read_text("utf-8"))["agreed"]
+        except (OSError, ValueError, LookupError, TypeError):
+            return None
+
     def _clips(self) -> list[Path]:
         return sorted(self.folder.clips.glob("clip*")) if self.folder.clips.is_dir() else []
+
+
+def _seconds(clip: Path) -> float:
+    """How long it is; of what is longer than `MOST_S`, that it is. Raises `PersonError` for what cannot be read."""
+    try:
+        # A browser's recording does not say how long it is.
+        return format_of(clip).seconds or float(sum(1 for _ in frames_of(clip, end=MOST_S + 2, rate=1)))
+    except VideoError as error:
+        raise PersonError(f"{clip.name}: {str(error).removeprefix(f'{clip}: ')}") from error
 
 
 def _clients_to_be(run: RunFolder) -> Collection[str]:

@@ -1,14 +1,18 @@
 """What the page says of somebody's clips, how long recordings are cut, and whose names may be taken."""
 
+import io
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
 from fedtalk_ray.corpora.synthetic import render_clip
 from fedtalk_ray.media.encoding import write_video
+from fedtalk_ray.media.video import format_of
 from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.service.person import Person, PersonError
 
@@ -26,6 +30,25 @@ def film(path: Path, light: float = 1.0, loud: float = 1.0, moves: bool = True, 
     drawn = render_clip(40, 0, size=128, seconds=seconds).video
     frames = drawn.frames if moves else drawn.frames[:1].repeat(len(drawn.frames), 0)
     write_video(path, (frames * light).clip(0, 255).astype(np.uint8), drawn.audio * loud)
+    return path
+
+
+class Pipe(io.BytesIO):
+    """It cannot go back to write down how much came."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+def recording(path: Path, seconds: int) -> Path:
+    """A grey picture a second, as browsers record."""
+    written = Pipe()
+    with av.open(written, "w", format="webm") as container:
+        stream = container.add_stream("libvpx", rate=1, width=32, height=32, pix_fmt="yuv420p")
+        for _ in range(seconds):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((32, 32, 3), 90, np.uint8))))
+        container.mux(stream.encode())
+    path.write_bytes(written.getvalue())
     return path
 
 
@@ -110,6 +133,38 @@ def test_what_is_no_clip_or_too_much_is_refused_before_anything_is_kept(run: Run
     with pytest.raises(PersonError, match="21 clips are more than 20"):
         person.keep([tmp_path / f"{number}.mp4" for number in range(21)], "yes")
     assert not person.folder.path.exists()
+
+
+def test_more_than_ten_minutes_and_what_is_no_film_are_refused_before_anything_is_kept(
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten seconds here; a browser's recording, which does not say how long it is, counts too."""
+    monkeypatch.setattr("fedtalk_ray.service.person.MOST_S", 10.0)
+    kim = Person(run, "kim")
+    write_video(tmp_path / "six.mp4", np.full((150, 32, 32, 3), 90, np.uint8), None)
+    recorded = recording(tmp_path / "eleven.webm", 11)
+    assert not format_of(recorded).seconds
+    for clips in ([recorded], [tmp_path / "six.mp4"] * 2):
+        with pytest.raises(PersonError, match=r"^the clips are longer than .* minutes together; leave some out$"):
+            kim.keep(clips, "yes")
+    (tmp_path / "cut.mp4").write_bytes(b"\0" * 100)
+    with pytest.raises(PersonError, match=r"^cut\.mp4: .*") as told:
+        kim.keep([tmp_path / "six.mp4", tmp_path / "cut.mp4"], "yes")
+    assert str(tmp_path) not in str(told.value) and not kim.folder.path.exists()
+    assert kim.keep([tmp_path / "six.mp4"], "yes") == 1
+    with pytest.raises(PersonError, match="leave some out"):
+        kim.keep([tmp_path / "six.mp4"], "yes")
+    kim.delete()
+
+
+@pytest.mark.parametrize("spoilt", ["", "{", "[]", "{}", '{"agreed": 1}', "null"])
+def test_where_what_she_agreed_to_cannot_be_read_it_is_written_anew(run: RunFolder, spoilt: str) -> None:
+    bea = Person(run, "bea")
+    bea.agree("yes")
+    bea.folder.consent.write_text(spoilt, encoding="utf-8")
+    bea.agree("yes")
+    assert json.loads(bea.folder.consent.read_text("utf-8"))["agreed"] == "yes"
+    bea.delete()
 
 
 def test_a_bare_model_has_nobody_to_bring_an_adapter_to(tmp_path: Path) -> None:
