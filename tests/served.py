@@ -49,6 +49,7 @@ class Served:
         self.folder = folder
         maker = maker or Speaker(RunFolder(run), 3, "cpu")
         speaking = Speaking(RunFolder(run), maker, folder, 2, trial_signing())
+        self.speaking = speaking
         app = make_app(speaking, tokens, limits)
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]

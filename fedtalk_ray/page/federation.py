@@ -1,6 +1,7 @@
 """The tab *Federation*: a run while it goes on, a plan for another, and the report of one that has ended."""
 
 import shutil
+from contextlib import suppress
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -18,6 +19,9 @@ from fedtalk_ray.report.warnings import warnings_of
 from fedtalk_ray.runs.folder import RunFolder
 
 LOOK_EVERY_S = 2.0
+
+MOST_ROUNDS = 1000
+"""That are planned here: the accounts of more take minutes, and everybody's plans wait for each other."""
 
 TEMPLATE = "federation.html.j2"
 
@@ -60,9 +64,9 @@ def federation_tab(run: RunFolder, folder: Path) -> None:
     report.click(partial(_report, around, folder), chosen, [written, said])
     with gr.Accordion("Plan the noise of another run", open=False):
         with gr.Row():
-            clients = gr.Number(64, label="Clients", precision=0, minimum=1)
-            rounds = gr.Number(48, label="Rounds of all phases together", precision=0, minimum=1)
-            cohort = gr.Number(16, label="Clients a round", precision=0, minimum=1)
+            clients = gr.Number(64, label="Clients", precision=0, minimum=1, maximum=10**9)
+            rounds = gr.Number(48, label="Rounds of all phases together", precision=0, minimum=1, maximum=MOST_ROUNDS)
+            cohort = gr.Number(16, label="Clients a round", precision=0, minimum=1, maximum=10**9)
             epsilon = gr.Number(8, label="Epsilon", minimum=0)
             delta = gr.Number(1e-5, label="Delta, well below 1 / clients", minimum=0)
         count = gr.Button("Work out the noise")
@@ -72,8 +76,12 @@ def federation_tab(run: RunFolder, folder: Path) -> None:
 
 def runs_in(folder: Path) -> list[str]:
     """The names of the runs in a folder, the last that was at work first."""
-    found = [place for place in folder.iterdir() if RunFolder(place).exists()] if folder.is_dir() else []
-    return [place.name for place in sorted(found, key=lambda place: RunFolder(place).changed(), reverse=True)]
+    found: list[tuple[float, str]] = []
+    for place in folder.iterdir() if folder.is_dir() else ():
+        with suppress(OSError):  # somebody else's folder, or one that is just being removed
+            if (run := RunFolder(place)).exists():
+                found.append((-run.changed(), place.name))
+    return [name for _, name in sorted(found)]
 
 
 def _look(around: Path, folder: Path, name: str | None, seen: str) -> tuple[Any, Any, Any, Any, str]:

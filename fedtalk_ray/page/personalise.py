@@ -1,6 +1,7 @@
 """The tab *Personalise*: clips, a look at them, training with a curve, before and after, and deletion."""
 
 import asyncio
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from html import escape
@@ -13,10 +14,9 @@ import pandas as pd
 from fedtalk_ray.corpora.layouts.folder import SUFFIXES
 from fedtalk_ray.errors import UserError
 from fedtalk_ray.generation.scene import Stopped
-from fedtalk_ray.page.turns import begin_video, begin_work, ended, player, result_of
+from fedtalk_ray.page.turns import begin_video, begin_work, ended, player, result_of, sound_of
 from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.service.identities import delete_person
-from fedtalk_ray.service.jobs import Job
 from fedtalk_ray.service.making import Wish
 from fedtalk_ray.service.person import MOST_CLIPS, Checked, Person
 from fedtalk_ray.service.speaking import Speaking
@@ -27,11 +27,14 @@ CONSENT = "These clips show me, or somebody who agreed to it. They and what is l
 STEPS = 150
 """As many as `fedtalk personalize` takes."""
 
+SHOWN_S = 10.0
+"""Seconds of a clip that are spoken before and after, at most."""
+
 COLUMNS = ["clip", "length", "used", "what to do better"]
 
 
 def personalise_tab(speaking: Speaking, run: RunFolder, most_seconds: float) -> None:
-    """Lays it out in the Blocks that is open. most_seconds: of a clip that is shown before and after."""
+    """Lays it out in the Blocks that is open. most_seconds: of sound that is spoken."""
     if not run.exists():
         gr.Markdown(
             "This page was opened with a model and no run, so there is nothing to personalise beside. "
@@ -53,7 +56,12 @@ def personalise_tab(speaking: Speaking, run: RunFolder, most_seconds: float) -> 
                 type="filepath",
             )
             recorded = gr.Video(
-                sources=["webcam"], include_audio=True, label="or record half a minute and more", height=240
+                sources=["webcam"],
+                include_audio=True,
+                # Mirrored it would be coded anew, by a program that may not be there, and learned mirrored.
+                webcam_options=gr.WebcamOptions(mirror=False),
+                label="or record half a minute and more",
+                height=240,
             )
             consent = gr.Checkbox(label=CONSENT)
             steps = gr.Slider(10, 600, STEPS, step=10, label="Steps of training")
@@ -76,11 +84,10 @@ def personalise_tab(speaking: Speaking, run: RunFolder, most_seconds: float) -> 
                 visible=False,
             )
             compared = gr.HTML(elem_id="compared")
-    shown: dict[str, list[Job]] = {}
     outputs = [clips, recorded, told, table, curve, compared, look, button, stop]
     events: list[dict[str, Any]] = [
         pressed.click(
-            partial(_personalise, speaking, run, most_seconds, shown, only_look),
+            partial(_personalise, speaking, run, most_seconds, only_look),
             [name, clips, recorded, consent, steps],
             outputs,
             show_progress="hidden",
@@ -102,8 +109,6 @@ def personalise_tab(speaking: Speaking, run: RunFolder, most_seconds: float) -> 
             line = _delete(speaking, run, whose or "", repeated or "")
         except UserError as error:
             return f"**Nothing was deleted:** {escape(str(error))}", *(gr.skip(),) * 3, repeated
-        for job in shown.pop(whose.strip(), []):
-            speaking.queue.drop(job)
         gone = gr.update(visible=False, value=None)
         return line, gone, gone, "", ""
 
@@ -114,7 +119,6 @@ async def _personalise(
     speaking: Speaking,
     run: RunFolder,
     most_seconds: float,
-    shown: dict[str, list[Job]],
     only_look: bool,
     name: str,
     clips: list[str] | None,
@@ -122,10 +126,7 @@ async def _personalise(
     consent: bool,
     steps: int,
 ) -> AsyncIterator[tuple[Any, ...]]:
-    """What the page shows, step after step: what was given and is kept, what is told and shown, the buttons.
-
-    shown: name -> the jobs whose videos show her, which go when she is deleted.
-    """
+    """What the page shows, step after step: what was given and is kept, what is told and shown, the buttons."""
     idle = (gr.update(interactive=True), gr.update(interactive=True), gr.update(interactive=False))
     busy = (gr.update(interactive=False), gr.update(interactive=False), gr.update(interactive=True))
     same, kept = (gr.skip(),) * 3, (gr.skip(),) * 2
@@ -163,23 +164,27 @@ async def _personalise(
                 plot = gr.update(value=pd.DataFrame(losses, columns=["step", "loss"]), visible=True)
                 yield *kept, f"Training: step {len(losses)} of {int(steps)}.", gr.skip(), plot, *same[2:], *busy
         assert result is not None
-        speaking.maker.forget(person.name)
         figures = f"held-out loss {result.loss_before:.4f} before, {result.loss_after:.4f} after"
-        clip, videos = person.first_clip(), ""
-        for identity, label in ((None, "The shared model, before"), (person.name, "Your own, after")):
-            line = f"Trained: {figures}. Showing before and after ..."
-            yield *kept, line, gr.skip(), gr.skip(), videos, *busy
-            job = await asyncio.to_thread(begin_video, speaking, Wish(identity), clip, clip, most_seconds)
-            shown.setdefault(person.name, []).append(job)
-            try:
-                while not await ended(job):
-                    yield (*kept, *(gr.skip(),) * 7)
-                result_of(job)
-            except BaseException:
-                speaking.queue.drop(job)
-                raise
-            videos += player(job, label)
-        line = f"Done: {figures}. *Speak* knows you as **{escape(person.name)}** now."
+        line, videos = f"Done: {figures}. *Speak* knows you as **{escape(person.name)}** now.", ""
+        try:
+            with tempfile.TemporaryDirectory(prefix="fedtalk-page-") as folder:
+                clip = person.shown_by(looked)
+                said = await asyncio.to_thread(sound_of, clip, min(most_seconds, SHOWN_S), Path(folder))
+                for identity, label in ((None, "The shared model, before"), (person.name, "Your own, after")):
+                    telling = f"Trained: {figures}. Showing before and after ..."
+                    yield *kept, telling, gr.skip(), gr.skip(), videos, *busy
+                    job = await asyncio.to_thread(begin_video, speaking, Wish(identity), clip, said, most_seconds)
+                    speaking.shown.setdefault(person.name, []).append(job)
+                    try:
+                        while not await ended(job):
+                            yield (*kept, *(gr.skip(),) * 7)
+                        result_of(job)
+                    except BaseException:
+                        speaking.queue.drop(job)
+                        raise
+                    videos += player(job, label)
+        except UserError as error:
+            line += f" Before and after cannot be shown: {escape(str(error))}"
         yield *kept, line, gr.skip(), gr.skip(), videos, *idle
     except UserError as error:
         yield *kept, f"**It could not be done:** {escape(str(error))}", *same, *idle
@@ -208,9 +213,12 @@ async def _trained(
             person.check_here()
             loop.call_soon_threadsafe(news.put_nowait, losses["total"])
 
-        return person.while_she_stays(
-            lambda: personalize(run.path, person.name, steps, tick, str(person.folder.shards))
-        )
+        try:
+            return person.while_she_stays(
+                lambda: personalize(run.path, person.name, steps, tick, str(person.folder.shards))
+            )
+        finally:
+            speaking.maker.forget(person.name)
 
     job = await asyncio.to_thread(begin_work, speaking, train)
     job.result.add_done_callback(lambda _: loop.call_soon_threadsafe(news.put_nowait, None))

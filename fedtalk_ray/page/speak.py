@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio import processing_utils
 
 from fedtalk_ray.errors import UserError
 from fedtalk_ray.marking.verify import verify
@@ -48,6 +49,9 @@ def speak_tab(speaking: Speaking, examples: list[Example], most_seconds: float) 
             label="Try it with somebody who is drawn",
             example_labels=[each.name for each in examples],
         )
+        for each in examples:
+            # Of what was given and is an hour old it deletes all but these: pictures it adds by itself.
+            sound.keep_in_cache.add(processing_utils.save_file_to_cache(each.sound, sound.GRADIO_CACHE))
     with gr.Row():
         with gr.Column():
             kind = gr.Radio(["a picture", "a video"], value="a picture", label="The face is in")

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from scipy.io import wavfile
 
 from fedtalk_ray.errors import UserError
+from fedtalk_ray.media.video import SAMPLE_RATE, read_audio
 from fedtalk_ray.service.jobs import Job, QueueFull, Work
 from fedtalk_ray.service.making import Wish
 from fedtalk_ray.service.speaking import Speaking, why_not
@@ -17,14 +19,27 @@ from fedtalk_ray.service.speaking import Speaking, why_not
 
 def begin_video(speaking: Speaking, wish: Wish, reference: Path, sound: Path, most_seconds: float) -> Job:
     """most_seconds: of sound. Raises `UserError`s."""
-    with _told_where_full(), open(reference, "rb") as face, open(sound, "rb") as said:
-        return speaking.begin(wish, face, said, most_seconds)
+    with contextlib.ExitStack() as opened:
+        try:
+            face, said = (opened.enter_context(open(place, "rb")) for place in (reference, sound))
+        except FileNotFoundError:
+            raise UserError("what you gave is not kept any more; give it again") from None
+        with _told_where_full():
+            return speaking.begin(wish, face, said, most_seconds)
 
 
 def begin_work(speaking: Speaking, work: Work) -> Job:
     """Raises `UserError` where the queue is full."""
     with _told_where_full():
         return speaking.begin_training(work)
+
+
+def sound_of(clip: Path, seconds: float, folder: Path) -> Path:
+    """The first so many seconds of a clip's sound, as a file in `folder`. Raises `VideoError`."""
+    place = folder / "said.wav"
+    heard = read_audio(clip, seconds)[: round(seconds * SAMPLE_RATE)]
+    wavfile.write(place, SAMPLE_RATE, (heard.clip(-1, 1) * 32767).astype("int16"))
+    return place
 
 
 async def ended(job: Job, seconds: float = 1.0) -> bool:

@@ -157,7 +157,8 @@ class RunFolder:
     def clients(self) -> list[str]:
         """Clients that keep something here."""
         folder = self.clients_folder
-        return sorted(place.name for place in folder.iterdir() if place.is_dir()) if folder.is_dir() else []
+        places = folder.iterdir() if folder.is_dir() else ()
+        return sorted(place.name for place in places if place.is_dir() and not place.name.startswith("."))
 
     def exists(self) -> bool:
         """Whether a run was started here."""

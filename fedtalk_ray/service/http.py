@@ -99,6 +99,7 @@ def make_app(speaking: Speaking, tokens: frozenset[str] = frozenset(), limits: L
             422: "A field is missing or beyond its range; `detail` says which.",
             503: "The process that made the video died; ask again.",
             429: "As many wait as may; Retry-After says when to ask again.",
+            507: "There is no room for what was given.",
         }.items()
     }
 

@@ -67,13 +67,15 @@ def identity_endpoints(speaking: Speaking, refusals: dict[int | str, dict[str, A
 
 
 def delete_person(speaking: Speaking, name: str) -> bool:
-    """Deletes everything of somebody; False where there was nothing. Raises `UserError` for a name that is no such
-    person's."""
+    """Deletes everything of somebody, and videos that show her; False where there was nothing. Raises `UserError` for a
+    name that is no such person's."""
     person = Person(speaking.run, name)
     if not person.folder.path.exists():
         return False
     person.delete()
     speaking.maker.forget(name)
+    for job in speaking.shown.pop(name, []):
+        speaking.queue.drop(job)
     return True
 
 

@@ -18,6 +18,9 @@ from fedtalk_ray.errors import UserError
 from fedtalk_ray.generation.scene import Stopped
 from fedtalk_ray.service.growing import GrowingFile
 
+LOOK_S = 60.0
+"""So often is looked for jobs that have been kept long enough."""
+
 _LOG = logging.getLogger(__name__)
 
 Work = Callable[[Path, Callable[[], bool]], Any]
@@ -56,8 +59,7 @@ class Job:
 
 
 class JobQueue:
-    """`at_once` jobs run, `most` at most wait. Of ended jobs the last `kept` are kept, for `keep_s` seconds, until
-    another is asked for."""
+    """`at_once` jobs run, `most` at most wait. Of ended jobs the last `kept` are kept, for `keep_s` seconds."""
 
     def __init__(
         self,
@@ -74,6 +76,8 @@ class JobQueue:
         self._lock = threading.Lock()
         self._worker = ThreadPoolExecutor(at_once, "generate")
         self._alone = ThreadPoolExecutor(1, "train") if apart else self._worker
+        self._closed = threading.Event()
+        threading.Thread(target=self._forget_in_time, name="forget", daemon=True).start()
 
     def new(self) -> Job:
         """A job with a folder, which `begin` puts in the queue. Raises `QueueFull`, before anything is written."""
@@ -97,7 +101,9 @@ class JobQueue:
         job.result.add_done_callback(lambda _: self._note_end(job))
 
     def get(self, name: str) -> Job | None:
-        """None for one that was taken back, too."""
+        """None for one that was taken back or forgotten, too."""
+        with self._lock:
+            self._forget_old()
         job = self._jobs.get(name)
         return None if job is None or job.stop.is_set() else job
 
@@ -110,6 +116,7 @@ class JobQueue:
 
     def close(self) -> None:
         """Takes all jobs back, and waits for those that run."""
+        self._closed.set()
         for job in list(self._jobs.values()):
             self.drop(job)
         for worker in (self._worker, self._alone):
@@ -127,6 +134,12 @@ class JobQueue:
             job.growing.close()
         self._jobs.pop(job.name, None)
         shutil.rmtree(job.folder, ignore_errors=True)
+
+    def _forget_in_time(self) -> None:
+        """Whether anybody asks for anything or not."""
+        while not self._closed.wait(min(LOOK_S, self._keep)):
+            with self._lock:
+                self._forget_old()
 
     def _forget_old(self) -> None:
         ended = sorted((job.ended, name, job) for name, job in list(self._jobs.items()) if job.ended is not None)

@@ -5,8 +5,11 @@ Her clips, what was prepared of them, the adapter and what she agreed to. Nothin
 
 import json
 import re
+import secrets
 import shutil
+import threading
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -51,6 +54,13 @@ STILL_LIPS = 0.012
 """Standard deviation of the lips' opening, over the distance of the eyes. A speaker's is 0.03 to 0.1."""
 
 
+GONE = ".gone-"
+"""What the folder of somebody who is being deleted is called."""
+
+_KEEPING = threading.Lock()
+"""Two tabs of one person would give their clips the same names."""
+
+
 class PersonError(UserError):
     """Somebody cannot be personalised, or a name is taken."""
 
@@ -81,6 +91,10 @@ class Person:
 
         consent: what was agreed to; it is written down first. Raises `PersonError`.
         """
+        with _KEEPING:
+            return self._keep(clips, consent)
+
+    def _keep(self, clips: Sequence[Path], consent: str) -> int:
         there = self._clips()
         if not clips and not there:
             raise PersonError("give one clip or more, or record yourself for half a minute")
@@ -92,10 +106,14 @@ class Person:
         if sum(map(_seconds, [*there, *clips])) > MOST_S:
             raise PersonError(f"the clips are longer than {MOST_S / 60:g} minutes together; leave some out")
         self.agree(consent)
-        self.folder.clips.mkdir(mode=0o700, exist_ok=True)
-        for number, clip in enumerate(clips, start=len(there) + 1):
-            with new_file(self.folder.clips / f"clip{number:02d}{clip.suffix.lower()}") as place:
-                shutil.copyfile(clip, place)
+
+        def copy() -> None:
+            self.folder.clips.mkdir(mode=0o700, exist_ok=True)
+            for number, clip in enumerate(clips, start=len(there) + 1):
+                with new_file(self.folder.clips / f"clip{number:02d}{clip.suffix.lower()}") as place:
+                    shutil.copyfile(clip, place)
+
+        self.while_she_stays(copy)
         return len(there) + len(clips)
 
     def agree(self, consent: str) -> None:
@@ -131,12 +149,13 @@ class Person:
                 found.append(ClipSource(self.name, name, str(path), begin=begin, end=end))
         return found
 
-    def first_clip(self) -> Path:
-        """What she is shown by. Raises `PersonError` where there is none."""
-        clips = self._clips()
-        if not clips:
-            raise PersonError(f"{self.name} has no clip here")
-        return clips[0]
+    def shown_by(self, looked: Sequence[Checked]) -> Path:
+        """The first of her clips that is used. looked: what `prepare` says. Raises `PersonError` where none is."""
+        used = {each.clip.partition("-")[0] for each in looked if each.usable}
+        for clip in self._clips():
+            if clip.stem in used:
+                return clip
+        raise PersonError(f"none of {self.name}'s clips is used")
 
     def prepare(self) -> list[Checked]:
         """Prepares all her clips as the run's model takes them, and looks at each. Raises `UserError`s."""
@@ -176,8 +195,12 @@ class Person:
 
     def delete(self) -> None:
         """Everything of hers: clips, shards, adapters, samples, consent."""
-        if self.folder.path.exists():
-            shutil.rmtree(self.folder.path)
+        # Under another name nobody writes into it while it goes.
+        with suppress(FileNotFoundError):  # somebody else deleted it
+            self.folder.path.rename(self.folder.path.with_name(f"{GONE}{secrets.token_hex(8)}"))
+        for gone in self.run.clients_folder.glob(f"{GONE}*"):  # one that was left when a process died, too
+            with suppress(FileNotFoundError):
+                shutil.rmtree(gone)
 
     def _agreed(self) -> str | None:
         """What she agreed to last; None where nothing is written down that can be read."""

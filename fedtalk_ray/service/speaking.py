@@ -36,6 +36,8 @@ class Speaking:
         self.run, self.maker = run, maker
         self.queue = JobQueue(folder, waiting, maker.at_once, maker.elsewhere)
         self._signing = signing
+        self.shown: dict[str, list[Job]] = {}
+        """Of people who were personalised here, the jobs whose videos show them: they go with them."""
 
     def identities(self) -> list[str]:
         """Who has an adapter of her own, in order."""

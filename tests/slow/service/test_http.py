@@ -254,7 +254,7 @@ def test_the_description_names_every_path_and_the_pages_client_speaks(
     assert {"/v1/generate", "/v1/jobs", "/v1/jobs/{name}", "/v1/jobs/{name}/video", "/v1/identities"} < set(
         described["paths"]
     )
-    assert "429" in described["paths"]["/v1/generate"]["post"]["responses"]
+    assert {"429", "507"} < set(described["paths"]["/v1/generate"]["post"]["responses"])
     client: dict[str, Any] = {}
     text = example("service.md", "def speak").replace("127.0.0.1:8080", f"127.0.0.1:{served.port}")
     exec(compile(text.replace("the token that you were given", TOKEN), "service.md", "exec"), client)

@@ -74,6 +74,16 @@ def test_who_brings_an_adapter_speaks_by_it_until_she_takes_it_away(
     until(lambda: not list(served.folder.iterdir()))
 
 
+def test_videos_that_show_her_go_with_her(served: Served, run: RunFolder, trained: bytes) -> None:
+    """As the page makes them, before and after."""
+    served.ask("PUT", "/v1/identities/bea", files={"weights": ("w", trained)}, data=CONSENT)
+    name = served.ask("POST", "/v1/jobs", files=form(), data={"identity": "bea"}).json()["job"]
+    until(lambda: served.ask("GET", f"/v1/jobs/{name}").json()["state"] == "done")
+    served.speaking.shown["bea"] = [served.speaking.queue.get(name)]
+    assert served.ask("DELETE", "/v1/identities/bea").status_code == 204
+    assert served.ask("GET", f"/v1/jobs/{name}/video").status_code == 404 and not list(served.folder.iterdir())
+
+
 def spoiled(how: str, trained: bytes, tmp_path: Path) -> bytes:
     (tmp_path / "given").write_bytes(trained)
     weights = load_file(tmp_path / "given")

@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import av
@@ -12,9 +13,10 @@ import pytest
 
 from fedtalk_ray.corpora.synthetic import render_clip
 from fedtalk_ray.media.encoding import write_video
-from fedtalk_ray.media.video import format_of
+from fedtalk_ray.media.video import format_of, read_audio
+from fedtalk_ray.page.turns import sound_of
 from fedtalk_ray.runs.folder import RunFolder
-from fedtalk_ray.service.person import Person, PersonError
+from fedtalk_ray.service.person import Checked, Person, PersonError
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +102,51 @@ def test_who_is_deleted_while_work_goes_on_leaves_nothing_and_may_come_back(run:
     assert not person.folder.path.exists()
     assert Person(run, "max").keep([tmp_path / "one.mp4"], "yes") == 1
     person.delete()
+
+
+def test_who_is_deleted_while_her_clips_are_kept_leaves_nothing(
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    max_, copy = Person(run, "max"), shutil.copyfile
+    film(tmp_path / "one.mp4")
+
+    def deleted_meanwhile(source: Path, target: Path) -> None:
+        Person(run, "max").delete()
+        target.parent.mkdir(parents=True, exist_ok=True)  # as `new_file` does for the next clip
+        copy(source, target)
+
+    monkeypatch.setattr(shutil, "copyfile", deleted_meanwhile)
+    with pytest.raises(PersonError, match=r"^max was deleted meanwhile$"):
+        max_.keep([tmp_path / "one.mp4"] * 2, "yes")
+    assert not max_.folder.path.exists() and not [*run.clients_folder.glob(".*")]
+
+
+def test_deletions_at_once_and_one_that_was_broken_off_leave_nothing(run: RunFolder) -> None:
+    left = run.clients_folder / ".gone-0123"
+    left.mkdir()
+    (left / "clip01.mp4").write_bytes(b"hers")
+    assert run.clients() == ["anna"], "nobody's"
+    people = [Person(run, "max") for _ in range(8)]
+    for _ in range(20):
+        people[0].agree("yes")
+        for number in range(30):
+            (people[0].folder.path / f"{number}").write_bytes(b"hers")
+        with ThreadPoolExecutor(8) as at_once:
+            list(at_once.map(Person.delete, people))
+        assert [place.name for place in run.clients_folder.iterdir()] == ["anna"]
+
+
+def test_she_is_shown_by_the_first_clip_that_is_used(run: RunFolder, tmp_path: Path) -> None:
+    lou = Person(run, "lou")
+    lou.keep([film(tmp_path / f"{name}.mp4") for name in "abc"], "yes")
+    looked = [Checked("clip01", 0.0, False), Checked("clip02-01", 8.0, False), Checked("clip02-02", 8.0, True)]
+    assert lou.shown_by(looked).name == "clip02.mp4"
+    with pytest.raises(PersonError, match="none of lou's clips is used"):
+        lou.shown_by(looked[:2])
+    heard = read_audio(sound_of(lou.shown_by(looked), 0.7, tmp_path))
+    whole = read_audio(tmp_path / "b.mp4")[:11_200]
+    assert len(heard) == 11_200 and np.abs(heard - whole).max() < 1e-3
+    lou.delete()
 
 
 def test_a_long_recording_becomes_several_clips(run: RunFolder, tmp_path: Path) -> None:

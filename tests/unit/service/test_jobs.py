@@ -2,6 +2,7 @@
 
 import gc
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -181,4 +182,23 @@ def test_what_nobody_fetches_is_forgotten(queue: JobQueue, monkeypatch: pytest.M
     assert queue.get(job.name) is job and job.folder.exists()
     clock[0] += 2
     queue.new()
+    assert queue.get(job.name) is None and not job.folder.exists()
+
+
+def test_it_is_forgotten_though_nobody_asks_for_anything(tmp_path: Path) -> None:
+    queue = JobQueue(tmp_path / "jobs", most=2, keep_s=0.2)
+    queue.begin(job := queue.new(), lambda folder, stopped: (folder / "video").write_text("x"))
+    job.result.result(10)
+    until = time.monotonic() + 20
+    while job.folder.exists():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    queue.close()
+
+
+def test_what_is_too_old_is_not_given_out_any_more(queue: JobQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+    queue.begin(job := queue.new(), lambda folder, stopped: None)
+    job.result.result(10)
+    assert queue.get(job.name) is job
+    monkeypatch.setattr(jobs, "monotonic", lambda: time.monotonic() + 3601)
     assert queue.get(job.name) is None and not job.folder.exists()
