@@ -139,7 +139,7 @@ async def _personalise(
         for place in given:
             place.unlink(missing_ok=True)  # what the page received; her folder has it
         yield None, None, f"{count} clips are in your folder. Looking at them ...", *same, *busy
-        job = await asyncio.to_thread(begin_work, speaking, lambda *_: person.while_she_stays(person.prepare))
+        job = await asyncio.to_thread(begin_work, speaking, partial(_look, person))
         try:
             while not await ended(job):
                 yield (*kept, *(gr.skip(),) * 7)
@@ -188,6 +188,15 @@ async def _personalise(
         yield *kept, line, gr.skip(), gr.skip(), videos, *idle
     except UserError as error:
         yield *kept, f"**It could not be done:** {escape(str(error))}", *same, *idle
+
+
+def _look(person: Person, _: Path, stopped: Callable[[], bool]) -> list[Checked]:
+    def go_on() -> None:
+        if stopped():
+            raise Stopped
+        person.check_here()
+
+    return person.while_she_stays(lambda: person.prepare(go_on))
 
 
 def _delete(speaking: Speaking, run: RunFolder, name: str, repeated: str) -> str:

@@ -145,7 +145,8 @@ class Person:
             parts = max(2, round(seconds / PART_S)) if seconds > WHOLE_S else 1
             for part in range(parts):
                 name = path.stem if parts == 1 else f"{path.stem}-{part + 1:02d}"
-                begin, end = part * seconds / parts, (part + 1) * seconds / parts if part + 1 < parts else float("inf")
+                # A file may say that it is shorter than it is.
+                begin, end = part * seconds / parts, (part + 1) * seconds / parts if part + 1 < parts else MOST_S
                 found.append(ClipSource(self.name, name, str(path), begin=begin, end=end))
         return found
 
@@ -157,8 +158,9 @@ class Person:
                 return clip
         raise PersonError(f"none of {self.name}'s clips is used")
 
-    def prepare(self) -> list[Checked]:
-        """Prepares all her clips as the run's model takes them, and looks at each. Raises `UserError`s."""
+    def prepare(self, before_each: Callable[[], None] = lambda: None) -> list[Checked]:
+        """Prepares all her clips as the run's model takes them, and looks at each. Raises `UserError`s, and whatever
+        `before_each` raises, which is asked before every clip."""
         from fedtalk_ray.shards.prepare import prepare
         from fedtalk_ray.training.backbone import shard_settings
 
@@ -175,7 +177,7 @@ class Person:
             framing=fit.framing,
             unseen=[],
             overwrite=True,
-            here=True,
+            before_each=before_each,
         )
         people = People(self.folder.shards, manifest)
         return [_look_at(people, source) for source in sources]

@@ -7,7 +7,7 @@ its reason and the rest goes on.
 
 import csv
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -59,11 +59,12 @@ def prepare(
     overwrite: bool = False,
     speech_known_as: str | None = None,
     framing: Framing = ALIGNED,
-    here: bool = False,
+    before_each: Callable[[], None] | None = None,
 ) -> Manifest:
-    """Writes the shards of `sources` (grouped by identity) to `out`; needs a connected Ray, unless `here`: in this
-    process, one clip after the other.
+    """Writes the shards of `sources` (grouped by identity) to `out`; needs a connected Ray.
 
+    before_each: where it is given, all is done in this process, without Ray, one clip after the other; it is called
+    before every one.
     autoencoder, speech, identity: as `load_autoencoder`, `load_speech_features` and `load_identity_embedder` take them;
     "none" stores no embedding. Paths must be reached by the whole cluster.
     unseen: who is kept for testing only, by name or the last so many, and everybody where all are to be measured alone;
@@ -84,8 +85,8 @@ def prepare(
     load_speech_features(speech)
     dimensions = 0 if identity == NO_IDENTITY else load_identity_embedder(identity).dimensions
     with new_folder(out, overwrite) as folder:
-        read = _one_by_one if here else _pipeline
-        rows = read(sources, size, framing, autoencoder, speech, identity)
+        how = size, framing, autoencoder, speech, identity
+        rows = _pipeline(sources, *how) if before_each is None else _one_by_one(sources, *how, before_each)
         writer: ShardWriter | None = None
         rejects: list[dict[str, str]] = []
         manifest = Manifest(
@@ -175,10 +176,17 @@ def _pipeline(  # type: ignore[no-untyped-def]
 
 
 def _one_by_one(
-    sources: list[ClipSource], size: int, framing: Framing, autoencoder: str, speech: str, identity: str
+    sources: list[ClipSource],
+    size: int,
+    framing: Framing,
+    autoencoder: str,
+    speech: str,
+    identity: str,
+    before_each: Callable[[], None],
 ) -> Iterator[dict]:
     encode = _Encode(autoencoder, speech, identity)
     for source in sources:
+        before_each()
         yield from map(encode, read_parts(source.row(), size, framing.name))
 
 

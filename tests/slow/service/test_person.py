@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from fedtalk_ray.corpora.synthetic import render_clip
+from fedtalk_ray.generation.scene import Stopped
 from fedtalk_ray.media.encoding import write_video
 from fedtalk_ray.media.video import format_of, read_audio
 from fedtalk_ray.page.turns import sound_of
@@ -136,6 +137,24 @@ def test_deletions_at_once_and_one_that_was_broken_off_leave_nothing(run: RunFol
         assert [place.name for place in run.clients_folder.iterdir()] == ["anna"]
 
 
+def test_who_asks_for_an_end_while_her_clips_are_looked_at_waits_for_one_of_them(
+    run: RunFolder, tmp_path: Path
+) -> None:
+    lou = Person(run, "lou")
+    lou.keep([film(tmp_path / "one.mp4")] * 3, "yes")
+    asked: list[bool] = []
+
+    def before_each() -> None:
+        asked.append(True)
+        if len(asked) == 2:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        lou.while_she_stays(lambda: lou.prepare(before_each))
+    assert len(asked) == 2 and not lou.folder.shards.exists()
+    lou.delete()
+
+
 def test_she_is_shown_by_the_first_clip_that_is_used(run: RunFolder, tmp_path: Path) -> None:
     lou = Person(run, "lou")
     lou.keep([film(tmp_path / f"{name}.mp4") for name in "abc"], "yes")
@@ -156,7 +175,7 @@ def test_a_long_recording_becomes_several_clips(run: RunFolder, tmp_path: Path) 
     write_video(tmp_path / "long.mp4", still, None)
     person.keep([tmp_path / "long.mp4", film(tmp_path / "short.mp4")], "yes")
     found = [(each.clip, each.begin, each.end) for each in person.sources()]
-    assert found == [("clip01-01", 0.0, 10.0), ("clip01-02", 10.0, float("inf")), ("clip02", 0.0, float("inf"))]
+    assert found == [("clip01-01", 0.0, 10.0), ("clip01-02", 10.0, 600.0), ("clip02", 0.0, 600.0)]
     person.delete()
 
 
