@@ -184,6 +184,7 @@ async def _personalise(
                         raise
                     videos += player(job, label)
         except UserError as error:
+            person.check_here()
             line += f" Before and after cannot be shown: {escape(str(error))}"
         yield *kept, line, gr.skip(), gr.skip(), videos, *idle
     except UserError as error:

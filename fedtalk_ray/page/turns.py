@@ -11,7 +11,7 @@ import gradio as gr
 from scipy.io import wavfile
 
 from fedtalk_ray.errors import UserError
-from fedtalk_ray.media.video import SAMPLE_RATE, read_audio
+from fedtalk_ray.media.video import SAMPLE_RATE, VideoError, read_audio
 from fedtalk_ray.service.jobs import Job, QueueFull, Work
 from fedtalk_ray.service.making import Wish
 from fedtalk_ray.service.speaking import Speaking, why_not
@@ -35,9 +35,12 @@ def begin_work(speaking: Speaking, work: Work) -> Job:
 
 
 def sound_of(clip: Path, seconds: float, folder: Path) -> Path:
-    """The first so many seconds of a clip's sound, as a file in `folder`. Raises `VideoError`."""
+    """The first so many seconds of a clip's sound, as a file in `folder`. Raises `UserError`."""
     place = folder / "said.wav"
-    heard = read_audio(clip, seconds)[: round(seconds * SAMPLE_RATE)]
+    try:
+        heard = read_audio(clip, seconds)[: round(seconds * SAMPLE_RATE)]
+    except VideoError as error:
+        raise UserError(f"{clip.name}: {str(error).removeprefix(f'{clip}: ')}") from error
     wavfile.write(place, SAMPLE_RATE, (heard.clip(-1, 1) * 32767).astype("int16"))
     return place
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from fedtalk_ray.corpora.synthetic import render_clip
+from fedtalk_ray.errors import UserError
 from fedtalk_ray.generation.scene import Stopped
 from fedtalk_ray.media.encoding import write_video
 from fedtalk_ray.media.video import format_of, read_audio
@@ -165,6 +166,9 @@ def test_she_is_shown_by_the_first_clip_that_is_used(run: RunFolder, tmp_path: P
     heard = read_audio(sound_of(lou.shown_by(looked), 0.7, tmp_path))
     whole = read_audio(tmp_path / "b.mp4")[:11_200]
     assert len(heard) == 11_200 and np.abs(heard - whole).max() < 1e-3
+    write_video(tmp_path / "silent.mp4", np.full((30, 32, 32, 3), 90, np.uint8), None)
+    with pytest.raises(UserError, match=r"^silent\.mp4: holds no sound"):
+        sound_of(tmp_path / "silent.mp4", 0.7, tmp_path)
     lou.delete()
 
 
