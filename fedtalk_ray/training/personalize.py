@@ -5,6 +5,7 @@ Runs on the client's side and writes nowhere else: the adapter stays in the clie
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,7 @@ def personalize(
     trainer.load(adapters.to_vector(trainer.shared()), identity, seed)
     held_out = people.windows(client, trainer.window, HELD_OUT_WINDOWS)
     before = trainer.held_out_loss(held_out, seed=0)
-    trainer.personalize(_varied_windows(trainer, people, config, client, steps, seed), steps, seed, tick)
+    trainer.personalize(varied_windows(trainer, people, config, client, seed), steps, seed, tick)
     written = keep_own(folder, client, trainer.model)
     return Personalized(written, before, trainer.held_out_loss(held_out, seed=0))
 
@@ -88,19 +89,23 @@ def _round_of(folder: RunFolder) -> int:
     return checkpoint.round if checkpoint else 0
 
 
-def _varied_windows(
-    trainer: LocalTrainer, people: People, config: TrainConfig, client: str, steps: int, seed: int
+def varied_windows(
+    trainer: LocalTrainer, people: People, config: TrainConfig, client: str, seed: int
 ) -> Iterator[WindowBatch]:
-    """Batches of a client's windows, seen and heard a little differently each time: one clip of three seconds would
-    else teach its light and where its head was."""
+    """Batches of a client's windows without end, seen and heard a little differently each time: one clip of three
+    seconds would else teach its light and where its head was.
+
+    In passes of few windows: those of all steps at once, of somebody with two clips, would not fit into memory.
+    """
     size, rng = config.local.batch_size, np.random.default_rng(seed)
-    batches = people.batches(
-        client,
-        window=trainer.window,
-        windows=steps * size,
-        batch_size=size,
-        seed=seed,
-        stream=config.stream,
-        wanted=Wanted(pictures=True),
-    )
-    return (vary_windows(trainer.pipeline, batch, rng) for batch in batches)
+    for number in count():
+        batches = people.batches(
+            client,
+            window=trainer.window,
+            windows=max(size, config.stream.shuffle_windows),
+            batch_size=size,
+            seed=derive_seed(seed, "pass", number),
+            stream=config.stream,
+            wanted=Wanted(pictures=True),
+        )
+        yield from (vary_windows(trainer.pipeline, batch, rng) for batch in batches)

@@ -1,5 +1,6 @@
 """Personalisation: a client's own adapter learns its own face, and nothing else changes anywhere."""
 
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +11,16 @@ from fedtalk_ray.config import save_config
 from fedtalk_ray.errors import RunError, ShardError
 from fedtalk_ray.model import adapters
 from fedtalk_ray.model.denoiser import TalkingHeadDenoiser
+from fedtalk_ray.model.device import pick_device
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
 from fedtalk_ray.model.released import release_model
 from fedtalk_ray.model.schedule import make_scheduler
 from fedtalk_ray.runs.checkpoints import Checkpoint, config_fingerprint, save_checkpoint
 from fedtalk_ray.runs.client_folder import ClientFolder
 from fedtalk_ray.runs.folder import RunFolder
-from fedtalk_ray.training.local import LocalTrainer
-from fedtalk_ray.training.personalize import personalize
+from fedtalk_ray.shards.people import people_of
+from fedtalk_ray.training.local import LocalTrainer, released_trainer
+from fedtalk_ray.training.personalize import personalize, varied_windows
 
 
 @pytest.fixture
@@ -62,6 +65,17 @@ def test_only_the_clients_own_folder_changes_and_its_loss_falls(run: Path, clien
     )
     assert result.loss_after < 0.97 * result.loss_before
     assert len(ticks) == 15
+
+
+def test_somebody_with_two_clips_can_train_for_any_number_of_steps(run: Path) -> None:
+    """What is held at once is a few windows of each clip, however many are asked for; none comes twice."""
+    config = RunFolder(run).config()
+    config = config.model_copy(update={"stream": config.stream.model_copy(update={"memory_mb": 16})})
+    trainer = released_trainer(RunFolder(run), config, pick_device("cpu"))
+    batches = varied_windows(trainer, people_of(config), config, "s2", 7)
+    taken = [batch.latents for batch in islice(batches, 3 * config.stream.shuffle_windows)]
+    assert {len(each) for each in taken} == {config.local.batch_size}
+    assert len({each.numpy().tobytes() for each in taken}) == len(taken)
 
 
 def test_it_goes_on_from_the_adapter_that_is_there(run: Path) -> None:
