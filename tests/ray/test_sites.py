@@ -81,10 +81,10 @@ def test_whatever_happens_nothing_is_counted_or_answered_twice(
     check_nothing_twice(sites)
     check_books(willing, history)
     refused = sites[5]
-    assert all(record["refused"]["not agreed to"] == 1 for record in history)
+    # Once an exchange; of one that it heard of too late, on a machine with much to do, nothing.
+    assert {record["refused"].get("not agreed to", 0) for record in history} in ({1}, {0, 1})
     assert Beside(refused.path).said.read_text().count("not taken part in: fewest survivors is 2") == 1
     assert not refused.ledger.exists()
-    # Once an exchange; of one that it heard of too late, on a machine with much to do, nothing.
     line = (
         rf"{refused.name} refuses train of exchange (\d+): not agreed to: fewest survivors is 2, this site asks for 8"
     )
