@@ -139,7 +139,7 @@ async def _personalise(
         for place in given:
             place.unlink(missing_ok=True)  # what the page received; her folder has it
         yield None, None, f"{count} clips are in your folder. Looking at them ...", *same, *busy
-        job = await asyncio.to_thread(begin_work, speaking, partial(_look, person))
+        job = await begin_work(speaking, partial(_look, person))
         try:
             while not await ended(job):
                 yield (*kept, *(gr.skip(),) * 7)
@@ -173,7 +173,7 @@ async def _personalise(
                 for identity, label in ((None, "The shared model, before"), (person.name, "Your own, after")):
                     telling = f"Trained: {figures}. Showing before and after ..."
                     yield *kept, telling, gr.skip(), gr.skip(), videos, *busy
-                    job = await asyncio.to_thread(begin_video, speaking, Wish(identity), clip, said, most_seconds)
+                    job = await begin_video(speaking, Wish(identity), clip, said, most_seconds)
                     speaking.shown.setdefault(person.name, []).append(job)
                     try:
                         while not await ended(job):
@@ -230,7 +230,7 @@ async def _trained(
         finally:
             speaking.maker.forget(person.name)
 
-    job = await asyncio.to_thread(begin_work, speaking, train)
+    job = await begin_work(speaking, train)
     job.result.add_done_callback(lambda _: loop.call_soon_threadsafe(news.put_nowait, None))
     try:
         while (loss := await news.get()) is not None:

@@ -149,7 +149,7 @@ async def _speak(
             wishes = [wish] if who == SHARED or not beside else [wish, Wish(**vars(wish) | {"identity": None})]
             videos: list[Any] = []
             for number, each in enumerate(wishes):
-                job = await asyncio.to_thread(begin_video, speaking, each, Path(reference), said, most_seconds)
+                job = await begin_video(speaking, each, Path(reference), said, most_seconds)
                 try:
                     yield _doing(number, wishes), _player(job), *two_players(videos), "", *busy
                     while not await ended(job):

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,17 @@ from scipy.io import wavfile
 
 from fedtalk_ray.errors import UserError
 from fedtalk_ray.media.video import SAMPLE_RATE, VideoError, read_audio
-from fedtalk_ray.service.jobs import Job, QueueFull, Work
+from fedtalk_ray.service.jobs import Job, QueueFull, Work, begun
 from fedtalk_ray.service.making import Wish
 from fedtalk_ray.service.speaking import Speaking, why_not
 
 
-def begin_video(speaking: Speaking, wish: Wish, reference: Path, sound: Path, most_seconds: float) -> Job:
+async def begin_video(speaking: Speaking, wish: Wish, reference: Path, sound: Path, most_seconds: float) -> Job:
     """most_seconds: of sound. Raises `UserError`s."""
+    return await begun(speaking.queue, partial(_begin_video, speaking, wish, reference, sound, most_seconds))
+
+
+def _begin_video(speaking: Speaking, wish: Wish, reference: Path, sound: Path, most_seconds: float) -> Job:
     with contextlib.ExitStack() as opened:
         try:
             face, said = (opened.enter_context(open(place, "rb")) for place in (reference, sound))
@@ -28,10 +33,14 @@ def begin_video(speaking: Speaking, wish: Wish, reference: Path, sound: Path, mo
             return speaking.begin(wish, face, said, most_seconds)
 
 
-def begin_work(speaking: Speaking, work: Work) -> Job:
+async def begin_work(speaking: Speaking, work: Work) -> Job:
     """Raises `UserError` where the queue is full."""
-    with _told_where_full():
-        return speaking.begin_training(work)
+
+    def begin() -> Job:
+        with _told_where_full():
+            return speaking.begin_training(work)
+
+    return await begun(speaking.queue, begin)
 
 
 def sound_of(clip: Path, seconds: float, folder: Path) -> Path:

@@ -22,7 +22,7 @@ from fedtalk_ray.errors import UserError
 from fedtalk_ray.model.sampling import DEFAULT_GUIDANCE, DEFAULT_STEPS, Sampling
 from fedtalk_ray.service.admission import AtTheDoor, Known, sign_in
 from fedtalk_ray.service.identities import identity_endpoints
-from fedtalk_ray.service.jobs import Job, QueueFull
+from fedtalk_ray.service.jobs import Job, QueueFull, begun
 from fedtalk_ray.service.live import live_endpoint
 from fedtalk_ray.service.making import VideoLost, Wish
 from fedtalk_ray.service.speaker import UnknownIdentity
@@ -116,10 +116,6 @@ def make_app(speaking: Speaking, tokens: frozenset[str] = frozenset(), limits: L
         except NoRoom as error:
             raise Refused(507, str(error)) from error
 
-    def given_up(taking: "asyncio.Future[Job]") -> None:
-        if not taking.cancelled() and not taking.exception():
-            queue.drop(taking.result())
-
     @app.exception_handler(RequestValidationError)
     async def one_line(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
@@ -137,13 +133,7 @@ def make_app(speaking: Speaking, tokens: frozenset[str] = frozenset(), limits: L
     async def generate(request: Request, form: Annotated[Asked, Depends(asked)]) -> Response:
         """A face says a sound. Who hangs up is not worked for any more. With `stream` the frames come as they are made,
         with the invisible mark and without the credentials, which only a whole file can carry."""
-        taking = asyncio.ensure_future(asyncio.to_thread(taken, form, limits.seconds))
-        try:
-            job = await asyncio.shield(taking)
-        except asyncio.CancelledError:
-            # Whoever asked is gone, and what is being put in the queue nobody's.
-            taking.add_done_callback(given_up)
-            raise
+        job = await begun(queue, partial(taken, form, limits.seconds))
         if job.growing is not None:
             return await watched(job, request, partial(queue.drop, job))
         made = asyncio.ensure_future(asyncio.wrap_future(job.result))

@@ -3,6 +3,7 @@
 A result lies in a folder of its job until whoever asked takes the job back, or it is forgotten.
 """
 
+import asyncio
 import logging
 import secrets
 import shutil
@@ -146,6 +147,22 @@ class JobQueue:
         for number, (when, _, job) in enumerate(ended):
             if monotonic() - when > self._keep or number < len(ended) - self._kept:
                 self._forget(job)
+
+
+async def begun(queue: JobQueue, begin: Callable[[], Job]) -> Job:
+    """The job that `begin` puts in the queue, in a thread of its own. Where whoever asked is gone meanwhile it is
+    nobody's, and taken back."""
+    taking = asyncio.ensure_future(asyncio.to_thread(begin))
+
+    def given_up(taken: "asyncio.Future[Job]") -> None:
+        if not taken.cancelled() and not taken.exception():
+            queue.drop(taken.result())
+
+    try:
+        return await asyncio.shield(taking)
+    except asyncio.CancelledError:
+        taking.add_done_callback(given_up)
+        raise
 
 
 def _done(work: Work, folder: Path, stopped: Callable[[], bool]) -> Any:

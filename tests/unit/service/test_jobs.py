@@ -1,17 +1,19 @@
 """The queue of the service: order, its bound, taking back, forgetting."""
 
+import asyncio
 import gc
 import threading
 import time
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from fedtalk_ray.errors import UserError
 from fedtalk_ray.service import jobs
-from fedtalk_ray.service.jobs import JobQueue, QueueFull
+from fedtalk_ray.service.jobs import JobQueue, QueueFull, begun
 
 
 @pytest.fixture
@@ -202,3 +204,28 @@ def test_what_is_too_old_is_not_given_out_any_more(queue: JobQueue, monkeypatch:
     assert queue.get(job.name) is job
     monkeypatch.setattr(jobs, "monotonic", lambda: time.monotonic() + 3601)
     assert queue.get(job.name) is None and not job.folder.exists()
+
+
+def test_what_is_put_in_the_queue_for_somebody_who_is_gone_is_taken_back(queue: JobQueue) -> None:
+    begins, goes_on, put = threading.Event(), threading.Event(), []
+
+    def begin() -> jobs.Job:
+        begins.set()
+        assert goes_on.wait(10)
+        queue.begin(job := queue.new(), lambda folder, stopped: None)
+        put.append(job)
+        return job
+
+    async def leaves() -> None:
+        asked = asyncio.ensure_future(begun(queue, begin))
+        await asyncio.to_thread(begins.wait, 10)
+        asked.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+        goes_on.set()
+        while not put or queue.get(put[0].name) is not None:
+            await asyncio.sleep(0.01)
+
+    with ThreadPoolExecutor(1) as aside:  # a browser's tests leave a loop in this thread
+        aside.submit(asyncio.run, asyncio.wait_for(leaves(), 20)).result()
+    assert not put[0].folder.exists()
