@@ -110,6 +110,13 @@ class People:
             return self.clients.frames(name)
         return self.manifest.frames(name, "train")
 
+    def training_pieces(self, name: str) -> int:
+        """How many it has."""
+        return sum(
+            self.manifest.pieces(portion.identity, "train") if portion.pieces is None else len(portion.pieces)
+            for portion in self._portions(name)
+        )
+
     def _portions(self, name: str, split: str = "train") -> tuple[Portion, ...]:
         if self.clients is not None and name in self.clients:
             if split != "test":

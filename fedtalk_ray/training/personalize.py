@@ -66,7 +66,7 @@ def personalize(
     trainer.load(adapters.to_vector(trainer.shared()), identity, seed)
     held_out = people.windows(client, trainer.window, HELD_OUT_WINDOWS)
     before = trainer.held_out_loss(held_out, seed=0)
-    trainer.personalize(varied_windows(trainer, people, config, client, seed), steps, seed, tick)
+    trainer.personalize(varied_windows(trainer, people, config, client, steps, seed), steps, seed, tick)
     written = keep_own(folder, client, trainer.model)
     return Personalized(written, before, trainer.held_out_loss(held_out, seed=0))
 
@@ -90,19 +90,20 @@ def _round_of(folder: RunFolder) -> int:
 
 
 def varied_windows(
-    trainer: LocalTrainer, people: People, config: TrainConfig, client: str, seed: int
+    trainer: LocalTrainer, people: People, config: TrainConfig, client: str, steps: int, seed: int
 ) -> Iterator[WindowBatch]:
     """Batches of a client's windows without end, seen and heard a little differently each time: one clip of three
     seconds would else teach its light and where its head was.
 
-    In passes of few windows: those of all steps at once, of somebody with two clips, would not fit into memory.
+    One pass over the clips gives those of all steps, unless so many of each clip would not fit into memory.
     """
-    size, rng = config.local.batch_size, np.random.default_rng(seed)
+    local, rng = config.local, np.random.default_rng(seed)
+    size, most = local.batch_size, config.stream.shuffle_windows * people.training_pieces(client)
     for number in count():
         batches = people.batches(
             client,
             window=trainer.window,
-            windows=max(size, config.stream.shuffle_windows),
+            windows=max(size, min(steps * local.accumulate * size, most)),
             batch_size=size,
             seed=derive_seed(seed, "pass", number),
             stream=config.stream,

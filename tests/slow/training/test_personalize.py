@@ -72,7 +72,9 @@ def test_somebody_with_two_clips_can_train_for_any_number_of_steps(run: Path) ->
     config = RunFolder(run).config()
     config = config.model_copy(update={"stream": config.stream.model_copy(update={"memory_mb": 16})})
     trainer = released_trainer(RunFolder(run), config, pick_device("cpu"))
-    batches = varied_windows(trainer, people_of(config), config, "s2", 7)
+    people = people_of(config)
+    assert all(people.training_pieces(who) == len([*people.pieces(who, "train")]) for who in ("s1", "s2"))
+    batches = varied_windows(trainer, people, config, "s2", 10**6, 7)
     taken = [batch.latents for batch in islice(batches, 3 * config.stream.shuffle_windows)]
     assert {len(each) for each in taken} == {config.local.batch_size}
     assert len({each.numpy().tobytes() for each in taken}) == len(taken)
