@@ -11,7 +11,7 @@ from fastapi import APIRouter, File, Form, HTTPException, UploadFile
 from fastapi.responses import Response
 
 from fedtalk_ray.errors import UserError
-from fedtalk_ray.service.jobs import QueueFull
+from fedtalk_ray.service.jobs import QueueFull, begun
 from fedtalk_ray.service.person import Person
 from fedtalk_ray.service.speaking import NO_ROOM, Speaking
 
@@ -37,9 +37,8 @@ def identity_endpoints(speaking: Speaking, refusals: dict[int | str, dict[str, A
         """Somebody's adapter, trained beside this very model. An earlier one of hers is replaced."""
         job = None
         try:
-            job = await asyncio.to_thread(
-                speaking.begin_training, partial(_bring, speaking, name, consent, weights.file)
-            )
+            bring_hers = partial(_bring, speaking, name, consent, weights.file)
+            job = await begun(speaking.queue, partial(speaking.begin_training, bring_hers))
             await asyncio.shield(asyncio.wrap_future(job.result))
         except QueueFull:
             raise HTTPException(429, "as many wait as may; ask again later", {"Retry-After": "10"}) from None
@@ -70,9 +69,10 @@ def delete_person(speaking: Speaking, name: str) -> bool:
     """Deletes everything of somebody, and videos that show her; False where there was nothing. Raises `UserError` for a
     name that is no such person's."""
     person = Person(speaking.run, name)
-    if not person.folder.path.exists():
+    there = person.folder.path.exists()
+    person.delete()  # also what is left of a deletion that was broken off
+    if not there:
         return False
-    person.delete()
     speaking.maker.forget(name)
     for job in speaking.shown.pop(name, []):
         speaking.queue.drop(job)

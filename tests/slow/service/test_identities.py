@@ -84,6 +84,13 @@ def test_videos_that_show_her_go_with_her(served: Served, run: RunFolder, traine
     assert served.ask("GET", f"/v1/jobs/{name}/video").status_code == 404 and not list(served.folder.iterdir())
 
 
+def test_who_asks_again_after_a_deletion_that_was_broken_off_leaves_nothing(served: Served, run: RunFolder) -> None:
+    left = run.clients_folder / ".gone-0123"
+    left.mkdir()
+    (left / "clip01.mp4").write_bytes(b"hers")
+    assert served.ask("DELETE", "/v1/identities/bea").status_code == 404 and not left.exists()
+
+
 def spoiled(how: str, trained: bytes, tmp_path: Path) -> bytes:
     (tmp_path / "given").write_bytes(trained)
     weights = load_file(tmp_path / "given")
