@@ -14,7 +14,7 @@ from scipy.io import wavfile
 from fedtalk_ray.errors import UserError
 from fedtalk_ray.media.video import SAMPLE_RATE, VideoError, read_audio
 from fedtalk_ray.service.jobs import Job, QueueFull, Work, begun
-from fedtalk_ray.service.making import Wish
+from fedtalk_ray.service.making import Wish, told
 from fedtalk_ray.service.speaking import Speaking, why_not
 
 
@@ -49,7 +49,7 @@ def sound_of(clip: Path, seconds: float, folder: Path) -> Path:
     try:
         heard = read_audio(clip, seconds)[: round(seconds * SAMPLE_RATE)]
     except VideoError as error:
-        raise UserError(f"{clip.name}: {str(error).removeprefix(f'{clip}: ')}") from error
+        raise UserError(told(error, clip.parent)) from error
     wavfile.write(place, SAMPLE_RATE, (heard.clip(-1, 1) * 32767).astype("int16"))
     return place
 

@@ -111,8 +111,8 @@ def make_app(speaking: Speaking, tokens: frozenset[str] = frozenset(), limits: L
             return speaking.begin(form.wish, form.reference.file, form.sound.file, most_seconds)
         except UnknownIdentity as error:
             raise Refused(404, str(error)) from error
-        except QueueFull:
-            raise Refused(429, "as many wait as may; ask again later", **{"Retry-After": "10"}) from None
+        except QueueFull as error:
+            raise Refused(429, str(error), **{"Retry-After": "10"}) from None
         except NoRoom as error:
             raise Refused(507, str(error)) from error
 

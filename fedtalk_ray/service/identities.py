@@ -40,8 +40,8 @@ def identity_endpoints(speaking: Speaking, refusals: dict[int | str, dict[str, A
             bring_hers = partial(_bring, speaking, name, consent, weights.file)
             job = await begun(speaking.queue, partial(speaking.begin_training, bring_hers))
             await asyncio.shield(asyncio.wrap_future(job.result))
-        except QueueFull:
-            raise HTTPException(429, "as many wait as may; ask again later", {"Retry-After": "10"}) from None
+        except QueueFull as error:
+            raise HTTPException(429, str(error), {"Retry-After": "10"}) from None
         except UserError as error:
             raise HTTPException(400, str(error)) from error
         except OSError as error:

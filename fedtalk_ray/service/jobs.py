@@ -29,7 +29,7 @@ Work = Callable[[Path, Callable[[], bool]], Any]
 
 
 class QueueFull(Exception):
-    """As many jobs wait as may."""
+    """As many jobs wait as may. Its text says so to whoever asked."""
 
 
 @dataclass
@@ -85,7 +85,7 @@ class JobQueue:
         with self._lock:
             self._forget_old()
             if sum(job.ended is None for job in list(self._jobs.values())) >= self._most:
-                raise QueueFull
+                raise QueueFull("as many wait as may; ask again later")
             job = Job(name := secrets.token_urlsafe(12), self._folder / name)
             self._jobs[name] = job
         try:

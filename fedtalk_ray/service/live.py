@@ -142,8 +142,8 @@ async def _live(line: WebSocket, speaking: Speaking, most_seconds: float, most_b
 
     try:
         job = await asyncio.to_thread(speaking.queue.new)
-    except QueueFull:
-        return TRY_LATER, "as many wait as may; ask again later"
+    except QueueFull as error:
+        return TRY_LATER, str(error)
     except OSError:
         return OURS, NO_ROOM
     speaking.queue.begin(job, work)

@@ -99,12 +99,12 @@ def sound_in(folder: Path, most_seconds: float) -> np.ndarray:
     try:
         sound = read_audio(folder / SOUND, most_seconds + 1)
     except VideoError as error:
-        raise UserError(f"{SOUND}: {str(error).removeprefix(f'{folder / SOUND}: ')}") from error
+        raise UserError(told(error, folder)) from error
     if len(sound) > most_seconds * SAMPLE_RATE:
         raise UserError(f"{SOUND}: is longer than {most_seconds:g} s")
     return sound
 
 
-def told(error: UserError, folder: Path) -> str:
+def told(error: Exception, folder: Path) -> str:
     """What whoever asked is told, without where its files lay."""
     return str(error).replace(f"{folder}/", "").replace(f"reference {REFERENCE}", REFERENCE)

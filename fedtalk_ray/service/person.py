@@ -27,6 +27,7 @@ from fedtalk_ray.media.video import SAMPLE_RATE, VideoError, first_picture, form
 from fedtalk_ray.model.adapters import IDENTITY, fill_adapter, read_tensors
 from fedtalk_ray.outputs import new_file
 from fedtalk_ray.runs.folder import RunFolder
+from fedtalk_ray.service.making import told
 from fedtalk_ray.shards.format import load_manifest
 from fedtalk_ray.shards.people import People
 from fedtalk_ray.training.local import released_trainer
@@ -221,7 +222,7 @@ def _seconds(clip: Path) -> float:
         # A browser's recording does not say how long it is.
         return format_of(clip).seconds or float(sum(1 for _ in frames_of(clip, end=MOST_S + 2, rate=1)))
     except VideoError as error:
-        raise PersonError(f"{clip.name}: {str(error).removeprefix(f'{clip}: ')}") from error
+        raise PersonError(told(error, clip.parent)) from error
 
 
 def _clients_to_be(run: RunFolder) -> Collection[str]:
