@@ -29,7 +29,10 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=4)
     parser.add_argument("--body", type=Path, help="writes the request of an unstreamed video there, and asks nothing")
     asked = parser.parse_args()
-    picture, sound = asked.picture.read_bytes(), asked.sound.read_bytes()
+    try:
+        picture, sound = asked.picture.read_bytes(), asked.sound.read_bytes()
+    except OSError as error:
+        sys.exit(f"{error.filename}: {error.strerror}; give a picture and a sound file")
     if asked.body is not None:
         asked.body.write_bytes(form(picture, sound, stream=False))
         print(f"{asked.body}: multipart/form-data; boundary={BOUNDARY}")
