@@ -111,7 +111,7 @@ class People:
         return self.manifest.frames(name, "train")
 
     def training_pieces(self, name: str) -> int:
-        """How many it has."""
+        """How many training pieces (`format.Piece`) a client or an identity has."""
         return sum(
             self.manifest.pieces(portion.identity, "train") if portion.pieces is None else len(portion.pieces)
             for portion in self._portions(name)
