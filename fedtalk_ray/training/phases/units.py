@@ -117,7 +117,7 @@ def latent_units(denoiser: TalkingHeadDenoiser) -> tuple[np.ndarray, np.ndarray,
 def set_units(denoiser: TalkingHeadDenoiser, vector: np.ndarray) -> None:
     """Sets a denoiser's units and lip axes from the mean of the clients' `moments` for it.
 
-    The axes are the largest principal components of displacements, each with its largest number positive. Deviations
+    The axes are the largest principal components of displacements, signed by `_signed`. Deviations
     of latents, of a model that has units, become no less than `LEAST_OF_OLD_UNITS` of what they were, those of lips no
     less than `LEAST_APERTURE` and `LEAST_MOVED`.
     """
@@ -133,8 +133,7 @@ def set_units(denoiser: TalkingHeadDenoiser, vector: np.ndarray) -> None:
     least = LEAST_OF_OLD_UNITS**2 if known else 1e-6
     moved, vectors = np.linalg.eigh(products)
     count = len(denoiser.lip_axes)
-    axes = vectors[:, ::-1][:, :count].T
-    axes = axes * np.sign(axes[np.arange(count), np.abs(axes).argmax(1)])[:, None]
+    axes = _signed(vectors[:, ::-1][:, :count].T)
     spread = [max(np.sqrt(max(aperture_square - aperture**2, 0)) / _APERTURE, LEAST_APERTURE)]
     spread += [max(np.sqrt(max(along, 0)) / _MOVED, LEAST_MOVED) for along in moved[::-1][:count]]
     for buffer, values in (
@@ -146,6 +145,17 @@ def set_units(denoiser: TalkingHeadDenoiser, vector: np.ndarray) -> None:
         (denoiser.lip_std, np.array(spread)),
     ):
         buffer.copy_(torch.from_numpy(values.astype(np.float32)))
+
+
+def _signed(axes: np.ndarray) -> np.ndarray:
+    """Axes [N, M], each with the first of its largest numbers positive.
+
+    The two corners of a mouth move by the same number left and right: which is larger is a matter of rounding, and each
+    machine would have another sign.
+    """
+    sizes = np.abs(axes)
+    first = (sizes >= sizes.max(1, keepdims=True) * (1 - 1e-6)).argmax(1)
+    return axes * np.sign(axes[np.arange(len(axes)), first])[:, None]
 
 
 def check_possible(vector: np.ndarray, channels: int) -> None:
