@@ -264,10 +264,14 @@ def speak(
     lips: np.ndarray | None = None,
     sampling: Sampling = USUAL,
 ) -> np.ndarray:
-    """Generated frames for int16 sound, cut to `frames`; the same noise for every clip. lips: to be told."""
+    """Generated frames for int16 sound, cut to `frames`; the same noise for every clip.
+
+    lips: to be told, of every frame; those of the first are the face's own.
+    """
     audio = waveform.astype(np.float32) / 32767
     generator = torch.Generator().manual_seed(seed)
-    return model(face, audio, sampling.steps, sampling.guidance, generator, lips).frames[:frames]
+    own = None if lips is None else lips[0]
+    return model(face, audio, sampling.steps, sampling.guidance, generator, lips, own).frames[:frames]
 
 
 def group_figures(clips: list[Measured], frechet: FeatureNetwork | None) -> dict[str, Figures]:

@@ -21,7 +21,7 @@ from fedtalk_ray.media.excerpt import KEPT_BYTES, Footage, excerpt_of
 from fedtalk_ray.media.faces import oversampling, places_of_crops, warp
 from fedtalk_ray.media.following import FollowedFace, follow_face
 from fedtalk_ray.media.framing import ALIGNED, Framing
-from fedtalk_ray.media.lips import aperture_of
+from fedtalk_ray.media.lips import aperture_of, lips_of
 from fedtalk_ray.media.portrait import locate_face
 from fedtalk_ray.media.video import FPS, VideoError, VideoFormat, format_of
 from fedtalk_ray.model.pipeline import frame_count
@@ -63,12 +63,14 @@ class Shown:
 
 class Scene(Protocol):
     """rate: frames a second. relit: whether the light on the face may change. reference: the picture whose face speaks,
-    and where it lies there. notes: what the giver should know."""
+    and where it lies there. reference_lips: what the scene knows of its lips (`media.lips.lips_of`), None where no more
+    than the picture shows. notes: what the giver should know."""
 
     rate: Fraction
     pixel_aspect: Fraction
     relit: bool
     reference: Shown
+    reference_lips: np.ndarray | None
     notes: tuple[str, ...]
 
     def frames(self, count: int) -> Iterator[Shown]:
@@ -80,6 +82,7 @@ class Still:
     """A photo uint8 [H, W, 3]. moves: it blinks and sways (`still_life`). Raises `NoFaceError`."""
 
     rate, pixel_aspect, relit = Fraction(FPS), Fraction(1), False
+    reference_lips: np.ndarray | None = None
 
     def __init__(
         self, picture: np.ndarray, face: int | None = None, moves: bool = True, framing: Framing = ALIGNED
@@ -131,6 +134,8 @@ class Dubbed:
         if picture is None:
             raise VideoError(f"has no frame {best} any more")
         self.reference = Shown(even(picture), face.transforms[best], 1.0)
+        followed = ~np.isnan(face.openness)
+        self.reference_lips: np.ndarray | None = lips_of(face.landmarks[followed], int(followed[:best].sum()))
 
     def frames(self, count: int) -> Iterator[Shown]:
         total = len(self._face.opacity)
@@ -187,10 +192,11 @@ def dubbed_pictures(pieces: Sequence[Piece]) -> Dubbed | None:
     """Neighbouring pieces of a clip in its own pictures; None for a drawn clip, and where they are gone or HDR."""
     excerpt = excerpt_of(pieces[0].footage)
     places = np.concatenate([piece.places for piece in pieces])
-    openness = np.concatenate([aperture_of(piece.landmarks) for piece in pieces]).astype(np.float64)
+    landmarks = np.concatenate([piece.landmarks for piece in pieces])
+    openness = aperture_of(landmarks).astype(np.float64)
     if excerpt is None or not len(places) == len(openness) > 0:
         return None
-    face = FollowedFace(places.astype(np.float64), np.ones(len(places)), openness, 0)
+    face = FollowedFace(places.astype(np.float64), np.ones(len(places)), openness, landmarks, 0)
     try:
         shown = format_of(excerpt.path)
         if shown.hdr:
@@ -211,7 +217,7 @@ def dubbed_crops(piece: Piece) -> Dubbed:
     """A piece that has landmarks, in its crops."""
     openness, side = aperture_of(piece.landmarks).astype(np.float64), piece.frames.shape[1]
     count = len(openness)
-    face = FollowedFace(places_of_crops(side, count), np.ones(count), openness, 0)
+    face = FollowedFace(places_of_crops(side, count), np.ones(count), openness, piece.landmarks, 0)
     return Dubbed(_Crops(piece.frames), face)
 
 

@@ -45,7 +45,15 @@ def speak_in(
         yield from each_over_its_own(scene, model, sound, count, own_sound)
         return
     face = scene.reference.crop(model.frame_size())
-    crops = model.stream(face, sound, sampling.steps, sampling.guidance, generator, soft_border=False)
+    crops = model.stream(
+        face,
+        sound,
+        sampling.steps,
+        sampling.guidance,
+        generator,
+        soft_border=False,
+        reference_lips=scene.reference_lips,
+    )
     with closing(ahead(crops)) as made:
         yield from put_back(scene, made, model.at_rest(face), count, model.framing)
 

@@ -27,7 +27,7 @@ from fedtalk_ray.media.faces import (
     similarity_transforms,
     warp,
 )
-from fedtalk_ray.media.framing import ALIGNED, Framing
+from fedtalk_ray.media.framing import ALIGNED, Framing, in_crop
 from fedtalk_ray.media.identity_embedding import load_identity_embedder
 from fedtalk_ray.media.video import FPS
 
@@ -58,12 +58,14 @@ class FollowedFace:
 
     opacity: float64 [T], 1 where it is followed, 0 where not, rising and falling between.
     openness: how far the lips are apart, float64 [T], in eye distances, NaN where not followed.
+    landmarks: in fractions of the crop, float32 [T, 68, 2], NaN where not followed.
     others: most other faces that are seen at once.
     """
 
     transforms: np.ndarray
     opacity: np.ndarray
     openness: np.ndarray
+    landmarks: np.ndarray
     others: int
 
     def lost(self) -> np.ndarray:
@@ -239,7 +241,7 @@ def _steadied(points: np.ndarray, rate: float, others: int, framing: Framing) ->
         rising = from_begin / (steps + 1) if begin > 0 else 1.0
         falling = to_end / (steps + 1) if end < count else 1.0
         opacity[begin:end] = np.minimum(np.minimum(rising, falling), 1)
-    return FollowedFace(transforms, opacity, openness, others)
+    return FollowedFace(transforms, opacity, openness, in_crop(points, transforms), others)
 
 
 def _openness(points: np.ndarray) -> np.ndarray:

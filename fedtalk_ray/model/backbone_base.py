@@ -30,6 +30,14 @@ class Backbone:
     device: Any
     region: str = "face"
 
+    def takes_reference_lips(self) -> bool:
+        """Whether `forward` has a further argument: the reference's own lip shape."""
+        return False
+
+    def told(self, reference_lips: torch.Tensor | None) -> dict[str, torch.Tensor]:
+        """That argument, for one that takes it."""
+        return {} if reference_lips is None or not self.takes_reference_lips() else {"reference_lips": reference_lips}
+
     def mouth(self) -> torch.Tensor:
         """The mouth's cells as float32 [h, w], 1 inside and 0 outside."""
         return torch.from_numpy(mouth_mask(int(self.config.latent_size), self.region))

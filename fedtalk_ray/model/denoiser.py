@@ -33,6 +33,7 @@ class TalkingHeadDenoiser(CodedDenoiser, ModelMixin, ConfigMixin):
     and `mel_bins` are the shape of, `identity` the face embedding of `identity_dimensions` numbers (0: none), `region`
     the part of the crop that latents are of (`face_template.REGIONS`). Of the
     `motions` numbers of a motion code the first `lip_numbers` are a lip shape (`MotionUnits.lip_shape`).
+    `reference_lips`: it can be told the reference's own lip shape (`see_reference_lips`).
     """
 
     _supports_gradient_checkpointing = True
@@ -55,6 +56,7 @@ class TalkingHeadDenoiser(CodedDenoiser, ModelMixin, ConfigMixin):
         identity: str = "none",
         identity_dimensions: int = 0,
         region: str = "face",
+        reference_lips: bool = False,
     ) -> None:
         super().__init__()
         if prediction_type not in PREDICTION_TYPES:
@@ -67,6 +69,7 @@ class TalkingHeadDenoiser(CodedDenoiser, ModelMixin, ConfigMixin):
         self.identity_embedding = nn.Linear(identity_dimensions, embedding) if identity_dimensions else None
         if self.identity_embedding is not None:
             _start_at_zero(self.identity_embedding)
+        self.reference_embedding = _reference_embedding(lip_numbers, embedding) if reference_lips else None
         self.conv_in = nn.Conv2d(3 * latent_channels, widths[0], 3, padding=1)
         # Crops are aligned, so a cell's place says what part of the face it is.
         self.position = nn.Parameter(torch.zeros(1, widths[0], latent_size, latent_size))
@@ -104,6 +107,7 @@ class TalkingHeadDenoiser(CodedDenoiser, ModelMixin, ConfigMixin):
         heard: torch.Tensor | None = None,
         identity: torch.Tensor | None = None,
         lips: torch.Tensor | None = None,
+        reference_lips: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Predict, for noisy residuals `sample` [B, T, C, h, w], what `prediction_type` says, in the same shape.
 
@@ -111,12 +115,17 @@ class TalkingHeadDenoiser(CodedDenoiser, ModelMixin, ConfigMixin):
         heard: bool [B]; where False the sound is replaced by a learned "no sound", for classifier-free guidance.
         identity: [B, D] face embeddings, for a network that was made with `identity_dimensions` D; others ignore them.
         lips: [B, T, lip_numbers] true lip shapes, in place of those that the sound suggests; NaN keeps the heard ones.
+        reference_lips: [B, lip_numbers], the reference's own lip shape, NaN where a number is not known; for a network
+        that takes it, others ignore it.
         """
         batch, frames = sample.shape[:2]
         sound = self.codes(speech, heard, lips)
         time = self.time_embedding(self.time_proj(timestep).to(sample.dtype))
         if self.identity_embedding is not None and identity is not None:
             time = time + self.identity_embedding(identity)
+        if self.reference_embedding is not None and reference_lips is not None and reference_lips.shape[-1]:
+            known = (~reference_lips.isnan()).to(time.dtype)
+            time = time + self.reference_embedding(torch.cat([known, reference_lips.nan_to_num()], dim=-1))
         embedding = (time[:, None] + self.speech_embedding(sound)).flatten(0, 1)
 
         face = (reference - self.reference_mean[:, None, None]) / self.reference_std[:, None, None]
@@ -135,6 +144,19 @@ class TalkingHeadDenoiser(CodedDenoiser, ModelMixin, ConfigMixin):
         output = self.conv_out(nn.functional.silu(self.norm_out(hidden))).unflatten(0, (batch, frames))
         # An x0 network only has to correct what the sound alone suggests: it follows the sound from its first step on.
         return output + motion if self.config.prediction_type == "sample" else output
+
+    def takes_reference_lips(self) -> bool:
+        return self.reference_embedding is not None
+
+    def see_reference_lips(self) -> None:
+        """From now on can be told the reference's lip shape; until it is trained that changes nothing.
+
+        Lip shapes count from where a mouth habitually sits, and a picture alone does not say how far from there it is.
+        """
+        if self.reference_embedding is None:
+            layer = _reference_embedding(int(self.config.lip_numbers), self.time_embedding.linear_2.out_features)
+            self.reference_embedding = layer.to(self.device, self.dtype).train(self.training)
+            self.register_to_config(reference_lips=True)
 
     def _run(self, block: nn.Module, hidden: torch.Tensor, embedding: torch.Tensor, frames: int) -> torch.Tensor:
         if not isinstance(block, FrameBlock):
@@ -172,6 +194,13 @@ class FrameBlock(nn.Module):
         over_time = hidden.unflatten(0, (-1, frames)).flatten(3).transpose(1, 2)  # [B, C, T, h * w]
         moved = self.temporal(nn.functional.silu(over_time))
         return hidden + moved.transpose(1, 2).unflatten(3, (height, width)).flatten(0, 1)
+
+
+def _reference_embedding(lip_numbers: int, width: int) -> nn.Linear:
+    """Of which numbers are known, and of these. Without a bias: nothing known is as if nothing was told."""
+    layer = nn.Linear(2 * lip_numbers, width, bias=False)
+    _start_at_zero(layer)
+    return layer
 
 
 def _start_at_zero(layer: nn.Module) -> None:

@@ -22,6 +22,7 @@ from diffusers.utils import logging as diffusers_logging
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.media.framing import FRAMINGS, Framing
 from fedtalk_ray.media.identity_embedding import IdentityEmbedder, load_identity_embedder
+from fedtalk_ray.media.lips import face_landmarks, lips_of
 from fedtalk_ray.media.speech import SpeechFeatures, load_speech_features
 from fedtalk_ray.media.video import FPS, SAMPLE_RATE
 from fedtalk_ray.model.autoencoder import (
@@ -108,13 +109,16 @@ class TalkingHeadPipeline(DiffusionPipeline):
         guidance_scale: float = DEFAULT_GUIDANCE,
         generator: torch.Generator | None = None,
         lips: np.ndarray | None = None,
+        reference_lips: np.ndarray | None = None,
     ) -> TalkingHeadOutput:
         """face: aligned crop uint8 [S, S, 3]. audio: float32 [N] at 16 kHz. Makes a frame for every 40 ms begun.
 
         lips: `media.lips.lip_motion` of each of these frames, float32 [T, LIP_MOTION], in place of what is heard.
+        reference_lips: what is known of the face's own lips (`media.lips.lips_of`), float32 [LIP_MOTION]; None for what
+        is read from the face itself.
         """
         speech = self._heard(audio)
-        parts = list(self._pieces(face, speech, num_inference_steps, guidance_scale, generator, lips))
+        parts = list(self._pieces(face, speech, num_inference_steps, guidance_scale, generator, lips, reference_lips))
         frames, latents = zip(*parts, strict=True)
         return TalkingHeadOutput(frames=np.concatenate(frames), latents=torch.cat(latents))
 
@@ -127,6 +131,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
         generator: torch.Generator | None = None,
         block: int = FPS,
         soft_border: bool = True,
+        reference_lips: np.ndarray | None = None,
     ) -> Iterator[np.ndarray]:
         """The frames of `__call__`, to the bit, in blocks uint8 [block, S, S, 3]; the last one may be shorter.
 
@@ -136,7 +141,9 @@ class TalkingHeadPipeline(DiffusionPipeline):
         if block < 1:
             raise ValueError(f"block is {block}; it must be at least 1 frame")
         speech = self._heard(audio)
-        pieces = self._pieces(face, speech, num_inference_steps, guidance_scale, generator, soft_border=soft_border)
+        pieces = self._pieces(
+            face, speech, num_inference_steps, guidance_scale, generator, None, reference_lips, soft_border
+        )
         return _cut_anew((frames for frames, _ in pieces), block)
 
     def speak_along(
@@ -159,6 +166,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
         guidance: float,
         generator: torch.Generator | None,
         lips: np.ndarray | None = None,
+        reference_lips: np.ndarray | None = None,
         soft_border: bool = True,
         batch: int = DEFAULT_BATCH,
     ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
@@ -179,6 +187,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
             batch,
             identity=who,
             lips=None if lips is None else self._lip_shapes(lips, len(speech)),
+            reference_lips=self._reference_shape(face, reference_lips),
         )
         detail = self._kept_detail(face, reference)
         decode = partial(decode_latents, self.autoencoder, face=face, detail=detail, soft_border=soft_border)
@@ -232,6 +241,13 @@ class TalkingHeadPipeline(DiffusionPipeline):
             raise ValueError(f"lips of {len(lips)} frames are told for a sound of {frames}")
         base = bare_denoiser(self.denoiser)
         return base.lip_shape(torch.from_numpy(lips).to(base.device, torch.float32))
+
+    def _reference_shape(self, face: np.ndarray, known: np.ndarray | None) -> torch.Tensor | None:
+        base = bare_denoiser(self.denoiser)
+        if not base.takes_reference_lips() or not base.knows_lips():
+            return None
+        motion = lips_of(face_landmarks(face[None]), 0) if known is None else known
+        return base.lip_shape(torch.from_numpy(motion).to(base.device, torch.float32))
 
     def at_rest(self, face: np.ndarray) -> np.ndarray:
         """The face uint8 [S, S, 3] as `stream` without a soft border would show it if nothing of it moved."""

@@ -74,10 +74,12 @@ def sample_clip(
     batch: int = DEFAULT_BATCH,
     identity: torch.Tensor | None = None,
     lips: torch.Tensor | None = None,
+    reference_lips: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """All of `sample_stream` in one tensor: latents float32 [T, C, h, w] on the CPU."""
+    told = identity, lips, reference_lips
     return torch.cat(
-        list(sample_stream(denoiser, scheduler, reference, speech, steps, guidance, generator, batch, identity, lips))
+        list(sample_stream(denoiser, scheduler, reference, speech, steps, guidance, generator, batch, *told))
     )
 
 
@@ -92,11 +94,13 @@ def sample_stream(
     batch: int = DEFAULT_BATCH,
     identity: torch.Tensor | None = None,
     lips: torch.Tensor | None = None,
+    reference_lips: torch.Tensor | None = None,
 ) -> Iterator[torch.Tensor]:
     """Yields a clip in order, latents float32 [n, C, h, w] on the CPU, T frames in all: what `denoiser.shown` makes of
     `sample_parts`, which says what the arguments are."""
     base = bare_denoiser(denoiser)
-    parts = sample_parts(denoiser, scheduler, reference, speech, steps, guidance, generator, batch, identity, lips)
+    told = identity, lips, reference_lips
+    parts = sample_parts(denoiser, scheduler, reference, speech, steps, guidance, generator, batch, *told)
     face = reference.to(base.device)
     for mean, sample in parts:
         yield base.from_residual(base.shown(mean, sample)[None], face[None])[0].float().cpu()
@@ -114,12 +118,14 @@ def sample_parts(
     batch: int = DEFAULT_BATCH,
     identity: torch.Tensor | None = None,
     lips: torch.Tensor | None = None,
+    reference_lips: torch.Tensor | None = None,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yields the first step's mean and the last step's sample, residuals [n, C, h, w] in order, T frames in all.
 
     reference: latents [C + G, h, w], of which the last G are given to every frame. speech: [T, hops, mel], T >= 1; it
     may be a view that overlaps itself, only what a group of windows needs is copied. identity: the face's embedding
     [D], for a denoiser that takes one. lips: shapes [T, L] (`MotionUnits.lip_shape`) in place of those that are heard.
+    reference_lips: the reference's own shape [L], NaN where a number is not known; None where nothing is.
     The sample is steadied (`_steadied`); with one step, and of a backbone that makes each frame alone, it is the mean.
     Memory does not depend on T. Noise is drawn on the CPU, frame after frame: a seeded `generator`
     means the same clip on every device.
@@ -142,7 +148,8 @@ def sample_parts(
         shapes = None if lips is None else lips[places].to(device)
         if len(given):
             windows = torch.cat([windows, given.expand(*windows.shape[:2], *given.shape)], dim=2)
-        return _predict(denoiser, windows, timestep, speech[places].to(device), reference, identity, guidance, shapes)
+        sounds = speech[places].to(device)
+        return _predict(denoiser, windows, timestep, sounds, reference, identity, guidance, shapes, reference_lips)
 
     made, given = base.split(reference)
     channels = len(made)
@@ -263,14 +270,17 @@ def _predict(
     identity: torch.Tensor | None,
     guidance: float,
     lips: torch.Tensor | None,
+    reference_lips: torch.Tensor | None,
 ) -> torch.Tensor:
     """The one call of the denoiser: windows [B, T, C, h, w] with their sounds [B, T, hops, mel], guided if asked."""
     count = len(windows)
     faces, times = reference.expand(count, *reference.shape), timestep.expand(count)
     who = None if identity is None else identity.to(windows.device).expand(count, -1)
-    predicted = denoiser(windows, times, sounds, faces, None, who, lips)
+    seen = None if reference_lips is None else reference_lips.to(windows.device).expand(count, -1)
+    told = bare_denoiser(denoiser).told(seen)
+    predicted = denoiser(windows, times, sounds, faces, None, who, lips, **told)
     if guidance != 1:
         silent = torch.zeros(count, dtype=torch.bool, device=windows.device)
-        without = denoiser(windows, times, sounds, faces, silent, who)
+        without = denoiser(windows, times, sounds, faces, silent, who, **told)
         predicted = without + guidance * (predicted - without)
     return predicted

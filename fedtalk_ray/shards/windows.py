@@ -20,6 +20,7 @@ class WindowBatch:
     latents: float32 [B, T, C, h, w]. speech: float32 [B, T, hops, mel]. reference: float32 [B, C, h, w], the latent of
     a frame of the same clip (or its mean). identity: float32 [B, D], the clip's embedding; D is 0 where the shards hold
     none. lips: float32 [B, T, L], true lip shapes to train with, NaN where the sound is to be heard; L is 0 for none.
+    reference_lips: float32 [B, L], the reference's own, NaN where they are not known; L is 0 for none.
     """
 
     latents: torch.Tensor
@@ -27,12 +28,15 @@ class WindowBatch:
     reference: torch.Tensor
     identity: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0))
     lips: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0, 0))
+    reference_lips: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0))
 
     def __post_init__(self) -> None:
         if not self.identity.numel():
             self.identity = self.latents.new_zeros(len(self.latents), 0)
         if not self.lips.numel():
             self.lips = self.latents.new_zeros(*self.latents.shape[:2], 0)
+        if not self.reference_lips.numel():
+            self.reference_lips = self.latents.new_zeros(len(self.latents), 0)
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -51,7 +55,8 @@ class PictureBatch:
     """B windows of T consecutive frames of one clip each, as they were seen: what `training.augment` varies.
 
     frames: uint8 [B, T, S, S, 3]. speech: float32 [B, T, hops, mel]. reference: uint8 [B, S, S, 3], a frame of the same
-    clip. identity: float32 [B, D]. lips: float32 [B, T, LIP_MOTION] (`media.lips.lip_motion`), or L is 0.
+    clip. identity: float32 [B, D]. lips: float32 [B, T, LIP_MOTION] (`media.lips.lip_motion`), or L is 0, and
+    reference_lips [B, LIP_MOTION] alike.
     """
 
     frames: torch.Tensor
@@ -59,12 +64,15 @@ class PictureBatch:
     reference: torch.Tensor
     identity: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0))
     lips: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0, 0))
+    reference_lips: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0))
 
     def __post_init__(self) -> None:
         if not self.identity.numel():
             self.identity = torch.zeros(len(self.frames), 0)
         if not self.lips.numel():
             self.lips = torch.zeros(*self.frames.shape[:2], 0)
+        if not self.reference_lips.numel():
+            self.reference_lips = torch.zeros(len(self.frames), 0)
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -95,7 +103,8 @@ def cut_windows(piece: Piece, window: int, count: int, name: str, wanted: Wanted
     """`count` windows at random places of a piece of at least so many frames, each with a reference of the piece.
 
     name: the same name means the same places. Returns latents (or frames) [count, window, ...], speech [count, window,
-    hops, mel], reference [count, ...], identity [count, D] and lips [count, window, L], L 0 where they are not wanted.
+    hops, mel], reference [count, ...], identity [count, D], lips [count, window, L] and reference_lips [count, L], L 0
+    where they are not wanted.
     Raises `ValueError` for a piece that is too short, or that has no landmarks where lips are wanted.
     """
     seen = "frames" if wanted.pictures else "latents"
@@ -108,18 +117,21 @@ def cut_windows(piece: Piece, window: int, count: int, name: str, wanted: Wanted
     drawn = np.frombuffer(hashlib.shake_128(name.encode()).digest(16 * count), "<u8").reshape(2, count)
     begins = (drawn[0] % (len(pictures) - window + 1)).astype(np.intp)
     index = begins[:, None] + np.arange(window)
+    lips = lip_motion(piece.landmarks) if wanted.lips else np.zeros((len(pictures), 0), np.float32)
     if wanted.mean_reference:
         mean = pictures.astype(np.float32).mean(0)
         reference = np.repeat(mean.astype(pictures.dtype)[None], count, axis=0)
+        reference_lips = np.repeat(lips.mean(0)[None], count, axis=0)
     else:
-        reference = pictures[drawn[1] % len(pictures)]
-    lips = lip_motion(piece.landmarks) if wanted.lips else np.zeros((len(pictures), 0), np.float32)
+        shown = (drawn[1] % len(pictures)).astype(np.intp)
+        reference, reference_lips = pictures[shown], lips[shown]
     return {
         seen: pictures[index],
         "speech": piece.speech[index],
         "reference": reference,
         "identity": np.repeat(piece.identity[None], count, axis=0),
         "lips": lips[index],
+        "reference_lips": reference_lips,
     }
 
 
@@ -143,7 +155,8 @@ def held_out_windows(pieces: Iterable[Piece], window: int, count: int, lips: boo
 
 
 Window = dict[str, np.ndarray]
-"""latents [T, C, h, w] or frames [T, S, S, 3], speech [T, hops, mel] and reference as stored, identity and lips."""
+"""latents [T, C, h, w] or frames [T, S, S, 3], speech [T, hops, mel] and reference as stored, identity, lips and
+reference_lips."""
 
 
 @dataclass(frozen=True)

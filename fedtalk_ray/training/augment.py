@@ -28,7 +28,7 @@ def vary_windows(pipeline: TalkingHeadPipeline, batch: PictureBatch, rng: np.ran
     pixels, speech = vary_seen_and_heard(batch, rng, bare_denoiser(pipeline.denoiser).config.speech)
     latents = encode_pixels(pipeline.autoencoder, pixels.flatten(0, 1).to(pipeline.autoencoder.device)).cpu()
     latents = latents.unflatten(0, (len(batch), -1))
-    return WindowBatch(latents[:, 1:], speech, latents[:, 0], batch.identity, batch.lips)
+    return WindowBatch(latents[:, 1:], speech, latents[:, 0], batch.identity, batch.lips, batch.reference_lips)
 
 
 def vary_seen_and_heard(

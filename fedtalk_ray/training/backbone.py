@@ -21,12 +21,19 @@ _LOG = logging.getLogger(__name__)
 
 
 def build_pipeline(
-    pretrained: str | None, seed: int, manifest: Manifest, hears_anew: bool = False, **settings: Any
+    pretrained: str | None,
+    seed: int,
+    manifest: Manifest,
+    hears_anew: bool = False,
+    sees_anew: bool = False,
+    **settings: Any,
 ) -> TalkingHeadPipeline:
     """Loads the pipeline `pretrained`, or makes an untrained one around the shards' autoencoder, drawn from `seed`.
 
     hears_anew: whether the phase `speech` follows; then a pipeline that was trained on other sound features than the
-    shards' keeps its other weights and gets a fresh speech encoder. settings: of an untrained `TalkingHeadDenoiser`.
+    shards' keeps its other weights and gets a fresh speech encoder. sees_anew: whether all weights are trained on faces
+    whose lips are known; then one that could not be told a reference's lips can be. settings: of an untrained
+    `TalkingHeadDenoiser`.
     Raises `ShardError` for shards that the pipeline was not made for.
     """
     with torch.random.fork_rng(devices=[]):
@@ -38,6 +45,9 @@ def build_pipeline(
             # Again: what is drawn must not depend on what loading draws.
             torch.manual_seed(seed)
             _hear_as_in(manifest, pipeline, pretrained)
+        denoiser = bare_denoiser(pipeline.denoiser)
+        if sees_anew and hasattr(denoiser, "see_reference_lips"):
+            denoiser.see_reference_lips()
         check_fits(manifest, pipeline, pretrained)
         return pipeline
 
@@ -67,7 +77,13 @@ def shard_settings(backbone: str) -> ShardSettings:
 
 def start_of(config: TrainConfig, manifest: Manifest) -> TalkingHeadPipeline:
     """`build_pipeline` as a configuration says it."""
-    return build_pipeline(config.pretrained, config.seed, manifest, hears_anew="speech" in config.phases)
+    return build_pipeline(
+        config.pretrained,
+        config.seed,
+        manifest,
+        hears_anew="speech" in config.phases,
+        sees_anew=config.shared == "backbone",
+    )
 
 
 def _hear_as_in(manifest: Manifest, pipeline: TalkingHeadPipeline, where: str) -> None:
@@ -98,6 +114,7 @@ def untrained_pipeline(manifest: Manifest, **settings: Any) -> TalkingHeadPipeli
     hops, bins = manifest.shapes["speech"]
     conditions = {"speech": manifest.speech, "speech_hops": hops, "mel_bins": bins}
     conditions |= {"identity": manifest.identity, "identity_dimensions": manifest.identity_dimensions}
+    conditions["reference_lips"] = True
     pipeline = new_pipeline(manifest.autoencoder, channels, size, **conditions | settings)
     manifest.check_autoencoder(fingerprint(pipeline), manifest.autoencoder)
     return pipeline

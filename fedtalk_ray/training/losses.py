@@ -74,9 +74,8 @@ def window_loss(
     heard = (torch.rand(count, generator=generator) >= config.speech_dropout).to(device)
     noisy = scheduler.add_noise(clean, noise, timestep)
     sample = torch.cat([noisy, base.split(batch.latents)[1]], dim=2)
-    predicted = denoiser(sample, timestep, batch.speech, batch.reference, heard, batch.identity, batch.lips).to(
-        clean.dtype
-    )
+    given = sample, timestep, batch.speech, batch.reference, heard, batch.identity, batch.lips
+    predicted = denoiser(*given, **base.told(batch.reference_lips)).to(clean.dtype)
 
     kind = base.config.prediction_type
     target = {"sample": clean, "epsilon": noise, "v_prediction": alpha * noise - sigma * clean}[kind]

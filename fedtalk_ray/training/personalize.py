@@ -13,6 +13,7 @@ from peft import PeftModel
 
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.model import adapters
+from fedtalk_ray.model.denoiser import bare_denoiser
 from fedtalk_ray.model.device import pick_device
 from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.seeding import derive_seed
@@ -22,6 +23,7 @@ from fedtalk_ray.shards.windows import Wanted, WindowBatch
 from fedtalk_ray.training.augment import vary_windows
 from fedtalk_ray.training.backbone import check_fits
 from fedtalk_ray.training.local import LocalTrainer, released_trainer
+from fedtalk_ray.training.told_lips import told_shapes
 
 HELD_OUT_WINDOWS = 8
 
@@ -97,7 +99,9 @@ def varied_windows(
 
     One pass over the clips gives those of all steps, unless so many of each clip would not fit into memory.
     """
-    local, rng = config.local, np.random.default_rng(seed)
+    local, rng, base = config.local, np.random.default_rng(seed), bare_denoiser(trainer.model)
+    # What is heard stays to be heard; of the reference's lips as much is told as when the backbone was trained.
+    lips = base.takes_reference_lips() and base.knows_lips()
     size, most = local.batch_size, config.stream.shuffle_windows * people.training_pieces(client)
     for number in count():
         batches = people.batches(
@@ -107,6 +111,11 @@ def varied_windows(
             batch_size=size,
             seed=derive_seed(seed, "pass", number),
             stream=config.stream,
-            wanted=Wanted(pictures=True),
+            wanted=Wanted(pictures=True, lips=lips),
         )
-        yield from (vary_windows(trainer.pipeline, batch, rng) for batch in batches)
+        for batch in batches:
+            windows = vary_windows(trainer.pipeline, batch, rng)
+            if lips:
+                told = told_shapes(base, windows.lips, windows.reference_lips, 0.0, rng)
+                windows.lips, windows.reference_lips = told
+            yield windows

@@ -155,7 +155,7 @@ def pretrain(
     torch.set_num_threads(threads)
     manifest = load_manifest(shards)
     with new_folder(out, overwrite) as place:
-        pipeline = build_pipeline(start, seed, manifest, hears_anew=True, **settings_of_size)
+        pipeline = build_pipeline(start, seed, manifest, hears_anew=True, sees_anew=True, **settings_of_size)
         patch = isinstance(pipeline.autoencoder, PatchAutoencoder)
         config = federation_of_one(
             manifest,

@@ -23,13 +23,14 @@ import torch.nn.functional as F
 from fedtalk_ray.errors import NothingToGive, TrainingError
 from fedtalk_ray.media.compositing import mask_of
 from fedtalk_ray.media.face_template import mouth_mask
+from fedtalk_ray.media.lips import lips_of
 from fedtalk_ray.model.autoencoder import decode_pixels, frames_to_pixels, sees_reference
 from fedtalk_ray.model.denoiser import TalkingHeadDenoiser, bare_denoiser
 from fedtalk_ray.model.motion_units import mouth_blend
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
 from fedtalk_ray.model.sampling import sample_parts
 from fedtalk_ray.recipe import SMALLEST_SHARE
-from fedtalk_ray.shards.format import Piece
+from fedtalk_ray.shards.format import LANDMARKS, Piece
 from fedtalk_ray.training.phases.phase import Fitted, Score, Task, state_digest, until_halted
 from fedtalk_ray.training.phases.units import ROUNDING
 
@@ -112,7 +113,7 @@ class Calibration:
         if task.index and sections[0] is None:
             raise NothingToGive("the round before gave nothing to calibrate by")
         self._pipeline.denoiser.eval()
-        columns = ("frames", "latents", "speech")
+        columns = ("frames", "latents", "speech", *((LANDMARKS,) if self._base.takes_reference_lips() else ()))
         pieces = list(until_halted(task, task.people.pieces(task.client, "val", columns)))
         if not pieces:
             raise NothingToGive("it has no held-out clip to calibrate by")
@@ -184,11 +185,23 @@ class Calibration:
 
 
 def predict(pipeline: TalkingHeadPipeline, piece: Piece, seed: int) -> Prediction:
+    """Spoken as from a photo: of the first frame's lips what it shows itself is told, where that is taken."""
     base = bare_denoiser(pipeline.denoiser)
     latents, speech = (torch.tensor(values).float() for values in (piece.latents, piece.speech))
     who = torch.tensor(piece.identity).float() if piece.identity.size else None
     generator = torch.Generator().manual_seed(seed)
-    parts = sample_parts(pipeline.denoiser, pipeline.scheduler, latents[0], speech, generator=generator, identity=who)
+    shown = None
+    if base.takes_reference_lips() and len(piece.landmarks):
+        shown = base.lip_shape(torch.from_numpy(lips_of(piece.landmarks[:1], 0)).to(base.device))
+    parts = sample_parts(
+        pipeline.denoiser,
+        pipeline.scheduler,
+        latents[0],
+        speech,
+        generator=generator,
+        identity=who,
+        reference_lips=shown,
+    )
     mean, sample = (torch.cat(part) for part in zip(*parts, strict=True))
     latents = latents.to(base.device)
     truth = base.to_residual(latents[None], latents[:1])[0]

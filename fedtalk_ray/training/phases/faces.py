@@ -17,6 +17,7 @@ from fedtalk_ray.training.augment import vary_windows
 from fedtalk_ray.training.local import LocalTrainer, batches_needed
 from fedtalk_ray.training.phases.phase import Fitted, Score, Task, until_halted
 from fedtalk_ray.training.phases.speech import check_sound
+from fedtalk_ray.training.told_lips import told_shapes
 
 
 class Faces:
@@ -63,12 +64,13 @@ class Faces:
         return self._trainer.frozen_digest()
 
     def _taught(self, batches: Iterable[PictureBatch | WindowBatch], rng: np.random.Generator) -> Iterator[WindowBatch]:
-        """Windows to train on: varied where that is wanted, and most with their lip shapes."""
+        """Windows to train on: varied where that is wanted, and most with lip shapes (`told_shapes`)."""
         base = bare_denoiser(self._trainer.model)
         for batch in batches:
             check_sound(batch.speech)
             windows = vary_windows(self._trainer.pipeline, batch, rng) if isinstance(batch, PictureBatch) else batch
             if windows.lips.shape[-1]:
-                windows.lips = base.lip_shape(windows.lips.to(base.device)).cpu()
-                windows.lips[rng.random(len(windows)) >= self._config.local.true_lips] = float("nan")
+                windows.lips, windows.reference_lips = told_shapes(
+                    base, windows.lips, windows.reference_lips, self._config.local.true_lips, rng
+                )
             yield windows

@@ -34,6 +34,7 @@ from fedtalk_ray.training.optimise import Loss
 from fedtalk_ray.training.phases.module_steps import ModuleSteps
 from fedtalk_ray.training.phases.phase import Task
 from fedtalk_ray.training.phases.speech import check_sound
+from fedtalk_ray.training.told_lips import told_shapes
 
 MOUTH_WEIGHT = 3.0
 """How much more the mouth's pixels count than the rest of what is shown."""
@@ -137,14 +138,15 @@ class Painter:
         base = self._base
         latents = encode_pixels(self._autoencoder, pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2])
         first = latents[:, 0]
-        lips = None
+        lips = seen = None
         if batch.lips.shape[-1]:
-            lips = base.lip_shape(batch.lips.to(base.device))
-            lips[torch.from_numpy(rng.random(len(batch)) >= self._true_lips)] = float("nan")
+            told = told_shapes(base, batch.lips, batch.reference_lips, self._true_lips, rng)
+            lips, seen = (each.to(base.device) for each in told)
         nothing = torch.zeros_like(latents[:, 1:])
         time, who = self._scheduler.timesteps[0], batch.identity.to(base.device)
         times = time.to(base.device).expand(len(batch))
-        answer = self._pipeline.denoiser(nothing, times, sounds.to(base.device), first, None, who, lips).float()
+        given = nothing, times, sounds.to(base.device), first, None, who, lips
+        answer = self._pipeline.denoiser(*given, **base.told(seen)).float()
         mean = self._scheduler.step(answer, time, nothing).pred_original_sample
         shown = base.from_residual(base.certainty * mean, first)
         kept = torch.from_numpy(rng.random(len(batch)) < TRUE_LATENTS)

@@ -162,20 +162,26 @@ def test_samples_are_averaged_over_their_seeds(shards: tuple[Path, Manifest], pr
 
 
 def test_lips_are_told_in_place_of_those_that_are_heard(shards: tuple[Path, Manifest], pretrained: Path) -> None:
-    """Those of each frame, and only to a network that knows lip axes: then another mouth comes of the same sound."""
+    """Those of each frame, and only to a network that knows lip axes: then another mouth comes of the same sound.
+
+    The first frame is the reference too, so its lips are known to be those.
+    """
     folder, manifest = shards
     model = load_released(RunFolder(pretrained))
     clip = next(read_clips(People(folder, manifest), "test", choose_clips(manifest, "test")))
     assert TOLD not in measure_clip(model, clip, Instruments(), None, samples=1).rows
     torch.nn.init.normal_(model.denoiser.lip_axes, std=30, generator=torch.Generator().manual_seed(0))
+    model.denoiser.see_reference_lips()
+    torch.nn.init.normal_(model.denoiser.reference_embedding.weight, generator=torch.Generator().manual_seed(1))
     truth, lips = clip.piece.frames, lip_motion(clip.piece.landmarks)
     audio = clip.piece.waveform.astype(np.float32) / 32767
 
     def made(**more: np.ndarray) -> np.ndarray:
         return model(truth[0], audio, generator=torch.Generator().manual_seed(0), **more).frames
 
-    told = made(lips=lips)
-    assert (told != made()).any() and (told != made(lips=lips[::-1].copy())).any()
+    told = made(lips=lips, reference_lips=lips[0])
+    assert (told != made()).any() and (told != made(lips=lips[::-1].copy(), reference_lips=lips[0])).any()
+    assert (told != made(lips=lips)).any()
     found = measure_clip(model, clip, Instruments(), None, samples=1).rows[TOLD]
     assert found["psnr"] == pytest.approx(metrics.psnr(told, truth))
 

@@ -4,10 +4,12 @@ import math
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from scipy.io import wavfile
 
@@ -16,11 +18,14 @@ from fedtalk_ray.corpora.synthetic import render_clip
 from fedtalk_ray.generation import scene as scenes
 from fedtalk_ray.generation.generate import find_scene
 from fedtalk_ray.generation.scene import Still, dubbed_file, even
-from fedtalk_ray.generation.whole_picture import at_rate, put_back
+from fedtalk_ray.generation.whole_picture import at_rate, put_back, speak_in
 from fedtalk_ray.media.compositing import mask_of
 from fedtalk_ray.media.encoding import write_video
+from fedtalk_ray.media.lips import face_landmarks, lip_motion
 from fedtalk_ray.media.video import SAMPLE_RATE, VideoError, format_of, frames_of, read_video
-from fedtalk_ray.model.pipeline import frame_count
+from fedtalk_ray.model.pipeline import TalkingHeadPipeline, frame_count
+from fedtalk_ray.model.released import load_released
+from fedtalk_ray.runs.folder import RunFolder
 
 SIDE = 110
 
@@ -310,3 +315,36 @@ def test_the_sound_is_beside_the_picture(made, picture, tmp_path: Path) -> None:
     clip = write(tmp_path / "c.mp4", [picture()] * 10)
     made(clip, 0.4)
     assert abs(len(read_video(tmp_path / "o.mp4").audio) - 0.4 * SAMPLE_RATE) < 2048
+
+
+def test_a_clip_of_somebody_who_speaks_tells_where_the_references_lips_lie(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As her crops tell it; a photo, and a clip of less than a second, say no more than the picture does."""
+    drawn = render_clip(2, 0, size=SIDE, seconds=2).video.frames
+    heads = [np.pad(frame, ((40, 50), (60, 90), (0, 0)), constant_values=100) for frame in drawn]
+    clip, short = (write(tmp_path / f"{count}.mp4", heads[:count]) for count in (len(heads), 20))
+    dubbed = dubbed_file(clip)
+    crops = np.stack([shown.crop(128) for shown in dubbed.frames(len(heads))])
+    number = int(np.argmin([np.abs(dubbed.reference.crop(128).astype(int) - crop).mean() for crop in crops]))
+    expected = lip_motion(face_landmarks(crops))[number]
+    known = dubbed.reference_lips
+    assert known is not None and np.corrcoef(known[1:], expected[1:])[0, 1] > 0.8
+    assert known[0] == pytest.approx(expected[0], abs=0.05)
+    few = dubbed_file(short).reference_lips
+    assert few is not None and not np.isnan(few[0]) and np.isnan(few[1:]).all()
+    assert Still(heads[0]).reference_lips is None
+
+    told = []
+    stream = TalkingHeadPipeline.stream
+
+    def watched(*given: Any, **more: Any) -> Any:
+        told.append(more["reference_lips"])
+        return stream(*given, **more)
+
+    monkeypatch.setattr(TalkingHeadPipeline, "stream", watched)
+    model, sound = load_released(RunFolder(run)), np.zeros(SAMPLE_RATE // 5, np.float32)
+    for scene in (dubbed, Still(heads[0])):
+        list(speak_in(scene, model, sound, 5, torch.Generator().manual_seed(0)))
+    np.testing.assert_array_equal(told[0], known)
+    assert told[1] is None

@@ -294,3 +294,22 @@ def test_every_window_is_told_the_lips_of_its_own_frames(make_denoiser) -> None:
     torch.testing.assert_close(made, denoiser.from_residual((sums / weights)[None], reference[None])[0])
     heard = sample_clip(denoiser, make_scheduler("sample"), reference, speech, steps=1)
     assert (made - heard).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_every_window_is_told_the_lips_of_the_reference(make_denoiser, guidance: float) -> None:
+    """Of a clip that is one window, in one step, by the definition; with guidance also where nothing is heard."""
+    denoiser = make_denoiser(reference_lips=True).eval()
+    reference, speech = clip(denoiser, denoiser.config.window)
+    lips = torch.tensor([0.5, torch.nan, -1.0, 2.0, torch.nan, 0.0])
+    scheduler = make_scheduler("sample")
+    scheduler.set_timesteps(1)
+    given = torch.zeros(1, len(speech), *reference.shape), scheduler.timesteps, speech[None], reference[None]
+    with torch.no_grad():
+        told = denoiser(*given, reference_lips=lips[None])
+        deaf = denoiser(*given, torch.tensor([False]), reference_lips=lips[None])
+    expected = denoiser.from_residual(deaf + guidance * (told - deaf), reference[None])[0]
+    made = sample_clip(denoiser, make_scheduler("sample"), reference, speech, 1, guidance, reference_lips=lips)
+    torch.testing.assert_close(made, expected, atol=1e-5, rtol=1e-5)
+    untold = sample_clip(denoiser, make_scheduler("sample"), reference, speech, 1, guidance)
+    assert (made - untold).abs().max() > 1e-3

@@ -10,7 +10,7 @@ import torch
 from fedtalk_ray.config import save_config
 from fedtalk_ray.errors import RunError, ShardError
 from fedtalk_ray.model import adapters
-from fedtalk_ray.model.denoiser import TalkingHeadDenoiser
+from fedtalk_ray.model.denoiser import TalkingHeadDenoiser, bare_denoiser
 from fedtalk_ray.model.device import pick_device
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
 from fedtalk_ray.model.released import release_model
@@ -19,8 +19,10 @@ from fedtalk_ray.runs.checkpoints import Checkpoint, config_fingerprint, save_ch
 from fedtalk_ray.runs.client_folder import ClientFolder
 from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.shards.people import people_of
+from fedtalk_ray.shards.windows import WindowBatch
 from fedtalk_ray.training.local import LocalTrainer, released_trainer
 from fedtalk_ray.training.personalize import personalize, varied_windows
+from fedtalk_ray.training.phases.units import moments, set_units
 
 
 @pytest.fixture
@@ -133,3 +135,20 @@ def test_a_newcomer_is_personalised_from_shards_of_their_own(run: Path, make_sha
         personalize(run, "new", 1)
     result = personalize(run, "new", 15, shards=str(tmp_path / "own"))
     assert result.folder == RunFolder(run).client("new").newest_adapter and result.loss_after < result.loss_before
+
+
+def test_of_her_own_clips_nothing_is_told_but_the_references_lips_to_who_takes_them(run: Path) -> None:
+    config = RunFolder(run).config()
+    people, trainer = people_of(config), released_trainer(RunFolder(run), config, pick_device("cpu"))
+    base = bare_denoiser(trainer.model)
+
+    def drawn() -> list[WindowBatch]:
+        return list(islice(varied_windows(trainer, people, config, "s1", 60, 7), 60))
+
+    assert {batch.lips.shape[-1] for batch in drawn()} == {0}
+    set_units(base, moments(list(people.pieces("s1", "train"))))
+    base.see_reference_lips()
+    windows = drawn()
+    assert all(bool(batch.lips.isnan().all()) for batch in windows)
+    known = ~torch.cat([batch.reference_lips for batch in windows]).isnan()
+    assert 0.3 < float(known.all(1).float().mean()) < 0.7

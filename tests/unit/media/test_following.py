@@ -5,6 +5,7 @@ import pytest
 
 from fedtalk_ray.corpora.synthetic import render_clip
 from fedtalk_ray.media import following
+from fedtalk_ray.media.face_template import LEFT_EYE, RIGHT_EYE
 from fedtalk_ray.media.faces import FaceFinder, NoFaceError
 from fedtalk_ray.media.following import follow_face
 
@@ -35,6 +36,9 @@ def test_a_face_that_moves_is_followed_where_it_is(heads) -> None:
     assert (face.opacity == 1).all() and not len(face.lost())
     for k in (5, 15, 25):
         np.testing.assert_allclose(middle(face.transforms[k]), (10 + 3 * k + 50, 70), atol=4)
+        # In the crop her eyes lie where the template has them.
+        eyes = face.landmarks[k, 36:42].mean(0), face.landmarks[k, 42:48].mean(0)
+        np.testing.assert_allclose(eyes, (LEFT_EYE, RIGHT_EYE), atol=0.03)
 
 
 def test_where_the_face_is_gone_nothing_is_shown_and_it_fades(heads) -> None:
@@ -43,6 +47,7 @@ def test_where_the_face_is_gone_nothing_is_shown_and_it_fades(heads) -> None:
     lost = face.lost()
     assert 31 <= lost[0] <= 36 and 66 <= lost[-1] <= 75 and (np.diff(lost) == 1).all()
     assert (face.opacity[lost] == 0).all() and face.opacity[0] == face.opacity[-1] == 1
+    assert np.isnan(face.landmarks[lost]).all() and np.isnan(face.landmarks).all((1, 2)).sum() == len(lost)
     falls = face.opacity[lost[0] - 5 : lost[0]]
     np.testing.assert_allclose(falls, [1, 0.8, 0.6, 0.4, 0.2])
     assert np.isnan(face.openness[lost]).all() and np.isfinite(np.delete(face.openness, lost)).all()

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from fedtalk_ray.evaluation.metrics import correlation
 from fedtalk_ray.media.face_template import LEFT_EYE, RIGHT_EYE
 from fedtalk_ray.media.faces import crop_faces, find_landmarks, similarity_transforms, smooth_landmarks
-from fedtalk_ray.media.lips import aperture_of, face_landmarks, lip_aperture
+from fedtalk_ray.media.lips import aperture_of, face_landmarks, lip_aperture, lip_motion, lips_of
 from fedtalk_ray.media.speech import spoken
 from fedtalk_ray.media.video import SAMPLE_RATE, read_video
 
@@ -116,3 +116,31 @@ def test_real_crops_tell_what_whole_frames_tell(grid_root: Path) -> None:
     assert min(agreements) > 0.85, agreements
     others = [correlation(a[said], b[said]) for (a, _, said), (b, _, _) in itertools.permutations(clips, 2)]
     assert np.mean(others) < 0.4, others
+
+
+def speaking(frames: int, swing: float) -> np.ndarray:
+    """Points [T, 68, 2] in fractions of a crop, whose lower lip goes down by `swing` eye distances and back."""
+    points = np.repeat(np.random.default_rng(0).uniform(0.2, 0.8, (1, 68, 2)), frames, axis=0)
+    points[:, 36:42] = (0.3, 0.4)
+    points[:, 42:48] = (0.7, 0.4)
+    for upper, lower in ((61, 67), (62, 66), (63, 65)):
+        points[:, lower] = points[:, upper]
+        points[:, lower, 1] += 0.4 * swing * (np.arange(frames) % 2)
+    return points
+
+
+def test_of_somebody_who_speaks_it_is_known_how_far_her_lips_are_from_where_they_sit() -> None:
+    """The lips open by 0.1 eye distances in every other frame of 30: 0.1 then, and 0.1 * 0.4 / 2 below their mean."""
+    points = speaking(30, 0.1)
+    for index in (4, 7):
+        found = lips_of(points, index)
+        np.testing.assert_array_equal(found, lip_motion(points)[index])
+        assert found[0] == pytest.approx(0.1 * (index % 2), abs=1e-6)
+        lower = 1 + 2 * (66 - 48) + 1
+        assert found[lower] == pytest.approx(0.02 * (index % 2 * 2 - 1), abs=1e-6)
+
+
+@pytest.mark.parametrize(("frames", "swing"), [(1, 0.1), (24, 0.1), (30, 0.02)])
+def test_a_photo_or_somebody_silent_says_how_far_lips_are_apart_and_no_more(frames: int, swing: float) -> None:
+    found = lips_of(speaking(frames, swing), frames - 1)
+    assert found[0] == pytest.approx(swing * ((frames - 1) % 2), abs=1e-6) and np.isnan(found[1:]).all()

@@ -97,6 +97,46 @@ def test_told_lips_take_the_place_of_heard_ones_where_they_are_numbers(make_deno
         assert (run_told(told)[1] - plain[1]).abs().max() > 1e-3
 
 
+def test_of_the_references_lips_what_is_known_matters_and_what_is_not_does_not(make_denoiser, make_windows) -> None:
+    """Nothing told and nothing known (NaN) are the same; each number that is known has an effect, zero too."""
+    denoiser, batch = make_denoiser(reference_lips=True), make_windows()
+    unknown = torch.full((2, 6), torch.nan)
+
+    def run_told(reference_lips: torch.Tensor) -> torch.Tensor:
+        given = batch.latents, STEP, batch.speech, batch.reference
+        with torch.no_grad():
+            return denoiser(*given, **denoiser.told(reference_lips))
+
+    plain = run(denoiser, batch)
+    assert torch.equal(run_told(unknown), plain) and torch.equal(run_told(unknown[:, :0]), plain)
+    for place in range(6):
+        for value in (0.0, 1.0):
+            told = unknown.clone()
+            told[1, place] = value
+            found = run_told(told)
+            assert torch.allclose(found[0], plain[0], atol=1e-6)
+            assert (found[1] - plain[1]).abs().max() > 1e-3
+    told[1, 5] = 1.001
+    assert (run_told(told) - found).abs().max() > 1e-7, "values count, not only which are known"
+
+
+def test_a_network_learns_to_see_the_references_lips_from_where_it_is(make_denoiser, make_windows, tmp_path) -> None:
+    """What it knows is kept, and what it does not know yet changes nothing; saved and loaded it can be told them."""
+    denoiser, batch = make_denoiser(), make_windows()
+    lips, before = torch.ones(2, 6), run(denoiser, batch)
+    assert denoiser.told(lips) == {} and not denoiser.takes_reference_lips()
+    denoiser.see_reference_lips()
+    denoiser.save_pretrained(str(tmp_path))
+    loaded = TalkingHeadDenoiser.from_pretrained(str(tmp_path)).eval()
+    given = batch.latents, STEP, batch.speech, batch.reference
+    with torch.no_grad():
+        assert torch.equal(loaded(*given, **loaded.told(lips)), before)
+        loaded.reference_embedding.weight.normal_(generator=torch.Generator().manual_seed(0))
+        moved = loaded(*given, **loaded.told(lips))
+        loaded.see_reference_lips()
+        assert (moved - before).abs().max() > 1e-3 and torch.equal(loaded(*given, **loaded.told(lips)), moved)
+
+
 def test_no_sound_is_learned(make_denoiser, make_windows) -> None:
     denoiser, batch = make_denoiser(), make_windows()
     denoiser(batch.latents, STEP, batch.speech, batch.reference, torch.tensor([False, False])).sum().backward()

@@ -1,7 +1,9 @@
 """Generation: windows that cover every frame, guidance, seeds, and a pipeline on disk in diffusers' own format."""
 
 import json
+from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import torch
 from torch import nn
 
 from fedtalk_ray.errors import RunError
+from fedtalk_ray.media.lips import LIP_MOTION, aperture_of
 from fedtalk_ray.media.speech import MEL_BINS, WINDOW_HOPS
 from fedtalk_ray.model.autoencoder import PatchAutoencoder
 from fedtalk_ray.model.embedded import EMBEDDED, find_model
@@ -264,3 +267,28 @@ def test_what_is_no_folder_and_no_hub_id_that_can_be_had_is_one_line() -> None:
     with pytest.raises(RunError, match="neither a folder with a pipeline nor a hub id") as caught:
         load_pipeline("nobody/nothing")
     assert "\n" not in str(caught.value)
+
+
+def test_what_a_face_shows_of_its_own_lips_is_told_unless_more_is_known(make_pipeline, monkeypatch) -> None:
+    """A picture says how far its lips are apart, and no more."""
+    pipeline = make_pipeline(reference_lips=True)
+    shown = np.random.default_rng(3).uniform(0.2, 0.8, (1, 68, 2)).astype(np.float32)
+    monkeypatch.setattr("fedtalk_ray.model.pipeline.face_landmarks", lambda frames: shown)
+
+    def made(**more: Any) -> np.ndarray:
+        return pipeline(face(), sound(4000), generator=seeded(), **more).frames
+
+    def streamed(**more: Any) -> np.ndarray:
+        return np.concatenate(list(pipeline.stream(face(), sound(4000), generator=seeded(), **more)))
+
+    aperture = np.full(LIP_MOTION, np.nan, np.float32)
+    aperture[0] = aperture_of(shown)[0]
+    unknown = np.full(LIP_MOTION, np.nan, np.float32)
+    assert (made() == made(reference_lips=unknown)).all(), "a network without lip axes is told nothing"
+    torch.nn.init.normal_(pipeline.denoiser.lip_axes, std=30, generator=seeded())
+    assert (made() == made(reference_lips=aperture)).all()
+    more = np.random.default_rng(4).normal(0, 0.02, LIP_MOTION).astype(np.float32)
+    different = [made(), made(reference_lips=unknown), made(reference_lips=more)]
+    assert all((one != other).any() for one, other in combinations(different, 2))
+    for known in (None, unknown, more):
+        assert (streamed(reference_lips=known) == made(reference_lips=known)).all()

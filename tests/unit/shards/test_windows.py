@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fedtalk_ray.media.lips import lip_motion
 from fedtalk_ray.shards.format import Piece
-from fedtalk_ray.shards.windows import WindowBatch, cut_windows, held_out_windows
+from fedtalk_ray.shards.windows import Wanted, WindowBatch, cut_windows, held_out_windows
 
 
 def numbered(length: int, offset: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -125,3 +125,18 @@ def test_held_out_windows_have_lips_only_where_they_are_asked_for() -> None:
     assert held_out_windows([whole], 4, 2).lips.shape == (2, 4, 0)
     lips = held_out_windows([whole], 4, 2, lips=True).lips.numpy()
     np.testing.assert_array_equal(lips, np.stack([lip_motion(points)[begin : begin + 4] for begin in (4, 12)]))
+
+
+def test_every_reference_has_its_own_lips() -> None:
+    """Of the frame that is shown, of the mean frame the mean; none where lips are not wanted."""
+    points = np.random.default_rng(0).uniform(0.2, 0.8, (20, 68, 2)).astype(np.float32)
+    whole, motion = replace(piece(20), landmarks=points), lip_motion(points)
+    cut = cut_windows(whole, 4, 9, "0", Wanted(lips=True))
+    shown = cut["reference"][:, 0, 0, 0].astype(int)
+    assert len(set(shown)) > 3
+    np.testing.assert_array_equal(cut["reference_lips"], motion[shown])
+    np.testing.assert_array_equal(cut["lips"], motion[cut["latents"][..., 0, 0, 0].astype(int)])
+    at_rest = cut_windows(whole, 4, 9, "0", Wanted(lips=True, mean_reference=True))["reference_lips"]
+    np.testing.assert_allclose(at_rest, np.repeat(motion.mean(0)[None], 9, axis=0), atol=1e-6)
+    assert np.abs(at_rest[:, 1:]).max() < 1e-6, "displacements count from where the mouth sits"
+    assert cut_windows(whole, 4, 9, "0")["reference_lips"].shape == (9, 0)

@@ -1,6 +1,7 @@
 """Where a run starts: a pretrained pipeline that fits the shards, or a new one around the shards' autoencoder."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from fedtalk_ray.errors import ShardError
 from fedtalk_ray.model.autoencoder import PatchAutoencoder
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline, new_pipeline
 from fedtalk_ray.shards.format import load_manifest
-from fedtalk_ray.training.backbone import build_pipeline, check_fits, untrained_pipeline
+from fedtalk_ray.training.backbone import build_pipeline, check_fits, start_of, untrained_pipeline
 
 
 def test_a_run_without_pretraining_starts_from_its_seed(make_shards, tmp_path: Path) -> None:
@@ -110,3 +111,22 @@ def test_shards_of_another_frame_size_are_refused(make_shards, tmp_path) -> None
     make_shards(tmp_path / "shards", {"s1": [30, 30]})
     with pytest.raises(ShardError, match=r"hold faces of 32 pixels \(8 latent cells a side\), but here makes 16 cells"):
         check_fits(load_manifest(tmp_path / "shards"), new_pipeline("patch", 16, 16), "here")
+
+
+def test_where_all_weights_learn_faces_a_pipeline_is_taught_to_see_the_references_lips(
+    make_shards, make_config, tmp_path
+) -> None:
+    """An older one too, which knows what it knew; not where adapters alone are trained, which teach it nothing."""
+    manifest = make_shards(tmp_path / "shards", {"s1": [30, 30]})
+    before = new_pipeline("patch", 16, 8)
+    before.save_pretrained(str(tmp_path / "before"))
+
+    def started(**settings: Any) -> Any:
+        return start_of(make_config(pretrained=str(tmp_path / "before"), **settings), manifest).denoiser
+
+    after = started(shared="backbone")
+    assert after.takes_reference_lips() and not after.reference_embedding.weight.any()
+    for name, value in before.denoiser.state_dict().items():
+        assert torch.equal(after.state_dict()[name], value), name
+    assert not started(shared="adapter").takes_reference_lips()
+    assert untrained_pipeline(manifest).denoiser.takes_reference_lips()

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from fedtalk_ray.errors import NothingToGive, RunError
+from fedtalk_ray.media.lips import LIP_MOTION
 from fedtalk_ray.model.adversary import Adversary
 from fedtalk_ray.model.autoencoder import frames_to_pixels
 from fedtalk_ray.model.lower_face import LowerFaceAutoencoder
@@ -299,3 +300,29 @@ def test_a_network_that_predicts_noise_has_no_mean_to_paint(people: People, make
     pipeline = untrained_pipeline(people.manifest, widths=(16, 32), window=4, prediction_type="epsilon")
     with pytest.raises(RunError, match=r"a network that predicts noise \(epsilon\) has none"):
         ResidentModel(pipeline, make_config(phases=["faces", "sharpness"]))
+
+
+def test_the_painted_prediction_is_told_the_references_lips_as_in_faces(people: People) -> None:
+    """Where nobody is told her own lips, what the reference's are known to be still moves the prediction."""
+    pipeline = new_pipeline(people)
+    pipeline.denoiser.see_reference_lips()
+    generator = torch.Generator().manual_seed(0)
+    torch.nn.init.normal_(pipeline.denoiser.lip_axes, std=3, generator=generator)
+    torch.nn.init.normal_(pipeline.denoiser.reference_embedding.weight, generator=generator)
+    for parameter in pipeline.denoiser.conv_out.parameters():
+        torch.nn.init.normal_(parameter, std=0.1, generator=generator)
+    painter = Painter(pipeline, Adversary((8, 16)), SharpnessConfig(), true_lips=0.0)
+    batch = still_windows(0, count=64)
+    batch.lips = torch.randn(64, 4, LIP_MOTION, generator=generator)
+    pixels = frames_to_pixels(torch.cat([batch.reference[:, None], batch.frames], dim=1).flatten(0, 1).numpy())
+    pixels = pixels.unflatten(0, (64, 5))
+
+    def predicted(reference_lips: torch.Tensor) -> torch.Tensor:
+        batch.reference_lips = reference_lips
+        pipeline.denoiser.eval()
+        return painter._predicted(pixels, batch.speech, batch, np.random.default_rng(0))[0]
+
+    motion = torch.randn(64, LIP_MOTION, generator=generator)
+    moved = (predicted(motion) - predicted(motion + 1)).abs().amax((1, 2, 3, 4)) > 1e-5
+    # A fifth is painted from true latents, and of a quarter of the rest nothing is told.
+    assert 24 <= int(moved.sum()) <= 52

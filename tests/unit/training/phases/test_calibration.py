@@ -1,6 +1,7 @@
 """Calibration: what is shown of a prediction is what predictions turned out to be worth on other clips."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,12 @@ import pytest
 import torch
 
 from fedtalk_ray.errors import NothingToGive, TrainingError
+from fedtalk_ray.media.lips import aperture_of
 from fedtalk_ray.model import adapters
 from fedtalk_ray.model.autoencoder import decode_latents, decode_pixels, encode_frames
 from fedtalk_ray.model.motion_units import mouth_blend
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline, new_pipeline
+from fedtalk_ray.model.sampling import sample_clip
 from fedtalk_ray.recipe import LARGEST_STATISTICS
 from fedtalk_ray.shards.format import Piece
 from fedtalk_ray.training.phases.calibration import (
@@ -26,6 +29,7 @@ from fedtalk_ray.training.phases.calibration import (
     chosen,
     lacking_and_lost,
     nearness,
+    predict,
 )
 
 SIDE = 8
@@ -399,3 +403,21 @@ def test_of_a_lower_face_only_what_is_laid_over_the_picture_is_judged() -> None:
     best = torch.ones(SIDE, SIDE)
     assert torch.equal(chosen(nearness(pipeline, spoken, best), SIDE, "lower face"), 0.5 * best)
     assert not lacking_and_lost(pipeline, spoken).any(), "its detail comes from the reference"
+
+
+def test_faces_are_predicted_as_from_a_photo_which_shows_how_far_its_lips_are_apart(make_pipeline) -> None:
+    pipeline = make_pipeline(reference_lips=True)
+    base, generator = pipeline.denoiser, torch.Generator().manual_seed(0)
+    torch.nn.init.normal_(base.lip_axes, std=30, generator=generator)
+    (piece,) = clips(pipeline, [torch.randn(6, 4, SIDE, SIDE, generator=generator)])
+    points = np.random.default_rng(0).uniform(0.2, 0.8, (6, 68, 2)).astype(np.float32)
+    aperture = torch.full((6,), torch.nan)
+    aperture[0] = (float(aperture_of(points)[0]) - base.lip_mean[0]) / base.lip_std[0]
+    expected = sample_clip(
+        base, pipeline.scheduler, torch.tensor(piece.latents[0]), torch.zeros(6, 44, 40), 1, reference_lips=aperture
+    )
+    found = predict(pipeline, replace(piece, landmarks=points), 0)
+    mean = base.from_residual((base.certainty * found.mean)[None], found.reference)[0]
+    torch.testing.assert_close(mean, expected, atol=1e-4, rtol=1e-4)
+    untold = predict(pipeline, piece, 0)
+    assert (untold.mean - found.mean).abs().max() > 1e-3
