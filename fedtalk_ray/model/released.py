@@ -66,7 +66,9 @@ def release_model(
 def save_backbone(pipeline: TalkingHeadPipeline, model: PeftModel, place: Path) -> None:
     """Writes the pipeline with the model's own weights, without any adapter."""
     base = model.get_base_model()
-    backbone = type(base).from_config(base.config)
+    # Without diffusers' note of what an older file left out: from_config would forget what was set since.
+    known = {name: value for name, value in base.config.items() if name != "_use_default_values"}
+    backbone = type(base).from_config(known)
     backbone.load_state_dict(adapters.backbone_state(model))
     plain = TalkingHeadPipeline(
         pipeline.autoencoder, backbone, pipeline.scheduler, pipeline.identity_encoder, pipeline.sync_network

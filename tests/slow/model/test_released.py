@@ -1,5 +1,6 @@
 """What a run leaves loads by `from_pretrained` and `load_adapter` alone and generates the same frames."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from fedtalk_ray.model import adapters
 from fedtalk_ray.model.autoencoder import PatchAutoencoder
 from fedtalk_ray.model.denoiser import TalkingHeadDenoiser
 from fedtalk_ray.model.identity import IdentityEncoder
-from fedtalk_ray.model.pipeline import TalkingHeadPipeline
+from fedtalk_ray.model.pipeline import TalkingHeadPipeline, load_pipeline
 from fedtalk_ray.model.released import load_released, release_model
 from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.training.local import LocalTrainer
@@ -109,3 +110,19 @@ def test_exporting_again_replaces_what_was_there(trained, make_pipeline, make_co
     after = frames_of(load_released(RunFolder(run)))
     assert (after == frames_of(make_pipeline())).mean() > 0.999 and (after != without).mean() > 0.05
     assert not list(run.rglob(".*")), "nothing half written stays"
+
+
+def test_what_an_older_pipeline_has_learned_to_see_since_is_released_too(make_pipeline, make_config, tmp_path) -> None:
+    """Its file says nothing of it, as one of an older version does."""
+    make_pipeline().save_pretrained(str(tmp_path / "before"))
+    file = tmp_path / "before/denoiser/config.json"
+    settings = json.loads(file.read_text())
+    del settings["reference_lips"]
+    file.write_text(json.dumps(settings))
+    pipeline = load_pipeline(str(tmp_path / "before"))
+    pipeline.denoiser.see_reference_lips()
+    torch.nn.init.normal_(pipeline.denoiser.reference_embedding.weight)
+    weight = pipeline.denoiser.reference_embedding.weight.clone()
+    trainer = LocalTrainer(pipeline, make_config(**KINDS["backbone"]))
+    release_model(RunFolder(tmp_path / "run"), 1, pipeline, trainer.model, "backbone")
+    assert torch.equal(load_released(RunFolder(tmp_path / "run")).denoiser.reference_embedding.weight, weight)
