@@ -166,7 +166,7 @@ class LocalConfig(Section):
     and a few heads. False: windows as they were prepared, for clients of so many clips that reading frames costs."""
     true_lips: float = Field(0.9, ge=0, le=1)
     """Share of windows that train with their true lip shapes in place of those that the sound suggests. Nothing where
-    the backbone knows no lip axes (the phase `units` fixes them)."""
+    the backbone knows no lip axes (the phase `units` fixes them). At 0 the reference's own lips are not told either."""
     clip_norm: float = Field(1.0, gt=0)
     """A step's gradients are scaled down to this global norm. `privacy.clip_norm` is for the client's update."""
     gradient_checkpointing: bool = False
@@ -177,6 +177,8 @@ class LocalConfig(Section):
     identity_steps: int = Field(5, ge=0)
     """Steps on the client's own identity adapter, after the shared ones and with those frozen; it never leaves the
     client."""
+    identity_learning_rate: float | None = Field(None, gt=0)
+    """The optimiser's on the identity adapter, in rounds and in `fedtalk personalize`. null: `learning_rate`."""
     score_windows: int = Field(12, ge=2)
     """Held-out windows that a client generates to score itself (IDSim, TempStab)."""
     loss: LossConfig = LossConfig()

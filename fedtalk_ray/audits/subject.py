@@ -59,6 +59,11 @@ class Subject:
         largest = max(clip_norm_of(config, number, len(self.start)) for number in range(1, config.all_rounds + 1))
         self.config = as_it_is_now(config, checkpoint.clip_norm or largest)
         self.released = adapters.to_vector(released_trainer(run, self.config).shared())
+        if len(self.start) != len(self.released):
+            raise RunError(
+                f"the model of run {run.path} has {len(self.released)} shared parameters, and this version trains "
+                f"{len(self.start)}: audit it with the version that trained it"
+            )
         if np.array_equal(self.start, self.released):
             raise RunError(f"the model of run {run.path} never moved, so it tells of nobody")
         clients, manifest = self.clients, self.people.manifest

@@ -135,7 +135,7 @@ class Dubbed:
             raise VideoError(f"has no frame {best} any more")
         self.reference = Shown(even(picture), face.transforms[best], 1.0)
         followed = ~np.isnan(face.openness)
-        self.reference_lips: np.ndarray | None = lips_of(face.landmarks[followed], int(followed[:best].sum()))
+        self.reference_lips: np.ndarray | None = lips_of(face.landmarks[followed], int(followed[:best].sum()), rate)
 
     def frames(self, count: int) -> Iterator[Shown]:
         total = len(self._face.opacity)

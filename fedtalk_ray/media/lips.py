@@ -6,6 +6,7 @@ begin and end in silence. A blurred picture reads a little more open throughout:
 """
 
 import math
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 
 from fedtalk_ray.media.dlib_models import rectangle, shape_predictor_68
 from fedtalk_ray.media.face_template import LEFT_EYE, RIGHT_EYE
+from fedtalk_ray.media.video import FPS
 
 FACE_BOXES = ((0.60, 2.55), (0.68, 2.28))
 """(how far the centre lies below the eyes, side) in eye distances: the squares handed to the landmark model in place
@@ -35,9 +37,9 @@ MIRRORED = [6, 5, 4, 3, 2, 1, 0, 11, 10, 9, 8, 7, 16, 15, 14, 13, 12, 19, 18, 17
 LIP_MOTION = 1 + 2 * len(MIRRORED)
 """Numbers of `lip_motion` a frame."""
 
-SPEAKING = 25, 0.015
-"""Frames, and the aperture's standard deviation over them, from which on a clip shows how a mouth moves. Of GRID's
-148 it is 0.017 to 0.117."""
+SPEAKING = 0.015
+"""The aperture's standard deviation over a second or more from which on a clip shows how a mouth moves. Over each of
+GRID's 148 clips it is 0.017 to 0.117."""
 
 INNER_LIP_PAIRS = ((61, 67), (62, 66), (63, 65))
 
@@ -73,13 +75,14 @@ def lip_motion(landmarks: np.ndarray) -> np.ndarray:
     return np.concatenate([aperture_of(landmarks)[:, None], even.reshape(len(even), -1)], axis=1).astype(np.float32)
 
 
-def lips_of(landmarks: np.ndarray, index: int) -> np.ndarray:
+def lips_of(landmarks: np.ndarray, index: int, rate: Fraction | int = FPS) -> np.ndarray:
     """`lip_motion` of one frame of points [T, 68, 2], float32 [LIP_MOTION]; NaN is what they do not say.
 
-    The aperture is always known. Where a mouth habitually sits is known of somebody who is seen speaking.
+    The aperture is always known; where a mouth habitually sits, of somebody who is seen speaking for a second or more.
+    rate: frames a second.
     """
     motion = lip_motion(landmarks)[index]
-    if len(landmarks) < SPEAKING[0] or aperture_of(landmarks).std() < SPEAKING[1]:
+    if len(landmarks) < rate or aperture_of(landmarks).std() < SPEAKING:
         motion[1:] = np.nan
     return motion
 

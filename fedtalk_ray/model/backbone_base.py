@@ -35,7 +35,7 @@ class Backbone:
         return False
 
     def told(self, reference_lips: torch.Tensor | None) -> dict[str, torch.Tensor]:
-        """That argument, for one that takes it."""
+        """That argument by its name; empty for a network without it."""
         return {} if reference_lips is None or not self.takes_reference_lips() else {"reference_lips": reference_lips}
 
     def mouth(self) -> torch.Tensor:

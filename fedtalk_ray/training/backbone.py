@@ -31,9 +31,8 @@ def build_pipeline(
     """Loads the pipeline `pretrained`, or makes an untrained one around the shards' autoencoder, drawn from `seed`.
 
     hears_anew: whether the phase `speech` follows; then a pipeline that was trained on other sound features than the
-    shards' keeps its other weights and gets a fresh speech encoder. sees_anew: whether all weights are trained on faces
-    whose lips are known; then one that could not be told a reference's lips can be. settings: of an untrained
-    `TalkingHeadDenoiser`.
+    shards' keeps its other weights and gets a fresh speech encoder. sees_anew: whether all weights are trained; then
+    one that could not be told a reference's lips can be. settings: of an untrained `TalkingHeadDenoiser`.
     Raises `ShardError` for shards that the pipeline was not made for.
     """
     with torch.random.fork_rng(devices=[]):

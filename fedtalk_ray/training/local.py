@@ -110,20 +110,22 @@ class LocalTrainer:
         None for `local.learning_rate` throughout. proximal: FedProx's mu.
         """
         local = self._config.local
-        constant = Pace(local.learning_rate)
         generator, source = torch.Generator().manual_seed(seed), iter(batches)
         self.load(shared, identity, seed)
         chosen = self._trained(index)
-        losses = self._optimise(chosen, source, local.steps, generator, pace or constant, proximal, local.weight_decay)
+        pace = pace or Pace(local.learning_rate)
+        losses = self._optimise(chosen, source, local.steps, generator, pace, proximal, local.weight_decay)
         update = adapters.to_vector(self.shared()) - shared
         if not np.isfinite(update).all():
             raise TrainingError("the local update holds values that are not finite; lower local.learning_rate")
         if local.identity_steps:
             adapters.use_adapters(self.model)
-            self._optimise(self.identity(), source, local.identity_steps, generator, constant)
+            own = Pace(self._identity_rate())
+            self._optimise(self.identity(), source, local.identity_steps, generator, own)
         identity = adapters.to_vector(self.identity())
         if not np.isfinite(identity).all():
-            raise TrainingError("the identity adapter holds values that are not finite; lower local.learning_rate")
+            setting = "learning_rate" if local.identity_learning_rate is None else "identity_learning_rate"
+            raise TrainingError(f"the identity adapter holds values that are not finite; lower local.{setting}")
         self.model.eval()
         return Fitted(update, losses, identity)
 
@@ -145,9 +147,13 @@ class LocalTrainer:
         """Trains the loaded client's own adapter alone, `tick`ing with the loss terms of every step."""
         generator = torch.Generator().manual_seed(seed)
         adapters.use_adapters(self.model)
-        pace = Pace(self._config.local.learning_rate, total=steps)
+        pace = Pace(self._identity_rate(), total=steps)
         self._optimise(self.identity(), batches, steps, generator, pace, tick=tick)
         self.model.eval()
+
+    def _identity_rate(self) -> float:
+        local = self._config.local
+        return local.learning_rate if local.identity_learning_rate is None else local.identity_learning_rate
 
     @torch.no_grad()
     def held_out_loss(self, held_out: WindowBatch, seed: int, draws: int = 4) -> float:

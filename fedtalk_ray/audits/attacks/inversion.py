@@ -154,7 +154,8 @@ def invert(
         generator = torch.Generator().manual_seed(seed)
         torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
         loss = window_loss(model, trainer.scheduler, batch, local.loss, generator).total
-        gradients = torch.autograd.grad(loss, parameters, create_graph=True)
+        # The client's window was told nothing of its reference's lips, so what takes these has no part in the loss.
+        gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True, materialize_grads=True)
         norm = torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt()
         scale = (local.clip_norm / norm).clamp(max=1.0)
         differences = [

@@ -24,6 +24,7 @@ from fedtalk_ray.errors import RunError
 from fedtalk_ray.federation.roster import extend_roster
 from fedtalk_ray.federation.server import ParameterServer
 from fedtalk_ray.model.identity import IdentityEncoder
+from fedtalk_ray.model.pipeline import load_pipeline
 from fedtalk_ray.privacy.keys import SigningKey
 from fedtalk_ray.privacy.protocol import STAGES
 from fedtalk_ray.runs.checkpoints import Checkpoint, config_fingerprint, save_checkpoint
@@ -143,6 +144,24 @@ def test_without_privacy_the_attacks_get_something(plain_run: Path, capsys: pyte
     for picture in (plain_run / "audit/membership.png", plain_run / "audit/canaries.png", own / "inversion.png"):
         assert picture.read_bytes().startswith(b"\x89PNG")
     assert not (plain_run / "audit" / "inversion.png").exists()
+
+
+def test_of_a_shared_backbone_one_window_tells_its_face_and_another_versions_run_is_one_line(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    """The layer that takes a reference's lips has no part in the loss of a window that is told none."""
+    changed = {"run": str(tmp_path / "run"), "aggregation": "plain", "shared": "backbone"}
+    shared = {name: value for name, value in settings.items() if name != "lora_aggregation"}
+    run = run_rounds(parse_config(shared | changed, "test"))
+    clear = figures(audit(run, fast=True, only=["inversion"]), "inversion")["cosine, one update in the clear"]
+    assert clear["value"] > 0.5
+    released = load_pipeline(str(RunFolder(run).pipeline))
+    released.denoiser.reference_embedding = None
+    released.denoiser.register_to_config(reference_lips=False)
+    released.save_pretrained(str(RunFolder(run).pipeline))
+    with pytest.raises(RunError, match="audit it with the version that trained it") as caught:
+        audit(run, fast=True, only=["inversion"])
+    assert "\n" not in str(caught.value)
 
 
 def test_with_both_promises_the_attacks_get_nothing(private_run: Path) -> None:

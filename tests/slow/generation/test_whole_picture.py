@@ -17,10 +17,11 @@ from fedtalk_ray.commands.cli import main
 from fedtalk_ray.corpora.synthetic import render_clip
 from fedtalk_ray.generation import scene as scenes
 from fedtalk_ray.generation.generate import find_scene
-from fedtalk_ray.generation.scene import Still, dubbed_file, even
+from fedtalk_ray.generation.scene import Dubbed, Still, dubbed_file, even
 from fedtalk_ray.generation.whole_picture import at_rate, put_back, speak_in
 from fedtalk_ray.media.compositing import mask_of
 from fedtalk_ray.media.encoding import write_video
+from fedtalk_ray.media.following import FollowedFace
 from fedtalk_ray.media.lips import face_landmarks, lip_motion
 from fedtalk_ray.media.video import SAMPLE_RATE, VideoError, format_of, frames_of, read_video
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline, frame_count
@@ -315,6 +316,23 @@ def test_the_sound_is_beside_the_picture(made, picture, tmp_path: Path) -> None:
     clip = write(tmp_path / "c.mp4", [picture()] * 10)
     made(clip, 0.4)
     assert abs(len(read_video(tmp_path / "o.mp4").audio) - 0.4 * SAMPLE_RATE) < 2048
+
+
+def test_frames_in_which_the_face_is_lost_say_nothing_of_where_lips_lie(picture) -> None:
+    """The most closed of the followed frames is the reference, by its number in the clip; the mean is of these."""
+    rng = np.random.default_rng(0)
+    points = np.repeat(rng.uniform(0.3, 0.7, (1, 68, 2)), 40, axis=0).astype(np.float32)
+    points += rng.normal(0, 0.05, points.shape).astype(np.float32)
+    openness, transforms = rng.uniform(0.1, 0.3, 40), np.repeat(np.array([[[110.0, 0, 60], [0, 110, 40]]]), 40, axis=0)
+    lost = np.isin(np.arange(40), (0, 1, 7, 30))
+    openness[25] = 0.05
+    for values in (points, openness, transforms):
+        values[lost] = np.nan
+    face = FollowedFace(transforms, np.where(lost, 0.0, 1.0), openness, points, 0)
+    pictures = [picture(x=40 + k) for k in range(40)]
+    dubbed = Dubbed(scenes._Crops(np.stack(pictures)), face)
+    assert (dubbed.reference.picture == even(pictures[25])).all()
+    np.testing.assert_array_equal(dubbed.reference_lips, lip_motion(points[~lost])[25 - 3])
 
 
 def test_a_clip_of_somebody_who_speaks_tells_where_the_references_lips_lie(

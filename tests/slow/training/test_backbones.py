@@ -75,7 +75,7 @@ def pipeline(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
         torch.manual_seed(0)
         return TalkingHeadPipeline(autoencoder, PlainDenoiser(), make_scheduler("sample"))
     torch.manual_seed(0)
-    small = {"widths": (16, 24, 32)} if request.param == "ours" else {}
+    small = {"widths": (16, 24, 32), "reference_lips": True} if request.param == "ours" else {}
     made = new_pipeline("patch", 16, 8, **small)
     if request.param == "transformer":
         module = install("fedtalk_ray/model/transformer_denoiser.py", tmp_path, monkeypatch)

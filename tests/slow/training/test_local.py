@@ -126,6 +126,29 @@ def test_the_identity_adapter_trains_after_the_shared_part_and_apart_from_it(mak
     assert (without.identity != with_identity.identity).mean() > 0.4
 
 
+def test_the_identity_adapter_has_a_rate_of_its_own_where_one_is_given(make_trainer, fit, make_windows) -> None:
+    """The shared part's where none is; in rounds, and where somebody personalises."""
+    sgd = {"optimizer": "sgd", "steps": 1, "identity_steps": 1, "learning_rate": 0.2}
+
+    def moved(local: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        """How far B, which starts at nothing, went in a round and in a step of personalising."""
+        trainer = make_trainer(local)
+        fit(trainer)
+        found = []
+        for _ in range(2):
+            b = [part.detach().flatten() for name, part in trainer.identity() if ".lora_B." in name]
+            found.append(torch.cat(b).numpy())
+            trainer.load(first_parameters(trainer), None, seed=3)
+            trainer.personalize(iter([make_windows(2, 5)]), 1, seed=3)
+        return found[0], found[1]
+
+    same, half = (moved(sgd | {"identity_learning_rate": rate}) for rate in (0.2, 0.1))
+    for one, two, none in zip(same, half, moved(sgd), strict=True):
+        assert np.abs(one).max() > 1e-5
+        np.testing.assert_allclose(two, one / 2, atol=1e-6)
+        np.testing.assert_array_equal(none, one)
+
+
 def test_a_new_client_starts_from_an_adapter_without_effect(make_trainer, fit) -> None:
     result = fit(trainer := make_trainer({"identity_steps": 0}))
     for name, parameter in trainer.identity():

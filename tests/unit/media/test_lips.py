@@ -140,7 +140,9 @@ def test_of_somebody_who_speaks_it_is_known_how_far_her_lips_are_from_where_they
         assert found[lower] == pytest.approx(0.02 * (index % 2 * 2 - 1), abs=1e-6)
 
 
-@pytest.mark.parametrize(("frames", "swing"), [(1, 0.1), (24, 0.1), (30, 0.02)])
-def test_a_photo_or_somebody_silent_says_how_far_lips_are_apart_and_no_more(frames: int, swing: float) -> None:
-    found = lips_of(speaking(frames, swing), frames - 1)
+@pytest.mark.parametrize(("frames", "swing", "rate"), [(1, 0.1, 25), (24, 0.1, 25), (30, 0.02, 25), (49, 0.1, 50)])
+def test_a_photo_or_somebody_silent_says_how_far_lips_are_apart_and_no_more(
+    frames: int, swing: float, rate: int
+) -> None:
+    found = lips_of(speaking(frames, swing), frames - 1, rate)
     assert found[0] == pytest.approx(swing * ((frames - 1) % 2), abs=1e-6) and np.isnan(found[1:]).all()
