@@ -38,8 +38,7 @@ LIP_MOTION = 1 + 2 * len(MIRRORED)
 """Numbers of `lip_motion` a frame."""
 
 SPEAKING = 0.015
-"""The aperture's standard deviation over a second or more from which on a clip shows how a mouth moves. Over each of
-GRID's 148 clips it is 0.017 to 0.117."""
+"""Least standard deviation of the aperture of somebody who speaks; in GRID's 148 clips it is 0.017 to 0.117."""
 
 INNER_LIP_PAIRS = ((61, 67), (62, 66), (63, 65))
 
