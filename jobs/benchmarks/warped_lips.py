@@ -31,6 +31,7 @@ from fedtalk_ray.model.released import load_released, open_model
 from fedtalk_ray.progress import progress
 from fedtalk_ray.shards.format import LANDMARKS, Piece, load_manifest
 from fedtalk_ray.shards.people import People
+from fedtalk_ray.training.backbone import check_fits
 
 FIGURES = ("mouth_psnr", "lip_correlation_spoken", "lips' spread", "mouth_sharpness", "st_lpips")
 
@@ -92,6 +93,7 @@ def main() -> None:
     given = parser.parse_args()
     model = load_released(open_model(given.run), device="cpu")
     people, perceptual = People(given.shards, load_manifest(given.shards)), load_perceptual()
+    check_fits(people.manifest, model, str(given.run))
     moves, guess = learn_moves(bare_denoiser(model.denoiser), people)
     entries = choose_clips(people.manifest, "test", None, [name for name in given.exclude.split(",") if name])
     figures: dict[tuple[str, str], list[tuple[float, ...]]] = {}
