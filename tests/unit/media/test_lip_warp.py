@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedtalk_ray.media.lip_warp import MOVED_POINTS, warp_lips
-from fedtalk_ray.media.lips import MOUTH_POINTS
+from fedtalk_ray.media.lips import MIRRORED, MOUTH_POINTS
 
 SIDE = 144
 
@@ -68,7 +68,7 @@ def test_left_and_right_are_bent_alike() -> None:
     order[17:27] = order[26:16:-1]
     order[31:36] = order[35:30:-1]
     order[36:48] = order[47:35:-1]
-    order[48:68] = [54, 53, 52, 51, 50, 49, 48, 59, 58, 57, 56, 55, 64, 63, 62, 61, 60, 67, 66, 65]
+    order[MOUTH_POINTS] = order[MOUTH_POINTS][MIRRORED]
     face = np.random.default_rng(1).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
     move = np.zeros((68, 2))
     move[MOUTH_POINTS] = np.random.default_rng(2).normal(0, 0.01, (20, 2))
