@@ -4,8 +4,12 @@ import gc
 import os
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # Set before torch, Ray or a hub client is imported, and inherited by every Ray worker. A value set outside wins.
 for name, value in {
@@ -38,6 +42,20 @@ def grid_root() -> Path:
     if not root.is_dir():
         pytest.skip(f"no GRID clips at {root}; name their folder in FEDTALK_GRID")
     return root
+
+
+@pytest.fixture
+def face_points() -> "np.ndarray":
+    """A face's 68 points, about where an aligned crop has them: jaw, brows, nose, eyes, an ellipse for each lip."""
+    import numpy as np
+
+    jaw = [(0.5 + 0.42 * np.cos(a), 0.5 + 0.5 * np.sin(a)) for a in np.linspace(np.pi, 0, 17)]
+    above = [(x, 0.3) for x in np.linspace(0.2, 0.8, 10)]
+    nose = [(0.5, y) for y in np.linspace(0.35, 0.5, 4)] + [(x, 0.58) for x in np.linspace(0.43, 0.57, 5)]
+    eyes = [(x, 0.38) for x in np.linspace(0.28, 0.72, 12)]
+    outer = [(0.5 - 0.14 * np.cos(a), 0.75 - 0.06 * np.sin(a)) for a in np.arange(12) * np.pi / 6]
+    inner = [(0.5 - 0.10 * np.cos(a), 0.75 - 0.01 * np.sin(a)) for a in np.arange(8) * np.pi / 4]
+    return np.array([*jaw, *above, *nose, *eyes, *outer, *inner])
 
 
 def pytest_collection_finish() -> None:

@@ -20,6 +20,7 @@ from fedtalk_ray.federation.secure_aggregator import clip_norm_of
 from fedtalk_ray.generation.samples import write_sample
 from fedtalk_ray.messages import Answers, ClientReport, FitReport, HeldOutFigure, PlainUpdate
 from fedtalk_ray.model import adapters
+from fedtalk_ray.model.denoiser import bare_denoiser
 from fedtalk_ray.model.released import release_model
 from fedtalk_ray.privacy.protocol import Aborted, Code
 from fedtalk_ray.recipe import PhaseName
@@ -31,6 +32,7 @@ from fedtalk_ray.training.backbone import start_of
 from fedtalk_ray.training.phases.phase import Halted, task_of
 from fedtalk_ray.training.resident import ResidentModel, Results
 from fedtalk_ray.training.secure_clients import SecureClients
+from fedtalk_ray.training.told_lips import lips_wanted
 
 
 class ClientSlot:
@@ -177,7 +179,8 @@ class ClientSlot:
             self._note(round_number, client)
             self._load(client, shared, round_number + 1)
             trainer = self._model.trainer
-            windows = self._people.windows(client, trainer.window, self._config.evaluation.windows)
+            lips = lips_wanted(bare_denoiser(trainer.model), 0.0)
+            windows = self._people.windows(client, trainer.window, self._config.evaluation.windows, lips)
             losses.append(trainer.held_out_loss(windows, seed=0))
         return HeldOutFigure(float(np.sum(losses)), len(losses))
 

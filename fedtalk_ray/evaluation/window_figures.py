@@ -24,10 +24,11 @@ from fedtalk_ray.recipe import LossConfig
 from fedtalk_ray.seeding import derive_seed
 from fedtalk_ray.shards.format import load_manifest
 from fedtalk_ray.shards.people import People, speakers
-from fedtalk_ray.shards.windows import WindowBatch, held_out_windows
+from fedtalk_ray.shards.windows import Wanted, WindowBatch, held_out_windows
 from fedtalk_ray.training.backbone import check_fits
 from fedtalk_ray.training.objective import Objective
 from fedtalk_ray.training.reliability import generate_windows
+from fedtalk_ray.training.told_lips import lips_wanted, tell_held_out
 
 MEASURES = ("loss", "motion_error", "mouth_agreement", "psnr", "mouth_psnr", "jitter_ratio")
 GROUPS = ("seen", "unseen")
@@ -57,7 +58,7 @@ def window_figures(
     model, loaded = load_released(folder, device=device), None
     manifest, speaker_of = people.manifest, speakers(folder, personal)
     check_fits(manifest, model, str(folder.pipeline))
-    window = bare_denoiser(model.denoiser).config.window
+    window, lips = bare_denoiser(model.denoiser).config.window, lips_wanted(bare_denoiser(model.denoiser), 0.0)
     unseen = set(manifest.unseen())
     figures: dict[str, list[dict[str, float]]] = {}
     for name in sorted(set(manifest.identities) - set(excluded)):
@@ -65,8 +66,8 @@ def window_figures(
             continue
         if (client := speaker_of(name)) != loaded:
             model, loaded = load_released(folder, client, device), client
-        pieces = list(people.pieces(name, "test", ("latents", "speech")))
-        batch = held_out_windows(pieces, window, WINDOWS_PER_CLIP * len(pieces))
+        pieces = list(people.pieces(name, "test", Wanted(lips=lips).columns))
+        batch = held_out_windows(pieces, window, WINDOWS_PER_CLIP * len(pieces), lips)
         group = "unseen" if name in unseen else "seen"
         figures.setdefault(group, []).append(measure_windows(model, batch, derive_seed(0, "held out", name)))
     if not figures:
@@ -82,8 +83,9 @@ def measure_windows(model: TalkingHeadPipeline, batch: WindowBatch, seed: int) -
     """Diffusion loss and motion error of one identity's windows; the same seed means the same noise."""
     generator = torch.Generator().manual_seed(seed)
     base = bare_denoiser(model.denoiser)
+    told = tell_held_out(base, batch).to(base.device)
+    loss = Objective(model).held_out(model.denoiser, told, YARDSTICK, generator, DRAWS)
     batch = batch.to(base.device)
-    loss = Objective(model).held_out(model.denoiser, batch, YARDSTICK, generator, DRAWS)
     truth = base.split(batch.latents)[0].cpu()
     generated = generate_windows(model.denoiser, model.scheduler, batch, seed, DEFAULT_STEPS)
     made, true = (decode_latents(model.autoencoder, latents.flatten(0, 1)) for latents in (generated, truth))

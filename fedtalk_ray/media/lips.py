@@ -34,6 +34,14 @@ the model reads black beyond the picture and then misplaces the lips."""
 MOUTH_POINTS = slice(48, 68)
 MIRRORED = [6, 5, 4, 3, 2, 1, 0, 11, 10, 9, 8, 7, 16, 15, 14, 13, 12, 19, 18, 17]
 """Which of the mouth's points lies where each one does in a mirror: 12 around the outer lip, 8 around the inner."""
+MIRRORED_FACE = [
+    *range(16, -1, -1),
+    *range(26, 16, -1),
+    *(27, 28, 29, 30, 35, 34, 33, 32, 31),
+    *(45, 44, 43, 42, 47, 46, 39, 38, 37, 36, 41, 40),
+    *(48 + point for point in MIRRORED),
+]
+"""The same of all 68 points: jaw, brows, nose, eyes, mouth."""
 LIP_MOTION = 1 + 2 * len(MIRRORED)
 """Numbers of `lip_motion` a frame."""
 

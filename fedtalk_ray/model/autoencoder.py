@@ -151,18 +151,22 @@ def decode_latents(
     face: np.ndarray | None = None,
     detail: torch.Tensor | None = None,
     soft_border: bool = True,
+    bent: torch.Tensor | None = None,
 ) -> np.ndarray:
     """Frames uint8 [T, S, S, 3] of scaled latents float [T, C, h, w].
 
     face: the person's reference crop, uint8 [S, S, 3], for an autoencoder that takes detail from it; others ignore it.
     soft_border: what was made passes softly into the rest of that crop, else with an edge. detail: pixels [3, S, S] on
-    the scale of [-1, 1], added to every frame.
+    the scale of [-1, 1], added to every frame. bent: of every frame the reference's lower face with its lips, pixels
+    [T, 3, w, w] on the same scale, to take detail from in its place.
     """
     reference = None if face is None else frames_to_pixels(face[None])
     pieces = []
     with torch.inference_mode():
         for begin in range(0, len(latents), batch):
-            pixels = decode_pixels(autoencoder, latents[begin : begin + batch], reference, soft_border)
+            part = slice(begin, begin + batch)
+            given = reference, soft_border, None if bent is None else bent[part]
+            pixels = decode_pixels(autoencoder, latents[part], *given)
             pieces.append(pixels_to_frames(pixels if detail is None else pixels + detail.to(pixels)))
     return np.concatenate(pieces)
 
@@ -172,15 +176,16 @@ def decode_pixels(
     latents: torch.Tensor,
     reference: torch.Tensor | None = None,
     soft_border: bool = True,
+    bent: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Pixels [T, 3, S, S], within about [-1, 1], of scaled latents [T, C, h, w]; on the autoencoder's device.
 
     reference: pixels [T or 1, 3, S, S] for an autoencoder that takes detail from them; others ignore it, and
-    soft_border with it.
+    soft_border with it. bent: its lower face as it is in each frame, [T, 3, w, w], None where that is the same.
     """
     code = latents.to(autoencoder.device, autoencoder.dtype) / scaling_factor(autoencoder)
     if reference is not None and sees_reference(autoencoder):
-        return autoencoder.decode(code, reference.to(code), soft_border).sample
+        return autoencoder.decode(code, reference.to(code), soft_border, None if bent is None else bent.to(code)).sample
     return autoencoder.decode(code).sample
 
 

@@ -34,9 +34,18 @@ class Backbone:
         """Whether `forward` has a further argument: the reference's own lip shape."""
         return False
 
-    def told(self, reference_lips: torch.Tensor | None) -> dict[str, torch.Tensor]:
-        """That argument by its name; empty for a network without it."""
-        return {} if reference_lips is None or not self.takes_reference_lips() else {"reference_lips": reference_lips}
+    def takes_bent(self) -> bool:
+        """Whether it has another: the reference bent to the lips of each frame."""
+        return False
+
+    def told(self, reference_lips: torch.Tensor | None, bent: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        """Those arguments by their names; empty for a network without them."""
+        given = {}
+        if self.takes_reference_lips() and reference_lips is not None and reference_lips.shape[-1]:
+            given["reference_lips"] = reference_lips
+        if self.takes_bent() and bent is not None and bent.shape[2]:
+            given["bent"] = bent
+        return given
 
     def mouth(self) -> torch.Tensor:
         """The mouth's cells as float32 [h, w], 1 inside and 0 outside."""
@@ -62,5 +71,5 @@ class PlainLatents(Backbone):
     def from_residual(self, residual: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
         return residual
 
-    def shown(self, mean: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+    def shown(self, mean: torch.Tensor, sample: torch.Tensor, motion: torch.Tensor | float = 0.0) -> torch.Tensor:
         return sample

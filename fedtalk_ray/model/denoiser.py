@@ -6,8 +6,9 @@ hair and identity come for free. Sound passes a bottleneck of a few numbers a fr
 regression of its own teaches (the phase `speech`): with more the U-Net knows training clips by their sound
 and its lips do not generalise. Its first numbers are the shape of the lips, which means the same on every face. The
 code enters by FiLM (added to the timestep embedding that scales and shifts each block) and as a picture, the rough
-motion that it alone suggests. Blocks are two-dimensional per frame, each followed by a three-tap convolution over
-time that starts at zero. Built from diffusers' residual blocks.
+motion: the reference bent to the shape of the lips, of latents that can be bent (`bending`), else what the code alone
+suggests. A network that is left to move lips by itself fades one mouth into another. Blocks are two-dimensional per
+frame, each followed by a three-tap convolution over time that starts at zero. Built from diffusers' residual blocks.
 """
 
 from typing import Any
@@ -19,6 +20,7 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
 from torch import nn
 
+from fedtalk_ray.model.bending import LatentBend, lower_flow
 from fedtalk_ray.model.speech_code import CodedDenoiser
 
 PREDICTION_TYPES = ("sample", "v_prediction", "epsilon")
@@ -33,7 +35,8 @@ class TalkingHeadDenoiser(CodedDenoiser, ModelMixin, ConfigMixin):
     and `mel_bins` are the shape of, `identity` the face embedding of `identity_dimensions` numbers (0: none), `region`
     the part of the crop that latents are of (`face_template.REGIONS`). Of the
     `motions` numbers of a motion code the first `lip_numbers` are a lip shape (`MotionUnits.lip_shape`).
-    `reference_lips`: it can be told the reference's own lip shape (`see_reference_lips`).
+    `reference_lips`: it can be told the reference's own lip shape (`see_reference_lips`). `bends`: the transform that
+    latents are of, (patch, luma, chroma), where it works on the reference bent to each frame's lips (`bend_latents`).
     """
 
     _supports_gradient_checkpointing = True
@@ -57,6 +60,7 @@ class TalkingHeadDenoiser(CodedDenoiser, ModelMixin, ConfigMixin):
         identity_dimensions: int = 0,
         region: str = "face",
         reference_lips: bool = False,
+        bends: tuple[int, int, int] | None = None,
     ) -> None:
         super().__init__()
         if prediction_type not in PREDICTION_TYPES:
@@ -70,6 +74,7 @@ class TalkingHeadDenoiser(CodedDenoiser, ModelMixin, ConfigMixin):
         if self.identity_embedding is not None:
             _start_at_zero(self.identity_embedding)
         self.reference_embedding = _reference_embedding(lip_numbers, embedding) if reference_lips else None
+        self.latent_bend = LatentBend(*bends) if bends else None
         self.conv_in = nn.Conv2d(3 * latent_channels, widths[0], 3, padding=1)
         # Crops are aligned, so a cell's place says what part of the face it is.
         self.position = nn.Parameter(torch.zeros(1, widths[0], latent_size, latent_size))
@@ -108,6 +113,7 @@ class TalkingHeadDenoiser(CodedDenoiser, ModelMixin, ConfigMixin):
         identity: torch.Tensor | None = None,
         lips: torch.Tensor | None = None,
         reference_lips: torch.Tensor | None = None,
+        bent: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Predict, for noisy residuals `sample` [B, T, C, h, w], what `prediction_type` says, in the same shape.
 
@@ -117,20 +123,22 @@ class TalkingHeadDenoiser(CodedDenoiser, ModelMixin, ConfigMixin):
         lips: [B, T, lip_numbers] true lip shapes, in place of those that the sound suggests; NaN keeps the heard ones.
         reference_lips: [B, lip_numbers], the reference's own lip shape, NaN where a number is not known; for a network
         that takes it, others ignore it.
+        bent: latents [B, T, C, h, w], the reference with each frame's lips (`latent_bend`); for a network that takes
+        them, others ignore them.
         """
         batch, frames = sample.shape[:2]
         sound = self.codes(speech, heard, lips)
         time = self.time_embedding(self.time_proj(timestep).to(sample.dtype))
         if self.identity_embedding is not None and identity is not None:
             time = time + self.identity_embedding(identity)
-        if self.reference_embedding is not None and reference_lips is not None and reference_lips.shape[-1]:
+        if self.reference_embedding is not None and reference_lips is not None:
             known = (~reference_lips.isnan()).to(time.dtype)
             time = time + self.reference_embedding(torch.cat([known, reference_lips.nan_to_num()], dim=-1))
         embedding = (time[:, None] + self.speech_embedding(sound)).flatten(0, 1)
 
         face = (reference - self.reference_mean[:, None, None]) / self.reference_std[:, None, None]
         face = face[:, None].expand(-1, frames, -1, -1, -1)
-        motion = self.speech_map(sound)
+        motion = self._motion(sound, sample, reference, heard, bent)
         hidden = self.conv_in(torch.cat([sample, face, motion], dim=2).flatten(0, 1)) + self.position
         skips = [hidden]
         for block in self.down_blocks:
@@ -142,8 +150,42 @@ class TalkingHeadDenoiser(CodedDenoiser, ModelMixin, ConfigMixin):
                 hidden = torch.cat([hidden, skips.pop()], dim=1)
             hidden = self._run(block, hidden, embedding, frames)
         output = self.conv_out(nn.functional.silu(self.norm_out(hidden))).unflatten(0, (batch, frames))
-        # An x0 network only has to correct what the sound alone suggests: it follows the sound from its first step on.
+        # An x0 network only has to correct the rough motion: it follows the sound from its first step on.
         return output + motion if self.config.prediction_type == "sample" else output
+
+    def _motion(
+        self,
+        sound: torch.Tensor,
+        sample: torch.Tensor,
+        reference: torch.Tensor,
+        heard: torch.Tensor | None,
+        bent: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """The rough motion, residuals [B, T, C, h, w]: of the bent reference, or what the sound alone suggests."""
+        if self.latent_bend is None:
+            return self.speech_map(sound)
+        if bent is None:
+            return torch.zeros_like(sample)
+        motion = self.to_residual(bent, reference).to(sample.dtype)
+        return motion if heard is None else motion * heard[:, None, None, None, None]
+
+    def flows(self, points: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
+        """What bends references to lips of other shapes: flows [B, T, 2, c, c] on the CPU (`bending.lower_flow`).
+
+        points: of their faces [B, 68, 2], in fractions of the crop. change: of the lip shape [B, T, lip_numbers], in
+        standard deviations. Where either is not known (NaN) nothing moves.
+        """
+        moves = self.mouth_moves(change).double().cpu().numpy()
+        each = zip(points.double().cpu().numpy(), moves, strict=True)
+        return torch.stack([lower_flow(face, mouth) for face, mouth in each])
+
+    def takes_bent(self) -> bool:
+        return self.latent_bend is not None
+
+    def bend_latents(self, patch: int, luma: int, chroma: int) -> None:
+        """From now on works on the bent reference, of latents of this transform; it has to be trained anew for that."""
+        self.latent_bend = LatentBend(patch, luma, chroma).to(self.device)
+        self.register_to_config(bends=(patch, luma, chroma))
 
     def takes_reference_lips(self) -> bool:
         return self.reference_embedding is not None

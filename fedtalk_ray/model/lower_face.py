@@ -82,9 +82,12 @@ class LowerFaceAutoencoder(ModelMixin, ConfigMixin):
         z: torch.Tensor,
         reference: torch.Tensor | None = None,
         soft_border: bool = True,
+        detail: torch.Tensor | None = None,
         return_dict: bool = True,
     ) -> Any:
         """Crops [B, 3, S, S]: `windows` of these latents, laid over the reference [B or 1, 3, S, S].
+
+        detail: lower faces [B, 3, w, w] to take detail from; None for the reference's own.
 
         soft_border: laid by the mask with which a face is put back into its picture (`media.compositing`); else all of
         the lower face is what was made. Without a reference it lies on grey, and is as soft as the latents.
@@ -93,7 +96,8 @@ class LowerFaceAutoencoder(ModelMixin, ConfigMixin):
         if reference is None:
             whole, made = z.new_zeros(len(z), 3, side, side), self.soft(z)
         else:
-            whole, made = reference.expand(len(z), -1, -1, -1), self.windows(z, reference)
+            own = self.window(reference) if detail is None else detail
+            whole, made = reference.expand(len(z), -1, -1, -1), self.windows(z, own)
         left, top, right, bottom = region_edges(side, self.region)
         laid = F.pad(made, (left, side - right, top, side - bottom))
         if soft_border:
@@ -103,9 +107,8 @@ class LowerFaceAutoencoder(ModelMixin, ConfigMixin):
         sample = torch.where(mask > 0, whole + mask * (laid - whole), whole)
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
-    def windows(self, z: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-        """Lower faces [B, 3, w, w] of latents [B, C, h, h] with the detail of a reference crop [B or 1, 3, S, S]."""
-        face = self.window(reference)
+    def windows(self, z: torch.Tensor, face: torch.Tensor) -> torch.Tensor:
+        """Lower faces [B, 3, w, w] of latents [B, C, h, h] with the detail of one of the person [B or 1, 3, w, w]."""
         soft = self.soft(self.encoder(face))
         made, detail, soft = torch.broadcast_tensors(self.soft(z), face - soft, soft)
         return made + detail + self.decoder(made + self._to_known(face), detail, made - soft)

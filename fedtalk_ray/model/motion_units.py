@@ -9,8 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from fedtalk_ray.media.face_template import mouth_mask
-from fedtalk_ray.media.lips import LIP_MOTION
+from fedtalk_ray.media.face_template import LEFT_EYE, RIGHT_EYE, mouth_mask
+from fedtalk_ray.media.lips import INNER_LIP_PAIRS, LIP_MOTION, MOUTH_POINTS
 from fedtalk_ray.model.backbone_base import Backbone
 
 
@@ -54,6 +54,22 @@ class MotionUnits(Backbone):
         numbers = torch.cat([motion[..., :1], motion[..., 1:] @ self.lip_axes.T], dim=-1)
         return (numbers - self.lip_mean) / self.lip_std
 
+    def mouth_moves(self, change: torch.Tensor) -> torch.Tensor:
+        """How far the mouth's points go, [..., 20, 2] in fractions of the crop's side, when a lip shape changes by
+        [..., lip_numbers] deviations."""
+        return ((change * self.lip_std)[..., 1:] @ self.lip_axes).unflatten(-1, (-1, 2))
+
+    def with_aperture(self) -> torch.Tensor:
+        """By how much a lip shape changes, on average, when lips are a deviation further apart: [lip_numbers]."""
+        gap = torch.zeros(LIP_MOTION - 1)
+        for upper, lower in INNER_LIP_PAIRS:
+            for point, sign in ((upper, -1), (lower, 1)):
+                gap[2 * (point - MOUTH_POINTS.start) + 1] += sign / len(INNER_LIP_PAIRS) / (RIGHT_EYE[0] - LEFT_EYE[0])
+        # Along an axis shapes vary by `lip_std`, and lips part by so much of that.
+        parted = self.lip_axes @ gap.to(self.lip_axes)
+        others = self.lip_std[1:] * parted / self.lip_std[0]
+        return torch.cat([others.new_ones(1), others.clamp(-1, 1)])
+
     def to_residual(self, latents: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
         """Latents [B, T, C, h, w] as residuals on the reference [B, C, h, w], in standard deviations."""
         return (latents - reference[:, None]) / self.residual_std[:, None, None]
@@ -62,14 +78,15 @@ class MotionUnits(Backbone):
         """The inverse of `to_residual`."""
         return residual * self.residual_std[:, None, None] + reference[:, None]
 
-    def shown(self, mean: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+    def shown(self, mean: torch.Tensor, sample: torch.Tensor, motion: torch.Tensor | float = 0.0) -> torch.Tensor:
         """What is shown of a face, residuals [T, C, h, w], given the mean of all that may be seen and one sample of it.
 
-        Cell by cell `certainty` of the mean, and `liveliness` of what the sample adds; the phase `calibration` fits
-        both. As built, the mouth, where the sound decides, is the mean, and the rest, where eyes and head move as they
-        like, is the sample.
+        motion: residuals of the reference bent to each frame's lips; what the network adds to it is shown in part. Cell
+        by cell `certainty` of the mean, and `liveliness` of what the sample adds; the phase `calibration` fits both. As
+        built, the mouth, where the sound decides, is the mean, and the rest, where eyes and head move as they like, is
+        the sample.
         """
-        return self.certainty * mean + self.liveliness * (sample - mean)
+        return motion + self.certainty * (mean - motion) + self.liveliness * (sample - mean)
 
 
 def mouth_blend(side: int, region: str = "face") -> torch.Tensor:

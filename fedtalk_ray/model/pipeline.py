@@ -45,6 +45,7 @@ from fedtalk_ray.model.sampling import DEFAULT_BATCH, DEFAULT_GUIDANCE, DEFAULT_
 from fedtalk_ray.model.sampling import sample_clip as sample_clip
 from fedtalk_ray.model.schedule import make_scheduler
 from fedtalk_ray.model.sync import SyncNetwork, sync_loss
+from fedtalk_ray.model.told import BentReference, Told, told_of
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -176,22 +177,23 @@ class TalkingHeadPipeline(DiffusionPipeline):
         who = None
         if config.identity_dimensions:
             who = torch.from_numpy(_embedder(config.identity).embed(face[None])[0])
+        told = self._told(face, reference, speech, lips, reference_lips)
         latents = sample_stream(
-            self.denoiser,
-            self.scheduler,
-            reference,
-            speech,
-            steps,
-            guidance,
-            generator,
-            batch,
-            identity=who,
-            lips=None if lips is None else self._lip_shapes(lips, len(speech)),
-            reference_lips=self._reference_shape(face, reference_lips),
+            self.denoiser, self.scheduler, reference, speech, steps, guidance, generator, batch, who, told
         )
         detail = self._kept_detail(face, reference)
         decode = partial(decode_latents, self.autoencoder, face=face, detail=detail, soft_border=soft_border)
-        return ((decode(piece), piece) for piece in latents)
+        made = 0
+        for piece in latents:
+            bent = self.bent(face, told, torch.arange(made, made + len(piece)))
+            made += len(piece)
+            yield decode(piece, bent=bent), piece
+
+    def bent(self, face: np.ndarray, told: Told, places: torch.Tensor) -> torch.Tensor | None:
+        """The lower face of a crop uint8 [S, S, 3] as some frames have its lips: pixels [n, 3, w, w]."""
+        if not isinstance(told.bent, BentReference) or not sees_reference(self.autoencoder):
+            return None
+        return told.bent.pictures(self.autoencoder.window(frames_to_pixels(face[None])), places)
 
     def _heard(self, audio: np.ndarray) -> torch.Tensor:
         """What each frame hears, float32 [T, hops, bins]: the one place where sound becomes features."""
@@ -236,18 +238,22 @@ class TalkingHeadPipeline(DiffusionPipeline):
             mouths = self.denoiser(sample, last, speech[places][:, None].to(base.device), reference)[:, 0]
             yield from decode_latents(self.autoencoder, mouths)
 
-    def _lip_shapes(self, lips: np.ndarray, frames: int) -> torch.Tensor:
-        if len(lips) != frames:
-            raise ValueError(f"lips of {len(lips)} frames are told for a sound of {frames}")
+    def _told(
+        self,
+        face: np.ndarray,
+        reference: torch.Tensor,
+        speech: Heard,
+        lips: np.ndarray | None,
+        known: np.ndarray | None,
+    ) -> Told:
+        if lips is not None and len(lips) != len(speech):
+            raise ValueError(f"lips of {len(lips)} frames are told for a sound of {len(speech)}")
         base = bare_denoiser(self.denoiser)
-        return base.lip_shape(torch.from_numpy(lips).to(base.device, torch.float32))
-
-    def _reference_shape(self, face: np.ndarray, known: np.ndarray | None) -> torch.Tensor | None:
-        base = bare_denoiser(self.denoiser)
-        if not base.takes_reference_lips() or not base.knows_lips():
-            return None
-        motion = lips_of(face_landmarks(face[None]), 0) if known is None else known
-        return base.lip_shape(torch.from_numpy(motion).to(base.device, torch.float32))
+        points = None
+        if base.knows_lips() and (base.takes_bent() or (base.takes_reference_lips() and known is None)):
+            points = face_landmarks(face[None])
+            known = lips_of(points, 0) if known is None else known
+        return told_of(base, reference, None if points is None else points[0], speech, known, lips)
 
     def at_rest(self, face: np.ndarray) -> np.ndarray:
         """The face uint8 [S, S, 3] as `stream` without a soft border would show it if nothing of it moved."""

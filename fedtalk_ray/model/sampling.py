@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial, reduce
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from diffusers import DDIMScheduler
@@ -23,6 +23,7 @@ from diffusers import DDIMScheduler
 from fedtalk_ray.errors import UserError
 from fedtalk_ray.model.denoiser import bare_denoiser
 from fedtalk_ray.model.schedule import noise_levels
+from fedtalk_ray.model.told import NOTHING_TOLD, Told
 
 DEFAULT_STEPS = 2
 """DDIM steps; 1 shows the mean everywhere. On four unseen GRID speakers, before samples were steadied, 2 / 3 / 8 steps
@@ -73,14 +74,11 @@ def sample_clip(
     generator: torch.Generator | None = None,
     batch: int = DEFAULT_BATCH,
     identity: torch.Tensor | None = None,
-    lips: torch.Tensor | None = None,
-    reference_lips: torch.Tensor | None = None,
+    told: Told = NOTHING_TOLD,
 ) -> torch.Tensor:
     """All of `sample_stream` in one tensor: latents float32 [T, C, h, w] on the CPU."""
-    told = identity, lips, reference_lips
-    return torch.cat(
-        list(sample_stream(denoiser, scheduler, reference, speech, steps, guidance, generator, batch, *told))
-    )
+    given = denoiser, scheduler, reference, speech, steps, guidance, generator, batch, identity, told
+    return torch.cat(list(sample_stream(*given)))
 
 
 def sample_stream(
@@ -93,17 +91,25 @@ def sample_stream(
     generator: torch.Generator | None = None,
     batch: int = DEFAULT_BATCH,
     identity: torch.Tensor | None = None,
-    lips: torch.Tensor | None = None,
-    reference_lips: torch.Tensor | None = None,
+    told: Told = NOTHING_TOLD,
 ) -> Iterator[torch.Tensor]:
     """Yields a clip in order, latents float32 [n, C, h, w] on the CPU, T frames in all: what `denoiser.shown` makes of
     `sample_parts`, which says what the arguments are."""
     base = bare_denoiser(denoiser)
-    told = identity, lips, reference_lips
-    parts = sample_parts(denoiser, scheduler, reference, speech, steps, guidance, generator, batch, *told)
-    face = reference.to(base.device)
+    parts = sample_parts(denoiser, scheduler, reference, speech, steps, guidance, generator, batch, identity, told)
+    face, made = reference.to(base.device)[None], 0
     for mean, sample in parts:
-        yield base.from_residual(base.shown(mean, sample)[None], face[None])[0].float().cpu()
+        motion = motion_of(base, face, told, torch.arange(made, made + len(mean)))
+        made += len(mean)
+        yield base.from_residual(base.shown(mean, sample, motion)[None], face)[0].float().cpu()
+
+
+def motion_of(base: Any, reference: torch.Tensor, told: Told, places: torch.Tensor) -> torch.Tensor | float:
+    """How far the bent reference of some frames is from the reference [1, C, h, w]: residuals [n, C, h, w], or 0 where
+    none is told."""
+    if told.bent is None:
+        return 0.0
+    return base.to_residual(told.bent[places][None].to(reference), reference)[0]
 
 
 @torch.no_grad()
@@ -117,15 +123,13 @@ def sample_parts(
     generator: torch.Generator | None = None,
     batch: int = DEFAULT_BATCH,
     identity: torch.Tensor | None = None,
-    lips: torch.Tensor | None = None,
-    reference_lips: torch.Tensor | None = None,
+    told: Told = NOTHING_TOLD,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yields the first step's mean and the last step's sample, residuals [n, C, h, w] in order, T frames in all.
 
     reference: latents [C + G, h, w], of which the last G are given to every frame. speech: [T, hops, mel], T >= 1; it
     may be a view that overlaps itself, only what a group of windows needs is copied. identity: the face's embedding
-    [D], for a denoiser that takes one. lips: shapes [T, L] (`MotionUnits.lip_shape`) in place of those that are heard.
-    reference_lips: the reference's own shape [L], NaN where a number is not known; None where nothing is.
+    [D], for a denoiser that takes one. told: what it is told of lips (`model.told.told_of`).
     The sample is steadied (`_steadied`); with one step, and of a backbone that makes each frame alone, it is the mean.
     Memory does not depend on T. Noise is drawn on the CPU, frame after frame: a seeded `generator`
     means the same clip on every device.
@@ -145,11 +149,13 @@ def sample_parts(
     def predict(timestep: torch.Tensor, windows: torch.Tensor, group: list[int]) -> torch.Tensor:
         places = torch.tensor(group)[:, None] + torch.arange(window)
         places = places.clamp(max=total - 1)
-        shapes = None if lips is None else lips[places].to(device)
+        shapes = None if told.lips is None else told.lips[places].to(device)
+        bent = None if told.bent is None else told.bent[places].to(device)
         if len(given):
             windows = torch.cat([windows, given.expand(*windows.shape[:2], *given.shape)], dim=2)
         sounds = speech[places].to(device)
-        return _predict(denoiser, windows, timestep, sounds, reference, identity, guidance, shapes, reference_lips)
+        seen = told.reference_lips, bent
+        return _predict(denoiser, windows, timestep, sounds, reference, identity, guidance, shapes, *seen)
 
     made, given = base.split(reference)
     channels = len(made)
@@ -271,13 +277,14 @@ def _predict(
     guidance: float,
     lips: torch.Tensor | None,
     reference_lips: torch.Tensor | None,
+    bent: torch.Tensor | None,
 ) -> torch.Tensor:
     """The one call of the denoiser: windows [B, T, C, h, w] with their sounds [B, T, hops, mel], guided if asked."""
     count = len(windows)
     faces, times = reference.expand(count, *reference.shape), timestep.expand(count)
     who = None if identity is None else identity.to(windows.device).expand(count, -1)
     seen = None if reference_lips is None else reference_lips.to(windows.device).expand(count, -1)
-    told = bare_denoiser(denoiser).told(seen)
+    told = bare_denoiser(denoiser).told(seen, bent)
     predicted = denoiser(windows, times, sounds, faces, None, who, lips, **told)
     if guidance != 1:
         silent = torch.zeros(count, dtype=torch.bool, device=windows.device)

@@ -55,6 +55,14 @@ class CodedDenoiser(MotionUnits):
             sound = torch.cat([torch.where(lips.isnan(), shapes, lips), rest], dim=-1)
         return sound if heard is None else torch.where(heard[:, None, None], sound, self.silence)
 
+    @torch.no_grad()
+    def heard_shapes(self, speech: torch.Tensor) -> torch.Tensor:
+        """The lip shapes [..., lip_numbers] that are heard in windows [..., hops, bins], without dropout."""
+        training = self.speech_encoder.training
+        code = self.speech_encoder.eval()(speech.flatten(0, -3)[None].to(self.device))[0]
+        self.speech_encoder.train(training)
+        return code[:, : len(self.lip_std)].unflatten(0, speech.shape[:-2])
+
     def hear_by(self, speech: str, hops: int, bins: int) -> None:
         """From now on hears windows [hops, bins] of other features, by an untrained encoder of torch's generator."""
         encoder = SpeechEncoder(hops, bins, int(self.config.motions))

@@ -21,6 +21,8 @@ class WindowBatch:
     a frame of the same clip (or its mean). identity: float32 [B, D], the clip's embedding; D is 0 where the shards hold
     none. lips: float32 [B, T, L], true lip shapes to train with, NaN where the sound is to be heard; L is 0 for none.
     reference_lips: float32 [B, L], the reference's own, NaN where they are not known; L is 0 for none.
+    reference_points: float32 [B, 68, 2], its face's 68 points, in fractions of the crop; [B, 0, 2] for none.
+    bent: float32 [B, T, C, h, w], the reference with each frame's lips; C is 0 for none.
     """
 
     latents: torch.Tensor
@@ -29,6 +31,8 @@ class WindowBatch:
     identity: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0))
     lips: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0, 0))
     reference_lips: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0))
+    reference_points: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0, 2))
+    bent: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0, 0, 0, 0))
 
     def __post_init__(self) -> None:
         if not self.identity.numel():
@@ -37,6 +41,10 @@ class WindowBatch:
             self.lips = self.latents.new_zeros(*self.latents.shape[:2], 0)
         if not self.reference_lips.numel():
             self.reference_lips = self.latents.new_zeros(len(self.latents), 0)
+        if not self.reference_points.numel():
+            self.reference_points = self.latents.new_zeros(len(self.latents), 0, 2)
+        if not self.bent.numel():
+            self.bent = self.latents.new_zeros(*self.latents.shape[:2], 0, *self.latents.shape[3:])
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -56,7 +64,7 @@ class PictureBatch:
 
     frames: uint8 [B, T, S, S, 3]. speech: float32 [B, T, hops, mel]. reference: uint8 [B, S, S, 3], a frame of the same
     clip. identity: float32 [B, D]. lips: float32 [B, T, LIP_MOTION] (`media.lips.lip_motion`), or L is 0, and
-    reference_lips [B, LIP_MOTION] alike.
+    reference_lips [B, LIP_MOTION] alike. reference_points: float32 [B, 68, 2], or [B, 0, 2].
     """
 
     frames: torch.Tensor
@@ -65,6 +73,7 @@ class PictureBatch:
     identity: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0))
     lips: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0, 0))
     reference_lips: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0))
+    reference_points: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0, 2))
 
     def __post_init__(self) -> None:
         if not self.identity.numel():
@@ -73,6 +82,8 @@ class PictureBatch:
             self.lips = torch.zeros(*self.frames.shape[:2], 0)
         if not self.reference_lips.numel():
             self.reference_lips = torch.zeros(len(self.frames), 0)
+        if not self.reference_points.numel():
+            self.reference_points = torch.zeros(len(self.frames), 0, 2)
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -103,8 +114,8 @@ def cut_windows(piece: Piece, window: int, count: int, name: str, wanted: Wanted
     """`count` windows at random places of a piece of at least so many frames, each with a reference of the piece.
 
     name: the same name means the same places. Returns latents (or frames) [count, window, ...], speech [count, window,
-    hops, mel], reference [count, ...], identity [count, D], lips [count, window, L] and reference_lips [count, L], L 0
-    where they are not wanted.
+    hops, mel], reference [count, ...], identity [count, D], lips [count, window, L], reference_lips [count, L] and
+    reference_points [count, 68, 2]; L is 0 where lips are not wanted, and so are the points.
     Raises `ValueError` for a piece that is too short, or that has no landmarks where lips are wanted.
     """
     seen = "frames" if wanted.pictures else "latents"
@@ -118,13 +129,14 @@ def cut_windows(piece: Piece, window: int, count: int, name: str, wanted: Wanted
     begins = (drawn[0] % (len(pictures) - window + 1)).astype(np.intp)
     index = begins[:, None] + np.arange(window)
     lips = lip_motion(piece.landmarks) if wanted.lips else np.zeros((len(pictures), 0), np.float32)
+    points = piece.landmarks if wanted.lips else np.zeros((len(pictures), 0, 2), np.float32)
     if wanted.mean_reference:
         mean = pictures.astype(np.float32).mean(0)
         reference = np.repeat(mean.astype(pictures.dtype)[None], count, axis=0)
-        reference_lips = np.repeat(lips.mean(0)[None], count, axis=0)
+        reference_lips, reference_points = (np.repeat(each.mean(0)[None], count, axis=0) for each in (lips, points))
     else:
         shown = (drawn[1] % len(pictures)).astype(np.intp)
-        reference, reference_lips = pictures[shown], lips[shown]
+        reference, reference_lips, reference_points = pictures[shown], lips[shown], points[shown]
     return {
         seen: pictures[index],
         "speech": piece.speech[index],
@@ -132,6 +144,7 @@ def cut_windows(piece: Piece, window: int, count: int, name: str, wanted: Wanted
         "identity": np.repeat(piece.identity[None], count, axis=0),
         "lips": lips[index],
         "reference_lips": reference_lips,
+        "reference_points": reference_points,
     }
 
 
@@ -139,7 +152,8 @@ def held_out_windows(pieces: Iterable[Piece], window: int, count: int, lips: boo
     """`count` windows spread evenly over held-out pieces, always the same; the reference is each piece's first frame.
 
     Pieces are taken in turn until there are enough; needs at least one. lips: with `media.lips.lip_motion` in that
-    field, which is no shape yet; the pieces must have been read with their landmarks.
+    field and the reference's, which are no shapes yet (`training.told_lips.tell_held_out`), and the reference's points;
+    the pieces must have been read with their landmarks.
     """
     kept = list(pieces)
     chosen = [kept[index * len(kept) // count] for index in range(count)]
@@ -149,14 +163,16 @@ def held_out_windows(pieces: Iterable[Piece], window: int, count: int, lips: boo
         room = len(piece.latents) - window
         begin = room * (2 * index + 1) // (2 * count)
         end = begin + window
-        motion = motions[index * len(kept) // count][begin:end]
-        parts.append((piece.latents[begin:end], piece.speech[begin:end], piece.latents[0], piece.identity, motion))
+        motion = motions[index * len(kept) // count]
+        points = piece.landmarks[0] if lips else np.zeros((0, 2))
+        own = piece.latents[0], piece.identity, motion[begin:end], motion[0], points
+        parts.append((piece.latents[begin:end], piece.speech[begin:end], *own))
     return WindowBatch(*(torch.from_numpy(np.stack(column)).float() for column in zip(*parts, strict=True)))
 
 
 Window = dict[str, np.ndarray]
-"""latents [T, C, h, w] or frames [T, S, S, 3], speech [T, hops, mel] and reference as stored, identity, lips and
-reference_lips."""
+"""latents [T, C, h, w] or frames [T, S, S, 3], speech [T, hops, mel] and reference as stored, identity, lips,
+reference_lips and reference_points."""
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,13 @@ A few dozen clips hold a few voices and a few heads: without this the network le
 said, and where that head was, not how its lips move.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from fedtalk_ray.media.lips import MIRRORED_FACE
 from fedtalk_ray.media.speech import LOG_MEL, SILENCE
 from fedtalk_ray.model.autoencoder import encode_pixels, frames_to_pixels
 from fedtalk_ray.model.denoiser import bare_denoiser
@@ -25,40 +28,72 @@ def vary_windows(pipeline: TalkingHeadPipeline, batch: PictureBatch, rng: np.ran
 
     Mirrored pictures have the same lip shapes (`media.lips.lip_motion`).
     """
-    pixels, speech = vary_seen_and_heard(batch, rng, bare_denoiser(pipeline.denoiser).config.speech)
+    pixels, speech, points = vary_seen_and_heard(batch, rng, bare_denoiser(pipeline.denoiser).config.speech)
     latents = encode_pixels(pipeline.autoencoder, pixels.flatten(0, 1).to(pipeline.autoencoder.device)).cpu()
     latents = latents.unflatten(0, (len(batch), -1))
-    return WindowBatch(latents[:, 1:], speech, latents[:, 0], batch.identity, batch.lips, batch.reference_lips)
+    lips = batch.lips, batch.reference_lips
+    return WindowBatch(latents[:, 1:], speech, latents[:, 0], batch.identity, *lips, points)
 
 
 def vary_seen_and_heard(
     batch: PictureBatch, rng: np.random.Generator, speech: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pixels float32 [B, 1 + T, 3, S, S] in [-1, 1], the reference first, and sounds float32 [B, T, hops, bins].
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Pixels float32 [B, 1 + T, 3, S, S] in [-1, 1], the reference first, sounds float32 [B, T, hops, bins], and where
+    the references' points have come to lie, [B, 68, 2].
 
     speech: which features the sounds are.
     """
     seen = torch.cat([batch.reference[:, None], batch.frames], dim=1).numpy()
-    pixels = torch.stack([vary_pictures(window, rng) for window in seen])
+    views = [View.drawn(rng) for _ in seen]
+    pixels = torch.stack([view.of_pictures(window) for view, window in zip(views, seen, strict=True)])
+    points = np.stack([view.of_points(face) for view, face in zip(views, batch.reference_points.numpy(), strict=True)])
     sounds = [vary_speech(window.numpy(), rng, speech == LOG_MEL) for window in batch.speech]
-    return pixels, torch.from_numpy(np.stack(sounds))
+    return pixels, torch.from_numpy(np.stack(sounds)), torch.from_numpy(points)
 
 
-def vary_pictures(frames: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
-    """Frames uint8 [T, S, S, 3] as pixels float32 [T, 3, S, S] in [-1, 1], all mirrored, moved and relit alike."""
-    pixels = frames_to_pixels(frames)
-    if rng.random() < 0.5:
-        pixels = pixels.flip(3)
-    turn, zoom = rng.normal(0, 0.03), np.exp(rng.normal(0, 0.03))
-    cosine, sine = np.cos(turn) * zoom, np.sin(turn) * zoom
-    shift = rng.normal(0, 0.03, 2)
-    transform = torch.tensor([[cosine, -sine, shift[0]], [sine, cosine, shift[1]]], dtype=torch.float32)
-    grid = F.affine_grid(transform.expand(len(pixels), 2, 3), list(pixels.shape), align_corners=False)
-    # Bicubic: between four pixels a bilinear picture is a soft one, and the network would learn to make soft ones.
-    pixels = F.grid_sample(pixels, grid, mode="bicubic", padding_mode="reflection", align_corners=False)
-    gain = np.exp(rng.normal(0, 0.1) + rng.normal(0, 0.04, 3)).astype(np.float32)
-    lift = (rng.normal(0, 0.06) + rng.normal(0, 0.02, 3)).astype(np.float32)
-    return (pixels * torch.from_numpy(gain)[:, None, None] + torch.from_numpy(lift)[:, None, None]).clamp(-1, 1)
+@dataclass(frozen=True)
+class View:
+    """How a window is seen: mirrored or not, moved, and relit by channel.
+
+    transform: float32 [2, 3], from places in the view to those in the crop, after mirroring, both in [-1, 1].
+    """
+
+    mirrored: bool
+    transform: np.ndarray
+    gain: np.ndarray
+    lift: np.ndarray
+
+    @staticmethod
+    def drawn(rng: np.random.Generator) -> "View":
+        mirrored = rng.random() < 0.5
+        turn, zoom = rng.normal(0, 0.03), np.exp(rng.normal(0, 0.03))
+        cosine, sine = np.cos(turn) * zoom, np.sin(turn) * zoom
+        shift = rng.normal(0, 0.03, 2)
+        gain = np.exp(rng.normal(0, 0.1) + rng.normal(0, 0.04, 3))
+        lift = rng.normal(0, 0.06) + rng.normal(0, 0.02, 3)
+        transform = np.array([[cosine, -sine, shift[0]], [sine, cosine, shift[1]]])
+        return View(mirrored, *(each.astype(np.float32) for each in (transform, gain, lift)))
+
+    def of_pictures(self, frames: np.ndarray) -> torch.Tensor:
+        """Frames uint8 [T, S, S, 3] as pixels float32 [T, 3, S, S] in [-1, 1]."""
+        pixels = frames_to_pixels(frames)
+        if self.mirrored:
+            pixels = pixels.flip(3)
+        transform = torch.from_numpy(self.transform).expand(len(pixels), 2, 3)
+        grid = F.affine_grid(transform, list(pixels.shape), align_corners=False)
+        # Bicubic: between four pixels a bilinear picture is a soft one, and the network would learn to make soft ones.
+        pixels = F.grid_sample(pixels, grid, mode="bicubic", padding_mode="reflection", align_corners=False)
+        gain, lift = (torch.from_numpy(each)[:, None, None] for each in (self.gain, self.lift))
+        return (pixels * gain + lift).clamp(-1, 1)
+
+    def of_points(self, points: np.ndarray) -> np.ndarray:
+        """The 68 points of a face, or none: float32 [68, 2], in fractions of the crop."""
+        if not len(points):
+            return points
+        if self.mirrored:
+            points = points[MIRRORED_FACE] * (-1, 1) + (1, 0)
+        there = (2 * points - 1 - self.transform[:, 2]) @ np.linalg.inv(self.transform[:, :2]).T
+        return ((there + 1) / 2).astype(np.float32)
 
 
 def vary_speech(speech: np.ndarray, rng: np.random.Generator, log_mel: bool = True) -> np.ndarray:

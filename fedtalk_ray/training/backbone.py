@@ -9,8 +9,8 @@ import torch
 from fedtalk_ray.errors import ShardError
 from fedtalk_ray.media.framing import ALIGNED, MUSETALK, Framing
 from fedtalk_ray.media.identity_embedding import NO_IDENTITY
-from fedtalk_ray.model.autoencoder import region_of
-from fedtalk_ray.model.denoiser import bare_denoiser
+from fedtalk_ray.model.autoencoder import region_of, sees_reference
+from fedtalk_ray.model.denoiser import TalkingHeadDenoiser, bare_denoiser
 from fedtalk_ray.model.embedded import find_model
 from fedtalk_ray.model.musetalk_folder import is_musetalk, read_autoencoder, speech_of
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline, fingerprint, load_pipeline, new_pipeline
@@ -32,7 +32,8 @@ def build_pipeline(
 
     hears_anew: whether the phase `speech` follows; then a pipeline that was trained on other sound features than the
     shards' keeps its other weights and gets a fresh speech encoder. sees_anew: whether all weights are trained; then
-    one that could not be told a reference's lips can be. settings: of an untrained `TalkingHeadDenoiser`.
+    one that could not be told a reference's lips can be, and works on it bent to each frame's. settings: of an
+    untrained `TalkingHeadDenoiser`.
     Raises `ShardError` for shards that the pipeline was not made for.
     """
     with torch.random.fork_rng(devices=[]):
@@ -44,11 +45,21 @@ def build_pipeline(
             # Again: what is drawn must not depend on what loading draws.
             torch.manual_seed(seed)
             _hear_as_in(manifest, pipeline, pretrained)
-        denoiser = bare_denoiser(pipeline.denoiser)
-        if sees_anew and hasattr(denoiser, "see_reference_lips"):
-            denoiser.see_reference_lips()
+        if sees_anew:
+            _know_the_reference(pipeline)
         check_fits(manifest, pipeline, pretrained)
         return pipeline
+
+
+def _know_the_reference(pipeline: TalkingHeadPipeline) -> None:
+    """Has a network of ours told the reference's lips, and shown it bent, of latents that can be."""
+    denoiser, autoencoder = bare_denoiser(pipeline.denoiser), pipeline.autoencoder
+    if not isinstance(denoiser, TalkingHeadDenoiser):
+        return
+    denoiser.see_reference_lips()
+    if sees_reference(autoencoder) and not denoiser.takes_bent():
+        known = autoencoder.config
+        denoiser.bend_latents(known.patch, known.luma_coefficients, known.chroma_coefficients)
 
 
 @dataclass(frozen=True)
@@ -113,8 +124,8 @@ def untrained_pipeline(manifest: Manifest, **settings: Any) -> TalkingHeadPipeli
     hops, bins = manifest.shapes["speech"]
     conditions = {"speech": manifest.speech, "speech_hops": hops, "mel_bins": bins}
     conditions |= {"identity": manifest.identity, "identity_dimensions": manifest.identity_dimensions}
-    conditions["reference_lips"] = True
     pipeline = new_pipeline(manifest.autoencoder, channels, size, **conditions | settings)
+    _know_the_reference(pipeline)
     manifest.check_autoencoder(fingerprint(pipeline), manifest.autoencoder)
     return pipeline
 

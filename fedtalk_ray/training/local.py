@@ -25,6 +25,7 @@ from fedtalk_ray.training.objective import Objective
 from fedtalk_ray.training.optimise import Loss, descend
 from fedtalk_ray.training.phases.phase import Fitted, Task, state_digest
 from fedtalk_ray.training.reliability import Reliability, score_client
+from fedtalk_ray.training.told_lips import tell_held_out
 
 
 def released_trainer(run: RunFolder, config: TrainConfig, device: str = "cpu") -> "LocalTrainer":
@@ -162,7 +163,7 @@ class LocalTrainer:
         self.model.eval()
         off = dict.fromkeys(("tdc", "motion", "identity", "perceptual", "sync", "speech_dropout"), 0.0)
         config = self._config.local.loss.model_copy(update=off)
-        moved = held_out.to(self._device)
+        moved = tell_held_out(bare_denoiser(self.model), held_out).to(self._device)
         return self.loss.held_out(self.model, moved, config, generator, draws)
 
     def _optimise(

@@ -75,7 +75,7 @@ def window_loss(
     noisy = scheduler.add_noise(clean, noise, timestep)
     sample = torch.cat([noisy, base.split(batch.latents)[1]], dim=2)
     given = sample, timestep, batch.speech, batch.reference, heard, batch.identity, batch.lips
-    predicted = denoiser(*given, **base.told(batch.reference_lips)).to(clean.dtype)
+    predicted = denoiser(*given, **base.told(batch.reference_lips, batch.bent)).to(clean.dtype)
 
     kind = base.config.prediction_type
     target = {"sample": clean, "epsilon": noise, "v_prediction": alpha * noise - sigma * clean}[kind]

@@ -23,7 +23,7 @@ from fedtalk_ray.shards.windows import Wanted, WindowBatch
 from fedtalk_ray.training.augment import vary_windows
 from fedtalk_ray.training.backbone import check_fits
 from fedtalk_ray.training.local import LocalTrainer, released_trainer
-from fedtalk_ray.training.told_lips import told_shapes
+from fedtalk_ray.training.told_lips import lips_wanted, tell
 
 HELD_OUT_WINDOWS = 8
 
@@ -66,7 +66,8 @@ def personalize(
     seed = derive_seed(config.seed, "personalize", client)
     identity = adapters.load_identity(trainer.model, folder.identity_adapter(client))
     trainer.load(adapters.to_vector(trainer.shared()), identity, seed)
-    held_out = people.windows(client, trainer.window, HELD_OUT_WINDOWS)
+    lips = lips_wanted(bare_denoiser(trainer.model), 0.0)
+    held_out = people.windows(client, trainer.window, HELD_OUT_WINDOWS, lips)
     before = trainer.held_out_loss(held_out, seed=0)
     trainer.personalize(varied_windows(trainer, people, config, client, steps, seed), steps, seed, tick)
     written = keep_own(folder, client, trainer.model)
@@ -101,7 +102,7 @@ def varied_windows(
     """
     local, rng, base = config.local, np.random.default_rng(seed), bare_denoiser(trainer.model)
     # What is heard stays to be heard; of the reference's lips as much is told as when the backbone was trained.
-    lips = base.takes_reference_lips() and base.knows_lips()
+    lips = base.knows_lips() and (base.takes_reference_lips() or base.takes_bent())
     size, most = local.batch_size, config.stream.shuffle_windows * people.training_pieces(client)
     for number in count():
         batches = people.batches(
@@ -115,7 +116,5 @@ def varied_windows(
         )
         for batch in batches:
             windows = vary_windows(trainer.pipeline, batch, rng)
-            if lips:
-                told = told_shapes(base, windows.lips, windows.reference_lips, 0.0, rng)
-                windows.lips, windows.reference_lips = told
+            tell(base, windows, 0.0, rng)
             yield windows

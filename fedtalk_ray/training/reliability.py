@@ -22,7 +22,9 @@ from fedtalk_ray.errors import TrainingError
 from fedtalk_ray.model.denoiser import TalkingHeadDenoiser, bare_denoiser
 from fedtalk_ray.model.identity import FaceCritic
 from fedtalk_ray.model.sampling import sample_clip
+from fedtalk_ray.model.told import Told
 from fedtalk_ray.shards.windows import WindowBatch
+from fedtalk_ray.training.told_lips import tell_held_out
 
 CHANCE_AGREEMENT = 1.5
 """How many times chance's an agreement is at a TempStab of one half. Over twelve held-out windows heard lips of seven
@@ -97,13 +99,14 @@ def generate_windows(
 
     One denoising step gives the mean of what may be seen, which is what agreement is best judged by.
     """
-    generator = torch.Generator().manual_seed(seed)
-    return torch.stack(
-        [
-            sample_clip(denoiser, scheduler, reference, speech, steps, generator=generator, identity=identity)
-            for reference, speech, identity in zip(windows.reference, windows.speech, windows.identity, strict=True)
-        ]
-    )
+    generator, base = torch.Generator().manual_seed(seed), bare_denoiser(denoiser)
+    made = []
+    for window in tell_held_out(base, windows).each():
+        own, bent = window.reference_lips[0], window.bent[0]
+        told = Told(None, own if len(own) else None, bent if bent.shape[1] else None)
+        given = denoiser, scheduler, window.reference[0], window.speech[0], steps
+        made.append(sample_clip(*given, generator=generator, identity=window.identity[0], told=told))
+    return torch.stack(made)
 
 
 def combine(id_sim: float | None, temp_stab: float, alpha: float) -> Reliability:

@@ -1,16 +1,59 @@
-"""What a window in training is told of lips: of most their true shapes, and of many references theirs, or a part.
+"""What a window in training is told of lips: of most their true shapes, of many references theirs, or a part, and the
+reference bent from its own lips to the window's.
 
 A network that is always told learns to need it, and one that is never told cannot use it. A photo shows how far its
 lips are apart, somebody's own video also where her mouth habitually sits.
 """
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import torch
 
 from fedtalk_ray.model.motion_units import MotionUnits
+from fedtalk_ray.model.told import filled
+from fedtalk_ray.shards.windows import WindowBatch
 
 REFERENCE_UNKNOWN, APERTURE_ALONE = 0.25, 0.25
-"""Shares of windows that are told nothing of the reference's lips, and their aperture alone."""
+"""Shares of windows that are told nothing of the reference's lips, and whose is not bent, and their aperture alone."""
+
+
+def tell(base: Any, windows: WindowBatch, share: float, rng: np.random.Generator) -> torch.Tensor | None:
+    """Gives windows their lip shapes (`told_shapes`) in place of motion, and their bent references.
+
+    Returns the flows that these were bent by, [B, T, 2, c, c]; None where nothing is.
+    """
+    if not windows.lips.shape[-1]:
+        return None
+    windows.lips, windows.reference_lips = told_shapes(base, windows.lips, windows.reference_lips, share, rng)
+    return _bend(base, windows)
+
+
+def tell_held_out(base: Any, windows: WindowBatch) -> WindowBatch:
+    """Held-out windows as a network is judged on them: their lips are heard, and the reference's own are told."""
+    if not windows.reference_lips.shape[-1]:
+        return windows
+    own = base.lip_shape(windows.reference_lips.to(base.device)).cpu()
+    told = replace(windows, lips=torch.full((*windows.lips.shape[:2], own.shape[-1]), torch.nan), reference_lips=own)
+    _bend(base, told)
+    return told
+
+
+@torch.no_grad()
+def _bend(base: Any, windows: WindowBatch) -> torch.Tensor | None:
+    if not base.takes_bent():
+        return None
+    shapes = torch.where(windows.lips.isnan(), base.heard_shapes(windows.speech).cpu(), windows.lips)
+    own = filled(base, windows.reference_lips.to(base.device)).cpu()
+    flows: torch.Tensor = base.flows(windows.reference_points, (shapes - own[:, None]).to(base.device))
+    windows.bent = base.latent_bend(windows.reference.to(base.device), flows).cpu()
+    return flows
+
+
+def lips_wanted(base: Any, share: float) -> bool:
+    """Whether windows need lips: to tell so large a share theirs, or to bend references."""
+    return bool(base.knows_lips() and (share > 0 or base.takes_bent()))
 
 
 def told_shapes(

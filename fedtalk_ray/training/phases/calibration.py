@@ -28,7 +28,8 @@ from fedtalk_ray.model.autoencoder import decode_pixels, frames_to_pixels, sees_
 from fedtalk_ray.model.denoiser import TalkingHeadDenoiser, bare_denoiser
 from fedtalk_ray.model.motion_units import mouth_blend
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
-from fedtalk_ray.model.sampling import sample_parts
+from fedtalk_ray.model.sampling import motion_of, sample_parts
+from fedtalk_ray.model.told import NOTHING_TOLD, told_of
 from fedtalk_ray.recipe import SMALLEST_SHARE
 from fedtalk_ray.shards.format import LANDMARKS, Piece
 from fedtalk_ray.training.phases.phase import Fitted, Score, Task, state_digest, until_halted
@@ -54,7 +55,7 @@ large autoencoder decodes is bounded."""
 LEAST_CERTAINTY = 0.5
 """Of the mouth's cells, on average. Models of drawn people have 0.86 to 1.07, one of GRID's speakers (six rounds of
 `faces`) 0.65; by what clients of one of drawn people send, a liar among eight could bring it to 0.12, and hardly a lip
-would move."""
+would move. Lips of a network that bends its reference move in any case, and it may add nothing."""
 DETAIL_UNIT = 100.0
 """What products of lost and missing detail are multiplied by, being squares of a tenth and less: all figures are about
 1, as the vector is clipped and noise is added to all of it alike."""
@@ -65,7 +66,9 @@ class Prediction:
     """One clip spoken from its first frame.
 
     face: that frame, uint8 [S, S, 3], and `reference`, its latents [1, C, h, w]. frames: the true ones, uint8
-    [T, S, S, 3]. truth, mean, sample: residuals [T, C, h, w].
+    [T, S, S, 3]. motion: of the reference bent to each frame's lips, residuals [T, C, h, w]; 0 for a network that takes
+    none. truth, mean, sample: what they are beyond that, residuals alike. bent: that reference's lower face, pixels
+    [T, 3, w, w], or None.
     """
 
     face: np.ndarray
@@ -74,14 +77,15 @@ class Prediction:
     truth: torch.Tensor
     mean: torch.Tensor
     sample: torch.Tensor
+    motion: torch.Tensor
+    bent: torch.Tensor | None = None
 
     def fewer(self, count: int) -> "Prediction":
         """At most so many of its frames, evenly out of all."""
         count = min(count, len(self.frames))
         kept = ((np.arange(count) + 0.5) * len(self.frames) / count).astype(int)
-        return replace(
-            self, frames=self.frames[kept], truth=self.truth[kept], mean=self.mean[kept], sample=self.sample[kept]
-        )
+        parts = {name: getattr(self, name)[kept] for name in ("frames", "truth", "mean", "sample", "motion")}
+        return replace(self, **parts, bent=None if self.bent is None else self.bent[kept])
 
 
 class Calibration:
@@ -113,7 +117,7 @@ class Calibration:
         if task.index and sections[0] is None:
             raise NothingToGive("the round before gave nothing to calibrate by")
         self._pipeline.denoiser.eval()
-        columns = ("frames", "latents", "speech", *((LANDMARKS,) if self._base.takes_reference_lips() else ()))
+        columns = ("frames", "latents", "speech", *((LANDMARKS,) if self._told() else ()))
         pieces = list(until_halted(task, task.people.pieces(task.client, "val", columns)))
         if not pieces:
             raise NothingToGive("it has no held-out clip to calibrate by")
@@ -165,6 +169,9 @@ class Calibration:
             begin += 1 + count
         return found
 
+    def _told(self) -> bool:
+        return bool(self._base.takes_reference_lips() or self._base.takes_bent())
+
     def _best(self, first: torch.Tensor | None) -> torch.Tensor:
         if first is None:
             raise TrainingError("the round before gave nothing to calibrate by")
@@ -177,7 +184,8 @@ class Calibration:
         certainty = best if second is None else best * chosen(second, len(best), base.region)
         # Raised alike, so that cells which cannot be predicted stay below the others.
         mouth = base.mouth()
-        certainty = certainty + mouth * max(0.0, LEAST_CERTAINTY - float((certainty * mouth).sum() / mouth.sum()))
+        least = 0.0 if base.takes_bent() else LEAST_CERTAINTY
+        certainty = certainty + mouth * max(0.0, least - float((certainty * mouth).sum() / mouth.sum()))
         _, _, true, mean, added = first
         lively = factor(true - certainty.square() * mean, added).clamp(min=0).sqrt()
         base.certainty.copy_(certainty)
@@ -190,22 +198,18 @@ def predict(pipeline: TalkingHeadPipeline, piece: Piece, seed: int) -> Predictio
     latents, speech = (torch.tensor(values).float() for values in (piece.latents, piece.speech))
     who = torch.tensor(piece.identity).float() if piece.identity.size else None
     generator = torch.Generator().manual_seed(seed)
-    shown = None
-    if base.takes_reference_lips() and len(piece.landmarks):
-        shown = base.lip_shape(torch.from_numpy(lips_of(piece.landmarks[:1], 0)).to(base.device))
-    parts = sample_parts(
-        pipeline.denoiser,
-        pipeline.scheduler,
-        latents[0],
-        speech,
-        generator=generator,
-        identity=who,
-        reference_lips=shown,
-    )
+    told = NOTHING_TOLD
+    if len(piece.landmarks):
+        told = told_of(base, latents[0], piece.landmarks[0], speech, lips_of(piece.landmarks[:1], 0))
+    given = pipeline.denoiser, pipeline.scheduler, latents[0], speech
+    parts = sample_parts(*given, generator=generator, identity=who, told=told)
     mean, sample = (torch.cat(part) for part in zip(*parts, strict=True))
-    latents = latents.to(base.device)
+    latents, places = latents.to(base.device), torch.arange(len(latents))
     truth = base.to_residual(latents[None], latents[:1])[0]
-    return Prediction(piece.frames[0], latents[:1], piece.frames, truth, mean, sample)
+    motion = motion_of(base, latents[:1], told, places) + torch.zeros_like(truth)
+    bent = pipeline.bent(piece.frames[0], told, places)
+    truth, mean, sample = (each - motion for each in (truth, mean, sample))
+    return Prediction(piece.frames[0], latents[:1], piece.frames, truth, mean, sample, motion, bent)
 
 
 def products(spoken: list[Prediction]) -> torch.Tensor:
@@ -268,8 +272,8 @@ def nearness(pipeline: TalkingHeadPipeline, spoken: list[Prediction], best: torc
             # Only what is laid over the reference can come nearer.
             around = around * torch.from_numpy(mask_of(truth.shape[-1]) > 0).to(around)
         for row, tried in zip(reached, FACTORS_TRIED, strict=True):
-            shown = base.from_residual((tried * best * each.mean)[None], each.reference)[0]
-            made = decode_pixels(pipeline.autoencoder, shown, frames_to_pixels(each.face[None]))
+            shown = base.from_residual((each.motion + tried * best * each.mean)[None], each.reference)[0]
+            made = decode_pixels(pipeline.autoencoder, shown, frames_to_pixels(each.face[None]), bent=each.bent)
             errors = (made - truth).square().mean(1)
             for place, region in enumerate((inside, around)):
                 row[place] -= 10 * ((errors * region).sum((1, 2)) / region.sum()).clamp(min=1e-8).log10().mean().cpu()
@@ -301,7 +305,8 @@ def lacking_and_lost(pipeline: TalkingHeadPipeline, spoken: list[Prediction]) ->
         return torch.zeros(2, base.config.latent_size, base.config.latent_size)
     parts = []
     for each in spoken:
-        shown = base.from_residual(base.shown(each.mean, each.sample)[None], each.reference)[0]
+        residual = each.motion + base.shown(each.mean, each.sample)
+        shown = base.from_residual(residual[None], each.reference)[0]
         lost = pipeline.lost_detail(each.face, each.reference[0])
         missing = frames_to_pixels(each.frames) - decode_pixels(pipeline.autoencoder, shown).float().cpu()
         pairs = torch.stack([(lost * missing).mean((0, 1)), lost.square().mean(0)])

@@ -17,7 +17,7 @@ from fedtalk_ray.training.augment import vary_windows
 from fedtalk_ray.training.local import LocalTrainer, batches_needed
 from fedtalk_ray.training.phases.phase import Fitted, Score, Task, until_halted
 from fedtalk_ray.training.phases.speech import check_sound
-from fedtalk_ray.training.told_lips import told_shapes
+from fedtalk_ray.training.told_lips import lips_wanted, tell
 
 
 class Faces:
@@ -35,7 +35,7 @@ class Faces:
     def fit(self, task: Task) -> Fitted:
         local, trainer, people = self._config.local, self._trainer, task.people
         base = bare_denoiser(trainer.model)
-        wanted = Wanted(pictures=local.vary, lips=local.true_lips > 0 and base.knows_lips())
+        wanted = Wanted(pictures=local.vary, lips=lips_wanted(base, local.true_lips))
         batches = people.batches(
             task.client,
             window=trainer.window,
@@ -64,13 +64,10 @@ class Faces:
         return self._trainer.frozen_digest()
 
     def _taught(self, batches: Iterable[PictureBatch | WindowBatch], rng: np.random.Generator) -> Iterator[WindowBatch]:
-        """Windows to train on: varied where that is wanted, and most with lip shapes (`told_shapes`)."""
+        """Windows to train on: varied where that is wanted, and most with lip shapes (`tell`)."""
         base = bare_denoiser(self._trainer.model)
         for batch in batches:
             check_sound(batch.speech)
             windows = vary_windows(self._trainer.pipeline, batch, rng) if isinstance(batch, PictureBatch) else batch
-            if windows.lips.shape[-1]:
-                windows.lips, windows.reference_lips = told_shapes(
-                    base, windows.lips, windows.reference_lips, self._config.local.true_lips, rng
-                )
+            tell(base, windows, self._config.local.true_lips, rng)
             yield windows

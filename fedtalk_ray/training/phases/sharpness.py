@@ -21,12 +21,13 @@ from torch.func import functional_call
 from fedtalk_ray.media.compositing import mask_of
 from fedtalk_ray.model.adversary import Adversary
 from fedtalk_ray.model.autoencoder import encode_pixels, scaling_factor, sees_reference
+from fedtalk_ray.model.bending import bend
 from fedtalk_ray.model.denoiser import bare_denoiser
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
 from fedtalk_ray.model.sampling import DEFAULT_STEPS
 from fedtalk_ray.model.st_lpips import VggFeatures
 from fedtalk_ray.recipe import SharpnessConfig
-from fedtalk_ray.shards.windows import PictureBatch, Wanted
+from fedtalk_ray.shards.windows import PictureBatch, Wanted, WindowBatch
 from fedtalk_ray.slot_settings import StreamConfig
 from fedtalk_ray.training.augment import vary_seen_and_heard
 from fedtalk_ray.training.losses import cell_weights
@@ -34,7 +35,7 @@ from fedtalk_ray.training.optimise import Loss
 from fedtalk_ray.training.phases.module_steps import ModuleSteps
 from fedtalk_ray.training.phases.phase import Task
 from fedtalk_ray.training.phases.speech import check_sound
-from fedtalk_ray.training.told_lips import told_shapes
+from fedtalk_ray.training.told_lips import lips_wanted, tell
 
 MOUTH_WEIGHT = 3.0
 """How much more the mouth's pixels count than the rest of what is shown."""
@@ -60,7 +61,7 @@ def sharpness_phase(
     """true_lips: share of windows that are predicted from their true lip shapes (`local.true_lips`)."""
     vgg = VggFeatures().to(device) if config.vgg else None
     painter = Painter(pipeline, Adversary().to(device), config, true_lips, vgg)
-    wanted = Wanted(pictures=True, lips=true_lips > 0 and bare_denoiser(pipeline.denoiser).knows_lips())
+    wanted = Wanted(pictures=True, lips=lips_wanted(bare_denoiser(pipeline.denoiser), true_lips))
 
     def losses(task: Task, rng: np.random.Generator) -> Iterator[Loss]:
         batches = task.people.batches(
@@ -106,21 +107,23 @@ class Painter:
     def loss(self, batch: PictureBatch, rng: np.random.Generator, judged: bool) -> Loss:
         """Of `config.frames` frames of each window. judged: whether the adversary's word counts."""
         check_sound(batch.speech)
-        pixels, sounds = vary_seen_and_heard(batch, rng, self._base.config.speech)
+        pixels, sounds, points = vary_seen_and_heard(batch, rng, self._base.config.speech)
         pixels = pixels.to(self._autoencoder.device)
-        predicted, reference = self._predicted(pixels, sounds, batch, rng)
+        predicted, flows = self._predicted(pixels, sounds, points, batch, rng)
         frames = torch.from_numpy(rng.permuted(np.tile(np.arange(self.window), (len(batch), 1)), axis=1))
         frames = frames[:, : self._config.frames].to(pixels.device)
         rows = torch.arange(len(batch), device=pixels.device)[:, None]
         latents = predicted[rows, frames].flatten(0, 1) / scaling_factor(self._autoencoder)
         true = self._autoencoder.window(pixels[:, 1:][rows, frames].flatten(0, 1))
-        face = reference.repeat_interleave(frames.shape[1], dim=0)
+        face = self._autoencoder.window(pixels[:, 0]).repeat_interleave(frames.shape[1], dim=0)
+        if flows is not None:
+            face = bend(face, flows.to(pixels.device)[rows, frames].flatten(0, 1))
         made = self._autoencoder.windows(latents, face)
         # What is not shown of a window need not look like anything.
         shown = self._autoencoder.window(torch.from_numpy(mask_of(pixels.shape[-1])).to(pixels))
         weights = shown * cell_weights(shown.shape[-1], MOUTH_WEIGHT, self._base.region).to(pixels)
         near = (weights / weights.mean() * (made - true).abs()).mean()
-        made, true, face = shown * made, shown * true, shown * self._autoencoder.window(face)
+        made, true, face = shown * made, shown * true, shown * face
         loss, terms = self._with_adversary(near, made, true, face, judged)
         if self._vgg is not None:
             top, left = rng.integers(0, max(1, made.shape[-1] - CUT + 1), 2)
@@ -131,27 +134,33 @@ class Painter:
 
     @torch.no_grad()
     def _predicted(
-        self, pixels: torch.Tensor, sounds: torch.Tensor, batch: PictureBatch, rng: np.random.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scaled latents [B, T, C, h, w], the mean that generation begins with or some true ones, and reference crops
-        [B, 3, S, S]."""
+        self,
+        pixels: torch.Tensor,
+        sounds: torch.Tensor,
+        points: torch.Tensor,
+        batch: PictureBatch,
+        rng: np.random.Generator,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Scaled latents [B, T, C, h, w], the mean that generation begins with or some true ones, and what references
+        are bent by [B, T, 2, c, c], None where nothing is."""
         base = self._base
         latents = encode_pixels(self._autoencoder, pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2])
-        first = latents[:, 0]
-        lips = seen = None
-        if batch.lips.shape[-1]:
-            told = told_shapes(base, batch.lips, batch.reference_lips, self._true_lips, rng)
-            lips, seen = (each.to(base.device) for each in told)
-        nothing = torch.zeros_like(latents[:, 1:])
-        time, who = self._scheduler.timesteps[0], batch.identity.to(base.device)
+        told = batch.identity, batch.lips, batch.reference_lips, points
+        windows = WindowBatch(latents[:, 1:].cpu(), sounds, latents[:, 0].cpu(), *told)
+        flows = tell(base, windows, self._true_lips, rng)
+        windows = windows.to(base.device)
+        nothing, first = torch.zeros_like(windows.latents), windows.reference
+        time = self._scheduler.timesteps[0]
         times = time.to(base.device).expand(len(batch))
-        given = nothing, times, sounds.to(base.device), first, None, who, lips
-        answer = self._pipeline.denoiser(*given, **base.told(seen)).float()
+        given = nothing, times, windows.speech, first, None, windows.identity, windows.lips
+        more = base.told(windows.reference_lips, windows.bent)
+        answer = self._pipeline.denoiser(*given, **more).float()
         mean = self._scheduler.step(answer, time, nothing).pred_original_sample
-        shown = base.from_residual(base.certainty * mean, first)
+        motion = base.to_residual(more["bent"], first) if "bent" in more else 0.0
+        shown = base.from_residual(motion + base.certainty * (mean - motion), first)
         kept = torch.from_numpy(rng.random(len(batch)) < TRUE_LATENTS)
-        shown[kept] = latents[:, 1:][kept]
-        return shown, pixels[:, 0]
+        shown[kept] = windows.latents[kept]
+        return shown, flows
 
     def _with_adversary(
         self, near: torch.Tensor, made: torch.Tensor, true: torch.Tensor, face: torch.Tensor, judged: bool

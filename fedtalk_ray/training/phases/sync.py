@@ -20,7 +20,7 @@ from fedtalk_ray.model.autoencoder import encode_pixels
 from fedtalk_ray.model.sync import SPAN, SyncNetwork, find_offset
 from fedtalk_ray.recipe import SyncConfig
 from fedtalk_ray.shards.format import Piece
-from fedtalk_ray.training.augment import vary_pictures, vary_speech
+from fedtalk_ray.training.augment import View, vary_speech
 from fedtalk_ray.training.optimise import Loss
 from fedtalk_ray.training.phases.module_steps import ModuleSteps, of_pieces
 
@@ -104,13 +104,13 @@ def pair_loss(
 
 
 def vary_clips(pieces: list[Piece], autoencoder: ModelMixin, rng: np.random.Generator) -> list[Piece]:
-    """The same pieces with latents of varied pictures (`vary_pictures`): `sync_losses` adds some to a client's own.
+    """The same pieces with latents of varied pictures (`View`): `sync_losses` adds some to a client's own.
 
     Frames and sound are shared with the originals, so a copy costs its latents. About 15 ms a clip of 75 frames.
     """
     copies = []
     for piece in pieces:
-        parts = vary_pictures(piece.frames, rng).split(32)
+        parts = View.drawn(rng).of_pictures(piece.frames).split(32)
         device = autoencoder.device
         latents = torch.cat([encode_pixels(autoencoder, part.to(device)).cpu() for part in parts]).numpy()
         latents = latents.astype(np.float16)

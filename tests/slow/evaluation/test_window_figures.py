@@ -10,6 +10,7 @@ from fedtalk_ray.errors import ShardError
 from fedtalk_ray.evaluation import metrics
 from fedtalk_ray.evaluation.window_figures import DRAWS, measure_windows, motion_agreement, window_figures
 from fedtalk_ray.media.face_template import mouth_mask
+from fedtalk_ray.media.lips import LIP_MOTION
 from fedtalk_ray.model.autoencoder import decode_latents
 from fedtalk_ray.model.sampling import sample_clip
 from fedtalk_ray.seeding import derive_seed
@@ -161,3 +162,18 @@ def test_frames_out_of_order_agree_by_chance_only() -> None:
     order = torch.randperm(18, generator=generator)
     shuffled = truth.flatten(0, 1)[order].unflatten(0, (3, 6))
     assert abs(motion_agreement(truth, shuffled)) < 0.3 < motion_agreement(truth, truth + clips(2))
+
+
+def test_a_network_that_bends_is_measured_as_it_speaks(make_pipeline, make_windows, face_points, make_config) -> None:
+    """From the reference bent to what is heard: loss and windows are those, not those of a face that stays as it is."""
+    pipeline, windows = make_pipeline(bends=(4, 2, 1), region="lower face"), make_windows(3)
+    torch.nn.init.normal_(pipeline.denoiser.lip_axes, std=0.2, generator=torch.Generator().manual_seed(0))
+    pipeline.denoiser.lip_std.fill_(0.05)
+    still = measure_windows(pipeline, windows, 5)
+    windows.lips = torch.zeros(3, 4, LIP_MOTION)
+    windows.reference_lips = torch.zeros(3, LIP_MOTION)
+    windows.reference_points = torch.from_numpy(face_points).float().expand(3, -1, -1)
+    bent = measure_windows(pipeline, windows, 5)
+    assert bent["loss"] != still["loss"] and bent["motion_error"] != still["motion_error"]
+    trainer = LocalTrainer(pipeline, make_config())
+    assert bent["loss"] == pytest.approx(trainer.held_out_loss(windows, seed=5, draws=DRAWS), rel=1e-5)

@@ -8,9 +8,11 @@ import torch
 from scipy.ndimage import gaussian_filter1d, uniform_filter1d
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fedtalk_ray.media.lips import LIP_MOTION
 from fedtalk_ray.model.pipeline import frame_count
 from fedtalk_ray.model.sampling import _steadied, sample_clip, sample_parts, sample_stream
 from fedtalk_ray.model.schedule import make_scheduler
+from fedtalk_ray.model.told import Told, told_of
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -290,7 +292,7 @@ def test_every_window_is_told_the_lips_of_its_own_frames(make_denoiser) -> None:
         blend = torch.tensor([min(place + 1, window - place) for place in range(window)])[:, None, None, None]
         sums[part] += blend * told
         weights[part] += blend
-    made = sample_clip(denoiser, make_scheduler("sample"), reference, speech, steps=1, lips=lips)
+    made = sample_clip(denoiser, make_scheduler("sample"), reference, speech, steps=1, told=Told(lips=lips))
     torch.testing.assert_close(made, denoiser.from_residual((sums / weights)[None], reference[None])[0])
     heard = sample_clip(denoiser, make_scheduler("sample"), reference, speech, steps=1)
     assert (made - heard).abs().max() > 1e-3
@@ -309,7 +311,42 @@ def test_every_window_is_told_the_lips_of_the_reference(make_denoiser, guidance:
         told = denoiser(*given, reference_lips=lips[None])
         deaf = denoiser(*given, torch.tensor([False]), reference_lips=lips[None])
     expected = denoiser.from_residual(deaf + guidance * (told - deaf), reference[None])[0]
-    made = sample_clip(denoiser, make_scheduler("sample"), reference, speech, 1, guidance, reference_lips=lips)
+    made = sample_clip(
+        denoiser, make_scheduler("sample"), reference, speech, 1, guidance, told=Told(reference_lips=lips)
+    )
     torch.testing.assert_close(made, expected, atol=1e-5, rtol=1e-5)
     untold = sample_clip(denoiser, make_scheduler("sample"), reference, speech, 1, guidance)
     assert (made - untold).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_every_frame_is_made_from_the_reference_with_its_lips(make_denoiser, face_points, guidance: float) -> None:
+    """Of a clip of three windows, in one step, by the definition; where nothing is heard nothing is bent."""
+    denoiser = make_denoiser(reference_lips=True, bends=(4, 2, 1), region="lower face").eval()
+    torch.nn.init.normal_(denoiser.lip_axes, std=0.1, generator=seeded(1))
+    denoiser.lip_std.fill_(0.05)
+    denoiser.certainty.fill_(0.4)
+    window = denoiser.config.window
+    reference, speech = clip(denoiser, 2 * window)
+    motion = np.random.default_rng(2).normal(0, 0.03, LIP_MOTION).astype(np.float32)
+    told = told_of(denoiser, reference, face_points, speech, motion)
+    own, shapes = denoiser.lip_shape(torch.from_numpy(motion)), denoiser.heard_shapes(speech)
+    flows = denoiser.flows(torch.from_numpy(face_points)[None], (shapes - own)[None])
+    bent = denoiser.latent_bend(reference[None], flows)
+    scheduler = make_scheduler("sample")
+    scheduler.set_timesteps(1)
+    sums, weights = torch.zeros(2 * window, *reference.shape), torch.zeros(2 * window, 1, 1, 1)
+    blend = torch.tensor([min(place + 1, window - place) for place in range(window)])[:, None, None, None]
+    for begin in (0, window // 2, window):
+        part = slice(begin, begin + window)
+        given = torch.zeros(1, window, *reference.shape), scheduler.timesteps, speech[None, part], reference[None]
+        with torch.no_grad():
+            hears = denoiser(*given, reference_lips=own[None], bent=bent[:, part])[0]
+            deaf = denoiser(*given, torch.tensor([False]), reference_lips=own[None])[0]
+        sums[part] += blend * (deaf + guidance * (hears - deaf))
+        weights[part] += blend
+    motion = denoiser.to_residual(bent, reference[None])[0]
+    shown = motion + 0.4 * (sums / weights - motion)  # what the network adds to the bent face is shown in part
+    made = sample_clip(denoiser, make_scheduler("sample"), reference, speech, 1, guidance, told=told)
+    torch.testing.assert_close(made, denoiser.from_residual(shown[None], reference[None])[0], atol=1e-4, rtol=1e-4)
+    assert (made - sample_clip(denoiser, make_scheduler("sample"), reference, speech, 1, guidance)).abs().max() > 1e-2

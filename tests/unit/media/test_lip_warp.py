@@ -6,20 +6,9 @@ import numpy as np
 import pytest
 
 from fedtalk_ray.media.lip_warp import MOVED_POINTS, warp_lips
-from fedtalk_ray.media.lips import MIRRORED, MOUTH_POINTS
+from fedtalk_ray.media.lips import MIRRORED, MIRRORED_FACE, MOUTH_POINTS
 
 SIDE = 144
-
-
-def points() -> np.ndarray:
-    """A face's points, about where an aligned crop has them: jaw, brows, nose, eyes, an ellipse for each lip."""
-    jaw = [(0.5 + 0.42 * np.cos(a), 0.5 + 0.5 * np.sin(a)) for a in np.linspace(np.pi, 0, 17)]
-    above = [(x, 0.3) for x in np.linspace(0.2, 0.8, 10)]
-    nose = [(0.5, y) for y in np.linspace(0.35, 0.5, 4)] + [(x, 0.58) for x in np.linspace(0.43, 0.57, 5)]
-    eyes = [(x, 0.38) for x in np.linspace(0.28, 0.72, 12)]
-    outer = [(0.5 - 0.14 * np.cos(a), 0.75 - 0.06 * np.sin(a)) for a in np.arange(12) * np.pi / 6]
-    inner = [(0.5 - 0.10 * np.cos(a), 0.75 - 0.01 * np.sin(a)) for a in np.arange(8) * np.pi / 4]
-    return np.array([*jaw, *above, *nose, *eyes, *outer, *inner])
 
 
 def blobs(places: np.ndarray) -> np.ndarray:
@@ -40,14 +29,14 @@ def dot(frame: np.ndarray, near: np.ndarray) -> np.ndarray:
     return np.array([(x * weight).sum(), (y * weight).sum()]) / weight.sum() / SIDE + 0.5 / SIDE
 
 
-def test_no_move_leaves_every_pixel() -> None:
+def test_no_move_leaves_every_pixel(face_points: np.ndarray) -> None:
     rng = np.random.default_rng(0)
     face = rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8)
-    assert np.array_equal(warp_lips(face, points(), np.zeros((2, 68, 2))), np.stack([face, face]))
+    assert np.array_equal(warp_lips(face, face_points, np.zeros((2, 68, 2))), np.stack([face, face]))
 
 
-def test_a_lower_lip_goes_where_it_is_sent_and_eyes_stay() -> None:
-    at = points()
+def test_a_lower_lip_goes_where_it_is_sent_and_eyes_stay(face_points: np.ndarray) -> None:
+    at = face_points
     lower, eye, brow = 57, 40, 20  # the middle of the lower lip's outer edge
     moves = np.zeros((3, 68, 2))
     # The lower lip and the chin below it go down together, a little and by twice as much.
@@ -61,32 +50,34 @@ def test_a_lower_lip_goes_where_it_is_sent_and_eyes_stay() -> None:
             assert dot(frame, at[still]) == pytest.approx(at[still], abs=0.001)
 
 
-def test_left_and_right_are_bent_alike() -> None:
-    mirror = np.array([(1 - x, y) for x, y in points()])
+def test_left_and_right_are_bent_alike(face_points: np.ndarray) -> None:
+    mirror = np.array([(1 - x, y) for x, y in face_points])
     order = np.arange(68)
     order[:17] = order[16::-1]
     order[17:27] = order[26:16:-1]
     order[31:36] = order[35:30:-1]
-    order[36:48] = order[47:35:-1]
+    # Eyes from corner to corner above, and back below.
+    order[36:48] = [45, 44, 43, 42, 47, 46, 39, 38, 37, 36, 41, 40]
     order[MOUTH_POINTS] = order[MOUTH_POINTS][MIRRORED]
+    assert order.tolist() == MIRRORED_FACE
     face = np.random.default_rng(1).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
     move = np.zeros((68, 2))
     move[MOUTH_POINTS] = np.random.default_rng(2).normal(0, 0.01, (20, 2))
-    (made,) = warp_lips(face, points(), move[None])
+    (made,) = warp_lips(face, face_points, move[None])
     (other,) = warp_lips(face[:, ::-1].copy(), mirror[order], (move * (-1, 1))[order][None])
     assert np.abs(made.astype(int) - other[:, ::-1].astype(int)).max() <= 2
 
 
-def test_points_that_do_not_speak_bend_nothing() -> None:
+def test_points_that_do_not_speak_bend_nothing(face_points: np.ndarray) -> None:
     face = np.random.default_rng(3).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
     moves = np.full((1, 68, 2), 0.05)
     moves[:, MOVED_POINTS] = 0
-    assert np.array_equal(warp_lips(face, points(), moves)[0], face)
+    assert np.array_equal(warp_lips(face, face_points, moves)[0], face)
 
 
-def test_other_shapes_are_refused() -> None:
+def test_other_shapes_are_refused(face_points: np.ndarray) -> None:
     face = np.zeros((SIDE, SIDE, 3), np.uint8)
     with pytest.raises(ValueError, match=re.escape("a square crop; got float32 [144, 144, 3]")):
-        warp_lips(face.astype(np.float32), points(), np.zeros((1, 68, 2)))
+        warp_lips(face.astype(np.float32), face_points, np.zeros((1, 68, 2)))
     with pytest.raises(ValueError, match=re.escape("got [68, 2], [68, 2]")):
-        warp_lips(face, points(), np.zeros((68, 2)))
+        warp_lips(face, face_points, np.zeros((68, 2)))

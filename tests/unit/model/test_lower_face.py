@@ -13,17 +13,19 @@ from fedtalk_ray.errors import ShardError
 from fedtalk_ray.evaluation import metrics
 from fedtalk_ray.evaluation.window_figures import measure_windows
 from fedtalk_ray.media.compositing import mask_of
-from fedtalk_ray.media.face_template import MOUTH_BOX, mouth_mask
+from fedtalk_ray.media.face_template import MOUTH_BOX, mouth_mask, region_edges
 from fedtalk_ray.media.lips import LIP_MOTION
 from fedtalk_ray.model.autoencoder import (
     decode_latents,
     encode_frames,
     encoder_fingerprint,
+    frames_to_pixels,
     load_autoencoder,
     pixels_to_frames,
     region_of,
     sees_reference,
 )
+from fedtalk_ray.model.bending import bend, lower_flow
 from fedtalk_ray.model.lower_face import LowerFaceAutoencoder
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline, load_pipeline, new_pipeline
 from fedtalk_ray.shards.windows import WindowBatch
@@ -260,3 +262,64 @@ def test_blue_puppets_have_no_stripes(who: int) -> None:
     bounded = psnr()
     autoencoder.register_to_config(known_chroma=None)
     assert bounded > psnr() + 3 and bounded > 27
+
+
+def test_detail_is_taken_from_the_face_as_its_lips_are_in_each_frame() -> None:
+    """Outside the mask every pixel stays the reference's; latents of the bent face give the bent face."""
+    autoencoder, face = LowerFaceAutoencoder(widths=(8, 16)).eval(), noise_frames(1)
+    bent = autoencoder.window(frames_to_pixels(noise_frames(3, seed=1)))
+    made = decode_latents(autoencoder, autoencoder.encoder(bent), batch=2, face=face[0], bent=bent, soft_border=False)
+    left, top, right, bottom = region_edges(SIDE, "lower face")
+    np.testing.assert_array_equal(made[:, top:bottom, left:right], pixels_to_frames(bent))
+    softly = decode_latents(autoencoder, autoencoder.encoder(bent), face=face[0], bent=bent)
+    outside = mask_of(SIDE) == 0
+    assert outside.mean() > 0.4 and (softly[:, outside] == face[:, outside]).all()
+    assert (softly != decode_latents(autoencoder, autoencoder.encoder(bent), face=face[0])).any()
+
+
+@pytest.fixture
+def bending(face_points: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> TalkingHeadPipeline:
+    """A pipeline whose network adds nothing to what it is told, of faces with these points."""
+    torch.manual_seed(0)
+    pipeline = new_pipeline("lower-face", 32, 4, widths=(16, 32), window=4, reference_lips=True)
+    pipeline.denoiser.eval().bend_latents(8, 20, 6)
+    torch.nn.init.normal_(pipeline.denoiser.lip_axes, std=0.2, generator=torch.Generator().manual_seed(1))
+    pipeline.denoiser.lip_std.fill_(0.1)
+    points = face_points.astype(np.float32)[None]
+    monkeypatch.setattr("fedtalk_ray.model.pipeline.face_landmarks", lambda frames: points.repeat(len(frames), 0))
+    return pipeline
+
+
+def test_a_face_says_told_lips_by_being_bent_to_them(bending: TalkingHeadPipeline, face_points: np.ndarray) -> None:
+    """From where its own are, with its own detail: an untrained network shows the picture of the bent face itself."""
+    face = noise_frames(1)[0]
+    lips = np.random.default_rng(0).normal(0, 0.02, (7, LIP_MOTION)).astype(np.float32)
+    audio = np.random.default_rng(1).normal(0, 0.1, 7 * 640).astype(np.float32)
+    with torch.no_grad():
+        made = bending(face, audio, 1, lips=lips, reference_lips=lips[0]).frames
+    base = bending.denoiser
+    shapes = base.lip_shape(torch.from_numpy(lips))
+    flows = lower_flow(face_points, base.mouth_moves(shapes - shapes[0]).double().numpy())
+    lower = bending.autoencoder.window(frames_to_pixels(face[None]))
+    bent = bend(lower, flows)
+    soft = base.latent_bend(bending.autoencoder.encode(frames_to_pixels(face[None])).latents, flows[None])[0]
+    expected = decode_latents(bending.autoencoder, soft, face=face, bent=bent)
+    assert np.abs(made.astype(int) - expected).max() <= 1
+    assert np.abs(made[0].astype(int) - face).max() <= 2 < np.abs(made[3].astype(int) - face).max()
+
+
+def test_a_streamed_face_is_bent_as_a_whole_clip_is(bending: TalkingHeadPipeline) -> None:
+    """However long, and whatever is known of its lips; blocks end where windows do not."""
+    wake_up = torch.Generator().manual_seed(2)
+    torch.nn.init.normal_(bending.denoiser.conv_out.weight, std=0.05, generator=wake_up)
+    face, audio = noise_frames(1)[0], np.random.default_rng(1).normal(0, 0.1, 23 * 640).astype(np.float32)
+    known = np.random.default_rng(3).normal(0, 0.02, LIP_MOTION).astype(np.float32)
+    made = []
+    for lips in (None, known):
+        seeded = [torch.Generator().manual_seed(4) for _ in range(2)]
+        whole = bending(face, audio, generator=seeded[0], reference_lips=lips).frames
+        streamed = list(bending.stream(face, audio, generator=seeded[1], block=5, reference_lips=lips))
+        assert [len(block) for block in streamed] == [5, 5, 5, 5, 3]
+        assert np.array_equal(np.concatenate(streamed), whole)
+        made.append(whole)
+    assert (made[0] != made[1]).any()

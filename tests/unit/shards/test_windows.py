@@ -122,9 +122,15 @@ def test_held_out_windows_have_lips_only_where_they_are_asked_for() -> None:
     """What reads whole pieces must not have lips that move taken for shapes to train with."""
     points = np.random.default_rng(0).uniform(0.2, 0.8, (20, 68, 2)).astype(np.float32)
     whole = replace(piece(20), landmarks=points)
-    assert held_out_windows([whole], 4, 2).lips.shape == (2, 4, 0)
-    lips = held_out_windows([whole], 4, 2, lips=True).lips.numpy()
-    np.testing.assert_array_equal(lips, np.stack([lip_motion(points)[begin : begin + 4] for begin in (4, 12)]))
+    without = held_out_windows([whole], 4, 2)
+    assert without.lips.shape == (2, 4, 0) and without.reference_lips.shape == (2, 0)
+    assert without.reference_points.shape == (2, 0, 2)
+    windows = held_out_windows([whole], 4, 2, lips=True)
+    for found, first in ((windows.reference_lips, lip_motion(points)[0]), (windows.reference_points, points[0])):
+        np.testing.assert_array_equal(found.numpy(), np.stack([first, first]))
+    np.testing.assert_array_equal(
+        windows.lips.numpy(), np.stack([lip_motion(points)[begin : begin + 4] for begin in (4, 12)])
+    )
 
 
 def test_every_reference_has_its_own_lips() -> None:
@@ -140,3 +146,14 @@ def test_every_reference_has_its_own_lips() -> None:
     np.testing.assert_allclose(at_rest, np.repeat(motion.mean(0)[None], 9, axis=0), atol=1e-6)
     assert np.abs(at_rest[:, 1:]).max() < 1e-6, "displacements count from where the mouth sits"
     assert cut_windows(whole, 4, 9, "0")["reference_lips"].shape == (9, 0)
+
+
+def test_every_reference_has_its_own_points() -> None:
+    """Where the face of the frame that is shown has them; of the mean frame their mean."""
+    points = np.random.default_rng(0).uniform(0.2, 0.8, (20, 68, 2)).astype(np.float32)
+    whole = replace(piece(20), landmarks=points)
+    cut = cut_windows(whole, 4, 9, "0", Wanted(lips=True))
+    np.testing.assert_array_equal(cut["reference_points"], points[cut["reference"][:, 0, 0, 0].astype(int)])
+    at_rest = cut_windows(whole, 4, 9, "0", Wanted(lips=True, mean_reference=True))["reference_points"]
+    np.testing.assert_allclose(at_rest, np.repeat(points.mean(0)[None], 9, axis=0), atol=1e-6)
+    assert cut_windows(whole, 4, 9, "0")["reference_points"].shape == (9, 0, 2)

@@ -130,3 +130,26 @@ def test_where_all_weights_learn_faces_a_pipeline_is_taught_to_see_the_reference
         assert torch.equal(after.state_dict()[name], value), name
     assert not started(shared="adapter").takes_reference_lips()
     assert untrained_pipeline(manifest).denoiser.takes_reference_lips()
+
+
+def test_where_all_weights_learn_faces_the_reference_is_bent_of_latents_that_can_be(
+    make_shards, make_config, tmp_path
+) -> None:
+    """Of the lower face's, whose transform is known; an older pipeline keeps its weights, and one of other latents
+    works on as it did."""
+    for encoder, side, bends in (("lower-face", 48, (8, 20, 6)), ("patch", 32, None)):
+        manifest = make_shards(tmp_path / encoder, {"s1": [30, 30]}, side, encoder=encoder)
+        channels, size, _ = manifest.shapes["latents"]
+        before = new_pipeline(encoder, channels, size)
+        before.save_pretrained(str(tmp_path / f"{encoder}-before"))
+
+        def started(**settings: Any) -> Any:
+            place = str(tmp_path / f"{encoder}-before")  # noqa: B023
+            return start_of(make_config(pretrained=place, **settings), manifest).denoiser  # noqa: B023
+
+        after = started(shared="backbone")
+        assert after.takes_bent() == bool(bends) and tuple(after.config.bends or ()) == (bends or ())
+        for name, value in before.denoiser.state_dict().items():
+            assert torch.equal(after.state_dict()[name], value), name
+        assert not started(shared="adapter").takes_bent()
+        assert untrained_pipeline(manifest).denoiser.takes_bent() == bool(bends)

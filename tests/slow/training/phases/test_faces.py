@@ -90,7 +90,7 @@ def places(pictures: list[np.ndarray], windows: torch.Tensor) -> list[tuple[int,
 @pytest.mark.parametrize("vary", [True, False])
 def test_windows_are_of_the_clients_own_clips(shown: Shown, pieces: list[Piece], monkeypatch, vary: bool) -> None:
     """With the variations left out every window is a clip's own, with its sound, its lips, and a reference of it."""
-    monkeypatch.setattr("fedtalk_ray.training.augment.vary_pictures", lambda frames, _: frames_to_pixels(frames))
+    monkeypatch.setattr("fedtalk_ray.training.augment.View.of_pictures", lambda _, frames: frames_to_pixels(frames))
     monkeypatch.setattr("fedtalk_ray.training.augment.vary_speech", lambda speech, *_: speech)
     trainer, windows = shown(vary=vary, true_lips=1.0)
     assert len(windows) == 100 and windows.speech.shape == (100, 4, *LogMel.shape)

@@ -14,6 +14,7 @@ from fedtalk_ray.errors import NothingToGive, RunError
 from fedtalk_ray.media.lips import LIP_MOTION
 from fedtalk_ray.model.adversary import Adversary
 from fedtalk_ray.model.autoencoder import frames_to_pixels
+from fedtalk_ray.model.bending import bend
 from fedtalk_ray.model.lower_face import LowerFaceAutoencoder
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
 from fedtalk_ray.model.schedule import make_scheduler
@@ -23,6 +24,7 @@ from fedtalk_ray.settings import TrainConfig
 from fedtalk_ray.shards.people import People
 from fedtalk_ray.shards.windows import PictureBatch
 from fedtalk_ray.slot_settings import StreamConfig
+from fedtalk_ray.training.augment import View
 from fedtalk_ray.training.backbone import untrained_pipeline
 from fedtalk_ray.training.phases.phase import Task
 from fedtalk_ray.training.phases.sharpness import Painter, sharpness_phase
@@ -197,8 +199,9 @@ def test_what_is_painted_is_what_generation_begins_with(people: People, kind: st
     batch = still_windows(0, count=64)
     pixels = frames_to_pixels(torch.cat([batch.reference[:, None], batch.frames], dim=1).flatten(0, 1).numpy())
     pixels = pixels.unflatten(0, (64, 5))
-    latents, face = painter._predicted(pixels, batch.speech, batch, np.random.default_rng(0))
-    first = pipeline.autoencoder.encode(face).latents
+    points = batch.reference_points
+    latents, _ = painter._predicted(pixels, batch.speech, points, batch, np.random.default_rng(0))
+    first = pipeline.autoencoder.encode(pixels[:, 0]).latents
     told = (latents - first[:, None]).flatten(1)
     exact = (told.abs() < 1e-4).all(1)
     assert 4 <= int(exact.sum()) <= 24, "a fifth is painted from true latents"
@@ -243,7 +246,8 @@ def test_the_adversary_makes_a_mouth_rough_that_its_mean_leaves_smooth(people: P
         face = frames_to_pixels(opened_mouths(5000).reference.numpy())
         with torch.no_grad():
             # Rows 30 to 42 of the crop are 14 to 26 of its lower face.
-            made = painter._autoencoder.windows(painter._autoencoder.encode(face).latents, face)[:, :, 16:24, 8:24]
+            lower = painter._autoencoder.window(face)
+            made = painter._autoencoder.windows(painter._autoencoder.encode(face).latents, lower)[:, :, 16:24, 8:24]
         return float((made[..., 1:] - made[..., :-1]).square().mean())
 
     assert roughness(adversarial=0.05, perceptual=0.1) > 3 * roughness(adversarial=0.0, perceptual=0.0)
@@ -317,12 +321,54 @@ def test_the_painted_prediction_is_told_the_references_lips_as_in_faces(people: 
     pixels = frames_to_pixels(torch.cat([batch.reference[:, None], batch.frames], dim=1).flatten(0, 1).numpy())
     pixels = pixels.unflatten(0, (64, 5))
 
+    points = torch.rand(64, 68, 2, generator=generator)
+
     def predicted(reference_lips: torch.Tensor) -> torch.Tensor:
         batch.reference_lips = reference_lips
         pipeline.denoiser.eval()
-        return painter._predicted(pixels, batch.speech, batch, np.random.default_rng(0))[0]
+        return painter._predicted(pixels, batch.speech, points, batch, np.random.default_rng(0))[0]
 
     motion = torch.randn(64, LIP_MOTION, generator=generator)
     moved = (predicted(motion) - predicted(motion + 1)).abs().amax((1, 2, 3, 4)) > 1e-5
     # A fifth is painted from true latents, and of a quarter of the rest nothing is told.
     assert 24 <= int(moved.sum()) <= 52
+
+
+def test_detail_is_painted_from_the_bent_reference(people: People, face_points: np.ndarray, monkeypatch) -> None:
+    """Of each frame that is painted the face with that frame's lips; where nothing is told, the face as it is."""
+    pipeline = new_pipeline(people)
+    base = pipeline.denoiser
+    assert base.takes_bent()
+    generator = torch.Generator().manual_seed(0)
+    torch.nn.init.normal_(base.lip_axes, std=0.2, generator=generator)
+    base.lip_std.fill_(0.1)
+    painter = Painter(pipeline, Adversary((8, 16)), SharpnessConfig(frames=4), true_lips=1.0)
+    batch = still_windows(0, count=40)
+    batch.lips = 0.05 * torch.randn(40, 4, LIP_MOTION, generator=generator)
+    batch.reference_lips = 0.05 * torch.randn(40, LIP_MOTION, generator=generator)
+    batch.reference_points = torch.from_numpy(face_points).float().expand(40, -1, -1)
+    painted = {}
+
+    def windows(latents: torch.Tensor, face: torch.Tensor) -> torch.Tensor:
+        painted["latents"], painted["face"] = latents, face
+        return face
+
+    def bent(pictures: torch.Tensor, flows: torch.Tensor) -> torch.Tensor:
+        painted["flows"] = flows
+        return bend(pictures, flows)
+
+    monkeypatch.setattr(pipeline.autoencoder, "windows", windows)
+    monkeypatch.setattr("fedtalk_ray.training.phases.sharpness.bend", bent)
+    still = View(False, np.eye(2, 3, dtype=np.float32), np.ones(3, np.float32), np.zeros(3, np.float32))
+    monkeypatch.setattr(View, "drawn", lambda _: still)
+    painter.loss(batch, np.random.default_rng(0), judged=False)
+    lower = pipeline.autoencoder.window(frames_to_pixels(batch.reference.numpy()))
+    as_it_is = (painted["face"].view(40, 4, *lower.shape[1:]) - lower[:, None]).abs().amax((1, 2, 3, 4)) < 1e-2
+    assert 3 <= int(as_it_is.sum()) <= 18, "of a quarter nothing is told"
+    # The network is untrained and adds nothing: what is painted are the bent reference's latents, or true ones.
+    first = pipeline.autoencoder.encoder(lower).repeat_interleave(4, dim=0)
+    said = base.latent_bend(first, painted["flows"][:, None])[:, 0]
+    alike = (said - painted["latents"]).abs().amax((1, 2, 3)) < 1e-3
+    true = pipeline.autoencoder.window(frames_to_pixels(batch.frames.flatten(0, 1).numpy()))
+    exact = torch.cdist(painted["latents"].flatten(1), pipeline.autoencoder.encoder(true).flatten(1)).amin(1) < 1e-2
+    assert bool((alike | exact).all()) and float(alike.float().mean()) > 0.6

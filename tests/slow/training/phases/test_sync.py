@@ -211,7 +211,7 @@ def test_varied_clips_are_the_same_clips_seen_differently(splits, monkeypatch: p
         assert copy.latents.shape == piece.latents.shape and copy.latents.dtype == np.float16
         assert np.abs(copy.latents.astype(float) - piece.latents).mean() > 0.01
     monkeypatch.setattr(
-        "fedtalk_ray.training.phases.sync.vary_pictures", lambda frames, _: frames_to_pixels(frames).flip(3)
+        "fedtalk_ray.training.phases.sync.View.of_pictures", lambda _, frames: frames_to_pixels(frames).flip(3)
     )
     mirrored = vary_clips(pieces, autoencoder, np.random.default_rng(0))
     expected = encode_frames(autoencoder, pieces[0].frames[:, :, ::-1])

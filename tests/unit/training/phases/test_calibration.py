@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from fedtalk_ray.errors import NothingToGive, TrainingError
-from fedtalk_ray.media.lips import aperture_of
+from fedtalk_ray.media.lips import aperture_of, lips_of
 from fedtalk_ray.model import adapters
 from fedtalk_ray.model.autoencoder import decode_latents, decode_pixels, encode_frames
 from fedtalk_ray.model.motion_units import mouth_blend
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline, new_pipeline
 from fedtalk_ray.model.sampling import sample_clip
+from fedtalk_ray.model.told import Told, told_of
 from fedtalk_ray.recipe import LARGEST_STATISTICS
 from fedtalk_ray.shards.format import Piece
 from fedtalk_ray.training.phases.calibration import (
@@ -27,9 +28,11 @@ from fedtalk_ray.training.phases.calibration import (
     Prediction,
     affordable,
     chosen,
+    factor,
     lacking_and_lost,
     nearness,
     predict,
+    products,
 )
 
 SIDE = 8
@@ -133,7 +136,7 @@ def test_of_two_cautions_that_are_nearly_as_good_the_one_that_moves_more_is_take
     means = [torch.randn(60, 4, SIDE, SIDE, generator=generator) for _ in range(4)]
     truth = [torch.randn(mean.shape, generator=generator) + 0.05 * mean for mean in means]
     spoken = [
-        Prediction(piece.frames[0], torch.from_numpy(piece.latents[:1]), piece.frames, true, mean, mean)
+        Prediction(piece.frames[0], torch.from_numpy(piece.latents[:1]), piece.frames, true, mean, mean, 0 * mean)
         for piece, true, mean in zip(clips(pipeline, truth), truth, means, strict=True)
     ]
     reached = nearness(pipeline, spoken, torch.full((SIDE, SIDE), 0.05))
@@ -199,9 +202,9 @@ def test_of_many_or_large_pictures_only_some_are_decoded(
         residual[0] = 0
     decoded = []
 
-    def decode(autoencoder: torch.nn.Module, latents: torch.Tensor, *face: torch.Tensor) -> torch.Tensor:
+    def decode(autoencoder: torch.nn.Module, latents: torch.Tensor, *face: torch.Tensor, **bent: None) -> Any:
         decoded.append(len(latents))
-        return decode_pixels(autoencoder, latents, *face)
+        return decode_pixels(autoencoder, latents, *face, **bent)
 
     monkeypatch.setattr("fedtalk_ray.training.phases.calibration.decode_pixels", decode)
     monkeypatch.setattr("fedtalk_ray.training.phases.calibration.MAX_PIXELS", 23 * (4 * SIDE) ** 2)
@@ -214,7 +217,7 @@ def test_of_many_or_large_pictures_only_some_are_decoded(
 def test_a_clip_gives_fifteen_frames_at_most() -> None:
     def clip(frames: int) -> Prediction:
         numbers = torch.arange(frames)
-        return Prediction(np.zeros((8, 8, 3), np.uint8), numbers[:0], numbers.numpy(), numbers, numbers, numbers)
+        return Prediction(np.zeros((8, 8, 3), np.uint8), numbers[:0], numbers.numpy(), *[numbers] * 4)
 
     assert [len(each.frames) for each in affordable([clip(75), clip(16), clip(15), clip(4)])] == [15, 15, 15, 4]
     assert affordable([]) == []
@@ -223,8 +226,9 @@ def test_a_clip_gives_fifteen_frames_at_most() -> None:
 @pytest.mark.parametrize(("frames", "count", "kept"), [(10, 5, [1, 3, 5, 7, 9]), (10, 1, [5]), (3, 8, [0, 1, 2])])
 def test_fewer_frames_are_taken_evenly(frames: int, count: int, kept: list[int]) -> None:
     numbers = torch.arange(frames)
-    every = Prediction(np.zeros(0), numbers[:0], numbers.numpy(), numbers, numbers, numbers).fewer(count)
-    assert every.frames.tolist() == every.truth.tolist() == every.mean.tolist() == every.sample.tolist() == kept
+    every = Prediction(np.zeros(0), numbers[:0], numbers.numpy(), *[numbers] * 5).fewer(count)
+    parts = every.frames, every.truth, every.mean, every.sample, every.motion, every.bent
+    assert all(part.tolist() == kept for part in parts)
 
 
 def test_it_is_saved_with_the_weights(make_pipeline, tmp_path: Path) -> None:
@@ -399,7 +403,7 @@ def test_of_a_lower_face_only_what_is_laid_over_the_picture_is_judged() -> None:
         latents = pipeline.denoiser.from_residual(truth[None], reference)[0]
         frames = decode_latents(pipeline.autoencoder, latents, face=face[0])
         frames[:, : side // 3] = np.random.default_rng(9).integers(0, 256, frames[:, : side // 3].shape, np.uint8)
-        spoken.append(Prediction(face[0], reference, frames, truth, 2 * truth, 2 * truth))
+        spoken.append(Prediction(face[0], reference, frames, truth, 2 * truth, 2 * truth, 0 * truth))
     best = torch.ones(SIDE, SIDE)
     assert torch.equal(chosen(nearness(pipeline, spoken, best), SIDE, "lower face"), 0.5 * best)
     assert not lacking_and_lost(pipeline, spoken).any(), "its detail comes from the reference"
@@ -413,11 +417,50 @@ def test_faces_are_predicted_as_from_a_photo_which_shows_how_far_its_lips_are_ap
     points = np.random.default_rng(0).uniform(0.2, 0.8, (6, 68, 2)).astype(np.float32)
     aperture = torch.full((6,), torch.nan)
     aperture[0] = (float(aperture_of(points)[0]) - base.lip_mean[0]) / base.lip_std[0]
-    expected = sample_clip(
-        base, pipeline.scheduler, torch.tensor(piece.latents[0]), torch.zeros(6, 44, 40), 1, reference_lips=aperture
-    )
+    given = base, pipeline.scheduler, torch.tensor(piece.latents[0]), torch.zeros(6, 44, 40)
+    expected = sample_clip(*given, 1, told=Told(reference_lips=aperture))
     found = predict(pipeline, replace(piece, landmarks=points), 0)
     mean = base.from_residual((base.certainty * found.mean)[None], found.reference)[0]
     torch.testing.assert_close(mean, expected, atol=1e-4, rtol=1e-4)
     untold = predict(pipeline, piece, 0)
     assert (untold.mean - found.mean).abs().max() > 1e-3
+
+
+def test_what_a_network_adds_to_the_bent_reference_is_what_is_calibrated(make_pipeline, face_points) -> None:
+    """Frames that are the bent reference itself: there is nothing to add, and all of what is added is wrong."""
+    pipeline = make_pipeline(reference_lips=True, bends=(4, 2, 1), region="lower face")
+    base, generator = pipeline.denoiser, torch.Generator().manual_seed(0)
+    torch.nn.init.normal_(base.lip_axes, std=0.2, generator=generator)
+    base.lip_std.fill_(0.05)
+    (piece,) = clips(pipeline, [torch.randn(6, 4, SIDE, SIDE, generator=generator)])
+    points = np.repeat(face_points[None], 6, axis=0).astype(np.float32)
+    sound = np.random.default_rng(0).normal(size=(6, 44, 40)).astype(np.float16)
+    reference = torch.tensor(piece.latents[0])
+    aperture = lips_of(points[:1], 0)
+    told = told_of(base, reference, points[0], torch.from_numpy(sound).float(), aperture)
+    bent = told.bent[torch.arange(6)]
+    piece = replace(piece, landmarks=points, speech=sound, latents=torch.cat([reference[None], bent[1:]]).numpy())
+    found = predict(pipeline, piece, 0)
+    motion = base.to_residual(bent[None], reference[None])[0]
+    torch.testing.assert_close(found.motion, motion, atol=1e-4, rtol=1e-4)
+    assert motion.abs().max() > 0.1 and found.truth[1:].abs().max() < 1e-4
+    right, size, *_ = products([found.fewer(6)])
+    assert not factor(right, size)[4:7, 2:6].gt(0.2).any()
+    # Shown as they are asked for: the bent reference and a part of the rest.
+    base.certainty.fill_(0.3)
+    given = base, pipeline.scheduler, reference, torch.from_numpy(sound).float()
+    shown = base.from_residual((found.motion + 0.3 * found.mean)[None], reference[None])[0]
+    torch.testing.assert_close(sample_clip(*given, 1, told=told), shown, atol=1e-4, rtol=1e-4)
+
+
+def test_a_network_that_bends_may_add_nothing(make_pipeline, all_rounds, predicts) -> None:
+    """Its lips move all the same, so what it adds is not held at `LEAST_CERTAINTY`."""
+    for bends, least in ((None, LEAST_CERTAINTY), ((4, 2, 1), 0.0)):
+        pipeline, generator = make_pipeline(bends=bends), torch.Generator().manual_seed(0)
+        means = [torch.randn(20, 4, SIDE, SIDE, generator=generator) for _ in range(3)]
+        truth = [-mean for mean in means]
+        pieces = clips(pipeline, truth)
+        predicts(pieces, means, means)
+        all_rounds(Calibration(pipeline, 0), pieces, 3)
+        mouth = pipeline.denoiser.mouth()
+        assert float((pipeline.denoiser.certainty * mouth).sum() / mouth.sum()) == pytest.approx(least, abs=0.01)

@@ -1,0 +1,60 @@
+"""A face's lower part bent to the shape of its lips: its picture, and the latents of it.
+
+Latents of a fixed transform (`LowerFaceAutoencoder`) are turned back to the soft picture that they say, which is bent,
+and transformed again. No parameter is learned.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fedtalk_ray.media.face_template import REGIONS
+from fedtalk_ray.media.lip_warp import centres, lip_flow, moves_of_face
+from fedtalk_ray.model.patch_basis import patch_basis
+
+_LEFT, _TOP, _RIGHT, _ = REGIONS["lower face"]
+_SIDE = _RIGHT - _LEFT
+_CELLS = 24
+"""A side, of the grid on which the spline is worked out."""
+_PLACES = (_LEFT, _TOP) + centres(_CELLS) * _SIDE
+
+
+class LatentBend(nn.Module):
+    """For latents of so many coefficients of `patch` pixels of the lower face (`LowerFaceAutoencoder`)."""
+
+    basis: torch.Tensor
+
+    def __init__(self, patch: int, luma: int, chroma: int) -> None:
+        super().__init__()
+        self.patch = patch
+        self.register_buffer("basis", torch.from_numpy(patch_basis(patch, luma, chroma)), persistent=False)
+
+    @torch.no_grad()
+    def forward(self, latents: torch.Tensor, flows: torch.Tensor) -> torch.Tensor:
+        """Latents [B, C, h, h] for each of T flows [B, T, 2, c, c] (`lower_flow`): [B, T, C, h, h]."""
+        basis = self.basis.float()
+        soft = F.conv_transpose2d(latents.float(), basis, stride=self.patch)
+        bent = bend(soft.repeat_interleave(flows.shape[1], dim=0), flows.flatten(0, 1).to(soft.device))
+        return F.conv2d(bent, basis, stride=self.patch).unflatten(0, flows.shape[:2]).to(latents.dtype)
+
+
+def lower_flow(points: np.ndarray, mouth: np.ndarray) -> torch.Tensor:
+    """From where each place of a lower face is taken: float32 [T, 2, c, c], differences in fractions of its side.
+
+    points: of the whole face [68, 2], in fractions of its crop. mouth: how far the mouth's points go, [T, 20, 2]. Where
+    either is not known (NaN), nothing moves.
+    """
+    known = np.isfinite(points).all() and np.isfinite(mouth).all((1, 2))
+    flows = np.zeros((len(mouth), *_PLACES.shape))
+    flows[known] = lip_flow(points, moves_of_face(mouth[known]), _PLACES) if np.any(known) else 0
+    return torch.from_numpy(flows / _SIDE).float().permute(0, 3, 1, 2)
+
+
+def bend(pictures: torch.Tensor, flows: torch.Tensor) -> torch.Tensor:
+    """Lower faces [T or 1, 3, w, w], each by its flow [T, 2, c, c]: [T, 3, w, w]."""
+    side = pictures.shape[-1]
+    fine = F.interpolate(flows, (side, side), mode="bicubic", align_corners=False).permute(0, 2, 3, 1)
+    places = torch.from_numpy(centres(side)).to(fine) + fine
+    pictures = pictures.expand(len(flows), -1, -1, -1)
+    return F.grid_sample(pictures, 2 * places - 1, mode="bicubic", padding_mode="border", align_corners=False)

@@ -1,0 +1,133 @@
+"""What a network is told of lips while it lets a face speak: their shapes, the reference's own, and its bent face.
+
+Lip shapes count from where a mouth habitually sits, of which a photo says nothing. What is known of its own shape is
+how far its lips are apart, and that sounds mostly begin with lips as photos have them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from fedtalk_ray.model.bending import bend, lower_flow
+from fedtalk_ray.model.denoiser import TalkingHeadDenoiser
+
+KEPT = 512
+"""Frames that are remembered: the windows and steps that ask for one again lie far less apart."""
+
+TRUSTED, BEYOND = 0.5, 1.0
+"""How much it counts that a photo's lips are further apart than a sound begins with, up to `BEYOND` deviations; what is
+more than that counts in full. With none of it / half / all, the bent mouths of eight, five and seven GRID speakers were
+29.5 28.1 30.1 / 29.6 28.6 30.1 / 29.5 28.6 30.0 dB near where the photo was the clip's first frame, and
+24.3 25.2 25.6 / not tried / 27.3 27.4 28.3 dB where its lips were open."""
+
+
+class ByFrame(Protocol):
+    """Something of each frame, asked for by numbers int64 [...]: a tensor [..., *shape]."""
+
+    def __getitem__(self, places: torch.Tensor) -> torch.Tensor: ...
+
+
+class Remembered:
+    """What `compute` says of frames by their numbers int64 [N], rows [N, *shape]; windows overlap, and none is asked
+    twice."""
+
+    def __init__(self, compute: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self._compute = compute
+        self._rows: dict[int, torch.Tensor] = {}
+
+    def __getitem__(self, places: torch.Tensor) -> torch.Tensor:
+        numbers = places.flatten().tolist()
+        fresh = sorted(set(numbers) - self._rows.keys())
+        if fresh:
+            self._rows |= zip(fresh, self._compute(torch.tensor(fresh)), strict=True)
+        found = torch.stack([self._rows[number] for number in numbers]).unflatten(0, places.shape)
+        for number in [number for number in self._rows if number < max(numbers) - KEPT]:
+            del self._rows[number]
+        return found
+
+
+class BentReference:
+    """A reference with the lips of each frame."""
+
+    def __init__(
+        self, base: TalkingHeadDenoiser, reference: torch.Tensor, points: np.ndarray, own: torch.Tensor, shapes: ByFrame
+    ) -> None:
+        """reference: latents [C, h, w], of a face with 68 points [68, 2] in fractions of its crop. own: its lip shape
+        [L]; shapes: those of the frames."""
+        reference, points = reference[None].to(base.device), points.astype(np.float64)
+        bend_latents = base.latent_bend
+        assert bend_latents is not None
+
+        def flows(places: torch.Tensor) -> torch.Tensor:
+            return lower_flow(points, base.mouth_moves(shapes[places] - own).double().cpu().numpy())
+
+        self._flows = Remembered(flows)
+        self._latents = Remembered(lambda places: bend_latents(reference, self._flows[places][None])[0])
+
+    def __getitem__(self, places: torch.Tensor) -> torch.Tensor:
+        """Latents [..., C, h, w]."""
+        return self._latents[places]
+
+    def pictures(self, lower: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """The reference's lower face [1, 3, w, w] in some frames: [N, 3, w, w]."""
+        return bend(lower, self._flows[places].to(lower))
+
+
+@dataclass(frozen=True)
+class Told:
+    """lips: shapes [L] of the frames in place of those that are heard. reference_lips: the reference's own [L], NaN
+    where a number is not known. bent: the reference with each frame's lips. None where nothing is told."""
+
+    lips: ByFrame | None = None
+    reference_lips: torch.Tensor | None = None
+    bent: ByFrame | None = None
+
+
+NOTHING_TOLD = Told()
+
+
+def told_of(
+    base: Any,
+    reference: torch.Tensor,
+    points: np.ndarray | None,
+    speech: ByFrame,
+    known: np.ndarray | None,
+    lips: np.ndarray | None = None,
+) -> Told:
+    """What `base` can be told of a face that speaks.
+
+    reference: its latents [C, h, w]. points: its 68 points [68, 2], in fractions of the crop. known: of its own lips
+    (`media.lips.lips_of`), float32 [LIP_MOTION], NaN where a number is not. lips: `media.lips.lip_motion` of each
+    frame, float32 [T, LIP_MOTION], where what the sound says is not to count.
+    """
+    if not base.knows_lips():
+        return NOTHING_TOLD
+    shapes, own = (None if each is None else shape_of(base, each) for each in (lips, known))
+    if not base.takes_bent() or points is None or own is None:
+        return Told(shapes, own if base.takes_reference_lips() else None)
+    if shapes is None:
+        heard = Remembered(lambda places: base.heard_shapes(speech[places]))
+        if bool(own.isnan().any()):
+            own = own_of_photo(base, own[0], heard[torch.zeros(1, dtype=torch.int64)][0])
+        return Told(None, own, BentReference(base, reference, points, own, heard))
+    own = filled(base, own)
+    return Told(shapes, own, BentReference(base, reference, points, own, shapes))
+
+
+def shape_of(base: TalkingHeadDenoiser, motion: np.ndarray) -> torch.Tensor:
+    return base.lip_shape(torch.from_numpy(motion).to(base.device, torch.float32))
+
+
+def filled(base: TalkingHeadDenoiser, own: torch.Tensor) -> torch.Tensor:
+    """A shape [..., L] of which all that is not known (NaN) is what goes with its aperture on average."""
+    return torch.where(own.isnan(), own[..., :1] * base.with_aperture(), own)
+
+
+def own_of_photo(base: TalkingHeadDenoiser, aperture: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
+    """The shape [L] of lips of which only the aperture is known, in deviations: the one that is heard at first [L],
+    moved to that aperture as far as it counts."""
+    further = aperture - first[0]
+    return first + base.with_aperture() * (further - (1 - TRUSTED) * further.clamp(-BEYOND, BEYOND))
