@@ -13,6 +13,7 @@ from fedtalk_ray.errors import RunError
 from fedtalk_ray.federation.secure_aggregator import clip_norm_of, limits_of
 from fedtalk_ray.federation.strategies import client_weight, load_strategy
 from fedtalk_ray.model import adapters
+from fedtalk_ray.model.denoiser import bare_denoiser
 from fedtalk_ray.privacy.client_record import ClientRecord
 from fedtalk_ray.privacy.ledger import Ledger
 from fedtalk_ray.privacy.protocol import Aborted
@@ -54,6 +55,11 @@ class Subject:
         self.ledger = Ledger(run.ledger)
         self.people = people_of(config)
         self.trainer = LocalTrainer(start_of(config, self.people.manifest), config)
+        if bare_denoiser(self.trainer.model).takes_bent():
+            raise RunError(
+                f"run {run.path} paints on references that are bent to lips, which attackers here do not know; audit "
+                "one of whole faces (prepare --autoencoder patch), or of adapters on a model that moves lips by itself"
+            )
         self.start = adapters.to_vector(self.trainer.shared())
         # An attack trains at the phase's highest rate, and so as far as any round may go.
         largest = max(clip_norm_of(config, number, len(self.start)) for number in range(1, config.all_rounds + 1))

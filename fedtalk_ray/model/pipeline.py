@@ -8,7 +8,7 @@ for block in pipe.stream(face, audio): ...   # the same frames, a second at a ti
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache, partial
 from typing import Any, ClassVar
@@ -151,7 +151,8 @@ class TalkingHeadPipeline(DiffusionPipeline):
         self, face: np.ndarray, speech: Heard, generator: torch.Generator | None = None, soft_border: bool = True
     ) -> Iterator[np.ndarray]:
         """Frames as soon as `speech` holds what they hear: one step, blocks uint8 [n, S, S, 3], a window at a time."""
-        pieces = self._pieces(face, speech, 1, DEFAULT_GUIDANCE, generator, soft_border=soft_border, batch=1)
+        given = face, speech, 1, DEFAULT_GUIDANCE, generator
+        pieces = self._pieces(*given, soft_border=soft_border, batch=1, live=True)
         return (frames for frames, _ in pieces)
 
     @property
@@ -170,6 +171,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
         reference_lips: np.ndarray | None = None,
         soft_border: bool = True,
         batch: int = DEFAULT_BATCH,
+        live: bool = False,
     ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
         """Frames and their latents as they get ready, always cut at the same places."""
         reference = torch.from_numpy(encode_frames(self.autoencoder, face[None]))[0]
@@ -177,7 +179,10 @@ class TalkingHeadPipeline(DiffusionPipeline):
         who = None
         if config.identity_dimensions:
             who = torch.from_numpy(_embedder(config.identity).embed(face[None])[0])
-        told = self._told(face, reference, speech, lips, reference_lips)
+        told = self._told(face, reference, speech, lips, reference_lips, live)
+        if not guidance:
+            # Nothing is heard, so there is nothing to bend to.
+            told = replace(told, bent=None)
         latents = sample_stream(
             self.denoiser, self.scheduler, reference, speech, steps, guidance, generator, batch, who, told
         )
@@ -245,15 +250,18 @@ class TalkingHeadPipeline(DiffusionPipeline):
         speech: Heard,
         lips: np.ndarray | None,
         known: np.ndarray | None,
+        live: bool,
     ) -> Told:
         if lips is not None and len(lips) != len(speech):
             raise ValueError(f"lips of {len(lips)} frames are told for a sound of {len(speech)}")
         base = bare_denoiser(self.denoiser)
+        if lips is not None and not base.knows_lips():
+            raise ValueError("lips are told to a model that knows no lip shapes")
         points = None
         if base.knows_lips() and (base.takes_bent() or (base.takes_reference_lips() and known is None)):
             points = face_landmarks(face[None])
             known = lips_of(points, 0) if known is None else known
-        return told_of(base, reference, None if points is None else points[0], speech, known, lips)
+        return told_of(base, reference, None if points is None else points[0], speech, known, lips, live)
 
     def at_rest(self, face: np.ndarray) -> np.ndarray:
         """The face uint8 [S, S, 3] as `stream` without a soft border would show it if nothing of it moved."""

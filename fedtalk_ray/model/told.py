@@ -15,7 +15,7 @@ from fedtalk_ray.model.bending import bend, lower_flow
 from fedtalk_ray.model.denoiser import TalkingHeadDenoiser
 
 KEPT = 512
-"""Frames that are remembered: the windows and steps that ask for one again lie far less apart."""
+"""Frames that are remembered. Up to ten denoising steps, whoever asks for one again does so sooner than that."""
 
 TRUSTED, BEYOND = 0.5, 1.0
 """How much it counts that a photo's lips are further apart than a sound begins with, up to `BEYOND` deviations; what is
@@ -78,8 +78,9 @@ class BentReference:
 
 @dataclass(frozen=True)
 class Told:
-    """lips: shapes [L] of the frames in place of those that are heard. reference_lips: the reference's own [L], NaN
-    where a number is not known. bent: the reference with each frame's lips. None where nothing is told."""
+    """lips: shapes [L] of the frames in place of those that are heard. reference_lips: the reference's own [L], as far
+    as it is known or supposed, NaN where a number is neither. bent: the reference with each frame's lips. None where
+    nothing is told."""
 
     lips: ByFrame | None = None
     reference_lips: torch.Tensor | None = None
@@ -96,12 +97,14 @@ def told_of(
     speech: ByFrame,
     known: np.ndarray | None,
     lips: np.ndarray | None = None,
+    live: bool = False,
 ) -> Told:
     """What `base` can be told of a face that speaks.
 
     reference: its latents [C, h, w]. points: its 68 points [68, 2], in fractions of the crop. known: of its own lips
     (`media.lips.lips_of`), float32 [LIP_MOTION], NaN where a number is not. lips: `media.lips.lip_motion` of each
-    frame, float32 [T, LIP_MOTION], where what the sound says is not to count.
+    frame, float32 [T, LIP_MOTION], where what the sound says is not to count. live: the sound is still coming, and how
+    loud its beginning was is not known yet.
     """
     if not base.knows_lips():
         return NOTHING_TOLD
@@ -110,7 +113,9 @@ def told_of(
         return Told(shapes, own if base.takes_reference_lips() else None)
     if shapes is None:
         heard = Remembered(lambda places: base.heard_shapes(speech[places]))
-        if bool(own.isnan().any()):
+        if live:
+            own = filled(base, own)
+        elif bool(own.isnan().any()):
             own = own_of_photo(base, own[0], heard[torch.zeros(1, dtype=torch.int64)][0])
         return Told(None, own, BentReference(base, reference, points, own, heard))
     own = filled(base, own)

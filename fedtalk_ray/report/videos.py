@@ -194,7 +194,7 @@ def players(
     decoded = decode_latents(model.autoencoder, latents, face=piece.frames[0])
     yield player(
         "autoencoder alone",
-        "Every real frame encoded and decoded: no picture of the model can be better.",
+        "Every real frame encoded and decoded, with the detail of the first.",
         [enlarge(decoded)],
         None,
     )

@@ -108,6 +108,7 @@ class Wanted:
 
 
 LATENTS = Wanted()
+NO_LANDMARKS = "has no landmarks: it was prepared by an older version; prepare the shards again"
 
 
 def cut_windows(piece: Piece, window: int, count: int, name: str, wanted: Wanted = LATENTS) -> dict[str, np.ndarray]:
@@ -123,7 +124,7 @@ def cut_windows(piece: Piece, window: int, count: int, name: str, wanted: Wanted
     if len(pictures) < window:
         raise ValueError(f"has {len(pictures)} frames, and a window takes {window}")
     if wanted.lips and len(piece.landmarks) != len(pictures):
-        raise ValueError("has no landmarks: it was prepared by an older version; prepare the shards again")
+        raise ValueError(NO_LANDMARKS)
     # From a hash: seeding a generator for each piece would take longer than cutting it.
     drawn = np.frombuffer(hashlib.shake_128(name.encode()).digest(16 * count), "<u8").reshape(2, count)
     begins = (drawn[0] % (len(pictures) - window + 1)).astype(np.intp)
@@ -156,6 +157,9 @@ def held_out_windows(pieces: Iterable[Piece], window: int, count: int, lips: boo
     the pieces must have been read with their landmarks.
     """
     kept = list(pieces)
+    for piece in kept:
+        if lips and len(piece.landmarks) != len(piece.latents):
+            raise ShardError(f"clip {piece.clip} of {piece.client} {NO_LANDMARKS}")
     chosen = [kept[index * len(kept) // count] for index in range(count)]
     motions = [lip_motion(piece.landmarks) if lips else np.zeros((len(piece.latents), 0)) for piece in kept]
     parts = []

@@ -39,27 +39,32 @@ def build_pipeline(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if pretrained is None:
-            return untrained_pipeline(manifest, **settings)
+            return untrained_pipeline(manifest, bends=hears_anew, **settings)
         pipeline = load_pipeline(pretrained)
         if hears_anew:
             # Again: what is drawn must not depend on what loading draws.
             torch.manual_seed(seed)
             _hear_as_in(manifest, pipeline, pretrained)
-        if sees_anew:
-            _know_the_reference(pipeline)
+        if sees_anew and _know_the_reference(pipeline):
+            _LOG.info("%s moved lips by itself; it is taught to paint on a reference that is bent to them", pretrained)
         check_fits(manifest, pipeline, pretrained)
         return pipeline
 
 
-def _know_the_reference(pipeline: TalkingHeadPipeline) -> None:
-    """Has a network of ours told the reference's lips, and shown it bent, of latents that can be."""
+def _know_the_reference(pipeline: TalkingHeadPipeline, bends: bool = True) -> bool:
+    """Has a network of ours told the reference's lips, and shown it bent, of latents that can be; whether that is new.
+
+    bends: False for one that never learns from lips what it hears.
+    """
     denoiser, autoencoder = bare_denoiser(pipeline.denoiser), pipeline.autoencoder
     if not isinstance(denoiser, TalkingHeadDenoiser):
-        return
+        return False
     denoiser.see_reference_lips()
-    if sees_reference(autoencoder) and not denoiser.takes_bent():
-        known = autoencoder.config
-        denoiser.bend_latents(known.patch, known.luma_coefficients, known.chroma_coefficients)
+    if not bends or denoiser.takes_bent() or not sees_reference(autoencoder):
+        return False
+    known = autoencoder.config
+    denoiser.bend_latents(known.patch, known.luma_coefficients, known.chroma_coefficients)
+    return True
 
 
 @dataclass(frozen=True)
@@ -114,9 +119,10 @@ def _hear_as_in(manifest: Manifest, pipeline: TalkingHeadPipeline, where: str) -
         pipeline.register_modules(sync_network=None)
 
 
-def untrained_pipeline(manifest: Manifest, **settings: Any) -> TalkingHeadPipeline:
+def untrained_pipeline(manifest: Manifest, bends: bool = True, **settings: Any) -> TalkingHeadPipeline:
     """A pipeline for what the shards hold: their autoencoder, sound features and identity embeddings.
 
+    bends: whether it works on bent references, of latents that can be; it has to learn from lips what it hears.
     settings: of `TalkingHeadDenoiser`. Raises `ShardError` when the shards' autoencoder is no longer the one that they
     were encoded with.
     """
@@ -125,7 +131,7 @@ def untrained_pipeline(manifest: Manifest, **settings: Any) -> TalkingHeadPipeli
     conditions = {"speech": manifest.speech, "speech_hops": hops, "mel_bins": bins}
     conditions |= {"identity": manifest.identity, "identity_dimensions": manifest.identity_dimensions}
     pipeline = new_pipeline(manifest.autoencoder, channels, size, **conditions | settings)
-    _know_the_reference(pipeline)
+    _know_the_reference(pipeline, bends)
     manifest.check_autoencoder(fingerprint(pipeline), manifest.autoencoder)
     return pipeline
 

@@ -61,7 +61,8 @@ class LocalTrainer:
     def shared(self) -> list[tuple[str, torch.nn.Parameter]]:
         """The federated parameters; all actors list them in the same order."""
         config = self._config
-        heard = "speech" not in config.phases
+        # What is heard bends references, and nothing is learned through the bending.
+        heard = "speech" not in config.phases and not bare_denoiser(self.model).takes_bent()
         return list(adapters.shared_parameters(self.model, config.shared, config.trained_factors, heard))
 
     def _trained(self, index: int) -> list[tuple[str, torch.nn.Parameter]]:

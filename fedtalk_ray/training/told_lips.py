@@ -31,7 +31,8 @@ def tell(base: Any, windows: WindowBatch, share: float, rng: np.random.Generator
 
 
 def tell_held_out(base: Any, windows: WindowBatch) -> WindowBatch:
-    """Held-out windows as a network is judged on them: their lips are heard, and the reference's own are told."""
+    """Held-out windows as a network is judged on them: their lips are heard, and the reference's own are told, all that
+    its clip says of them. (A photo says less.)"""
     if not windows.reference_lips.shape[-1]:
         return windows
     own = base.lip_shape(windows.reference_lips.to(base.device)).cpu()

@@ -29,7 +29,7 @@ from fedtalk_ray.model.denoiser import TalkingHeadDenoiser, bare_denoiser
 from fedtalk_ray.model.motion_units import mouth_blend
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
 from fedtalk_ray.model.sampling import motion_of, sample_parts
-from fedtalk_ray.model.told import NOTHING_TOLD, told_of
+from fedtalk_ray.model.told import NOTHING_TOLD, Told, told_of
 from fedtalk_ray.recipe import SMALLEST_SHARE
 from fedtalk_ray.shards.format import LANDMARKS, Piece
 from fedtalk_ray.training.phases.phase import Fitted, Score, Task, state_digest, until_halted
@@ -67,8 +67,8 @@ class Prediction:
 
     face: that frame, uint8 [S, S, 3], and `reference`, its latents [1, C, h, w]. frames: the true ones, uint8
     [T, S, S, 3]. motion: of the reference bent to each frame's lips, residuals [T, C, h, w]; 0 for a network that takes
-    none. truth, mean, sample: what they are beyond that, residuals alike. bent: that reference's lower face, pixels
-    [T, 3, w, w], or None.
+    none. truth, mean, sample: what they are beyond that, residuals alike. told: what the network was told of lips, and
+    places the numbers of the frames in that.
     """
 
     face: np.ndarray
@@ -78,20 +78,21 @@ class Prediction:
     mean: torch.Tensor
     sample: torch.Tensor
     motion: torch.Tensor
-    bent: torch.Tensor | None = None
+    told: Told = NOTHING_TOLD
+    places: torch.Tensor | None = None
 
     def fewer(self, count: int) -> "Prediction":
         """At most so many of its frames, evenly out of all."""
         count = min(count, len(self.frames))
         kept = ((np.arange(count) + 0.5) * len(self.frames) / count).astype(int)
-        parts = {name: getattr(self, name)[kept] for name in ("frames", "truth", "mean", "sample", "motion")}
-        return replace(self, **parts, bent=None if self.bent is None else self.bent[kept])
+        names = ("frames", "truth", "mean", "sample", "motion", *(("places",) if self.places is not None else ()))
+        return replace(self, **{name: getattr(self, name)[kept] for name in names})
 
 
 class Calibration:
     """Statistics of what a model predicts of its clients' held-out clips; sets the denoiser's three maps.
 
-    The vector is three sections, one a round, each begun by a 1 that the rest of it is divided by: products [5, h, w],
+    The vector is three sections, one a round, each begun by a 1 that the rest of it is divided by: products [7, h, w],
     gains in PSNR [factors, 2], and products [2, h, w].
     """
 
@@ -103,7 +104,7 @@ class Calibration:
         self._pipeline, self._seed, self._score, self._noisy = pipeline, seed, score, noisy
         self._base: TalkingHeadDenoiser = bare_denoiser(pipeline.denoiser)
         side = int(self._base.config.latent_size)
-        self._shapes = ((5, side, side), (len(FACTORS_TRIED), 2), (2, side, side))
+        self._shapes = ((7, side, side), (len(FACTORS_TRIED), 2), (2, side, side))
         self._means = self._base.config.prediction_type != "epsilon"
 
     def initial(self) -> np.ndarray:
@@ -186,8 +187,10 @@ class Calibration:
         mouth = base.mouth()
         least = 0.0 if base.takes_bent() else LEAST_CERTAINTY
         certainty = certainty + mouth * max(0.0, least - float((certainty * mouth).sum() / mouth.sum()))
-        _, _, true, mean, added = first
-        lively = factor(true - certainty.square() * mean, added).clamp(min=0).sqrt()
+        _, _, true, mean, added, bent, together = first
+        # What is shown without a sample: the bent reference, and of what the network adds to it as much as is certain.
+        still = bent + 2 * certainty * together + certainty.square() * mean
+        lively = factor(true - still, added).clamp(min=0).sqrt()
         base.certainty.copy_(certainty)
         base.liveliness.copy_(lively.clamp(max=MAX_LIVELINESS) * (1 - mouth_blend(len(best), base.region)))
 
@@ -207,29 +210,32 @@ def predict(pipeline: TalkingHeadPipeline, piece: Piece, seed: int) -> Predictio
     latents, places = latents.to(base.device), torch.arange(len(latents))
     truth = base.to_residual(latents[None], latents[:1])[0]
     motion = motion_of(base, latents[:1], told, places) + torch.zeros_like(truth)
-    bent = pipeline.bent(piece.frames[0], told, places)
     truth, mean, sample = (each - motion for each in (truth, mean, sample))
-    return Prediction(piece.frames[0], latents[:1], piece.frames, truth, mean, sample, motion, bent)
+    return Prediction(piece.frames[0], latents[:1], piece.frames, truth, mean, sample, motion, told, places)
 
 
 def products(spoken: list[Prediction]) -> torch.Tensor:
-    """[5, h, w], means over clips: of mean * truth, of mean^2, and of how truth, mean and what the sample adds move.
+    """[7, h, w], means over clips: of mean * truth, of mean^2, and of how the true frames, the mean, what the sample
+    adds and the bent reference move, and that together with the mean.
 
-    The last three in units of each clip's own motion, or who moves most would have everybody tremble; a still clip says
+    The last five in units of each clip's own motion, or who moves most would have everybody tremble; a still clip says
     nothing.
     """
     parts = []
     for each in spoken:
-        amount = float(moved(each.truth).sum())
+        true = each.motion + each.truth
+        amount = float(moved(true).sum())
         unit = each.truth[0, 0].numel() / amount if amount else 0.0
         parts.append(
             torch.stack(
                 [
                     (each.mean * each.truth).mean((0, 1)),
                     each.mean.square().mean((0, 1)),
-                    unit * moved(each.truth),
+                    unit * moved(true),
                     unit * moved(each.mean),
                     unit * moved(each.sample - each.mean),
+                    unit * moved(each.motion),
+                    unit * (moved(each.motion + each.mean) - moved(each.motion) - moved(each.mean)) / 2,
                 ]
             )
         )
@@ -266,6 +272,7 @@ def nearness(pipeline: TalkingHeadPipeline, spoken: list[Prediction], best: torc
     reached = torch.zeros(len(FACTORS_TRIED), 2)
     for each in spoken:
         truth = frames_to_pixels(each.frames).to(base.device)
+        bent = None if each.places is None else pipeline.bent(each.face, each.told, each.places)
         inside = torch.from_numpy(mouth_mask(truth.shape[-1])).to(base.device)
         around = 1 - inside
         if sees_reference(pipeline.autoencoder):
@@ -273,7 +280,7 @@ def nearness(pipeline: TalkingHeadPipeline, spoken: list[Prediction], best: torc
             around = around * torch.from_numpy(mask_of(truth.shape[-1]) > 0).to(around)
         for row, tried in zip(reached, FACTORS_TRIED, strict=True):
             shown = base.from_residual((each.motion + tried * best * each.mean)[None], each.reference)[0]
-            made = decode_pixels(pipeline.autoencoder, shown, frames_to_pixels(each.face[None]), bent=each.bent)
+            made = decode_pixels(pipeline.autoencoder, shown, frames_to_pixels(each.face[None]), bent=bent)
             errors = (made - truth).square().mean(1)
             for place, region in enumerate((inside, around)):
                 row[place] -= 10 * ((errors * region).sum((1, 2)) / region.sum()).clamp(min=1e-8).log10().mean().cpu()

@@ -23,6 +23,7 @@ from fedtalk_ray.config import parse_config, save_config
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.federation.roster import extend_roster
 from fedtalk_ray.federation.server import ParameterServer
+from fedtalk_ray.model.denoiser import TalkingHeadDenoiser
 from fedtalk_ray.model.identity import IdentityEncoder
 from fedtalk_ray.model.pipeline import load_pipeline
 from fedtalk_ray.privacy.keys import SigningKey
@@ -147,14 +148,18 @@ def test_without_privacy_the_attacks_get_something(plain_run: Path, capsys: pyte
 
 
 def test_of_a_shared_backbone_one_window_tells_its_face_and_another_versions_run_is_one_line(
-    settings: dict[str, Any], tmp_path: Path
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The layer that takes a reference's lips has no part in the loss of a window that is told none."""
+    """The layer that takes a reference's lips has no part in the loss of a window that is told none. One that paints on
+    a bent reference is not audited as if it did not."""
     changed = {"run": str(tmp_path / "run"), "aggregation": "plain", "shared": "backbone"}
     shared = {name: value for name, value in settings.items() if name != "lora_aggregation"}
     run = run_rounds(parse_config(shared | changed, "test"))
     clear = figures(audit(run, fast=True, only=["inversion"]), "inversion")["cosine, one update in the clear"]
     assert clear["value"] > 0.5
+    with monkeypatch.context() as patch, pytest.raises(RunError, match="paints on references that are bent to lips"):
+        patch.setattr(TalkingHeadDenoiser, "takes_bent", lambda _: True)
+        audit(run, fast=True, only=["inversion"])
     released = load_pipeline(str(RunFolder(run).pipeline))
     released.denoiser.reference_embedding = None
     released.denoiser.register_to_config(reference_lips=False)

@@ -1,6 +1,7 @@
 """The autoencoder of the lower face: what it leaves alone, what it keeps, and what it takes from the reference."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from fedtalk_ray.model.autoencoder import (
 from fedtalk_ray.model.bending import bend, lower_flow
 from fedtalk_ray.model.lower_face import LowerFaceAutoencoder
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline, load_pipeline, new_pipeline
+from fedtalk_ray.model.told import Told, told_of
 from fedtalk_ray.shards.windows import WindowBatch
 from fedtalk_ray.training.backbone import check_fits, untrained_pipeline
 from fedtalk_ray.training.reliability import generate_windows
@@ -323,3 +325,39 @@ def test_a_streamed_face_is_bent_as_a_whole_clip_is(bending: TalkingHeadPipeline
         assert np.array_equal(np.concatenate(streamed), whole)
         made.append(whole)
     assert (made[0] != made[1]).any()
+
+
+def test_a_bent_face_speaks_along_from_what_its_photo_shows(bending: TalkingHeadPipeline, monkeypatch) -> None:
+    """Whatever its first frame hears: how loud that was is not known yet."""
+    face, audio = noise_frames(1)[0], np.random.default_rng(1).normal(0, 0.1, 9 * 640).astype(np.float32)
+    speech = bending._heard(audio)
+    told = []
+
+    def remembering(*given: Any) -> Told:
+        told.append(told_of(*given))
+        return told[-1]
+
+    monkeypatch.setattr("fedtalk_ray.model.pipeline.told_of", remembering)
+    made = np.concatenate(list(bending.speak_along(face, speech, torch.Generator().manual_seed(0))))
+    assert made.shape == (9, SIDE, SIDE, 3) and np.abs(made.astype(int) - face).max() > 2
+    own = told[0].reference_lips
+    torch.testing.assert_close(own, own[0] * bending.denoiser.with_aperture())
+    bending(face, audio, 1)
+    assert (told[1].reference_lips - own).abs().max() > 1e-3
+
+
+def test_with_guidance_0_nothing_is_heard_and_nothing_bent(bending: TalkingHeadPipeline) -> None:
+    bending.denoiser.certainty.fill_(0.5)
+    face = noise_frames(1)[0]
+
+    def made(guidance: float, number: int) -> np.ndarray:
+        sound = np.random.default_rng(number).normal(0, 0.1, 7 * 640).astype(np.float32)
+        return bending(face, sound, 1, guidance).frames
+
+    assert np.array_equal(made(0.0, 1), made(0.0, 2)) and (made(1.0, 1) != made(1.0, 2)).any()
+
+
+def test_lips_are_not_told_to_who_knows_none(bending: TalkingHeadPipeline) -> None:
+    bending.denoiser.lip_axes.zero_()
+    with pytest.raises(ValueError, match="lips are told to a model that knows no lip shapes"):
+        bending(noise_frames(1)[0], np.zeros(7 * 640, np.float32), 1, lips=np.zeros((7, LIP_MOTION), np.float32))

@@ -120,3 +120,12 @@ def test_listening_leaves_the_network_as_it_was(base, heard) -> None:
     assert torch.equal(once, again) and once.shape == (4, 5, 6) and base.speech_encoder.training
     base.eval()
     assert not base.heard_shapes(heard).requires_grad and not base.speech_encoder.training
+
+
+def test_of_a_sound_that_is_still_coming_the_photo_alone_says_where_lips_begin(base, heard, reference, face_points):
+    """How loud it is, and so what its first frame says, is only known later."""
+    known = UNKNOWN.copy()
+    known[0] = 0.1
+    told = told_of(base, reference, face_points, heard, known, live=True)
+    aperture = (0.1 - base.lip_mean[0]) / base.lip_std[0]
+    torch.testing.assert_close(told.reference_lips, aperture * base.with_aperture())

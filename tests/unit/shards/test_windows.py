@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedtalk_ray.errors import ShardError
 from fedtalk_ray.media.lips import lip_motion
 from fedtalk_ray.shards.format import Piece
 from fedtalk_ray.shards.windows import Wanted, WindowBatch, cut_windows, held_out_windows
@@ -157,3 +158,8 @@ def test_every_reference_has_its_own_points() -> None:
     at_rest = cut_windows(whole, 4, 9, "0", Wanted(lips=True, mean_reference=True))["reference_points"]
     np.testing.assert_allclose(at_rest, np.repeat(points.mean(0)[None], 9, axis=0), atol=1e-6)
     assert cut_windows(whole, 4, 9, "0")["reference_points"].shape == (9, 0, 2)
+
+
+def test_windows_with_lips_of_shards_without_landmarks_are_refused() -> None:
+    with pytest.raises(ShardError, match=r"has no landmarks: it was prepared by an older version"):
+        held_out_windows([piece(20)], 4, 2, lips=True)

@@ -4,7 +4,9 @@ import numpy as np
 import torch
 
 from fedtalk_ray.media.lips import MIRRORED_FACE
-from fedtalk_ray.training.augment import View
+from fedtalk_ray.media.speech import LOG_MEL
+from fedtalk_ray.shards.windows import PictureBatch
+from fedtalk_ray.training.augment import View, vary_seen_and_heard, vary_windows
 
 SIDE = 144
 
@@ -51,3 +53,21 @@ def test_no_points_stay_none_and_a_mirror_twice_is_none(face_points: np.ndarray)
     faces = dots(face_points)[None]
     expected = torch.from_numpy(faces / 127.5 - 1).permute(0, 3, 1, 2).flip(3).float()
     torch.testing.assert_close(mirror.of_pictures(faces), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_the_references_points_are_varied_with_its_picture(make_pipeline, face_points: np.ndarray) -> None:
+    """As in training: of each window by the view in which its own reference is seen."""
+    faces = torch.from_numpy(np.repeat(dots(face_points[[57]])[None], 6, axis=0))
+    points = torch.from_numpy(face_points).float().expand(6, -1, -1)
+    sounds = torch.from_numpy(np.random.default_rng(0).normal(size=(6, 4, 44, 40)).astype(np.float32))
+    batch = PictureBatch(faces[:, None].expand(-1, 4, -1, -1, -1), sounds, faces, reference_points=points)
+    pixels, _, found = vary_seen_and_heard(batch, np.random.default_rng(5), LOG_MEL)
+    y, x = (np.mgrid[:SIDE, :SIDE] + 0.5) / SIDE
+    for window, face in zip(pixels, found, strict=True):
+        picture = window[0].mean(0).numpy()
+        light = (picture - np.median(picture)).clip(0)
+        middle = np.array([(x * light).sum(), (y * light).sum()]) / light.sum()
+        np.testing.assert_allclose(middle, face[57], atol=1.5 / SIDE)
+    assert len({tuple(each[57].tolist()) for each in found}) == 6
+    windows = vary_windows(make_pipeline(), batch, np.random.default_rng(5))
+    torch.testing.assert_close(windows.reference_points, found)

@@ -153,3 +153,7 @@ def test_where_all_weights_learn_faces_the_reference_is_bent_of_latents_that_can
             assert torch.equal(after.state_dict()[name], value), name
         assert not started(shared="adapter").takes_bent()
         assert untrained_pipeline(manifest).denoiser.takes_bent() == bool(bends)
+        # One that is not taught by lips what it hears has no shapes to bend to.
+        for phases in (["units", "faces"], ["units", "speech", "faces"]):
+            fresh = start_of(make_config(pretrained=None, shared="backbone", phases=phases), manifest).denoiser
+            assert fresh.takes_bent() == (bool(bends) and "speech" in phases)

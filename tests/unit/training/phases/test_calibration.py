@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fedtalk_ray.errors import NothingToGive, TrainingError
-from fedtalk_ray.media.lips import aperture_of, lips_of
+from fedtalk_ray.media.lips import LIP_MOTION, aperture_of, lips_of
 from fedtalk_ray.model import adapters
 from fedtalk_ray.model.autoencoder import decode_latents, decode_pixels, encode_frames
 from fedtalk_ray.model.motion_units import mouth_blend
@@ -226,8 +226,8 @@ def test_a_clip_gives_fifteen_frames_at_most() -> None:
 @pytest.mark.parametrize(("frames", "count", "kept"), [(10, 5, [1, 3, 5, 7, 9]), (10, 1, [5]), (3, 8, [0, 1, 2])])
 def test_fewer_frames_are_taken_evenly(frames: int, count: int, kept: list[int]) -> None:
     numbers = torch.arange(frames)
-    every = Prediction(np.zeros(0), numbers[:0], numbers.numpy(), *[numbers] * 5).fewer(count)
-    parts = every.frames, every.truth, every.mean, every.sample, every.motion, every.bent
+    every = Prediction(np.zeros(0), numbers[:0], numbers.numpy(), *[numbers] * 4, places=numbers).fewer(count)
+    parts = every.frames, every.truth, every.mean, every.sample, every.motion, every.places
     assert all(part.tolist() == kept for part in parts)
 
 
@@ -301,9 +301,9 @@ def test_a_fixed_denominator_changes_no_map(lively, make_task) -> None:
 
 
 def test_every_round_fills_its_own_section(lively, make_task) -> None:
-    """1 + 5 cells, 1 + 8 factors in the mouth and around, 1 + 2 cells; each with a 1 in front."""
+    """1 + 7 cells, 1 + 8 factors in the mouth and around, 1 + 2 cells; each with a 1 in front."""
     phase = Calibration(lively[0], 0)
-    shared, ends = phase.initial(), np.cumsum([1 + 5 * 64, 1 + 16, 1 + 2 * 64])
+    shared, ends = phase.initial(), np.cumsum([1 + 7 * 64, 1 + 16, 1 + 2 * 64])
     assert shared.shape == (ends[-1],) and not shared.any()
     for number, end in enumerate(ends, start=1):
         begin = 0 if number == 1 else ends[number - 2]
@@ -320,7 +320,7 @@ def test_of_very_many_clips_some_are_taken_evenly(lively, make_task, monkeypatch
     many = [pieces[number % 4] for number in range(121)]
     place = "fedtalk_ray.training.phases.calibration."
     monkeypatch.setattr(place + "predict", lambda _, piece, __: spoken.append(piece.clip))
-    monkeypatch.setattr(place + "products", lambda _: torch.zeros(5, SIDE, SIDE))
+    monkeypatch.setattr(place + "products", lambda _: torch.zeros(7, SIDE, SIDE))
     phase = Calibration(pipeline, 0)
     phase.fit(make_task(many, phase.initial(), 1, 3))
     assert spoken == [piece.clip for piece in many[::3]] and len(spoken) <= MOST_CLIPS
@@ -464,3 +464,53 @@ def test_a_network_that_bends_may_add_nothing(make_pipeline, all_rounds, predict
         all_rounds(Calibration(pipeline, 0), pieces, 3)
         mouth = pipeline.denoiser.mouth()
         assert float((pipeline.denoiser.certainty * mouth).sum() / mouth.sum()) == pytest.approx(least, abs=0.01)
+
+
+def test_frames_differ_as_real_ones_do_also_where_the_reference_is_bent(make_pipeline) -> None:
+    """What is shown moves as the truth: the bent reference, what is certain of the mean, and what a sample adds."""
+    pipeline, generator = make_pipeline(bends=(4, 2, 1), region="lower face"), torch.Generator().manual_seed(0)
+    shape = (400, 4, SIDE, SIDE)
+    motion, mean, more = (torch.randn(shape, generator=generator) for _ in range(3))
+    mean = mean - 0.5 * motion  # what the network adds takes back a part of the bending
+    truth = 1.2 * torch.randn(shape, generator=generator) + mean - motion
+    spoken = Prediction(np.zeros(0), motion[:1], np.zeros(0), truth, mean, mean + more, motion)
+    first = products([spoken])
+    Calibration(pipeline, 0)._show(first, None)
+    base = pipeline.denoiser
+    shown = motion + base.certainty * mean + base.liveliness * more
+    lively = (base.liveliness > 0.05) & (base.liveliness < MAX_LIVELINESS) & (mouth_blend(SIDE, "lower face") == 0)
+    assert int(lively.sum()) == SIDE, "the row above the mouth"
+    ratio = (shown[1:] - shown[:-1]).square().sum((0, 1)) / (motion + truth).diff(dim=0).square().sum((0, 1))
+    assert torch.allclose(ratio[lively], torch.ones(()), atol=0.1)
+
+
+def test_a_still_clip_says_nothing_of_motion_however_it_is_bent() -> None:
+    generator = torch.Generator().manual_seed(0)
+    motion, mean = (torch.randn(9, 4, SIDE, SIDE, generator=generator) for _ in range(2))
+    still = Prediction(np.zeros(0), motion[:1], np.zeros(0), -motion, mean, mean, motion)
+    assert not products([still])[2:].any()
+
+
+def test_nearness_is_judged_on_the_bent_face(face_points: np.ndarray, monkeypatch) -> None:
+    """Of frames that are the bent picture itself nothing that is added comes nearer, and detail that is not bent hides
+    how far away it leads."""
+    torch.manual_seed(0)
+    pipeline = new_pipeline("lower-face", 32, 4, widths=(16, 32), window=4)
+    base = pipeline.denoiser.eval()
+    base.bend_latents(8, 20, 6)
+    torch.nn.init.normal_(base.lip_axes, std=0.2, generator=torch.Generator().manual_seed(1))
+    base.lip_std.fill_(0.1)
+    face = np.random.default_rng(0).integers(60, 200, (1, 48, 48, 3), dtype=np.uint8)
+    reference = torch.from_numpy(encode_frames(pipeline.autoencoder, face))
+    lips = np.random.default_rng(0).normal(0, 0.02, (6, LIP_MOTION)).astype(np.float32)
+    told, places = told_of(base, reference[0], face_points, torch.zeros(6, 44, 40), lips[0], lips), torch.arange(6)
+    bent = pipeline.bent(face[0], told, places)
+    motion = base.to_residual(told.bent[places][None], reference)[0]
+    frames = decode_latents(pipeline.autoencoder, told.bent[places], face=face[0], bent=bent)
+    wrong = 0.05 * torch.ones_like(motion)
+    spoken = Prediction(face[0], reference, frames, 0 * motion, wrong, wrong, motion, told, places).fewer(3)
+    assert not nearness(pipeline, [spoken], torch.zeros(4, 4)).any(), "of nothing no factor is nearer"
+    reached = nearness(pipeline, [spoken], torch.ones(4, 4))
+    assert (reached.diff(dim=0) < 0).all()
+    monkeypatch.setattr(TalkingHeadPipeline, "bent", lambda *_: None)
+    assert nearness(pipeline, [spoken], torch.ones(4, 4))[-1, 0] > reached[-1, 0] + 1
