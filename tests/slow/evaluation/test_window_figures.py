@@ -8,14 +8,15 @@ import torch
 
 from fedtalk_ray.errors import ShardError
 from fedtalk_ray.evaluation import metrics
-from fedtalk_ray.evaluation.window_figures import DRAWS, measure_windows, motion_agreement, window_figures
+from fedtalk_ray.evaluation.window_figures import DRAWS, MEASURES, measure_windows, motion_agreement, window_figures
 from fedtalk_ray.media.face_template import mouth_mask
 from fedtalk_ray.media.lips import LIP_MOTION
 from fedtalk_ray.model.autoencoder import decode_latents
+from fedtalk_ray.model.pipeline import load_pipeline
 from fedtalk_ray.model.sampling import sample_clip
 from fedtalk_ray.seeding import derive_seed
 from fedtalk_ray.shards.reader import read_pieces
-from fedtalk_ray.shards.windows import held_out_windows
+from fedtalk_ray.shards.windows import WindowBatch, held_out_windows
 from fedtalk_ray.training.local import LocalTrainer
 
 
@@ -177,3 +178,23 @@ def test_a_network_that_bends_is_measured_as_it_speaks(make_pipeline, make_windo
     assert bent["loss"] != still["loss"] and bent["motion_error"] != still["motion_error"]
     trainer = LocalTrainer(pipeline, make_config())
     assert bent["loss"] == pytest.approx(trainer.held_out_loss(windows, seed=5, draws=DRAWS), rel=1e-5)
+
+
+def test_clips_are_read_with_their_lips_for_a_network_that_bends(run_and_shards, tmp_path: Path, monkeypatch) -> None:
+    run, shards, *_ = run_and_shards
+    pipeline = load_pipeline(str(run / "pipeline"))
+    pipeline.denoiser.bend_latents(4, 10, 3)
+    torch.nn.init.normal_(pipeline.denoiser.lip_axes, generator=torch.Generator().manual_seed(0))
+    pipeline.save_pretrained(str(tmp_path / "run" / "pipeline"))
+    seen = []
+
+    def measure(_: object, batch: WindowBatch, __: int) -> dict[str, float]:
+        seen.append(batch)
+        return dict.fromkeys(MEASURES, 0.0)
+
+    monkeypatch.setattr("fedtalk_ray.evaluation.window_figures.measure_windows", measure)
+    window_figures(run, shards)
+    assert {batch.reference_points.shape[1:] for batch in seen} == {(0, 2)}
+    seen.clear()
+    window_figures(tmp_path / "run", shards)
+    assert {batch.reference_points.shape[1:] for batch in seen} == {(68, 2)}

@@ -152,3 +152,25 @@ def test_of_her_own_clips_nothing_is_told_but_the_references_lips_to_who_takes_t
     assert all(bool(batch.lips.isnan().all()) for batch in windows)
     known = ~torch.cat([batch.reference_lips for batch in windows]).isnan()
     assert 0.3 < float(known.all(1).float().mean()) < 0.7
+    assert not any(batch.bent.shape[2] for batch in windows)
+
+
+def test_who_paints_on_a_bent_reference_is_personalised_on_it(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In training, and where the loss is taken before and after."""
+    config = RunFolder(run).config()
+    people, trainer = people_of(config), released_trainer(RunFolder(run), config, pick_device("cpu"))
+    base = bare_denoiser(trainer.model)
+    set_units(base, moments(list(people.pieces("s1", "train"))))
+    base.see_reference_lips()
+    channels = int(base.config.latent_channels)
+    base.bend_latents(4, channels - 2, 1)
+    windows = list(islice(varied_windows(trainer, people, config, "s1", 20, 7), 20))
+    for batch in windows:
+        told = ~batch.reference_lips[:, 0].isnan()
+        moved = (batch.bent - batch.reference[:, None]).abs().amax((1, 2, 3, 4)) > 1e-3
+        assert batch.bent.shape == batch.latents.shape and torch.equal(moved, told)
+    judged = []
+    monkeypatch.setattr("fedtalk_ray.training.personalize.released_trainer", lambda *_: trainer)
+    monkeypatch.setattr(trainer, "held_out_loss", lambda held_out, **_: judged.append(held_out) or 1.0)
+    personalize(run, "s1", 1)
+    assert [batch.reference_points.shape[1:] for batch in judged] == [(68, 2)] * 2
