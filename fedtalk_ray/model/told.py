@@ -31,8 +31,8 @@ class ByFrame(Protocol):
 
 
 class Remembered:
-    """What `compute` says of frames by their numbers int64 [N], rows [N, *shape]; windows overlap, and none is asked
-    twice."""
+    """What `compute` says of frames by their numbers int64 [N], rows [N, *shape]; windows overlap, and each is
+    worked out once."""
 
     def __init__(self, compute: Callable[[torch.Tensor], torch.Tensor]) -> None:
         self._compute = compute

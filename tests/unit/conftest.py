@@ -87,6 +87,17 @@ def make_denoiser() -> Callable[..., TalkingHeadDenoiser]:
     return tiny_denoiser
 
 
+@pytest.fixture
+def bender() -> TalkingHeadDenoiser:
+    """A denoiser that paints on the bent reference, with lip axes of its own."""
+    import torch
+
+    denoiser = tiny_denoiser(reference_lips=True, bends=(4, 2, 1), region="lower face")
+    torch.nn.init.normal_(denoiser.lip_axes, std=0.2, generator=torch.Generator().manual_seed(0))
+    denoiser.lip_std.copy_(torch.tensor([0.05, 0.04, 0.03, 0.02, 0.02, 0.01]))
+    return denoiser
+
+
 @pytest.fixture(scope="session")
 def wake_zeros() -> Callable[[Any], None]:
     return wake

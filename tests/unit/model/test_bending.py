@@ -1,7 +1,5 @@
 """Lower faces bent to the shape of their lips: beside whole crops that are bent, and what latents say of it."""
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import torch
@@ -70,14 +68,6 @@ def test_where_anything_is_unknown_nothing_moves(face_points: np.ndarray, openin
     flows = lower_flow(face_points, some)
     assert not flows[:2].any() and torch.equal(flows[2], lower_flow(face_points, opening)[2])
     assert not lower_flow(face_points * np.nan, opening).any()
-
-
-@pytest.fixture
-def bender(make_denoiser: Callable[..., TalkingHeadDenoiser]) -> TalkingHeadDenoiser:
-    denoiser = make_denoiser(bends=(4, 2, 1), region="lower face")
-    torch.nn.init.normal_(denoiser.lip_axes, std=0.1, generator=torch.Generator().manual_seed(0))
-    denoiser.lip_std.fill_(0.05)
-    return denoiser
 
 
 def predicted(denoiser: TalkingHeadDenoiser, batch, **more) -> torch.Tensor:

@@ -12,22 +12,14 @@ UNKNOWN = np.full(LIP_MOTION, np.nan, np.float32)
 
 
 @pytest.fixture
-def base(make_denoiser):
-    denoiser = make_denoiser(reference_lips=True, bends=(4, 2, 1), region="lower face")
-    torch.nn.init.normal_(denoiser.lip_axes, std=0.2, generator=torch.Generator().manual_seed(0))
-    denoiser.lip_std.copy_(torch.tensor([0.05, 0.04, 0.03, 0.02, 0.02, 0.01]))
-    return denoiser
-
-
-@pytest.fixture
-def heard(base) -> torch.Tensor:
+def heard(bender) -> torch.Tensor:
     """What twenty frames hear."""
     generator = torch.Generator().manual_seed(1)
-    return torch.randn(20, base.config.speech_hops, base.config.mel_bins, generator=generator)
+    return torch.randn(20, bender.config.speech_hops, bender.config.mel_bins, generator=generator)
 
 
 @pytest.fixture
-def reference(base) -> torch.Tensor:
+def reference(bender) -> torch.Tensor:
     return torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(2))
 
 
@@ -46,86 +38,86 @@ def test_no_frame_is_worked_out_twice_while_it_may_be_asked_for() -> None:
     assert len(rows._rows) == 3, "what lies further back than any window is forgotten"
 
 
-def bent_to(base, reference, points, change: torch.Tensor) -> torch.Tensor:
-    flows = lower_flow(points, base.mouth_moves(change).double().numpy())
-    return base.latent_bend(reference[None], flows[None])[0]
+def bent_to(bender, reference, points, change: torch.Tensor) -> torch.Tensor:
+    flows = lower_flow(points, bender.mouth_moves(change).double().numpy())
+    return bender.latent_bend(reference[None], flows[None])[0]
 
 
-def test_told_lips_bend_from_the_references_own(base, heard, reference, face_points) -> None:
+def test_told_lips_bend_from_the_references_own(bender, heard, reference, face_points) -> None:
     lips = np.random.default_rng(0).normal(0, 0.02, (20, LIP_MOTION)).astype(np.float32)
-    told = told_of(base, reference, face_points, heard, lips[0], lips)
-    shapes = base.lip_shape(torch.from_numpy(lips))
+    told = told_of(bender, reference, face_points, heard, lips[0], lips)
+    shapes = bender.lip_shape(torch.from_numpy(lips))
     torch.testing.assert_close(told.lips, shapes)
     torch.testing.assert_close(told.reference_lips, shapes[0])
     places = torch.tensor([0, 7, 3])
-    torch.testing.assert_close(told.bent[places], bent_to(base, reference, face_points, (shapes - shapes[0])[places]))
+    torch.testing.assert_close(told.bent[places], bent_to(bender, reference, face_points, (shapes - shapes[0])[places]))
     torch.testing.assert_close(told.bent[torch.tensor([0])][0], reference, atol=1e-4, rtol=1e-4)
 
 
-def test_what_is_known_is_bent_from_and_what_is_heard_bent_to(base, heard, reference, face_points) -> None:
+def test_what_is_known_is_bent_from_and_what_is_heard_bent_to(bender, heard, reference, face_points) -> None:
     known = np.random.default_rng(0).normal(0, 0.02, LIP_MOTION).astype(np.float32)
-    told = told_of(base, reference, face_points, heard, known)
-    own = base.lip_shape(torch.from_numpy(known))
+    told = told_of(bender, reference, face_points, heard, known)
+    own = bender.lip_shape(torch.from_numpy(known))
     with torch.no_grad():
-        shapes = base.speech_encoder(heard[None])[0, :, :6]
+        shapes = bender.speech_encoder(heard[None])[0, :, :6]
     assert told.lips is None, "the network hears them itself"
     assert torch.equal(told.reference_lips, own)
     torch.testing.assert_close(
-        told.bent[torch.arange(20)], bent_to(base, reference, face_points, shapes - own), atol=1e-4, rtol=1e-4
+        told.bent[torch.arange(20)], bent_to(bender, reference, face_points, shapes - own), atol=1e-4, rtol=1e-4
     )
 
 
-def test_a_photo_has_the_lips_that_its_sound_begins_with_moved_to_its_aperture(base) -> None:
+def test_a_photo_has_the_lips_that_its_sound_begins_with_moved_to_its_aperture(bender) -> None:
     """Half of a difference of a deviation counts, and all beyond, in each number as it goes with the aperture."""
     first = torch.tensor([0.2, -1.0, 0.5, 0.0, 0.3, 0.1])
-    along = base.with_aperture()
+    along = bender.with_aperture()
     for aperture, counted in ((0.2, 0.0), (0.8, 0.3), (-0.4, -0.3), (1.2, 0.5), (3.2, 2.5), (-2.8, -2.5)):
-        found = own_of_photo(base, torch.tensor(aperture), first)
+        found = own_of_photo(bender, torch.tensor(aperture), first)
         torch.testing.assert_close(found, first + counted * along)
 
 
-def test_a_photo_is_told_so(base, heard, reference, face_points) -> None:
+def test_a_photo_is_told_so(bender, heard, reference, face_points) -> None:
     known = UNKNOWN.copy()
     known[0] = 0.1
-    told = told_of(base, reference, face_points, heard, known)
-    aperture = (0.1 - base.lip_mean[0]) / base.lip_std[0]
-    expected = own_of_photo(base, aperture, base.heard_shapes(heard[:1])[0])
+    told = told_of(bender, reference, face_points, heard, known)
+    aperture = (0.1 - bender.lip_mean[0]) / bender.lip_std[0]
+    expected = own_of_photo(bender, aperture, bender.heard_shapes(heard[:1])[0])
     torch.testing.assert_close(told.reference_lips, expected)
 
 
-def test_where_lips_are_told_the_rest_of_a_photos_goes_with_its_aperture(base, heard, reference, face_points) -> None:
+def test_where_lips_are_told_the_rest_of_a_photos_goes_with_its_aperture(bender, heard, reference, face_points) -> None:
     known, lips = UNKNOWN.copy(), np.zeros((20, LIP_MOTION), np.float32)
     known[0] = 0.1
-    own = told_of(base, reference, face_points, heard, known, lips).reference_lips
-    torch.testing.assert_close(own, own[0] * base.with_aperture())
+    own = told_of(bender, reference, face_points, heard, known, lips).reference_lips
+    torch.testing.assert_close(own, own[0] * bender.with_aperture())
     nothing = torch.full((2, 6), torch.nan)
-    assert filled(base, nothing).isnan().all(), "of what shows no aperture nothing is made up"
+    assert filled(bender, nothing).isnan().all(), "of what shows no aperture nothing is made up"
 
 
-def test_a_network_is_told_what_it_takes(make_denoiser, base, heard, reference, face_points) -> None:
+def test_a_network_is_told_what_it_takes(make_denoiser, bender, heard, reference, face_points) -> None:
     lips = np.zeros((20, LIP_MOTION), np.float32)
     deaf = make_denoiser(reference_lips=True, bends=(4, 2, 1))
     assert told_of(deaf, reference, face_points, heard, lips[0]) == Told(), "without lip axes there are no shapes"
     for older, own in ((make_denoiser(), False), (make_denoiser(reference_lips=True), True)):
-        older.lip_axes.copy_(base.lip_axes)
+        older.lip_axes.copy_(bender.lip_axes)
         told = told_of(older, reference, None, heard, lips[0], lips)
         assert told.bent is None and told.lips.shape == (20, 6) and (told.reference_lips is not None) == own
-    assert told_of(base, reference, None, heard, lips[0]).bent is None, "a face without points is not bent"
+    assert told_of(bender, reference, None, heard, lips[0]).bent is None, "a face without points is not bent"
 
 
-def test_listening_leaves_the_network_as_it_was(base, heard) -> None:
+def test_listening_leaves_the_network_as_it_was(bender, heard) -> None:
     """In training it listens without dropout, and goes on with it."""
-    base.train()
-    once, again = (base.heard_shapes(heard.view(4, 5, *heard.shape[1:])) for _ in range(2))
-    assert torch.equal(once, again) and once.shape == (4, 5, 6) and base.speech_encoder.training
-    base.eval()
-    assert not base.heard_shapes(heard).requires_grad and not base.speech_encoder.training
+    bender.train()
+    once, again = (bender.heard_shapes(heard.view(4, 5, *heard.shape[1:])) for _ in range(2))
+    assert torch.equal(once, again) and once.shape == (4, 5, 6) and bender.speech_encoder.training
+    bender.eval()
+    assert not bender.heard_shapes(heard).requires_grad and not bender.speech_encoder.training
 
 
-def test_of_a_sound_that_is_still_coming_the_photo_alone_says_where_lips_begin(base, heard, reference, face_points):
+def test_of_a_sound_that_is_still_coming_the_photo_alone_says_where_lips_begin(bender, heard, reference, face_points):
     """How loud it is, and so what its first frame says, is only known later."""
     known = UNKNOWN.copy()
     known[0] = 0.1
-    told = told_of(base, reference, face_points, heard, known, live=True)
-    aperture = (0.1 - base.lip_mean[0]) / base.lip_std[0]
-    torch.testing.assert_close(told.reference_lips, aperture * base.with_aperture())
+    told = told_of(bender, reference, face_points, heard, known, live=True)
+    aperture = (0.1 - bender.lip_mean[0]) / bender.lip_std[0]
+    torch.testing.assert_close(told.reference_lips, aperture * bender.with_aperture())

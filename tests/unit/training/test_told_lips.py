@@ -15,14 +15,6 @@ from fedtalk_ray.training.told_lips import lips_wanted, tell, tell_held_out
 
 
 @pytest.fixture
-def base(make_denoiser):
-    denoiser = make_denoiser(reference_lips=True, bends=(4, 2, 1), region="lower face")
-    torch.nn.init.normal_(denoiser.lip_axes, std=0.2, generator=torch.Generator().manual_seed(0))
-    denoiser.lip_std.copy_(torch.tensor([0.05, 0.04, 0.03, 0.02, 0.02, 0.01]))
-    return denoiser
-
-
-@pytest.fixture
 def windows(make_windows, face_points) -> WindowBatch:
     batch = make_windows(400)
     generator = torch.Generator().manual_seed(3)
@@ -32,72 +24,72 @@ def windows(make_windows, face_points) -> WindowBatch:
     return batch
 
 
-def test_references_are_bent_from_what_is_told_of_them_to_what_is_told_or_heard(base, windows, face_points) -> None:
+def test_references_are_bent_from_what_is_told_of_them_to_what_is_told_or_heard(bender, windows, face_points) -> None:
     """By the definition, window after window: where nothing is told of a reference it stays as it is, and of who shows
     an aperture alone the rest of her lips is what goes with it."""
-    true, own = base.lip_shape(windows.lips), base.lip_shape(windows.reference_lips)
-    flows = tell(base, windows, 0.7, np.random.default_rng(0))
+    true, own = bender.lip_shape(windows.lips), bender.lip_shape(windows.reference_lips)
+    flows = tell(bender, windows, 0.7, np.random.default_rng(0))
     with torch.no_grad():
-        heard = base.speech_encoder(windows.speech)[..., :6]
+        heard = bender.speech_encoder(windows.speech)[..., :6]
     kinds = []
     for place in range(400):
         told, known = not windows.lips[place].isnan().any(), ~windows.reference_lips[place].isnan()
         kinds.append((told, int(known.sum())))
         shapes = true[place] if told else heard[place]
-        start = own[place] if known.all() else own[place, 0] * base.with_aperture()
+        start = own[place] if known.all() else own[place, 0] * bender.with_aperture()
         if not known.any():
             assert not flows[place].any()
             torch.testing.assert_close(
                 windows.bent[place], windows.reference[place].expand(4, -1, -1, -1), atol=1e-4, rtol=1e-4
             )
             continue
-        expected = lower_flow(face_points, base.mouth_moves(shapes - start).double().numpy())
+        expected = lower_flow(face_points, bender.mouth_moves(shapes - start).double().numpy())
         torch.testing.assert_close(flows[place], expected, atol=1e-5, rtol=1e-4)
-        bent = base.latent_bend(windows.reference[place][None], expected[None])[0]
+        bent = bender.latent_bend(windows.reference[place][None], expected[None])[0]
         torch.testing.assert_close(windows.bent[place], bent, atol=1e-3, rtol=1e-3)
     assert set(kinds) == {(told, known) for told in (False, True) for known in (0, 1, 6)}
 
 
-def test_without_lips_and_for_other_networks_nothing_is_bent(make_denoiser, base, make_windows, windows) -> None:
+def test_without_lips_and_for_other_networks_nothing_is_bent(make_denoiser, bender, make_windows, windows) -> None:
     plain = make_windows()
-    assert tell(base, plain, 0.7, np.random.default_rng(0)) is None and not plain.bent.numel()
+    assert tell(bender, plain, 0.7, np.random.default_rng(0)) is None and not plain.bent.numel()
     older = make_denoiser(reference_lips=True)
-    older.lip_axes.copy_(base.lip_axes)
+    older.lip_axes.copy_(bender.lip_axes)
     assert tell(older, windows, 0.7, np.random.default_rng(0)) is None and not windows.bent.numel()
     assert windows.lips.shape == (400, 4, 6), "and lips are told all the same"
 
 
-def test_lips_are_wanted_to_be_told_or_to_bend_by(make_denoiser, base) -> None:
+def test_lips_are_wanted_to_be_told_or_to_bend_by(make_denoiser, bender) -> None:
     older = make_denoiser()
     assert not lips_wanted(older, 0.9), "it knows no lips"
-    older.lip_axes.copy_(base.lip_axes)
-    assert lips_wanted(older, 0.9) and not lips_wanted(older, 0.0) and lips_wanted(base, 0.0)
+    older.lip_axes.copy_(bender.lip_axes)
+    assert lips_wanted(older, 0.9) and not lips_wanted(older, 0.0) and lips_wanted(bender, 0.0)
 
 
-def test_a_network_is_judged_by_what_it_hears_from_the_references_own_lips(base, windows, face_points) -> None:
+def test_a_network_is_judged_by_what_it_hears_from_the_references_own_lips(bender, windows, face_points) -> None:
     """What the windows' own lips are is not told, and the windows themselves stay as they are."""
-    own, few = base.lip_shape(windows.reference_lips), next(windows.each())
-    told = tell_held_out(base, few)
+    own, few = bender.lip_shape(windows.reference_lips), next(windows.each())
+    told = tell_held_out(bender, few)
     assert told.lips.isnan().all() and few.lips.shape == (1, 4, LIP_MOTION)
     torch.testing.assert_close(told.reference_lips, own[:1])
-    change = base.heard_shapes(few.speech)[0] - own[0]
-    flows = lower_flow(face_points, base.mouth_moves(change).double().numpy())
-    torch.testing.assert_close(told.bent, base.latent_bend(few.reference, flows[None]), atol=1e-4, rtol=1e-4)
+    change = bender.heard_shapes(few.speech)[0] - own[0]
+    flows = lower_flow(face_points, bender.mouth_moves(change).double().numpy())
+    torch.testing.assert_close(told.bent, bender.latent_bend(few.reference, flows[None]), atol=1e-4, rtol=1e-4)
     plain = replace(few, reference_lips=torch.zeros(1, 0))
-    assert tell_held_out(base, plain) is plain
+    assert tell_held_out(bender, plain) is plain
 
 
-def test_what_is_generated_of_held_out_windows_is_bent(base, windows) -> None:
+def test_what_is_generated_of_held_out_windows_is_bent(bender, windows) -> None:
     """By the definition, in one step: a window's prediction from the reference bent to what is heard."""
     few = WindowBatch(**{name: value[:3] for name, value in vars(windows).items()})
-    made = generate_windows(base, make_scheduler("sample"), few, 0)
-    told, scheduler = tell_held_out(base, few), make_scheduler("sample")
+    made = generate_windows(bender, make_scheduler("sample"), few, 0)
+    told, scheduler = tell_held_out(bender, few), make_scheduler("sample")
     scheduler.set_timesteps(1)
     with torch.no_grad():
         given = torch.zeros_like(few.latents), scheduler.timesteps.expand(3), few.speech, few.reference
-        answer = base(*given, **base.told(told.reference_lips, told.bent))
-    motion = base.to_residual(told.bent, few.reference)
-    shown = motion + base.certainty * (answer - motion)
-    torch.testing.assert_close(made, base.from_residual(shown, few.reference), atol=1e-4, rtol=1e-4)
+        answer = bender(*given, **bender.told(told.reference_lips, told.bent))
+    motion = bender.to_residual(told.bent, few.reference)
+    shown = motion + bender.certainty * (answer - motion)
+    torch.testing.assert_close(made, bender.from_residual(shown, few.reference), atol=1e-4, rtol=1e-4)
     still = replace(few, reference_lips=torch.zeros(3, 0))
-    assert (generate_windows(base, make_scheduler("sample"), still, 0) - made).abs().max() > 1e-2
+    assert (generate_windows(bender, make_scheduler("sample"), still, 0) - made).abs().max() > 1e-2
