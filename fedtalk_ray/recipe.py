@@ -27,7 +27,7 @@ PHASES: tuple[PhaseName, ...] = ("units", "decoder", "identity", "sync", "speech
 STATISTICS_ROUNDS = {"units": 1, "calibration": 3}
 """Phases in which clients send statistics of their clips, and in how many rounds."""
 
-VERSION = 11
+VERSION = 12
 """Of what rounds compute from the same settings: a run of another one is not resumed. Raise it with every change."""
 
 STATISTICS_FROM = 1000

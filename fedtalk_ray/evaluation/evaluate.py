@@ -36,7 +36,6 @@ from fedtalk_ray.generation.whole_picture import speak_in
 from fedtalk_ray.media.dlib_models import MissingModelError
 from fedtalk_ray.media.lips import lip_aperture, lip_motion
 from fedtalk_ray.media.speech import spoken
-from fedtalk_ray.model.autoencoder import decode_latents
 from fedtalk_ray.model.denoiser import bare_denoiser
 from fedtalk_ray.model.device import pick_device
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
@@ -202,7 +201,8 @@ def measure_clip(
             yield TOLD, [said(piece.waveform, seed, lips=lips) for seed in range(samples)]
         if AUTOENCODER in rows:
             latents = torch.from_numpy(piece.latents.astype(np.float32))
-            yield AUTOENCODER, [aligned(decode_latents(model.autoencoder, latents, face=piece.frames[0]))]
+            known = lip_motion(piece.landmarks) if len(piece.landmarks) else None
+            yield AUTOENCODER, [aligned(model.from_latents(piece.frames[0], latents, known))]
         if COPY in rows:
             yield COPY, [np.repeat(real[:1], count, axis=0)]
 

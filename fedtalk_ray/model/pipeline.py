@@ -263,6 +263,20 @@ class TalkingHeadPipeline(DiffusionPipeline):
             known = lips_of(points, 0) if known is None else known
         return told_of(base, reference, None if points is None else points[0], speech, known, lips, live)
 
+    def from_latents(self, face: np.ndarray, latents: torch.Tensor, lips: np.ndarray | None = None) -> np.ndarray:
+        """What the autoencoder alone makes of a clip: frames uint8 [T, S, S, 3] of their own latents [T, C, h, w].
+
+        face: its first frame uint8 [S, S, 3], of which all detail is taken. lips: `media.lips.lip_motion` of each frame
+        float32 [T, LIP_MOTION], by which that is bent where it is when the face speaks; None where they are not known.
+        """
+        bent = None
+        if lips is not None and bare_denoiser(self.denoiser).takes_bent():
+            reference = torch.from_numpy(encode_frames(self.autoencoder, face[None]))[0]
+            # All is told, so what frames hear is not asked for.
+            told = self._told(face, reference, latents, lips, lips[0], live=False)
+            bent = self.bent(face, told, torch.arange(len(latents)))
+        return decode_latents(self.autoencoder, latents, face=face, bent=bent)
+
     def at_rest(self, face: np.ndarray) -> np.ndarray:
         """The face uint8 [S, S, 3] as `stream` without a soft border would show it if nothing of it moved."""
         reference = torch.from_numpy(encode_frames(self.autoencoder, face[None]))

@@ -1,7 +1,8 @@
 """How our own denoisers hear: a few numbers a frame, the motion code, and the motion that it alone suggests.
 
 The first numbers of a code are a lip shape, which means the same on every face. The phase `speech` teaches encoder and
-map by a regression of their own; while faces are learned they stay as they are, and carry the shared adapter alone.
+map by a regression of their own; while faces are learned they stay as they are, and carry the shared adapter alone. A
+network that bends its reference hears a lip shape and nothing else: it has no use for the map.
 """
 
 from typing import Any
@@ -49,17 +50,26 @@ class CodedDenoiser(MotionUnits):
         heard: bool [B]; where False the code is that of "no sound". lips: true lip shapes [B, T, L] in place of those
         that are heard; NaN keeps these.
         """
-        sound = self.speech_encoder(speech)
+        sound = self._heard(speech)
         if lips is not None and lips.shape[-1]:
             shapes, rest = sound.split([lips.shape[-1], sound.shape[-1] - lips.shape[-1]], dim=-1)
             sound = torch.cat([torch.where(lips.isnan(), shapes, lips), rest], dim=-1)
         return sound if heard is None else torch.where(heard[:, None, None], sound, self.silence)
 
+    def _heard(self, speech: torch.Tensor) -> torch.Tensor:
+        """Codes of what is heard. Of a network that bends its reference: lip shapes as they are believed, and zeros."""
+        code: torch.Tensor = self.speech_encoder(speech)
+        if not self.takes_bent():
+            return code
+        shapes, rest = code.tensor_split([len(self.lip_std)], dim=-1)
+        return torch.cat([self.as_heard(shapes), torch.zeros_like(rest)], dim=-1)
+
     @torch.no_grad()
     def heard_shapes(self, speech: torch.Tensor) -> torch.Tensor:
         """The lip shapes [..., lip_numbers] that are heard in windows [..., hops, bins], without dropout."""
         training = self.speech_encoder.training
-        code = self.speech_encoder.eval()(speech.flatten(0, -3)[None].to(self.device))[0]
+        self.speech_encoder.eval()
+        code = self._heard(speech.flatten(0, -3)[None].to(self.device))[0]
         self.speech_encoder.train(training)
         return code[:, : len(self.lip_std)].unflatten(0, speech.shape[:-2])
 

@@ -43,7 +43,8 @@ def speech_phase(
     score: Score | None = None,
     autocast: bool = False,
 ) -> ModuleSteps:
-    """Teaches the speech encoder and the map from its code to motion, of a denoiser whose units are fixed.
+    """Teaches the speech encoder of a denoiser whose units are fixed, and the map from its code to motion, where it
+    shows that and not the bent reference.
 
     score: None where nobody asks for one. autocast: `local.autocast`. Raises `RunError` for one without lip axes.
     """
@@ -63,7 +64,8 @@ def speech_phase(
         mask = error_weights(denoiser, mouth_weight)
         return (speech_loss(denoiser, batch, mask, rng, device, autocast) for batch in batches)
 
-    return ModuleSteps(denoiser, config, losses, device, lambda name: name.startswith(SPEECH_PARTS), score)
+    parts = SPEECH_PARTS[:1] if denoiser.takes_bent() else SPEECH_PARTS
+    return ModuleSteps(denoiser, config, losses, device, lambda name: name.startswith(parts), score)
 
 
 def hearing_score(denoiser: TalkingHeadDenoiser, windows: int, alpha: float) -> Score:
@@ -84,17 +86,21 @@ def speech_loss(
     device: str,
     autocast: bool,
 ) -> Loss:
-    """How far shapes and motion are from what the sound says. mask: [C, h, w], `error_weights`."""
+    """How far shapes are from what the sound says, and motion, where it is shown. mask: [C, h, w], `error_weights`."""
     check_sound(batch.speech)
     varied = [vary_speech(window.numpy(), rng, denoiser.config.speech == LOG_MEL) for window in batch.speech]
     moved = batch.to(device)
-    target, shape = denoiser.to_residual(moved.latents, moved.reference), denoiser.lip_shape(moved.lips)
+    shape = denoiser.lip_shape(moved.lips)
     with fast_arithmetic(device, autocast):
         code = denoiser.speech_encoder(torch.from_numpy(np.stack(varied)).to(device))
-        motion = denoiser.speech_map(code)
-    picture = (mask * (motion - target).square()).mean()
+        motion = None if denoiser.takes_bent() else denoiser.speech_map(code)
     lips = (code[..., : shape.shape[-1]] - shape).square().mean()
-    return picture + lips, {"lips": float(lips.detach()), "motion": float(picture.detach())}
+    terms = {"lips": float(lips.detach())}
+    if motion is None:
+        return lips, terms
+    target = denoiser.to_residual(moved.latents, moved.reference)
+    picture = (mask * (motion - target).square()).mean()
+    return picture + lips, terms | {"motion": float(picture.detach())}
 
 
 def check_sound(speech: torch.Tensor) -> None:

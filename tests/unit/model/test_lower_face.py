@@ -310,6 +310,22 @@ def test_a_face_says_told_lips_by_being_bent_to_them(bending: TalkingHeadPipelin
     assert np.abs(made[0].astype(int) - face).max() <= 2 < np.abs(made[3].astype(int) - face).max()
 
 
+def test_what_the_autoencoder_alone_gives_has_its_detail_where_lips_are(bending, face_points) -> None:
+    """The latents of bent faces, with the detail of the face bent alike, are those faces."""
+    face = noise_frames(1)[0]
+    lips = np.random.default_rng(0).normal(0, 0.02, (5, LIP_MOTION)).astype(np.float32)
+    base, lower = bending.denoiser, bending.autoencoder.window(frames_to_pixels(face[None]))
+    shapes = base.lip_shape(torch.from_numpy(lips))
+    flows = lower_flow(face_points, base.mouth_moves(shapes - shapes[0]).double().numpy())
+    true = bend(lower, flows)
+    latents = bending.autoencoder.encoder(true)
+    made = bending.from_latents(face, latents, lips)
+    expected = decode_latents(bending.autoencoder, latents, face=face, bent=true)
+    assert made.shape == (5, SIDE, SIDE, 3) and np.abs(made.astype(int) - expected).max() <= 1
+    unbent = decode_latents(bending.autoencoder, latents, face=face)
+    assert np.array_equal(bending.from_latents(face, latents), unbent) and (made != unbent).any()
+
+
 def test_a_streamed_face_is_bent_as_a_whole_clip_is(bending: TalkingHeadPipeline) -> None:
     """However long, and whatever is known of its lips; blocks end where windows do not."""
     wake_up = torch.Generator().manual_seed(2)

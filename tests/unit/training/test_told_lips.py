@@ -30,7 +30,7 @@ def test_references_are_bent_from_what_is_told_of_them_to_what_is_told_or_heard(
     true, own = bender.lip_shape(windows.lips), bender.lip_shape(windows.reference_lips)
     flows = tell(bender, windows, 0.7, np.random.default_rng(0))
     with torch.no_grad():
-        heard = bender.speech_encoder(windows.speech)[..., :6]
+        heard = bender.as_heard(bender.speech_encoder(windows.speech)[..., :6])
     kinds = []
     for place in range(400):
         told, known = not windows.lips[place].isnan().any(), ~windows.reference_lips[place].isnan()

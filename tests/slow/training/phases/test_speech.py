@@ -151,6 +151,19 @@ def test_the_losses_are_the_errors_of_shapes_and_motion(people: People, denoiser
     assert losses["lips"] == pytest.approx(float(shapes.square().mean()), rel=0.15)
 
 
+def test_who_bends_learns_lip_shapes_alone(people: People, denoiser, make_task) -> None:
+    """The map to motion, which is never shown, is neither trained nor sent."""
+    motion = phase_of(denoiser)
+    denoiser.bend_latents(4, 2, 1)
+    shapes = phase_of(denoiser)
+    encoder = sum(each.numel() for each in denoiser.speech_encoder.parameters())
+    assert motion.initial().size > shapes.initial().size == encoder
+    before = {name: value.clone() for name, value in denoiser.speech_map.state_dict().items()}
+    fitted = shapes.fit(make_task(people, shapes.initial()))
+    assert set(fitted.losses) == {"lips"} and fitted.update.any()
+    assert all(torch.equal(value, before[name]) for name, value in denoiser.speech_map.state_dict().items())
+
+
 def test_a_seed_means_the_same_update_whatever_came_before(people: People, denoiser, make_task) -> None:
     phase = phase_of(denoiser)
     shared = phase.initial()
