@@ -17,6 +17,11 @@ from fedtalk_ray.model.denoiser import TalkingHeadDenoiser
 KEPT = 512
 """Frames that are remembered. Up to ten denoising steps, whoever asks for one again does so sooner than that."""
 
+BEGINNING = 5
+"""Frames of which the mean is what is heard at first. A window rarely begins where its clip does, so few of them teach
+what the very first says: after 800 local steps its aperture came 0.8 deviations too low on eight unseen GRID speakers,
+that of five frames 0.5, and what was heard lay 0.60 and not 0.64 deviations from the truth."""
+
 TRUSTED, BEYOND = 0.5, 1.0
 """How much it counts that a photo's lips are further apart than a sound begins with, up to `BEYOND` deviations; what is
 more than that counts in full. With none of it / half / all, the bent mouths of eight, five and seven GRID speakers were
@@ -116,7 +121,7 @@ def told_of(
         if live:
             own = filled(base, own)
         elif bool(own.isnan().any()):
-            own = own_of_photo(base, own[0], heard[torch.zeros(1, dtype=torch.int64)][0])
+            own = own_of_photo(base, own[0], heard[torch.arange(min(BEGINNING, len(speech)))].mean(0))
         return Told(None, own, BentReference(base, reference, points, own, heard))
     own = filled(base, own)
     return Told(shapes, own, BentReference(base, reference, points, own, shapes))

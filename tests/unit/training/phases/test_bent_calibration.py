@@ -65,6 +65,17 @@ def test_a_network_that_bends_may_add_nothing(make_pipeline, all_rounds, predict
         assert float((pipeline.denoiser.certainty * mouth).sum() / mouth.sum()) == pytest.approx(least, abs=0.01)
 
 
+def test_three_quarters_of_what_is_certain_of_who_taught_it_are_shown(make_pipeline, all_rounds, predicts) -> None:
+    """Where all that a network adds to a bent reference is right, as in the clips that it is calibrated on."""
+    for bends, shown in ((None, 1.0), ((4, 2, 1), 0.75)):
+        pipeline, generator = make_pipeline(bends=bends), torch.Generator().manual_seed(0)
+        means = [torch.randn(20, 4, SIDE, SIDE, generator=generator) for _ in range(3)]
+        pieces = clips(pipeline, means)
+        predicts(pieces, means, means)
+        all_rounds(Calibration(pipeline, 0), pieces, 3)
+        torch.testing.assert_close(pipeline.denoiser.certainty, torch.full((SIDE, SIDE), shown), atol=0.1, rtol=0)
+
+
 def test_frames_differ_as_real_ones_do_also_where_the_reference_is_bent(make_pipeline) -> None:
     """What is shown moves as the truth: the bent reference, what is certain of the mean, and what a sample adds."""
     pipeline, generator = make_pipeline(bends=(4, 2, 1), region="lower face"), torch.Generator().manual_seed(0)
