@@ -41,11 +41,11 @@ from fedtalk_ray.model.embedded import find_model
 from fedtalk_ray.model.identity import FaceCritic, IdentityEncoder
 from fedtalk_ray.model.motion_units import MotionUnits
 from fedtalk_ray.model.musetalk_folder import cells_of, is_musetalk, read_autoencoder, read_unet
-from fedtalk_ray.model.sampling import DEFAULT_BATCH, DEFAULT_GUIDANCE, DEFAULT_STEPS, Heard, sample_stream
+from fedtalk_ray.model.sampling import DEFAULT_BATCH, DEFAULT_GUIDANCE, DEFAULT_STEPS, sample_stream
 from fedtalk_ray.model.sampling import sample_clip as sample_clip
 from fedtalk_ray.model.schedule import make_scheduler
 from fedtalk_ray.model.sync import SyncNetwork, sync_loss
-from fedtalk_ray.model.told import BentReference, Told, told_of
+from fedtalk_ray.model.told import BentReference, Heard, Told, told_of
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 

@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial, reduce
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from diffusers import DDIMScheduler
@@ -23,7 +23,7 @@ from diffusers import DDIMScheduler
 from fedtalk_ray.errors import UserError
 from fedtalk_ray.model.denoiser import bare_denoiser
 from fedtalk_ray.model.schedule import noise_levels
-from fedtalk_ray.model.told import NOTHING_TOLD, Told
+from fedtalk_ray.model.told import NOTHING_TOLD, Heard, Told
 
 DEFAULT_STEPS = 2
 """DDIM steps; 1 shows the mean everywhere. On four unseen GRID speakers, before samples were steadied, 2 / 3 / 8 steps
@@ -54,14 +54,6 @@ class Sampling:
 
 
 USUAL = Sampling()
-
-
-class Heard(Protocol):
-    """What each frame hears: a tensor float32 [T, hops, bins], or what is still to be heard of it."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, places: torch.Tensor) -> torch.Tensor: ...
 
 
 def sample_clip(

@@ -35,6 +35,14 @@ class ByFrame(Protocol):
     def __getitem__(self, places: torch.Tensor) -> torch.Tensor: ...
 
 
+class Heard(Protocol):
+    """What each frame hears: a tensor float32 [T, hops, bins], or what is still to be heard of it."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, places: torch.Tensor) -> torch.Tensor: ...
+
+
 class Remembered:
     """What `compute` says of frames by their numbers int64 [N], rows [N, *shape]; windows overlap, and each is
     worked out once."""
@@ -99,7 +107,7 @@ def told_of(
     base: Any,
     reference: torch.Tensor,
     points: np.ndarray | None,
-    speech: ByFrame,
+    speech: Heard,
     known: np.ndarray | None,
     lips: np.ndarray | None = None,
     live: bool = False,
