@@ -7,7 +7,7 @@ units        statistics, one round: the latents' units, and along which axes lip
 decoder      the autoencoder's decoder learns the detail that its encoder drops
 identity     the identity encoder learns who is who; a client of one person has nothing to say
 sync         the sync network learns which lips belong to which sound
-speech       the sound is regressed on lip shapes and motion
+speech       the sound is regressed on lip shapes, and on motion where no reference is bent to them
 faces        the denoiser learns what lips of a shape look like on a face: a shared adapter, or all of it
 calibration  statistics, three rounds: how much of what is predicted is worth showing
 sharpness    the decoder of the autoencoder "lower-face" learns to paint what is predicted as sharp as the reference
@@ -124,7 +124,8 @@ class LossConfig(Section):
     """Temporal-Denoising Consistency: error of frame differences (lambda_tdc in the paper)."""
     motion: float = Field(0.0, ge=0)
     """Squared error of the motion that the sound alone suggests, against the frame's true residual on the reference.
-    The phase `speech` does this better: nothing where it comes before."""
+    The phase `speech` does this better: nothing where it comes before. Refused where references are
+    bent instead."""
     identity: float = Field(0.0, ge=0)
     """1 - cosine similarity of identity embeddings, generated against true frame."""
     perceptual: float = Field(0.0, ge=0)

@@ -4,9 +4,9 @@ Columns of the table: *generated* (right sound), *other sound* (the same faces d
 whose lips follow the sound must do worse here), *true lips told* (every frame's true lip shape in place of what is
 heard, the first one's as the reference's own: what is wrong here was painted wrongly, the rest misheard), *dubbed*
 (the clip's own frames saying another sentence, as `generate` makes it of a video; its lips are held against that
-sentence's), *copy* (the first frame repeated: the floor), *autoencoder* (every frame through the autoencoder and back:
-the ceiling) and *real/real* (real pictures against other real pictures: what identity and the Fréchet distance come to
-when nothing is generated).
+sentence's), *copy* (the first frame repeated: the floor), *autoencoder* (every frame through the autoencoder and back,
+with the first one's detail, bent to its true lips where the model bends: the ceiling) and *real/real* (real pictures
+against other real pictures: what identity and the Fréchet distance come to when nothing is generated).
 Groups: identities that took part, and those nobody trained on.
 """
 

@@ -269,8 +269,8 @@ class TalkingHeadPipeline(DiffusionPipeline):
         face: its first frame uint8 [S, S, 3], of which all detail is taken. lips: `media.lips.lip_motion` of each frame
         float32 [T, LIP_MOTION], by which that is bent where it is when the face speaks; None where they are not known.
         """
-        bent = None
-        if lips is not None and bare_denoiser(self.denoiser).takes_bent():
+        base, bent = bare_denoiser(self.denoiser), None
+        if lips is not None and base.takes_bent() and base.knows_lips():
             reference = torch.from_numpy(encode_frames(self.autoencoder, face[None]))[0]
             # All is told, so what frames hear is not asked for.
             told = self._told(face, reference, latents, lips, lips[0], live=False)

@@ -25,9 +25,9 @@ from fedtalk_ray.marking.certificates import Signing
 from fedtalk_ray.marking.credentials import COMPOSITE, SYNTHETIC
 from fedtalk_ray.marking.marked_video import signing_if_possible, write_marked
 from fedtalk_ray.media.encoding import write_video
+from fedtalk_ray.media.lips import lip_motion
 from fedtalk_ray.media.pictures import smaller
 from fedtalk_ray.media.video import VideoError, first_picture
-from fedtalk_ray.model.autoencoder import decode_latents
 from fedtalk_ray.model.device import pick_device
 from fedtalk_ray.model.released import load_released
 from fedtalk_ray.progress import ticker
@@ -191,10 +191,11 @@ def players(
         caption = f"The shared model with the client's own identity adapter{f', of round {after}' if after else ''}."
         yield player("personalised", caption, [enlarge(spoken)], SYNTHETIC)
     latents = torch.from_numpy(piece.latents.astype(np.float32))
-    decoded = decode_latents(model.autoencoder, latents, face=piece.frames[0])
+    known = lip_motion(piece.landmarks) if len(piece.landmarks) else None
+    decoded = model.from_latents(piece.frames[0], latents, known)
     yield player(
         "autoencoder alone",
-        "Every real frame encoded and decoded, with the detail of the first.",
+        "Every real frame encoded and decoded, with the detail of the first, bent where the model bends it.",
         [enlarge(decoded)],
         None,
     )

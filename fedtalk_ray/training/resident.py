@@ -201,13 +201,11 @@ def check_has_judges(pipeline: TalkingHeadPipeline, config: TrainConfig) -> None
     """Raises `RunError` where the loss asks a network that the pipeline lacks and that no phase teaches."""
     loss = config.local.loss
     of_faces = {"identity": loss.identity, "perceptual": loss.perceptual}
-    if bare_denoiser(pipeline.denoiser).taught_on == "pixels":
-        if of_faces.pop("perceptual"):
-            check_vgg_is_there("local.loss.perceptual")
-        if loss.motion:
-            raise RunError(
-                f"loss motion is {loss.motion:g}, and this backbone makes no motion of sound alone: set it to 0"
-            )
+    base = bare_denoiser(pipeline.denoiser)
+    if base.taught_on == "pixels" and of_faces.pop("perceptual"):
+        check_vgg_is_there("local.loss.perceptual")
+    if loss.motion and (base.taught_on == "pixels" or base.takes_bent()):
+        raise RunError(f"loss motion is {loss.motion:g}, and this backbone makes no motion of sound alone: set it to 0")
     asked = (
         ("sync", {"sync": loss.sync}, pipeline.sync_network),
         ("identity", of_faces, pipeline.identity_encoder),

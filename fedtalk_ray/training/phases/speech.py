@@ -1,4 +1,4 @@
-"""Phase `speech`: the motion that each sound means, by regression, before the U-Net sees anything.
+"""Phase `speech`: the lips that each sound means, and their motion, by regression, before the U-Net sees anything.
 
 Pictures of an opening mouth differ from face to face, so a regression on pictures has to learn every face anew. The
 landmarks of lips do not: as numbers of a code, regressed for a minute, they follow the truth's on unseen GRID speakers
@@ -30,9 +30,6 @@ from fedtalk_ray.training.phases.module_steps import ModuleSteps
 from fedtalk_ray.training.phases.phase import Score, Task
 from fedtalk_ray.training.reliability import Reliability, score_hearing
 
-WANTED = Wanted(lips=True, mean_reference=True)
-"""Residuals on the piece's mean frame: how far a mouth is from where it is at rest."""
-
 
 def speech_phase(
     denoiser: TalkingHeadDenoiser,
@@ -51,6 +48,10 @@ def speech_phase(
     if not denoiser.knows_lips():
         raise RunError("phases: speech needs a backbone that knows lip axes, and this one has none; add units")
 
+    bends = denoiser.takes_bent()
+    # Residuals on the piece's mean frame: how far a mouth is from where it is at rest.
+    wanted = Wanted(lips=True, mean_reference=not bends)
+
     def losses(task: Task, rng: np.random.Generator) -> Iterator[Loss]:
         batches = task.people.batches(
             task.client,
@@ -59,12 +60,12 @@ def speech_phase(
             batch_size=config.batch_size,
             seed=task.seed,
             stream=stream,
-            wanted=WANTED,
+            wanted=wanted,
         )
-        mask = error_weights(denoiser, mouth_weight)
+        mask = None if bends else error_weights(denoiser, mouth_weight)
         return (speech_loss(denoiser, batch, mask, rng, device, autocast) for batch in batches)
 
-    parts = SPEECH_PARTS[:1] if denoiser.takes_bent() else SPEECH_PARTS
+    parts = SPEECH_PARTS[:1] if bends else SPEECH_PARTS
     return ModuleSteps(denoiser, config, losses, device, lambda name: name.startswith(parts), score)
 
 
@@ -81,22 +82,25 @@ def hearing_score(denoiser: TalkingHeadDenoiser, windows: int, alpha: float) -> 
 def speech_loss(
     denoiser: TalkingHeadDenoiser,
     batch: WindowBatch,
-    mask: torch.Tensor,
+    mask: torch.Tensor | None,
     rng: np.random.Generator,
     device: str,
     autocast: bool,
 ) -> Loss:
-    """How far shapes are from what the sound says, and motion, where it is shown. mask: [C, h, w], `error_weights`."""
+    """How far shapes are from what the sound says, and motion too.
+
+    mask: [C, h, w], `error_weights`; None where motion is not shown.
+    """
     check_sound(batch.speech)
     varied = [vary_speech(window.numpy(), rng, denoiser.config.speech == LOG_MEL) for window in batch.speech]
     moved = batch.to(device)
     shape = denoiser.lip_shape(moved.lips)
     with fast_arithmetic(device, autocast):
         code = denoiser.speech_encoder(torch.from_numpy(np.stack(varied)).to(device))
-        motion = None if denoiser.takes_bent() else denoiser.speech_map(code)
+        motion = None if mask is None else denoiser.speech_map(code)
     lips = (code[..., : shape.shape[-1]] - shape).square().mean()
     terms = {"lips": float(lips.detach())}
-    if motion is None:
+    if mask is None or motion is None:
         return lips, terms
     target = denoiser.to_residual(moved.latents, moved.reference)
     picture = (mask * (motion - target).square()).mean()

@@ -14,7 +14,7 @@ from fedtalk_ray.errors import RunError, ShardError
 from fedtalk_ray.model import adapters
 from fedtalk_ray.model.autoencoder import encode_frames
 from fedtalk_ray.model.backbone_base import PlainLatents
-from fedtalk_ray.model.denoiser import bare_denoiser
+from fedtalk_ray.model.denoiser import TalkingHeadDenoiser, bare_denoiser
 from fedtalk_ray.model.musetalk_folder import read_autoencoder
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline, load_pipeline, new_pipeline
 from fedtalk_ray.model.released import load_released, release_model
@@ -293,8 +293,11 @@ def test_a_loss_that_says_nothing_of_it_is_refused(
     pipeline: TalkingHeadPipeline, make_config: Callable[..., TrainConfig]
 ) -> None:
     config = make_config(phases=["faces"], local={"loss": {"motion": 1.0}})
-    if bare_denoiser(pipeline.denoiser).taught_on == "latents":
+    base = bare_denoiser(pipeline.denoiser)
+    if base.taught_on == "latents":
         ResidentModel(pipeline, config)
-        return
+        if not isinstance(base, TalkingHeadDenoiser):
+            return
+        base.bend_latents(4, 2, 1)
     with pytest.raises(RunError, match=r"^loss motion is 1, and this backbone makes no motion of sound alone"):
         ResidentModel(pipeline, config)

@@ -324,6 +324,8 @@ def test_what_the_autoencoder_alone_gives_has_its_detail_where_lips_are(bending,
     assert made.shape == (5, SIDE, SIDE, 3) and np.abs(made.astype(int) - expected).max() <= 1
     unbent = decode_latents(bending.autoencoder, latents, face=face)
     assert np.array_equal(bending.from_latents(face, latents), unbent) and (made != unbent).any()
+    base.lip_axes.zero_()
+    assert np.array_equal(bending.from_latents(face, latents, lips), unbent), "without axes lips are no shapes"
 
 
 def test_a_streamed_face_is_bent_as_a_whole_clip_is(bending: TalkingHeadPipeline) -> None:
