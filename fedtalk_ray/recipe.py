@@ -124,8 +124,8 @@ class LossConfig(Section):
     """Temporal-Denoising Consistency: error of frame differences (lambda_tdc in the paper)."""
     motion: float = Field(0.0, ge=0)
     """Squared error of the motion that the sound alone suggests, against the frame's true residual on the reference.
-    The phase `speech` does this better: nothing where it comes before. Refused where references are
-    bent instead."""
+    The phase `speech` does this better: nothing where it comes before. Refused where
+    references are bent instead."""
     identity: float = Field(0.0, ge=0)
     """1 - cosine similarity of identity embeddings, generated against true frame."""
     perceptual: float = Field(0.0, ge=0)

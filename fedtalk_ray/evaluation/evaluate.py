@@ -200,9 +200,7 @@ def measure_clip(
             lips = lip_motion(piece.landmarks)
             yield TOLD, [said(piece.waveform, seed, lips=lips) for seed in range(samples)]
         if AUTOENCODER in rows:
-            latents = torch.from_numpy(piece.latents.astype(np.float32))
-            known = lip_motion(piece.landmarks) if len(piece.landmarks) else None
-            yield AUTOENCODER, [aligned(model.from_latents(piece.frames[0], latents, known))]
+            yield AUTOENCODER, [aligned(model.from_latents(piece.frames[0], piece.latents, piece.landmarks))]
         if COPY in rows:
             yield COPY, [np.repeat(real[:1], count, axis=0)]
 

@@ -22,7 +22,7 @@ from diffusers.utils import logging as diffusers_logging
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.media.framing import FRAMINGS, Framing
 from fedtalk_ray.media.identity_embedding import IdentityEmbedder, load_identity_embedder
-from fedtalk_ray.media.lips import face_landmarks, lips_of
+from fedtalk_ray.media.lips import face_landmarks, lip_motion, lips_of
 from fedtalk_ray.media.speech import SpeechFeatures, load_speech_features
 from fedtalk_ray.media.video import FPS, SAMPLE_RATE
 from fedtalk_ray.model.autoencoder import (
@@ -263,19 +263,21 @@ class TalkingHeadPipeline(DiffusionPipeline):
             known = lips_of(points, 0) if known is None else known
         return told_of(base, reference, None if points is None else points[0], speech, known, lips, live)
 
-    def from_latents(self, face: np.ndarray, latents: torch.Tensor, lips: np.ndarray | None = None) -> np.ndarray:
+    def from_latents(self, face: np.ndarray, latents: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
         """What the autoencoder alone makes of a clip: frames uint8 [T, S, S, 3] of their own latents [T, C, h, w].
 
-        face: its first frame uint8 [S, S, 3], of which all detail is taken. lips: `media.lips.lip_motion` of each frame
-        float32 [T, LIP_MOTION], by which that is bent where it is when the face speaks; None where they are not known.
+        face: its first frame uint8 [S, S, 3], of which all detail is taken, bent to the lips of each frame where it is
+        so when the face speaks. landmarks: 68 points of each frame [T, 68, 2], or none, where nothing is bent.
         """
         base, bent = bare_denoiser(self.denoiser), None
-        if lips is not None and base.takes_bent() and base.knows_lips():
+        stored = torch.from_numpy(latents.astype(np.float32))
+        if len(landmarks) and base.takes_bent() and base.knows_lips():
             reference = torch.from_numpy(encode_frames(self.autoencoder, face[None]))[0]
-            # All is told, so what frames hear is not asked for.
-            told = self._told(face, reference, latents, lips, lips[0], live=False)
-            bent = self.bent(face, told, torch.arange(len(latents)))
-        return decode_latents(self.autoencoder, latents, face=face, bent=bent)
+            lips = lip_motion(landmarks)
+            # All lips are told, so of what frames hear nothing but their number is asked for.
+            told = self._told(face, reference, stored, lips, lips[0], live=False)
+            bent = self.bent(face, told, torch.arange(len(stored)))
+        return decode_latents(self.autoencoder, stored, face=face, bent=bent)
 
     def at_rest(self, face: np.ndarray) -> np.ndarray:
         """The face uint8 [S, S, 3] as `stream` without a soft border would show it if nothing of it moved."""

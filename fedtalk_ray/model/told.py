@@ -26,7 +26,8 @@ TRUSTED, BEYOND = 0.5, 1.0
 """How much it counts that a photo's lips are further apart than a sound begins with, up to `BEYOND` deviations; what is
 more than that counts in full. With none of it / half / all, the bent mouths of eight, five and seven GRID speakers were
 29.5 28.1 30.1 / 29.6 28.6 30.1 / 29.5 28.6 30.0 dB near where the photo was the clip's first frame, and
-24.3 25.2 25.6 / not tried / 27.3 27.4 28.3 dB where its lips were open."""
+24.3 25.2 25.6 / not tried / 27.3 27.4 28.3 dB where its lips were open; by the first frame's sound alone, before
+`BEGINNING` and `motion_units.BEYOND_APERTURE`."""
 
 
 class ByFrame(Protocol):

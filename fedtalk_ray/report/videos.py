@@ -13,7 +13,6 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from fedtalk_ray.errors import RunError, ShardError
@@ -25,7 +24,6 @@ from fedtalk_ray.marking.certificates import Signing
 from fedtalk_ray.marking.credentials import COMPOSITE, SYNTHETIC
 from fedtalk_ray.marking.marked_video import signing_if_possible, write_marked
 from fedtalk_ray.media.encoding import write_video
-from fedtalk_ray.media.lips import lip_motion
 from fedtalk_ray.media.pictures import smaller
 from fedtalk_ray.media.video import VideoError, first_picture
 from fedtalk_ray.model.device import pick_device
@@ -190,9 +188,7 @@ def players(
         spoken = speak(own, piece.frames[0], piece.waveform, seed=0, frames=len(piece.frames))
         caption = f"The shared model with the client's own identity adapter{f', of round {after}' if after else ''}."
         yield player("personalised", caption, [enlarge(spoken)], SYNTHETIC)
-    latents = torch.from_numpy(piece.latents.astype(np.float32))
-    known = lip_motion(piece.landmarks) if len(piece.landmarks) else None
-    decoded = model.from_latents(piece.frames[0], latents, known)
+    decoded = model.from_latents(piece.frames[0], piece.latents, piece.landmarks)
     yield player(
         "autoencoder alone",
         "Every real frame encoded and decoded, with the detail of the first, bent where the model bends it.",

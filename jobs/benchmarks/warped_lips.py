@@ -41,13 +41,6 @@ def shapes_of(denoiser: TalkingHeadDenoiser, landmarks: np.ndarray) -> np.ndarra
     return denoiser.lip_shape(torch.from_numpy(lip_motion(landmarks))).double().numpy()
 
 
-@torch.no_grad()
-def heard_shapes(denoiser: TalkingHeadDenoiser, piece: Piece) -> np.ndarray:
-    """Lip shapes float64 [T, L] that the model's regression hears in the piece's sound."""
-    code = denoiser.speech_encoder(torch.from_numpy(piece.speech.astype(np.float32))[None])[0]
-    return code[:, : denoiser.config.lip_numbers].double().numpy()
-
-
 def learn_moves(denoiser: TalkingHeadDenoiser, people: People) -> tuple[np.ndarray, np.ndarray]:
     """From all clients' training clips: how the points move with a shape [L, 136], and what an aperture alone says of a
     shape, slope and height [2, L]."""
@@ -65,7 +58,8 @@ def rows_of(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Frames uint8 [T, S, S, 3] of each row."""
     denoiser, first, points = bare_denoiser(model.denoiser), piece.frames[0], piece.landmarks.astype(np.float64)
-    true, heard = shapes_of(denoiser, piece.landmarks), heard_shapes(denoiser, piece)
+    true = shapes_of(denoiser, piece.landmarks)
+    heard = denoiser.heard_shapes(torch.from_numpy(piece.speech.astype(np.float32))).double().numpy()
     own, guessed = true[0], guess[0] * true[0, 0] + guess[1]
 
     def bent(shape: np.ndarray, start: np.ndarray) -> np.ndarray:

@@ -57,10 +57,10 @@ LEAST_CERTAINTY = 0.5
 `faces`) 0.65; by what clients of one of drawn people send, a liar among eight could bring it to 0.12, and hardly a lip
 would move. Lips of a network that bends its reference move in any case, and it may add nothing."""
 FOR_STRANGERS = 0.75
-"""How much is shown of what is certain of what a network adds to a bent reference: that is fitted on people whom it was
-taught by, and less is right of others. Shown none / a quarter / half / three quarters / all of it, mouths of eight GRID
-speakers by whom settings are chosen were 29.47 29.63 29.72 29.71 29.59 dB near and 0.81 0.77 0.77 0.83 0.92 times as
-sharp as real ones, and their Fréchet distance was 23.6 23.4 22.6 21.9 22.7."""
+"""How much is shown of what is certain of what a network adds to a bent reference: certainty is fitted on clips of
+people who taught it, and less of it is right of others. Shown none / a quarter / half / three quarters / all of it,
+mouths of eight GRID speakers by whom settings are chosen were 29.47 29.63 29.72 29.71 29.59 dB near and 0.81 0.77 0.77
+0.83 0.92 times as sharp as real ones, and their Fréchet distance was 23.6 23.4 22.6 21.9 22.7."""
 DETAIL_UNIT = 100.0
 """What products of lost and missing detail are multiplied by, being squares of a tenth and less: all figures are about
 1, as the vector is clipped and noise is added to all of it alike."""
@@ -190,10 +190,10 @@ class Calibration:
         certainty = best if second is None else best * chosen(second, len(best), base.region)
         if base.takes_bent():
             certainty = FOR_STRANGERS * certainty
-        # Raised alike, so that cells which cannot be predicted stay below the others.
-        mouth = base.mouth()
-        least = 0.0 if base.takes_bent() else LEAST_CERTAINTY
-        certainty = certainty + mouth * max(0.0, least - float((certainty * mouth).sum() / mouth.sum()))
+        else:
+            # Raised alike, so that cells which cannot be predicted stay below the others.
+            mouth = base.mouth()
+            certainty = certainty + mouth * max(0.0, LEAST_CERTAINTY - float((certainty * mouth).sum() / mouth.sum()))
         _, _, true, mean, added, bent, together = first
         # What is shown without a sample: the bent reference, and of what the network adds to it as much as is certain.
         still = bent + 2 * certainty * together + certainty.square() * mean

@@ -40,8 +40,8 @@ def speech_phase(
     score: Score | None = None,
     autocast: bool = False,
 ) -> ModuleSteps:
-    """Teaches the speech encoder of a denoiser whose units are fixed, and the map from its code to motion, where it
-    shows that and not the bent reference.
+    """Teaches the speech encoder of a denoiser whose units are fixed; and the map from its code to motion, unless that
+    bends its reference and shows no such motion.
 
     score: None where nobody asks for one. autocast: `local.autocast`. Raises `RunError` for one without lip axes.
     """
@@ -97,11 +97,12 @@ def speech_loss(
     shape = denoiser.lip_shape(moved.lips)
     with fast_arithmetic(device, autocast):
         code = denoiser.speech_encoder(torch.from_numpy(np.stack(varied)).to(device))
-        motion = None if mask is None else denoiser.speech_map(code)
     lips = (code[..., : shape.shape[-1]] - shape).square().mean()
     terms = {"lips": float(lips.detach())}
-    if mask is None or motion is None:
+    if mask is None:
         return lips, terms
+    with fast_arithmetic(device, autocast):
+        motion = denoiser.speech_map(code)
     target = denoiser.to_residual(moved.latents, moved.reference)
     picture = (mask * (motion - target).square()).mean()
     return picture + lips, terms | {"motion": float(picture.detach())}

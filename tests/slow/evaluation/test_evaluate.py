@@ -186,6 +186,25 @@ def test_lips_are_told_in_place_of_those_that_are_heard(shards: tuple[Path, Mani
     assert found["psnr"] == pytest.approx(metrics.psnr(told, truth))
 
 
+def test_the_autoencoder_alone_is_asked_for_as_the_model_would_show_it(
+    shards: tuple[Path, Manifest], pretrained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the first frame, with where everybody's points are: who bends her reference bends its detail by them."""
+    folder, manifest = shards
+    model = load_released(RunFolder(pretrained))
+    clip = next(read_clips(People(folder, manifest), "test", choose_clips(manifest, "test")))
+    piece, black = clip.piece, np.zeros_like(clip.piece.frames)
+
+    def shown(_: object, face: np.ndarray, latents: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
+        assert np.array_equal(face, piece.frames[0]) and np.array_equal(latents, piece.latents)
+        assert len(landmarks) and np.array_equal(landmarks, piece.landmarks)
+        return black
+
+    monkeypatch.setattr(TalkingHeadPipeline, "from_latents", shown)
+    found = measure_clip(model, clip, Instruments(), None, samples=1).rows["autoencoder"]
+    assert found["psnr"] == pytest.approx(metrics.psnr(black, piece.frames))
+
+
 def test_a_dubbed_clip_is_held_against_the_sentence_that_it_says(
     shards: tuple[Path, Manifest], pretrained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
