@@ -8,6 +8,7 @@ decoder      the autoencoder's decoder learns the detail that its encoder drops
 identity     the identity encoder learns who is who; a client of one person has nothing to say
 sync         the sync network learns which lips belong to which sound
 speech       the sound is regressed on lip shapes, and on motion where no reference is bent to them
+hearing      statistics, one round: the same regression in closed form, of what a pretrained speech encoder hears
 faces        the denoiser learns what lips of a shape look like on a face: a shared adapter, or all of it
 calibration  statistics, three rounds: how much of what is predicted is worth showing
 sharpness    the decoder of the autoencoder "lower-face" learns to paint what is predicted as sharp as the reference
@@ -19,15 +20,18 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-PhaseName = Literal["units", "decoder", "identity", "sync", "speech", "faces", "calibration", "sharpness"]
+PhaseName = Literal["units", "decoder", "identity", "sync", "speech", "hearing", "faces", "calibration", "sharpness"]
 
-PHASES: tuple[PhaseName, ...] = ("units", "decoder", "identity", "sync", "speech", "faces", "calibration", "sharpness")
+PHASES: tuple[PhaseName, ...] = (
+    *("units", "decoder", "identity", "sync"),
+    *("speech", "hearing", "faces", "calibration", "sharpness"),
+)
 """All phases in the order in which they run."""
 
-STATISTICS_ROUNDS = {"units": 1, "calibration": 3}
+STATISTICS_ROUNDS = {"units": 1, "hearing": 1, "calibration": 3}
 """Phases in which clients send statistics of their clips, and in how many rounds."""
 
-VERSION = 12
+VERSION = 13
 """Of what rounds compute from the same settings: a run of another one is not resumed. Raise it with every change."""
 
 STATISTICS_FROM = 1000
@@ -242,6 +246,14 @@ class SpeechConfig(StepsConfig):
     """Windows a step."""
     weight_decay: float = Field(0.05, ge=0)
     """AdamW's."""
+
+
+class HearingConfig(Section):
+    """The phase `hearing`, for sound features of a pretrained encoder (`fedtalk prepare --speech`)."""
+
+    ridge: float = Field(0.5, gt=0)
+    """How much weights cost (ridge regression), in mean variances of a feature. On GRID between a third and one it
+    makes no difference; under noise for epsilon 8 of a cohort of 1,000 take 10."""
 
 
 class DecoderConfig(StepsConfig):

@@ -1,6 +1,7 @@
 """Every setting of a run, documented where it is declared: `TrainConfig`, last here, and its sections.
 
-What clients compute, phase by phase, is in `recipe`; how slots run is in `slot_settings`.
+What clients compute, phase by phase, is in `recipe`; who they are in `client_settings`; how slots run in
+`slot_settings`.
 """
 
 import os
@@ -8,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from fedtalk_ray.client_settings import CohortConfig, PopulationConfig
 from fedtalk_ray.recipe import (
     LARGEST_STATISTICS,
     PHASES,
@@ -16,6 +18,7 @@ from fedtalk_ray.recipe import (
     STATISTICS_ROUNDS,
     AdapterConfig,
     DecoderConfig,
+    HearingConfig,
     IdentityConfig,
     LocalConfig,
     PhaseName,
@@ -48,53 +51,6 @@ class ServerConfig(Section):
     """What is evaluated and exported is the mean of the shared parameters after the last so many rounds, while the
     rounds themselves go on from the last (Polyak and Juditsky 1992): what single rounds add by luck cancels out. The
     clients' identity adapters were trained beside the last. So many checkpoints are kept. 1: the last round alone."""
-
-
-class PopulationConfig(Section):
-    """Who the clients are."""
-
-    clients: int | None = Field(None, ge=1)
-    """That many virtual clients, made of the shards' identities; an identity may be several clients. null: every
-    identity is one client."""
-    pieces_per_client: int | None = Field(None, ge=1)
-    """Every identity is as many clients as it takes for none to hold more training pieces (clips of 8 seconds at most):
-    somebody with many clips is several clients, and who has few stays one. What is promised is promised to a client: a
-    sum of eight may be of one person's. Not with `clients`."""
-    pooled: bool = False
-    """One client that holds everybody's clips, those of people who could not be clients too: central training as a
-    federation of one. Not with `clients`."""
-    identities_per_client: int = Field(1, ge=1)
-    """virtual clients: identities that one of them holds pieces of."""
-    dirichlet: float | None = Field(None, gt=0)
-    """virtual clients: concentration of their sizes, small for very unequal ones. null: as equal as pieces allow."""
-
-    @model_validator(mode="after")
-    def _one_way(self) -> "PopulationConfig":
-        ways = [self.clients is not None, self.pieces_per_client is not None, self.pooled]
-        if sum(ways) > 1:
-            raise ValueError("`clients`, `pieces_per_client` and `pooled` are three ways to make clients; take one")
-        return self
-
-
-class CohortConfig(Section):
-    """Who takes part in a round."""
-
-    size: int = Field(16, ge=1)
-    """Clients per round; all of them when there are not more. With `poisson`, the number expected."""
-    sampling: Literal["uniform", "poisson", "size", "balanced", "reliable"] | None = None
-    """uniform: without replacement, sees nothing. poisson: everybody by a coin of their own, from the system's
-    randomness, which is what amplifies privacy; sees nothing. size: chances as training frames, which the shards'
-    manifest tells; aggregation plain only. balanced: who took part least often first, drawn among equals; sees who was
-    in which cohort, as the server does in any case. reliable: chances as exp(strategy.gamma x last score); sees the
-    scores, so aggregation plain only. null: poisson with noise (`privacy.mechanism`), else uniform."""
-    over_select: float = Field(0.0, ge=0, le=4)
-    """Asks so many more clients, as a share of `size`, and closes the round when `size` of them are done."""
-    trace: str | None = None
-    """CSV file `client,on,off` (seconds): when clients can be asked; one without a line never can. null: always."""
-    trace_round_s: float = Field(60.0, gt=0)
-    """trace: seconds of its clock that a round takes, so that a resumed run sees the same clients."""
-    clients: list[str] | None = None
-    """The population by identity; null takes every identity of the shards that can be a client."""
 
 
 class PrivacyConfig(Section):
@@ -202,11 +158,13 @@ class TrainConfig(Section):
     """All random choices derive from it but those of Poisson cohorts, groups, privacy noise and the secure protocol."""
     phases: list[PhaseName] = Field(["units", "speech", "faces", "calibration", "sharpness"])
     """What is taught, in the order of `recipe`. [faces] goes on from a `pretrained` that knows such people, and is
-    what a run with noise does that names nothing. sharpness is for shards of lower faces, decoder for those of whole
+    what a run with noise does that names nothing. hearing takes the place of speech on shards whose sound features a
+    pretrained encoder makes. sharpness is for shards of lower faces, decoder for those of whole
     ones (`--autoencoder patch`); identity and sync belong to a backbone from nothing."""
     rounds: int = Field(10, ge=1)
     """Rounds of the phase `faces`, those before a resume included."""
     speech: SpeechConfig = SpeechConfig()
+    hearing: HearingConfig = HearingConfig()
     decoder: DecoderConfig = DecoderConfig()
     identity: IdentityConfig = IdentityConfig()
     sync: SyncConfig = SyncConfig()
@@ -257,6 +215,8 @@ class TrainConfig(Section):
             raise ValueError("phases: faces is missing, and nothing else makes a model that speaks")
         if self.phases != [name for name in PHASES if name in self.phases]:
             raise ValueError(f"phases: each runs once, in this order: {', '.join(PHASES)}")
+        if "speech" in self.phases and "hearing" in self.phases:
+            raise ValueError("phases: speech and hearing are two ways to learn what sounds say of lips; take one")
         if drowned := self.drowned_statistics:
             raise ValueError(drowned)
         if self.pretrained is None and "units" not in self.phases:
@@ -318,6 +278,13 @@ class TrainConfig(Section):
                 f"cohort.sampling {cohort.sampling} looks at clients' {what}, which aggregation: secure hides; use "
                 "uniform or balanced, or aggregation: plain"
             )
+        if cohort.statistics and (cohort.over_select or cohort.trace):
+            raise ValueError("cohort.statistics is not for cohorts with over_select or a trace; leave one of them out")
+        if cohort.statistics and (self.privacy.mechanism != "none" or cohort.sampling == "poisson"):
+            raise ValueError(
+                f"cohort.statistics {cohort.statistics}: with a privacy.mechanism or sampling poisson all rounds are "
+                "drawn alike, as the account counts them; leave it out"
+            )
         if self.privacy.mechanism != "none" and (cohort.over_select or self.failures.deadline_s or cohort.trace):
             raise ValueError(
                 "cohort.over_select, cohort.trace and failures.deadline_s let the fast and the present in more often "
@@ -377,6 +344,12 @@ class TrainConfig(Section):
             f"phases: the statistics of {' and '.join(phases)} drown in a privacy.mechanism's noise below "
             f"{STATISTICS_FROM} clients a round; leave them out, and begin with a `pretrained` that has them"
         )
+
+    @property
+    def statistics_count_alike(self) -> bool:
+        """Whether weights are nothing in rounds of statistics: no round before says what a usual one is."""
+        bounded = self.privacy.mechanism == "none" and self.privacy.most_weight is not None
+        return self.aggregation == "secure" and bounded
 
     @property
     def in_the_clear(self) -> bool:

@@ -175,7 +175,8 @@ class SitePool:
             later(held, newest, self._authority)
             write_synced(self._run.members, newest)
         fewest, timeout = limits_of(self._config.privacy).floor, self._config.slots.placement_timeout_s
-        wanted = min(self._config.cohort.size, len(self._listed))
+        cohort = self._config.cohort
+        wanted = min(max(cohort.size, cohort.statistics or 0), len(self._listed))
         found = self._entrance.ask("on_line", self._listed, wanted, min(timeout, PATIENCE_S))
         if len(found) < fewest:
             found = self._entrance.ask("on_line", self._listed, fewest, timeout)

@@ -9,6 +9,7 @@ import torch
 
 from fedtalk_ray.audits.attack import Round
 from fedtalk_ray.audits.effort import Effort
+from fedtalk_ray.client_settings import PopulationConfig
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.federation.secure_aggregator import clip_norm_of, limits_of
 from fedtalk_ray.federation.strategies import client_weight, load_strategy
@@ -21,7 +22,7 @@ from fedtalk_ray.progress import progress
 from fedtalk_ray.runs.client_folder import ClientFolder
 from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.seeding import derive_seed
-from fedtalk_ray.settings import PopulationConfig, TrainConfig
+from fedtalk_ray.settings import TrainConfig
 from fedtalk_ray.shards.format import Piece
 from fedtalk_ray.shards.people import people_of
 from fedtalk_ray.shards.population import Population

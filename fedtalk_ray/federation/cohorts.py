@@ -72,6 +72,8 @@ class Sampler:
             # Drawn first: everybody's chance is the one that is accounted, or none.
             return [client for client in drawn if client not in left_out]
         size = ceil(config.cohort.size * (1 + config.cohort.over_select))
+        if config.cohort.statistics:  # without over_select
+            size = config.cohort.size_in(config.phase_at(round_number).name)
         present: Sequence[str] = population
         if self._trace is not None:
             present = self._trace.present((round_number - 1) * config.cohort.trace_round_s)

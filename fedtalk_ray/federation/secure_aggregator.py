@@ -40,7 +40,7 @@ def limits_of(privacy: PrivacyConfig) -> Limits:
 def make_codec(config: TrainConfig, dimension: int, phase: PhaseName = "faces") -> UpdateCodec:
     """The codec that clients and server share in a phase. With Poisson cohorts, sums of up to twice the expected size
     fit."""
-    size = config.cohort.size
+    size = config.cohort.size_in(phase)
     largest = 2 * size if config.poisson else ceil(size * (1 + config.cohort.over_select))
     size, largest = size // config.strategy.groups, ceil(largest / config.strategy.groups)
     multiplier = config.privacy.noise_multiplier or 0.0
@@ -128,11 +128,10 @@ class SecureAggregator:
             raise RunError(f"{self._roster.path} names another server than {self._run.server_key}")
         self._note(number)
         members, out = tuple(sorted(cohort)), self.left_out.for_good()
-        most, scale = self._config.privacy.most_weight, 1.0
+        scale = 1.0
         if self.codec.noise is None:
-            # No round before says what a usual weight of statistics is: all clients count alike.
-            alike = most is not None and self._phase in STATISTICS_ROUNDS
-            scale = LARGEST_SCALE if alike else weight_scale(mean_weight, most)
+            alike = self._config.statistics_count_alike and self._phase in STATISTICS_ROUNDS
+            scale = LARGEST_SCALE if alike else weight_scale(mean_weight, self._config.privacy.most_weight)
         plan = Plan(run, number, round_number, backbone, shared, self._digest, clip_norm, members, out, scale)
         self._plan = plan
         self._exchange = SecureServer(plan, self._key, roster, self._limits, self.codec.length)

@@ -37,6 +37,7 @@ class TalkingHeadDenoiser(CodedDenoiser, ModelMixin, ConfigMixin):
     `motions` numbers of a motion code the first `lip_numbers` are a lip shape (`MotionUnits.lip_shape`).
     `reference_lips`: it can be told the reference's own lip shape (`see_reference_lips`). `bends`: the transform that
     latents are of, (patch, luma, chroma), where it works on the reference bent to each frame's lips (`bend_latents`).
+    `linear_hearing`: lip shapes are a linear map of the sound (`speech_code.LipRegression`).
     """
 
     _supports_gradient_checkpointing = True
@@ -61,6 +62,7 @@ class TalkingHeadDenoiser(CodedDenoiser, ModelMixin, ConfigMixin):
         region: str = "face",
         reference_lips: bool = False,
         bends: tuple[int, int, int] | None = None,
+        linear_hearing: bool = False,
     ) -> None:
         super().__init__()
         if prediction_type not in PREDICTION_TYPES:
@@ -68,7 +70,8 @@ class TalkingHeadDenoiser(CodedDenoiser, ModelMixin, ConfigMixin):
         embedding = 2 * widths[-1]
         self.time_proj = Timesteps(widths[0], flip_sin_to_cos=True, downscale_freq_shift=0)
         self.time_embedding = TimestepEmbedding(widths[0], embedding)
-        self.add_parts(latent_channels, latent_size, motions, lip_numbers, speech_hops, mel_bins, region)
+        numbers = latent_channels, latent_size, motions, lip_numbers, speech_hops, mel_bins
+        self.add_parts(*numbers, region, linear_hearing)
         self.speech_embedding = TimestepEmbedding(motions, embedding)
         self.identity_embedding = nn.Linear(identity_dimensions, embedding) if identity_dimensions else None
         if self.identity_embedding is not None:

@@ -2,15 +2,26 @@
 
 The first numbers of a code are a lip shape, which means the same on every face. The phase `speech` teaches encoder and
 map by a regression of their own; while faces are learned they stay as they are, and carry the shared adapter alone. A
-network that bends its reference hears a lip shape and nothing else: it has no use for the map.
+network that bends its reference hears a lip shape and nothing else: it has no use for the map. What a pretrained
+encoder hears says so much of lips that a linear map is enough (`LipRegression`, the phase `hearing`).
 """
 
+import math
 from typing import Any
 
 import torch
 from torch import nn
 
 from fedtalk_ray.model.motion_units import MotionUnits
+
+STRETCHES = ((-4.5, 3.0), (0.0, 1.0), (4.5, 3.0))
+"""What a frame hears before it, in it and after it: centres and deviations of Gaussians over the steps of its window,
+counted from its middle; a step of Whisper's is 20 ms. Aperture from sound, correlation while somebody speaks on eight
+GRID speakers by whom settings are chosen: as good as with eleven stretches of 40 ms or four cosines."""
+
+FEATURES_NORM = 8.0
+"""The squared norm of a stretch's features, where each feature is about 1: so that products of them, as clients send
+them, are about as long as other statistics (`recipe.STATISTICS_NORM`)."""
 
 SPEECH_PARTS = ("speech_encoder.", "speech_map.")
 """What the parameters' names begin with that turn sound into motion codes, and those into motion."""
@@ -35,9 +46,11 @@ class CodedDenoiser(MotionUnits):
         speech_hops: int,
         mel_bins: int,
         region: str = "face",
+        linear_hearing: bool = False,
     ) -> None:
         """Speech encoder, speech map and units; arguments as in `TalkingHeadDenoiser`."""
-        self.speech_encoder = SpeechEncoder(speech_hops, mel_bins, motions)
+        encoder = LipRegression if linear_hearing else SpeechEncoder
+        self.speech_encoder: nn.Module = encoder(speech_hops, mel_bins, motions)
         self.silence = nn.Parameter(torch.zeros(motions))
         self.speech_map = SpeechMap(motions, latent_channels, latent_size)
         self.add_units(latent_channels, latent_size, lip_numbers, region)
@@ -62,7 +75,13 @@ class CodedDenoiser(MotionUnits):
         if not self.takes_bent():
             return code
         shapes, rest = code.tensor_split([len(self.lip_std)], dim=-1)
-        return torch.cat([self.as_heard(shapes), torch.zeros_like(rest)], dim=-1)
+        # A ridge regression moves lips little where it knows little.
+        believed = shapes if self.hears_linearly() else self.as_heard(shapes)
+        return torch.cat([believed, torch.zeros_like(rest)], dim=-1)
+
+    def hears_linearly(self) -> bool:
+        """Whether its speech encoder is a linear map, which the phase `hearing` teaches and `speech` does not."""
+        return isinstance(self.speech_encoder, LipRegression)
 
     @torch.no_grad()
     def heard_shapes(self, speech: torch.Tensor) -> torch.Tensor:
@@ -73,11 +92,15 @@ class CodedDenoiser(MotionUnits):
         self.speech_encoder.train(training)
         return code[:, : len(self.lip_std)].unflatten(0, speech.shape[:-2])
 
-    def hear_by(self, speech: str, hops: int, bins: int) -> None:
-        """From now on hears windows [hops, bins] of other features, by an untrained encoder of torch's generator."""
-        encoder = SpeechEncoder(hops, bins, int(self.config.motions))
+    def hear_by(self, speech: str, hops: int, bins: int, linear: bool = False) -> None:
+        """From now on hears windows [hops, bins] of other features, by an untrained encoder of torch's generator.
+
+        linear: by a `LipRegression`, of a network whose configuration knows `linear_hearing`; others ignore it.
+        """
+        known = {"linear_hearing": linear} if "linear_hearing" in self.config else {}
+        encoder = (LipRegression if any(known.values()) else SpeechEncoder)(hops, bins, int(self.config.motions))
         self.speech_encoder = encoder.to(self.device, self.dtype).train(self.training)
-        self.register_to_config(speech=speech, speech_hops=hops, mel_bins=bins)
+        self.register_to_config(speech=speech, speech_hops=hops, mel_bins=bins, **known)
 
     def speech_motion(self, speech: torch.Tensor) -> torch.Tensor:
         """The motion that the sound alone suggests: residuals [B, T, C, h, w] in standard deviations."""
@@ -104,6 +127,30 @@ class SpeechEncoder(nn.Module):
         for wider, norm in zip(self.context, self.norms, strict=True):
             hidden = hidden + self.dropout(wider(nn.functional.silu(norm(hidden))))
         return self.linear1(hidden.flatten(1)).unflatten(0, speech.shape[:2])
+
+
+class LipRegression(nn.Module):
+    """One window of a pretrained encoder's features a frame [B, T, hops, bins] to its motion code [B, T, motions]: a
+    linear map of three soft stretches of the window."""
+
+    stretches: torch.Tensor
+
+    def __init__(self, hops: int, bins: int, motions: int) -> None:
+        super().__init__()
+        steps = torch.arange(hops, dtype=torch.float64) - (hops - 1) / 2
+        weights = torch.stack([(-(((steps - centre) / width) ** 2) / 2).exp() for centre, width in STRETCHES])
+        weights = weights / weights.sum(1, keepdim=True) * math.sqrt(FEATURES_NORM / bins)
+        self.register_buffer("stretches", weights.float(), persistent=False)
+        self.linear1 = nn.Linear(len(STRETCHES) * bins, motions)
+        for parameter in self.linear1.parameters():
+            nn.init.zeros_(parameter)
+
+    def features(self, speech: torch.Tensor) -> torch.Tensor:
+        """What is regressed on: [..., stretches, bins] of windows [..., hops, bins]."""
+        return torch.einsum("sh,...hd->...sd", self.stretches, speech.to(self.stretches.dtype))
+
+    def forward(self, speech: torch.Tensor) -> torch.Tensor:
+        return self.linear1(self.features(speech).flatten(-2))
 
 
 class SpeechMap(nn.Module):

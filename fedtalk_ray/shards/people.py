@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fedtalk_ray.client_settings import PopulationConfig
 from fedtalk_ray.runs.folder import RunFolder
-from fedtalk_ray.settings import PopulationConfig, TrainConfig
+from fedtalk_ray.settings import TrainConfig
 from fedtalk_ray.shards.format import EVERY_COLUMN, Manifest, Piece, load_manifest
 from fedtalk_ray.shards.population import Population, Portion
 from fedtalk_ray.shards.reader import read_pieces
@@ -41,6 +42,15 @@ class People:
     def clients_of(self, identity: str) -> Iterator[str]:
         """The clients that hold clips of an identity, in order."""
         return iter(()) if self.clients is None else self.clients.holders(identity)
+
+    def turn(self, name: str) -> tuple[int, int]:
+        """Which of the clients with clips of the same person this is, from 0, and how many they are.
+
+        (0, 1) for everybody else, and for who holds clips of several.
+        """
+        identities = self.identities(name)
+        holders = list(self.clients_of(identities[0])) if len(identities) == 1 else []
+        return (holders.index(name), len(holders)) if name in holders else (0, 1)
 
     def pieces(self, name: str, split: str, columns: tuple[str, ...] = EVERY_COLUMN) -> Iterator[Piece]:
         """The pieces of a split in stored order: of training pieces its own part, of the others all."""

@@ -13,8 +13,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from fedtalk_ray.client_settings import PopulationConfig
 from fedtalk_ray.errors import ShardError
-from fedtalk_ray.settings import PopulationConfig
 from fedtalk_ray.shards.format import Manifest, piece_bounds
 
 PREFIX = "client"

@@ -1,8 +1,9 @@
 """The pipeline a training starts from: a pretrained one, or an untrained one around the shards' autoencoder."""
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -14,37 +15,42 @@ from fedtalk_ray.model.denoiser import TalkingHeadDenoiser, bare_denoiser
 from fedtalk_ray.model.embedded import find_model
 from fedtalk_ray.model.musetalk_folder import is_musetalk, read_autoencoder, speech_of
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline, fingerprint, load_pipeline, new_pipeline
+from fedtalk_ray.recipe import PhaseName
 from fedtalk_ray.settings import TrainConfig
 from fedtalk_ray.shards.format import Manifest
 
 _LOG = logging.getLogger(__name__)
+
+SpeechPhase = Literal["speech", "hearing"]
+"""The phases that teach a speech encoder."""
 
 
 def build_pipeline(
     pretrained: str | None,
     seed: int,
     manifest: Manifest,
-    hears_anew: bool = False,
+    hears_anew: SpeechPhase | None = None,
     sees_anew: bool = False,
     **settings: Any,
 ) -> TalkingHeadPipeline:
     """Loads the pipeline `pretrained`, or makes an untrained one around the shards' autoencoder, drawn from `seed`.
 
-    hears_anew: whether the phase `speech` follows; then a pipeline that was trained on other sound features than the
-    shards' keeps its other weights and gets a fresh speech encoder. sees_anew: whether all weights are trained; then
-    one that could not be told a reference's lips can be, and works on it bent to each frame's. settings: of an
-    untrained `TalkingHeadDenoiser`.
+    hears_anew: the phase that teaches its speech encoder, if any; then a pipeline that was trained on other sound
+    features than the shards', or with the other phase's encoder, keeps its other weights and gets a fresh one.
+    sees_anew: whether all weights are trained; then one that could not be told a reference's lips can be, and works on
+    it bent to each frame's. settings: of an untrained `TalkingHeadDenoiser`.
     Raises `ShardError` for shards that the pipeline was not made for.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if pretrained is None:
-            return untrained_pipeline(manifest, bends=hears_anew, **settings)
+            linear = hears_anew == "hearing"
+            return untrained_pipeline(manifest, bends=hears_anew is not None, linear_hearing=linear, **settings)
         pipeline = load_pipeline(pretrained)
         if hears_anew:
             # Again: what is drawn must not depend on what loading draws.
             torch.manual_seed(seed)
-            _hear_as_in(manifest, pipeline, pretrained)
+            _hear_as_in(manifest, pipeline, pretrained, linear=hears_anew == "hearing")
         if sees_anew and _know_the_reference(pipeline):
             _LOG.info("%s moved lips by itself; it is taught to paint on a reference that is bent to them", pretrained)
         check_fits(manifest, pipeline, pretrained)
@@ -96,27 +102,39 @@ def start_of(config: TrainConfig, manifest: Manifest) -> TalkingHeadPipeline:
         config.pretrained,
         config.seed,
         manifest,
-        hears_anew="speech" in config.phases,
+        hears_anew=speech_phase_of(config.phases),
         sees_anew=config.shared == "backbone",
     )
 
 
-def _hear_as_in(manifest: Manifest, pipeline: TalkingHeadPipeline, where: str) -> None:
-    """A fresh speech encoder where the shards hold other features, of which a sync network knows nothing either.
+def speech_phase_of(phases: Iterable[PhaseName]) -> SpeechPhase | None:
+    """Which of the phases teaches the speech encoder; None where none does."""
+    return next((name for name in phases if name == "speech" or name == "hearing"), None)
+
+
+def _hear_as_in(manifest: Manifest, pipeline: TalkingHeadPipeline, where: str, linear: bool) -> None:
+    """A fresh speech encoder where the shards hold other features, of which a sync network knows nothing either, or
+    where the one that is there is of the other kind.
 
     A network of another kind that cannot change its sound features stays as it is.
     """
     denoiser = bare_denoiser(pipeline.denoiser)
     hops, bins = manifest.shapes["speech"]
     heard = denoiser.config
+    if not hasattr(denoiser, "hear_by"):
+        return
     differs = (heard.speech, heard.speech_hops, heard.mel_bins) != (manifest.speech, hops, bins)
-    if differs and hasattr(denoiser, "hear_by"):
+    if differs:
         _LOG.warning(
             "%s was trained on the sound features of %s; its speech encoder is trained anew on the shards' (%s)", where,
             heard.speech, manifest.speech,
         )  # fmt: skip
-        denoiser.hear_by(manifest.speech, hops, bins)
         pipeline.register_modules(sync_network=None)
+    elif denoiser.hears_linearly() != linear:
+        taught = ("speech", "hearing") if linear else ("hearing", "speech")
+        _LOG.warning("%s was taught to hear by the phase %s; its speech encoder is trained anew by %s", where, *taught)
+    if differs or denoiser.hears_linearly() != linear:
+        denoiser.hear_by(manifest.speech, hops, bins, linear)
 
 
 def untrained_pipeline(manifest: Manifest, bends: bool = True, **settings: Any) -> TalkingHeadPipeline:

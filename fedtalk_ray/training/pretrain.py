@@ -18,9 +18,11 @@ import torch
 from fedtalk_ray.config import parse_config
 from fedtalk_ray.errors import ShardError
 from fedtalk_ray.federation.server_optimizer import make_optimizer
-from fedtalk_ray.model.autoencoder import PatchAutoencoder, sees_reference
+from fedtalk_ray.media.speech import LOG_MEL
+from fedtalk_ray.model.autoencoder import LOWER_FACE, PatchAutoencoder, sees_reference
+from fedtalk_ray.model.denoiser import TalkingHeadDenoiser, bare_denoiser
 from fedtalk_ray.model.device import pick_device
-from fedtalk_ray.model.pipeline import TalkingHeadPipeline
+from fedtalk_ray.model.pipeline import TalkingHeadPipeline, load_pipeline
 from fedtalk_ray.model.presets import PresetError, preset, sizes
 from fedtalk_ray.model.released import save_backbone
 from fedtalk_ray.outputs import new_folder
@@ -32,7 +34,7 @@ from fedtalk_ray.shards.people import People, people_of
 from fedtalk_ray.shards.population import EVERYBODY, HELD_BACK
 from fedtalk_ray.shards.storage import is_remote
 from fedtalk_ray.tracking.tensorboard import TensorBoardLog
-from fedtalk_ray.training.backbone import build_pipeline
+from fedtalk_ray.training.backbone import SpeechPhase, build_pipeline
 from fedtalk_ray.training.model_card import Recipe, model_card
 from fedtalk_ray.training.phases.decoder import autoencoder_psnr
 from fedtalk_ray.training.phases.phase import task_of
@@ -74,6 +76,7 @@ def federation_of_one(
     *,
     patch: bool = True,
     sharp: bool = False,
+    speech: SpeechPhase = "speech",
     steps: int | None = None,
     seed: int = 0,
     threads: int = 1,
@@ -83,8 +86,9 @@ def federation_of_one(
     """The settings under which `fedtalk train` does what `pretrain` does.
 
     patch: whether the autoencoder is "patch", whose decoder can be taught; sharp: whether it is "lower-face", whose
-    decoder is taught last. steps: of the denoiser, in whole rounds; half as many go to each other phase that takes any.
-    Nothing is calibrated of clips too few to keep any aside. Raises `ShardError` for shards without training clips.
+    decoder is taught last. speech: which phase teaches the speech encoder. steps: of the denoiser, in whole rounds;
+    half as many go to each other phase that takes any. Nothing is calibrated of clips too few to keep any aside. Raises
+    `ShardError` for shards without training clips.
     """
     people = sum(manifest.frames(name, "train") > 0 for name in manifest.identities)
     if not people:
@@ -92,6 +96,7 @@ def federation_of_one(
     pieces = sum(manifest.pieces(name, "train") for name in manifest.identities)
     held_out = any(manifest.frames(name, "val") for name in manifest.identities) or pieces >= HELD_BACK
     able = {"decoder": patch, "sharpness": sharp, "identity": people > 1, "calibration": held_out}
+    able |= {"speech": speech == "speech", "hearing": speech == "hearing"}
     wanted = steps or STEPS_PER_ROUND
     before = {"rounds": -(-wanted // (2 * STEPS_PER_ROUND)), "steps": min(-(-wanted // 2), STEPS_PER_ROUND)}
     return parse_config(
@@ -155,7 +160,8 @@ def pretrain(
     torch.set_num_threads(threads)
     manifest = load_manifest(shards)
     with new_folder(out, overwrite) as place:
-        pipeline = build_pipeline(start, seed, manifest, hears_anew=True, sees_anew=True, **settings_of_size)
+        speech = speech_phase_for(manifest, start)
+        pipeline = build_pipeline(start, seed, manifest, hears_anew=speech, sees_anew=True, **settings_of_size)
         patch = isinstance(pipeline.autoencoder, PatchAutoencoder)
         config = federation_of_one(
             manifest,
@@ -163,6 +169,7 @@ def pretrain(
             out,
             patch=patch,
             sharp=sees_reference(pipeline.autoencoder),
+            speech=speech,
             steps=steps,
             seed=seed,
             threads=threads,
@@ -198,6 +205,14 @@ def pretrain(
         card = model_card(manifest, recipe, clips, len(trained_on), done, monotonic() - began, figures)
         (place / "README.md").write_text(card)
     return Pretrained(before, after, done, loss)
+
+
+def speech_phase_for(manifest: Manifest, start: str | None) -> SpeechPhase:
+    """`hearing` for features of a pretrained encoder, where a network of ours bends references to what it hears; else
+    `speech`. start: what is gone on from."""
+    pretrained = manifest.speech != LOG_MEL and manifest.autoencoder == LOWER_FACE
+    ours = start is None or isinstance(bare_denoiser(load_pipeline(start).denoiser), TalkingHeadDenoiser)
+    return "hearing" if pretrained and ours else "speech"
 
 
 def run_phase(

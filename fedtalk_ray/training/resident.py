@@ -25,6 +25,7 @@ from fedtalk_ray.training.local import LocalTrainer
 from fedtalk_ray.training.phases.calibration import Calibration
 from fedtalk_ray.training.phases.decoder import decoder_phase
 from fedtalk_ray.training.phases.faces import Faces
+from fedtalk_ray.training.phases.hearing import Hearing, check_can_hear
 from fedtalk_ray.training.phases.identity import identity_phase
 from fedtalk_ray.training.phases.phase import Fitted, Phase, Task
 from fedtalk_ray.training.phases.sharpness import sharpness_phase
@@ -138,8 +139,12 @@ class ResidentModel:
     def _made(self, name: PhaseName) -> Phase:
         config, pipeline, device = self._config, self.pipeline, self._device
         base = bare_denoiser(pipeline.denoiser)
+        # Noise, and medians over groups, may be what no clips give.
+        odd = config.privacy.mechanism != "none" or config.strategy.groups > 1
         if name == "units":
-            return Units(base, config.privacy.mechanism != "none" or config.strategy.groups > 1)
+            return Units(base, odd)
+        if name == "hearing":
+            return Hearing(base, config.hearing.ridge, config.statistics_count_alike, odd)
         # Under noise sums are divided by one public number, the mean weight in `faces`.
         noisy = config.privacy.mechanism != "none" and name != "faces"
         alpha = None if noisy else self._strategy.score_alpha
@@ -189,6 +194,8 @@ class ResidentModel:
 def check_can_be_taught(pipeline: TalkingHeadPipeline, config: TrainConfig) -> None:
     """Raises `RunError` for a phase that the pipeline's backbone knows nothing of."""
     base = bare_denoiser(pipeline.denoiser)
+    if "hearing" in config.phases:
+        check_can_hear(base)
     if isinstance(base, CodedDenoiser) or config.phases == ["faces"]:
         return
     phases = ", ".join(name for name in config.phases if name != "faces")

@@ -17,7 +17,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "seeding"),
     ("outputs",),
     ("recipe",),
-    ("slot_settings",),
+    ("slot_settings", "client_settings"),
     ("settings",),
     ("config", "messages", "plotting", "progress"),
     ("media", "privacy", "runs"),

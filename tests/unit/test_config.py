@@ -239,11 +239,21 @@ def test_every_shipped_configuration_loads(repository: Path) -> None:
         ({"phases": ["units", "speech"]}, "faces is missing"),
         (
             {"phases": ["faces", "units"]},
-            "each runs once, in this order: units, decoder, identity, sync, speech, faces",
+            "each runs once, in this order: units, decoder, identity, sync, speech, hearing, faces",
         ),
         ({"phases": ["faces", "faces"]}, "each runs once"),
         ({"phases": ["faces", "voices"]}, "phases.1 is 'voices'"),
         ({"pretrained": None, "shared": "backbone", "phases": ["faces"]}, "needs units"),
+        ({"phases": ["units", "speech", "hearing", "faces"]}, "two ways to learn what sounds say of lips; take one"),
+        ({"hearing": {"ridge": 0}}, "hearing.ridge is 0"),
+        ({"cohort": {"statistics": 20, "over_select": 0.2}}, "not for cohorts with over_select or a trace"),
+        ({"cohort": {"statistics": 20, "trace": "on.csv"}}, "not for cohorts with over_select or a trace"),
+        ({"cohort": {"statistics": 20, "sampling": "poisson"}}, "statistics 20: with a privacy.mechanism or sampling"),
+        (
+            {"phases": ["faces"], "cohort": {"statistics": 20}, "privacy": {"mechanism": "skellam", "clip_norm": 1}}
+            | {"privacy": {"mechanism": "skellam", "clip_norm": 1, "epsilon": 8}},
+            "statistics 20: with a privacy.mechanism or sampling",
+        ),
         ({"speech": {"rate": 1}}, "speech.rate"),
         ({"speech": {"rounds": 0}}, "speech.rounds is 0"),
         ({"population": {"clients": 3, "pooled": True}}, "three ways to make clients; take one"),

@@ -127,6 +127,9 @@ class Calibration:
         pieces = list(until_halted(task, task.people.pieces(task.client, "val", columns)))
         if not pieces:
             raise NothingToGive("it has no held-out clip to calibrate by")
+        # A person's clips are dealt to the clients that she is; each of them by all would say the same.
+        turn, count = task.people.turn(task.client)
+        pieces = pieces[turn % len(pieces) :: count]
         few = pieces[:: -(-len(pieces) // MOST_CLIPS)]
         if task.index == 2 and sees_reference(self._pipeline.autoencoder):
             few = []  # `lacking_and_lost` is 0 then, whatever is said

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
+from fedtalk_ray.client_settings import PopulationConfig
 from fedtalk_ray.config import parse_config
 from fedtalk_ray.errors import ConfigError
 from fedtalk_ray.federation.cohorts import (
@@ -21,7 +22,7 @@ from fedtalk_ray.federation.cohorts import (
     too_small,
     weighted_cohort,
 )
-from fedtalk_ray.settings import PopulationConfig
+from fedtalk_ray.federation.secure_aggregator import make_codec
 from fedtalk_ray.shards.format import ClipEntry, Manifest
 from fedtalk_ray.shards.population import Population
 
@@ -85,6 +86,19 @@ def test_what_secure_aggregation_hides_is_no_sampler_s_to_see(way: str) -> None:
 def test_more_are_asked_than_are_needed() -> None:
     assert len(sampler(over_select=0.5, size=4).cohort(1)) == 6
     assert len(sampler(over_select=1.0, size=7).cohort(1)) == 8, "nobody is asked twice"
+
+
+def test_rounds_of_statistics_may_ask_more_and_their_sums_have_room_for_them() -> None:
+    """Nine rounds: units, four of faces, three of calibration, one of sharpness."""
+    phases = ["units", "faces", "calibration", "sharpness"]
+    tree = {"run": "r", "shards": "s", "pretrained": "p", "aggregation": "plain", "phases": phases, "rounds": 4}
+    tree |= {"sharpness": {"rounds": 1}}
+    usual, more = (parse_config(tree | {"cohort": {"size": 3} | each}, "t") for each in ({}, {"statistics": 6}))
+    drawn = [Sampler(more, EIGHT).cohort(number) for number in range(1, 10)]
+    assert [len(cohort) for cohort in drawn] == [6, 3, 3, 3, 3, 6, 6, 6, 3]
+    assert drawn[1:5] == [Sampler(usual, EIGHT).cohort(number) for number in range(2, 6)]
+    # Steps of a sum over so many: 2^31 over the next power of two above them.
+    assert [make_codec(more, 100, phase).scale for phase in phases] == [2.0**28, 2.0**29, 2.0**28, 2.0**29]
 
 
 def trace(tmp_path: Path, *lines: str) -> str:

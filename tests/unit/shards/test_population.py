@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedtalk_ray.client_settings import PopulationConfig
 from fedtalk_ray.config import save_config
 from fedtalk_ray.errors import ShardError
 from fedtalk_ray.runs.folder import RunFolder
-from fedtalk_ray.settings import PopulationConfig
 from fedtalk_ray.shards.format import ClipEntry, Manifest
-from fedtalk_ray.shards.people import people_of, speakers
+from fedtalk_ray.shards.people import People, people_of, speakers
 from fedtalk_ray.shards.population import Population
 
 
@@ -230,3 +230,15 @@ def test_who_was_personalised_speaks_with_the_adapter_of_her_name(
         None,
         None,
     ]
+
+
+def test_who_is_several_clients_takes_turns(tmp_path: Path, make_config: Callable, make_shards: Callable) -> None:
+    """So that what is asked of each of them is asked of a person's held-out clips once."""
+    make_shards(tmp_path / "shards", {"ann": [30] * 8, "bob": [30] * 4})
+    parts = make_config(shards=str(tmp_path / "shards"), population={"pieces_per_client": 2})
+    people = people_of(parts)
+    held = {identity: list(people.clients_of(identity)) for identity in ("ann", "bob")}
+    assert len(held["ann"]) == 3 and len(held["bob"]) == 1
+    assert [people.turn(name) for name in held["ann"]] == [(0, 3), (1, 3), (2, 3)]
+    assert people.turn("bob") == people_of(make_config(shards=str(tmp_path / "shards"))).turn("ann") == (0, 1)
+    assert People(tmp_path / "shards", people.manifest).turn("ann") == (0, 1)

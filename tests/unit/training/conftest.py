@@ -15,10 +15,14 @@ if TYPE_CHECKING:
 
 
 class Holding:
-    """Stands for `People` where phases ask for whole pieces: every name holds the same ones, in every split."""
+    """Stands for `People` where phases ask for whole pieces: every name holds the same ones, in every split. Names that
+    are numbers are so many clients of one person."""
 
-    def __init__(self, held: list[Piece]) -> None:
-        self.held = held
+    def __init__(self, held: list[Piece], clients: int = 1) -> None:
+        self.held, self.clients = held, clients
+
+    def turn(self, name: str) -> tuple[int, int]:
+        return (int(name) if name.isdecimal() else 0), self.clients
 
     def pieces(self, name: str, split: str, columns: tuple[str, ...]) -> Iterator[Piece]:
         return iter(self.held)

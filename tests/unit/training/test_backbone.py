@@ -1,16 +1,19 @@
 """Where a run starts: a pretrained pipeline that fits the shards, or a new one around the shards' autoencoder."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from diffusers.configuration_utils import FrozenDict
 
 from fedtalk_ray.errors import ShardError
 from fedtalk_ray.model.autoencoder import PatchAutoencoder
-from fedtalk_ray.model.pipeline import TalkingHeadPipeline, new_pipeline
+from fedtalk_ray.model.pipeline import TalkingHeadPipeline, load_pipeline, new_pipeline
 from fedtalk_ray.shards.format import load_manifest
-from fedtalk_ray.training.backbone import build_pipeline, check_fits, start_of, untrained_pipeline
+from fedtalk_ray.training.backbone import build_pipeline, check_fits, speech_phase_of, start_of, untrained_pipeline
+from fedtalk_ray.training.pretrain import federation_of_one, speech_phase_for
 
 
 def test_a_run_without_pretraining_starts_from_its_seed(make_shards, tmp_path: Path) -> None:
@@ -73,7 +76,7 @@ def test_where_hearing_is_taught_a_pipeline_that_hears_otherwise_keeps_what_it_c
         build_pipeline(str(tmp_path / "before"), 0, manifest)
 
     one, again, other = (
-        build_pipeline(str(tmp_path / "before"), seed, manifest, hears_anew=True) for seed in (0, 0, 1)
+        build_pipeline(str(tmp_path / "before"), seed, manifest, hears_anew="speech") for seed in (0, 0, 1)
     )
     one.save_pretrained(str(tmp_path / "after"))
     after = TalkingHeadPipeline.from_pretrained(str(tmp_path / "after"))
@@ -95,14 +98,14 @@ def test_a_network_that_cannot_change_its_ears_is_refused_like_any_that_does_not
     new_pipeline("patch", 16, 8, speech="models/whisper-tiny").save_pretrained(str(tmp_path / "before"))
     monkeypatch.delattr("fedtalk_ray.model.speech_code.CodedDenoiser.hear_by")
     with pytest.raises(ShardError, match="with --speech log-mel, but"):
-        build_pipeline(str(tmp_path / "before"), 0, load_manifest(tmp_path / "shards"), hears_anew=True)
+        build_pipeline(str(tmp_path / "before"), 0, load_manifest(tmp_path / "shards"), hears_anew="speech")
 
 
 def test_a_pipeline_that_hears_the_same_keeps_its_hearing_too(make_shards, tmp_path) -> None:
     make_shards(tmp_path / "shards", {"s1": [30, 30]})
     before = new_pipeline("patch", 16, 8)
     before.save_pretrained(str(tmp_path / "before"))
-    after = build_pipeline(str(tmp_path / "before"), 0, load_manifest(tmp_path / "shards"), hears_anew=True)
+    after = build_pipeline(str(tmp_path / "before"), 0, load_manifest(tmp_path / "shards"), hears_anew="speech")
     for name, value in before.denoiser.state_dict().items():
         assert torch.equal(after.denoiser.state_dict()[name], value), name
 
@@ -157,3 +160,45 @@ def test_where_all_weights_learn_faces_the_reference_is_bent_of_latents_that_can
         for phases in (["units", "faces"], ["units", "speech", "faces"]):
             fresh = start_of(make_config(pretrained=None, shared="backbone", phases=phases), manifest).denoiser
             assert fresh.takes_bent() == (bool(bends) and "speech" in phases)
+
+
+@pytest.mark.parametrize(("before", "after"), [("speech", "hearing"), ("hearing", "speech")])
+def test_a_speech_encoder_of_the_other_phase_is_taught_anew_and_the_log_says_so(
+    make_shards, tmp_path, caplog: pytest.LogCaptureFixture, before: str, after: str
+) -> None:
+    make_shards(tmp_path / "shards", {"s1": [30, 30]})
+    manifest = load_manifest(tmp_path / "shards")
+    made = build_pipeline(None, 0, manifest, hears_anew=before, widths=(16, 32), window=4)
+    assert made.denoiser.hears_linearly() == (before == "hearing")
+    torch.nn.init.normal_(made.denoiser.speech_encoder.linear1.weight)
+    made.save_pretrained(str(tmp_path / "made"))
+    kept = build_pipeline(str(tmp_path / "made"), 0, manifest, hears_anew=before)
+    assert torch.equal(kept.denoiser.speech_encoder.linear1.weight, made.denoiser.speech_encoder.linear1.weight)
+    assert not caplog.records
+    other = build_pipeline(str(tmp_path / "made"), 0, manifest, hears_anew=after)
+    assert other.denoiser.hears_linearly() == (after == "hearing")
+    assert f"was taught to hear by the phase {before}; its speech encoder is trained anew by {after}" in caplog.text
+    other.save_pretrained(str(tmp_path / "other"))
+    assert load_pipeline(str(tmp_path / "other")).denoiser.hears_linearly() == (after == "hearing")
+
+
+def test_a_network_that_knows_no_linear_hearing_keeps_its_own_kind(make_denoiser) -> None:
+    """As one in a file of its own, whose configuration has no such entry."""
+    denoiser = make_denoiser()
+    known = {name: value for name, value in denoiser.config.items() if name != "linear_hearing"}
+    assert len(known) < len(denoiser.config)
+    denoiser._internal_dict = FrozenDict(known)
+    denoiser.hear_by("whisper", 22, 12, linear=True)
+    assert not denoiser.hears_linearly() and denoiser.config.speech == "whisper"
+
+
+def test_pretraining_hears_in_closed_form_what_a_pretrained_encoder_hears(make_shards, tmp_path) -> None:
+    """On lower faces, which can be bent, by a network of ours."""
+    manifest = make_shards(tmp_path / "shards", {"s1": [30] * 4, "s2": [30] * 4}, side=48, encoder="lower-face")
+    heard = replace(manifest, speech="openai/whisper-tiny")
+    assert speech_phase_for(manifest, None) == "speech" and speech_phase_for(heard, None) == "hearing"
+    assert speech_phase_for(replace(heard, autoencoder="patch"), None) == "speech"
+    assert speech_phase_for(heard, "fedtalk-tiny") == "hearing"
+    phases = federation_of_one(heard, tmp_path / "shards", "out", patch=False, speech="hearing").phases
+    assert phases == ["units", "identity", "sync", "hearing", "faces", "calibration"]
+    assert speech_phase_of(phases) == "hearing" and speech_phase_of(["units", "faces"]) is None

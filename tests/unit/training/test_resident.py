@@ -10,6 +10,7 @@ import torch
 
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.media.lips import LIP_MOTION
+from fedtalk_ray.model.denoiser import TalkingHeadDenoiser
 from fedtalk_ray.model.identity import IdentityEncoder
 from fedtalk_ray.model.sync import SyncNetwork
 from fedtalk_ray.recipe import PHASES as EVERY_PHASE
@@ -20,7 +21,7 @@ from fedtalk_ray.training.backbone import untrained_pipeline
 from fedtalk_ray.training.phases.phase import task_of
 from fedtalk_ray.training.resident import ResidentModel
 
-PHASES: tuple[PhaseName, ...] = tuple(name for name in EVERY_PHASE if name != "sharpness")
+PHASES: tuple[PhaseName, ...] = tuple(name for name in EVERY_PHASE if name not in ("hearing", "sharpness"))
 """All that a pipeline around the autoencoder "patch" goes through."""
 
 
@@ -269,6 +270,33 @@ def test_isfa_weighs_where_it_matters_whether_lips_follow_the_sound(people: Peop
                 weighed[strategy].append(name)
             results[name] = some_result(name, model.initial)
     assert weighed == {"isfa": ["speech", "faces", "calibration"], "fedavg": []}
+
+
+def test_hearing_is_taught_in_one_round_and_what_follows_hears_by_it(people: People, make_config) -> None:
+    """On a network that bends its reference; of secure sums the vector says how many frames it is of."""
+    bends = {"bends": (4, 10, 3), "linear_hearing": True, "widths": (16, 32), "window": 4, "speech": "whisper"}
+    shares = []
+    for aggregation in ("plain", "secure"):
+        pipeline = untrained_pipeline(people.manifest, widths=(16, 32), window=4)
+        denoiser = TalkingHeadDenoiser(16, 8, speech_hops=44, mel_bins=40, **bends)
+        pipeline.register_modules(denoiser=denoiser)
+        config = config_of(make_config, aggregation=aggregation, phases=["units", "hearing", "faces"])
+        model = ResidentModel(pipeline, config)
+        model.enter("units", {})
+        _, units = model.fit(task_of(config, people, "s1", 1, model.initial), 120)
+        model.enter("hearing", {"units": units.update})
+        report, heard = model.fit(task_of(config, people, "s1", 2, model.initial), 120)
+        assert report.score is None and not report.losses
+        shares.append(heard.update[0])
+        before = denoiser.speech_encoder.linear1.weight.clone()
+        model.enter("faces", {"hearing": heard.update})
+        assert not torch.equal(denoiser.speech_encoder.linear1.weight, before)
+        assert len(model.initial)
+        assert not any("speech_encoder" in name for name, _ in model.trainer.shared())
+    frames = sum(len(piece.latents) for piece in people.pieces("s1", "train"))
+    assert shares[1] == pytest.approx(shares[0] * frames / 600)
+    with pytest.raises(RunError, match="and these are log-mel: take speech, or shards"):
+        new_model(people, config)
 
 
 def test_under_noise_only_faces_are_weighed_by_a_score(people: People, make_config) -> None:

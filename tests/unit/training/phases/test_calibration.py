@@ -252,6 +252,19 @@ def test_two_clients_give_what_one_with_all_their_clips_gives(lively, make_task)
     assert one["detail"].any() and one["liveliness"].any()
 
 
+def test_a_person_who_is_several_clients_is_calibrated_by_each_of_her_clips_once(lively, make_task) -> None:
+    """And by one of them twice where she is more clients than she has clips."""
+    pipeline, pieces = lively
+    alone = [make_task([piece], Calibration(pipeline, 0).initial()) for piece in pieces]
+    whole = [Calibration(pipeline, 0).fit(task).update for task in alone]
+    task = make_task(pieces, Calibration(pipeline, 0).initial())
+    for clients in (len(pieces), len(pieces) + 1):
+        people = type(task.people)(pieces, clients)
+        parts = [replace(task, people=people, client=str(number)) for number in range(clients)]
+        for number, part in enumerate(parts):
+            assert np.array_equal(Calibration(pipeline, 0).fit(part).update, whole[number % len(pieces)])
+
+
 def test_a_fixed_denominator_changes_no_map(lively, make_task) -> None:
     """With noise the sum is divided by what was expected to take part, here by two and a half times as much."""
     pipeline, pieces = lively

@@ -1,0 +1,317 @@
+"""Hearing in closed form: what clients say of sound and lips sums up to what the centre would learn, whoever lies."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fedtalk_ray.errors import NothingToGive, RunError, ShardError, TrainingError
+from fedtalk_ray.media.lips import lip_motion
+from fedtalk_ray.model.denoiser import TalkingHeadDenoiser
+from fedtalk_ray.privacy.protocol import Limits
+from fedtalk_ray.privacy.update_codec import UpdateCodec
+from fedtalk_ray.recipe import LARGEST_STATISTICS, PhaseRounds
+from fedtalk_ray.settings import PrivacyConfig
+from fedtalk_ray.shards.format import Piece
+from fedtalk_ray.training.phases.hearing import FULL, SHAPES, SHARE, Hearing, check_can_hear, moments_of, products
+from fedtalk_ray.training.phases.phase import Task
+
+EMPTY = np.zeros(0)
+HOPS, BINS = 22, 12
+FEATURES, LIPS = 3 * BINS, 6
+
+
+def piece(frames: int, seed: int, loud: float = 1.0) -> Piece:
+    """Sound of which the first feature, in the middle of a window, says how far the mouth is open; the sixth is large,
+    as some of an encoder's are, and two say the same."""
+    rng = np.random.default_rng(seed)
+    speech = rng.normal(0, 1, (frames, HOPS, BINS)) * loud
+    speech[..., 5] = 2 + 2 * speech[..., 5]
+    speech[..., 7] = speech[..., 6]
+    points = np.tile(np.random.default_rng(0).uniform(0.3, 0.7, (68, 2)), (frames, 1, 1))
+    points[:, 36:42, 0], points[:, 42:48, 0] = 0.3, 0.7
+    opened = 0.05 + 0.02 * speech[:, 10:12, 0].mean(1) + 0.003 * rng.normal(size=frames)
+    points[:, 61:64, 0], points[:, 65:68, 0] = (0.47, 0.5, 0.53), (0.53, 0.5, 0.47)
+    points[:, 61:64, 1], points[:, 65:68, 1] = 0.5, 0.5 + opened[:, None].clip(0)
+    points[:, 55:60, 1] = 0.55 + opened[:, None].clip(0)
+    return Piece("s1", f"clip{seed}", 0, EMPTY, EMPTY, speech.astype(np.float16), EMPTY, landmarks=points.astype("f4"))
+
+
+class Given:
+    """People whose training pieces are these."""
+
+    def __init__(self, held: dict[str, list[Piece]]) -> None:
+        self._held = held
+
+    def pieces(self, client: str, split: str, columns: tuple[str, ...]) -> list[Piece]:
+        assert split == "train" and columns == ("speech", "landmarks")
+        return self._held[client]
+
+
+def answers(phase: Hearing, held: dict[str, list[Piece]]) -> list[np.ndarray]:
+    """What each client sends."""
+    people: Any = Given(held)
+    rounds = PhaseRounds("hearing", 2, 2)
+    return [phase.fit(Task(people, name, phase.initial(), 2, rounds, 0)).update for name in held]
+
+
+CLIENTS = {"a": [piece(65, 1)], "b": [piece(60, 2), piece(80, 3)], "c": [piece(75, 4 + n) for n in range(5)]}
+
+
+@pytest.fixture
+def hearer(make_denoiser: Callable[..., TalkingHeadDenoiser]) -> TalkingHeadDenoiser:
+    """A denoiser that bends its reference and hears linearly, with lip axes of its own and the clients' deviations."""
+    ears = {"speech_hops": HOPS, "mel_bins": BINS, "speech": "whisper", "linear_hearing": True}
+    denoiser = make_denoiser(bends=(4, 2, 1), region="lower face", **ears)
+    torch.nn.init.normal_(denoiser.lip_axes, std=0.2, generator=torch.Generator().manual_seed(0))
+    moved = [torch.from_numpy(lip_motion(p.landmarks)) for held in CLIENTS.values() for p in held]
+    numbers = denoiser.lip_shape(torch.cat(moved))
+    denoiser.lip_mean[0] = numbers[:, 0].mean()
+    denoiser.lip_std.copy_(numbers.std(0))
+    return denoiser
+
+
+def pooled(hearer: TalkingHeadDenoiser, pieces: list[Piece]) -> tuple[np.ndarray, np.ndarray]:
+    """Features [T, F] by the module's own words, worked out here, and true shapes [T, L]."""
+    steps = np.arange(HOPS) - 10.5
+    rows = np.stack([np.exp(-(((steps - c) / w) ** 2) / 2) for c, w in ((-4.5, 3), (0, 1), (4.5, 3))])
+    rows = rows / rows.sum(1, keepdims=True) * np.sqrt(8 / BINS)
+    heard = [np.einsum("sh,thd->tsd", rows, p.speech.astype(float)).reshape(len(p.speech), -1) for p in pieces]
+    shapes = [hearer.lip_shape(torch.from_numpy(lip_motion(p.landmarks))).numpy() for p in pieces]
+    return np.concatenate(heard), np.concatenate(shapes).astype(float)
+
+
+def ridge(features: np.ndarray, shapes: np.ndarray, cost: float) -> Callable[[np.ndarray], np.ndarray]:
+    """By least squares on rows that stand for what weights cost."""
+    middle, mean = features.mean(0), shapes.mean(0)
+    count, width = features.shape
+    rows = np.concatenate([(features - middle) / np.sqrt(count), np.sqrt(cost) * np.eye(width)])
+    wanted = np.concatenate([(shapes - mean) / np.sqrt(count), np.zeros((width, shapes.shape[1]))])
+    weights = np.linalg.lstsq(rows, wanted, rcond=None)[0]
+    return lambda each: (each - middle) @ weights + mean
+
+
+def test_a_federation_hears_what_the_centre_would(hearer: TalkingHeadDenoiser) -> None:
+    """Clients of 65, 140 and 375 frames, of whom each counts by its frames, and one ridge regression over them all."""
+    phase = Hearing(hearer, 0.5, by_frames=True)
+    phase.finish(np.mean(answers(phase, CLIENTS), 0, dtype=np.float64).astype(np.float32))
+    features, shapes = pooled(hearer, [p for held in CLIENTS.values() for p in held])
+    expected = ridge(features, shapes, 0.5 * features.var(0).mean())(features)
+
+    with torch.no_grad():
+        sound = np.concatenate([p.speech for held in CLIENTS.values() for p in held])
+        code = hearer.speech_encoder(torch.from_numpy(sound.astype(np.float32))[None])[0].numpy()
+        believed = hearer.heard_shapes(torch.from_numpy(sound.astype(np.float32))).numpy()
+    assert np.abs(code[:, :LIPS] - expected).max() < 0.01 * expected.std()
+    assert not code[:, LIPS:].any()
+    # What a regression says is believed as it is.
+    assert np.array_equal(believed, code[:, :LIPS])
+    assert np.corrcoef(code[:, 0], shapes[:, 0])[0, 1] > 0.9
+
+
+def test_where_weights_say_who_counts_how_much_vectors_do_not(hearer: TalkingHeadDenoiser) -> None:
+    alike, counted = (answers(Hearing(hearer, 0.5, by_frames=each), CLIENTS) for each in (False, True))
+    frames = [65, 140, 375]
+    assert [vector[0] / SHARE for vector in alike] == [1, 1, 1]
+    assert [vector[0] / SHARE for vector in counted] == pytest.approx([count / FULL for count in frames])
+    weighted = np.average(alike, axis=0, weights=frames)
+    summed = np.sum(counted, 0)
+    assert weighted / weighted[0] == pytest.approx(summed / summed[0], rel=1e-4, abs=1e-5)
+    short = {"e": [piece(20, 1)]}
+    assert answers(Hearing(hearer, 0.5, by_frames=True), short)[0][0] == pytest.approx(SHARE / 10)
+    long = {"d": [piece(75, n) for n in range(9)]}
+    assert answers(Hearing(hearer, 0.5, by_frames=True), long)[0][0] == SHARE
+
+
+def test_the_vector_by_hand(hearer: TalkingHeadDenoiser) -> None:
+    """A cosine transform leaves lengths as they are, and its first number is the sum over the root of how many."""
+    given = [piece(50, 1), piece(30, 2)]
+    vector, frames = products(given, hearer)
+    features, shapes = pooled(hearer, given)
+    count = FEATURES + LIPS
+    assert frames == 80 and len(vector) == 1 + count + count * (count + 1) // 2
+    mean, covariance = moments_of(vector, count, LIPS)
+    first = features.reshape(80, 3, BINS)[:, 1].sum(1) / np.sqrt(BINS)
+    assert mean[BINS] == pytest.approx(first.mean(), rel=1e-4)
+    assert covariance[BINS, BINS] == pytest.approx(first.var(), rel=1e-3)
+    assert np.trace(covariance[:FEATURES, :FEATURES]) == pytest.approx(features.var(0).sum(), rel=1e-4)
+    together = np.mean((first - first.mean()) * (shapes[:, 0] - shapes[:, 0].mean()))
+    assert covariance[BINS, FEATURES] == pytest.approx(SHAPES * together, abs=1e-4)
+    assert covariance[FEATURES:, FEATURES:] == pytest.approx(SHAPES**2 * np.cov(shapes.T, bias=True), abs=1e-4)
+
+
+def test_secure_sums_cut_nothing_of_it(hearer: TalkingHeadDenoiser) -> None:
+    """Though one feature of twelve is twice as large as the others, and never far from 2."""
+    vectors = answers(Hearing(hearer, 0.5, by_frames=True), {str(n): [piece(75, n)] for n in range(8)})
+    privacy = PrivacyConfig(clip_norm=LARGEST_STATISTICS)
+    codec = UpdateCodec(privacy, 0.0, len(vectors[0]), 8, Limits())
+    rng, total = np.random.default_rng(0), np.zeros(codec.length, np.uint32)
+    for vector in vectors:
+        total += codec.encode(vector, 1.0, LARGEST_STATISTICS, 8, rng)
+    averaged = codec.decode(total, 8, 8, LARGEST_STATISTICS)
+    assert averaged.unclipped == 1
+    assert np.linalg.norm(averaged.update - np.mean(vectors, 0)) <= codec.error_bound(8, 8.0, LARGEST_STATISTICS)
+    assert averaged.rounding_error is not None and averaged.rounding_error < 1e-5
+
+
+def test_clips_without_sound_are_left_out(hearer: TalkingHeadDenoiser) -> None:
+    mute = replace(piece(50, 7), speech=np.full((50, HOPS, BINS), 3, np.float16))
+    alone, _ = products([piece(50, 1)], hearer)
+    both, frames = products([piece(50, 1), mute], hearer)
+    assert frames == 50 and np.array_equal(alone, both)
+    with pytest.raises(NothingToGive, match="its clips are silent"):
+        products([mute], hearer)
+
+
+def test_clips_that_cannot_be_read_are_named(hearer: TalkingHeadDenoiser) -> None:
+    with pytest.raises(ShardError, match=r"clip clip3 of s1 has no landmarks: .*; prepare them again"):
+        products([piece(50, 1), replace(piece(40, 3), landmarks=EMPTY)], hearer)
+    broken = piece(50, 1)
+    broken.speech[3, 2, 1] = np.nan
+    with pytest.raises(NothingToGive, match="values that are no numbers"):
+        products([broken], hearer)
+
+
+@pytest.mark.parametrize("lie", ["too much", "backwards", "of quiet features", "of one feature"])
+def test_a_client_that_sends_other_figures_than_its_own_is_noticed(hearer: TalkingHeadDenoiser, lie: str) -> None:
+    """One of eight, as long as a vector may be. Figures that no clips have would be heard as mouths wide open."""
+    phase = Hearing(hearer, 0.5, by_frames=True)
+    vectors = answers(phase, {str(n): [piece(75, n) for n in range(n, n + 8)] for n in range(8)})
+    count = FEATURES + LIPS
+    _, covariance = moments_of(np.mean(vectors, 0), count, LIPS)
+    lied, upper = np.zeros((count, count)), np.triu_indices(count)
+    vector = vectors[0].astype(np.float64)
+    if lie == "too much":
+        vector *= LARGEST_STATISTICS / np.linalg.norm(vector)
+    elif lie == "backwards":
+        vector[1 + count :] *= -LARGEST_STATISTICS / np.linalg.norm(vector)
+    else:
+        along = np.linalg.eigh(covariance[:FEATURES, :FEATURES])[1][:, :6]
+        along = np.eye(FEATURES)[:, :6] if lie == "of one feature" else along
+        lied[:FEATURES, FEATURES:] = along
+        vector[1 + count :] += 30 * lied[upper] / np.linalg.norm(lied)
+    vector *= min(1.0, LARGEST_STATISTICS / np.linalg.norm(vector))
+    before = hearer.speech_encoder.linear1.weight.clone()
+    with pytest.raises(TrainingError, match="other figures than its own"):
+        phase.finish(np.mean([vector, *vectors[1:]], 0).astype(np.float32))
+    assert torch.equal(hearer.speech_encoder.linear1.weight, before)
+
+
+@pytest.mark.parametrize("share", [0.09, 1e-2, 1e-4])
+def test_shares_that_cancel_out_are_noticed(hearer: TalkingHeadDenoiser, share: float) -> None:
+    """Divided by nearly nothing, lips of honest clips would be hundreds of deviations apart."""
+    phase = Hearing(hearer, 0.5, by_frames=True)
+    vectors = answers(phase, {str(n): [piece(75, n)] for n in range(8)})
+    liar = vectors[0].copy()
+    liar[0] = 8 * SHARE * share - sum(vector[0] for vector in vectors[1:])
+    with pytest.raises(TrainingError, match="other figures than its own"):
+        phase.finish(np.mean([liar, *vectors[1:]], 0))
+    liar[0] -= 8 * SHARE
+    with pytest.raises(TrainingError, match="products cancel out: nobody answered"):
+        phase.finish(np.mean([liar, *vectors[1:]], 0))
+
+
+@pytest.mark.parametrize("length", [10, 20, 35])
+def test_lips_that_no_mouth_has_are_noticed(hearer: TalkingHeadDenoiser, length: float) -> None:
+    """A liar adds clips of one quiet feature and torn lips to its own: as products of clips could be."""
+    phase = Hearing(hearer, 0.5, by_frames=True)
+    vectors = answers(phase, {str(n): [piece(75, 10 * n + k) for k in range(8)] for n in range(8)})
+    count = FEATURES + LIPS
+    _, covariance = moments_of(np.mean(vectors, 0), count, LIPS)
+    torn = np.zeros(count)
+    torn[:FEATURES] = np.linalg.eigh(covariance[:FEATURES, :FEATURES])[1][:, 2]
+    torn[FEATURES] = 1
+    liar = vectors[0].astype(np.float64)
+    liar[1 + count :] += length / 2 * np.outer(torn, torn)[np.triu_indices(count)]
+    assert np.linalg.norm(liar) < LARGEST_STATISTICS
+    with pytest.raises(TrainingError, match="other figures than its own"):
+        phase.finish(np.mean([liar, *vectors[1:]], 0).astype(np.float32))
+
+
+def test_what_passes_moves_lips_of_honest_clips_twice_as_far_at_most(hearer: TalkingHeadDenoiser) -> None:
+    """The same liar, with as much as is not noticed."""
+    phase = Hearing(hearer, 0.5, by_frames=True)
+    held = {str(n): [piece(75, 10 * n + k) for k in range(8)] for n in range(8)}
+    vectors, count = answers(phase, held), FEATURES + LIPS
+    _, covariance = moments_of(np.mean(vectors, 0), count, LIPS)
+    torn = np.zeros(count)
+    torn[:FEATURES] = np.linalg.eigh(covariance[:FEATURES, :FEATURES])[1][:, 2]
+    torn[FEATURES] = 1
+    features, _ = pooled(hearer, [p for pieces in held.values() for p in pieces])
+    sound = torch.from_numpy(np.concatenate([p.speech for pieces in held.values() for p in pieces]).astype(np.float32))
+    passed = 0
+    for length in np.geomspace(0.01, 30, 25):
+        liar = vectors[0].astype(np.float64)
+        liar[1 + count :] += length * np.outer(torn, torn)[np.triu_indices(count)]
+        try:
+            phase.finish(np.mean([liar, *vectors[1:]], 0).astype(np.float32))
+        except TrainingError:
+            continue
+        passed += 1
+        assert len(features) == len(sound) and float(hearer.heard_shapes(sound)[:, 0].std()) < 2
+    assert 5 < passed < 25
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_a_liar_may_send_moves_heard_lips_no_more_than_lips_move(hearer: TalkingHeadDenoiser, seed: int) -> None:
+    """Clips of its own making, of voices and mouths up to twice as large: of all clips together what is heard varies no
+    more than true shapes do."""
+    phase = Hearing(hearer, 0.5, by_frames=True)
+    held = {str(n): [piece(75, 10 * n + k) for k in range(8)] for n in range(8)}
+    rng = np.random.default_rng(seed)
+    held["0"] = [piece(75, 100 + k, loud=float(rng.uniform(0.1, 2))) for k in range(8)]
+    phase.finish(np.mean(answers(phase, held), 0).astype(np.float32))
+    features, shapes = pooled(hearer, [p for pieces in held.values() for p in pieces])
+    sound = torch.from_numpy(np.concatenate([p.speech for pieces in held.values() for p in pieces]).astype(np.float32))
+    heard = hearer.heard_shapes(sound).numpy()
+    assert len(features) == len(heard)
+    assert (heard.var(0) <= 1.02 * shapes.var(0)).all()
+
+
+def test_under_noise_what_no_clips_have_is_taken_as_it_is(hearer: TalkingHeadDenoiser) -> None:
+    """Noise makes small variances negative; they count as nothing, and larger weights cost more."""
+    _, shapes = pooled(hearer, CLIENTS["c"])
+    rng = np.random.default_rng(0)
+    clean = answers(Hearing(hearer, 5.0, by_frames=False), {"c": CLIENTS["c"]})[0]
+    noisy = clean + rng.normal(0, 0.005, len(clean)).astype(np.float32)
+    with pytest.raises(TrainingError, match="other figures than its own"):
+        Hearing(hearer, 5.0, by_frames=False).finish(noisy)
+    Hearing(hearer, 5.0, by_frames=False, noisy=True).finish(noisy)
+    sound = torch.from_numpy(np.concatenate([p.speech for p in CLIENTS["c"]]).astype(np.float32))
+    heard = hearer.heard_shapes(sound).numpy()
+    assert np.isfinite(heard).all() and np.corrcoef(heard[:, 0], shapes[:, 0])[0, 1] > 0.8
+    with pytest.raises(TrainingError, match="nobody answered"):
+        Hearing(hearer, 5.0, by_frames=False, noisy=True).finish(-noisy)
+
+
+def test_sound_in_which_nothing_changes_teaches_nothing(hearer: TalkingHeadDenoiser) -> None:
+    still = piece(50, 1)
+    still.speech[:] = still.speech[:1]
+    vector, _ = products([still], hearer)
+    with pytest.raises(TrainingError, match="nothing ever changes"):
+        Hearing(hearer, 0.5, by_frames=False).finish(vector.astype(np.float32))
+
+
+def test_backbones_that_it_cannot_teach_are_refused(make_denoiser, hearer: TalkingHeadDenoiser) -> None:
+    """All but one without lip axes, which `units` may give it, before the first phase."""
+    with pytest.raises(RunError, match="needs a backbone that knows lip axes, and this one has none; add units"):
+        Hearing(make_denoiser(bends=(4, 2, 1), linear_hearing=True), 0.5, by_frames=True)
+    check_can_hear(hearer)
+    for other in (make_denoiser(linear_hearing=True, speech="whisper"), make_denoiser(bends=(4, 2, 1), speech="w")):
+        with pytest.raises(RunError, match="this TalkingHeadDenoiser does not: take speech, or shared: backbone"):
+            check_can_hear(other)
+    with pytest.raises(RunError, match="and these are log-mel: take speech, or shards"):
+        check_can_hear(make_denoiser(bends=(4, 2, 1), linear_hearing=True))
+
+
+def test_a_backbone_that_hears_linearly_is_saved_and_loaded_as_it_is(hearer: TalkingHeadDenoiser, tmp_path) -> None:
+    Hearing(hearer, 0.5, by_frames=False).finish(products(CLIENTS["b"], hearer)[0].astype(np.float32))
+    hearer.save_pretrained(tmp_path)
+    again = TalkingHeadDenoiser.from_pretrained(tmp_path)
+    sound = torch.from_numpy(CLIENTS["a"][0].speech.astype(np.float32))
+    assert again.hears_linearly() and torch.equal(again.heard_shapes(sound), hearer.heard_shapes(sound))
+    again.hear_by("log-mel", 44, 40)
+    assert not again.hears_linearly() and not again.config.linear_hearing
