@@ -16,7 +16,16 @@ from fedtalk_ray.privacy.update_codec import UpdateCodec
 from fedtalk_ray.recipe import LARGEST_STATISTICS, PhaseRounds
 from fedtalk_ray.settings import PrivacyConfig
 from fedtalk_ray.shards.format import Piece
-from fedtalk_ray.training.phases.hearing import FULL, SHAPES, SHARE, Hearing, check_can_hear, moments_of, products
+from fedtalk_ray.training.phases.hearing import (
+    FULL,
+    SHAPES,
+    SHARE,
+    Hearing,
+    check_can_hear,
+    moments_of,
+    products,
+    set_hearing,
+)
 from fedtalk_ray.training.phases.phase import Task
 
 EMPTY = np.zeros(0)
@@ -285,6 +294,16 @@ def test_under_noise_what_no_clips_have_is_taken_as_it_is(hearer: TalkingHeadDen
     assert np.isfinite(heard).all() and np.corrcoef(heard[:, 0], shapes[:, 0])[0, 1] > 0.8
     with pytest.raises(TrainingError, match="nobody answered"):
         Hearing(hearer, 5.0, by_frames=False, noisy=True).finish(-noisy)
+
+
+def test_a_variance_that_noise_made_negative_counts_as_none(hearer: TalkingHeadDenoiser) -> None:
+    """One that is as much below 0 as weights cost would be divided by nothing."""
+    cost = (FEATURES - 1) / (FEATURES + 1)
+    covariance = np.diag(np.r_[-cost, np.ones(FEATURES + LIPS - 1)])
+    covariance[0, FEATURES] = covariance[FEATURES, 0] = 0.1
+    set_hearing(hearer, np.zeros(FEATURES + LIPS), covariance, 1.0)
+    weights = hearer.speech_encoder.linear1.weight.detach()
+    assert float(weights.norm()) == pytest.approx(0.1 / SHAPES / cost, rel=1e-3)
 
 
 def test_sound_in_which_nothing_changes_teaches_nothing(hearer: TalkingHeadDenoiser) -> None:
