@@ -16,16 +16,13 @@ sharpness    the decoder of the autoencoder "lower-face" learns to paint what is
 
 from dataclasses import dataclass
 from math import cos, pi, sqrt
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
 PhaseName = Literal["units", "decoder", "identity", "sync", "speech", "hearing", "faces", "calibration", "sharpness"]
 
-PHASES: tuple[PhaseName, ...] = (
-    *("units", "decoder", "identity", "sync"),
-    *("speech", "hearing", "faces", "calibration", "sharpness"),
-)
+PHASES: tuple[PhaseName, ...] = get_args(PhaseName)
 """All phases in the order in which they run."""
 
 STATISTICS_ROUNDS = {"units": 1, "hearing": 1, "calibration": 3}
@@ -252,8 +249,8 @@ class HearingConfig(Section):
     """The phase `hearing`, for sound features of a pretrained encoder (`fedtalk prepare --speech`)."""
 
     ridge: float = Field(0.5, gt=0)
-    """How much weights cost (ridge regression), in mean variances of a feature. On GRID between a third and one it
-    makes no difference; under noise for epsilon 8 of a cohort of 1,000 take 10."""
+    """How much weights cost (ridge regression), in mean variances of a feature. On GRID between a third and one makes
+    no difference; under noise as of a cohort of 1,000 at epsilon 8 lips followed best with 10."""
 
 
 class DecoderConfig(StepsConfig):

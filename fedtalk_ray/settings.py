@@ -159,8 +159,8 @@ class TrainConfig(Section):
     phases: list[PhaseName] = Field(["units", "speech", "faces", "calibration", "sharpness"])
     """What is taught, in the order of `recipe`. [faces] goes on from a `pretrained` that knows such people, and is
     what a run with noise does that names nothing. hearing takes the place of speech on shards whose sound features a
-    pretrained encoder makes. sharpness is for shards of lower faces, decoder for those of whole
-    ones (`--autoencoder patch`); identity and sync belong to a backbone from nothing."""
+    pretrained encoder makes. sharpness is for shards of lower faces, decoder for those of whole ones (`--autoencoder
+    patch`); identity and sync belong to a backbone from nothing."""
     rounds: int = Field(10, ge=1)
     """Rounds of the phase `faces`, those before a resume included."""
     speech: SpeechConfig = SpeechConfig()

@@ -2,8 +2,8 @@
 
 A pretrained speech encoder has heard so much that a linear map of its features says of strangers' lips more than a
 network of our own that a few dozen clips teach: on eight GRID speakers by whom settings are chosen apertures follow the
-truth's by 0.86 for 0.82. And such a map needs no steps: it is a function of means of products, and the mean over
-clients is that of all clips as if they lay in one place: where all answer and none has more than `FULL` frames, a
+truth's by 0.86 for 0.82. Nor does such a map need steps: it is a function of means of products, and their mean over
+clients is that of all clips as if they lay in one place. Where all answer, and none has more than `FULL` frames, a
 federation hears what the centre would.
 
 The vector, float32 [1 + N + N (N + 1) / 2], for F features of a frame and L numbers of its lip shape, N = F + L:
@@ -12,8 +12,8 @@ The vector, float32 [1 + N + N (N + 1) / 2], for F features of a frame and L num
 N             means of features and shapes
 N (N + 1)/2   means of their products
 
-What a liar may send is bound by what lips can be (`moments_of`): what is heard varies no more than figures of lips do,
-and those no more than `MOST_VARIANCE`.
+A liar is held to what lips can be (`moments_of`): what is heard varies no more than lips do in the figures, and those
+no more than `MOST_VARIANCE`.
 
 Features are turned by a cosine transform, which changes nothing of a ridge regression: in an encoder a few of them are
 large, and a vector of which a few values are large is cut where secure sums write it down (`update_codec`).
@@ -54,8 +54,8 @@ class Hearing:
     """Statistics of clips; sets the speech encoder of a denoiser that hears linearly."""
 
     def __init__(self, denoiser: TalkingHeadDenoiser, ridge: float, by_frames: bool, noisy: bool = False) -> None:
-        """ridge: `HearingConfig.ridge`. by_frames: whether vectors say by how many frames a client counts, as nothing
-        else does. noisy: as in `units.Units`.
+        """ridge: `HearingConfig.ridge`. by_frames: whether vectors say by how many frames a client counts, where
+        weights do not. noisy: as in `units.Units`.
 
         Raises `RunError` for one without lip axes.
         """
