@@ -39,7 +39,7 @@ class CohortConfig(Section):
     size: int = Field(16, ge=1)
     """Clients per round; all of them when there are not more. With `poisson`, the number expected."""
     statistics: int | None = Field(None, ge=1)
-    """Clients per round of statistics (`units`, `hearing`, `calibration`), which come once and cost little; all of them
+    """Clients per round of statistics (`units`, `hearing`, `calibration`), which are few and cost little; all of them
     when there are not more, and never fewer than `size`. Not with noise. null: `size`."""
     sampling: Literal["uniform", "poisson", "size", "balanced", "reliable"] | None = None
     """uniform: without replacement, sees nothing. poisson: everybody by a coin of their own, from the system's

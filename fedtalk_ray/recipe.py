@@ -249,8 +249,8 @@ class HearingConfig(Section):
     """The phase `hearing`, for sound features of a pretrained encoder (`fedtalk prepare --speech`)."""
 
     ridge: float = Field(0.5, gt=0)
-    """How much weights cost (ridge regression), in mean variances of a feature. On GRID between a third and one makes
-    no difference; under noise as of a cohort of 1,000 at epsilon 8 lips followed best with 10."""
+    """How much weights cost (ridge regression), in units of the features' mean variance. On GRID values between 1/3 and
+    1 make no difference; under noise as of a cohort of 1,000 at epsilon 8 lips followed best with 10."""
 
 
 class DecoderConfig(StepsConfig):

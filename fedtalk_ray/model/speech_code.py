@@ -16,20 +16,23 @@ from fedtalk_ray.model.motion_units import MotionUnits
 
 STRETCHES = ((-4.5, 3.0), (0.0, 1.0), (4.5, 3.0))
 """What a frame hears before it, in it and after it: centres and deviations of Gaussians over the steps of its window,
-counted from its middle; a step of Whisper's is 20 ms. Aperture from sound, correlation while somebody speaks on eight
-GRID speakers by whom settings are chosen: as good as with eleven stretches of 40 ms or four cosines."""
+counted from its middle; a step of Whisper's is 20 ms. On eight GRID speakers by whom settings are chosen apertures
+follow the sound as well as with eleven stretches of 40 ms or with cosines."""
 
 FEATURES_NORM = 8.0
 """The squared norm of a stretch's features, where each feature is about 1: so that products of them, as clients send
 them, are about as long as other statistics (`recipe.STATISTICS_NORM`)."""
+
+MOST_HEARD = 4.0
+"""Deviations to which heard lip shapes are held where they are a linear map of the sound: honest ones stay within."""
 
 SPEECH_PARTS = ("speech_encoder.", "speech_map.")
 """What the parameters' names begin with that turn sound into motion codes, and those into motion."""
 
 
 class CodedDenoiser(MotionUnits):
-    """A base of every denoiser that the phases `units`, `speech` and `calibration` can teach. Its `__init__` calls
-    `add_parts` once; its `forward` asks `codes` for the sound."""
+    """A base of every denoiser that the phases `units`, `speech`, `hearing` and `calibration` can teach. Its `__init__`
+    calls `add_parts` once; its `forward` asks `codes` for the sound."""
 
     config: Any
     device: Any
@@ -75,8 +78,9 @@ class CodedDenoiser(MotionUnits):
         if not self.takes_bent():
             return code
         shapes, rest = code.tensor_split([len(self.lip_std)], dim=-1)
-        # A ridge regression moves lips little where it knows little.
-        believed = shapes if self.hears_linearly() else self.as_heard(shapes)
+        # A ridge regression moves lips little where it knows little, unless one of its clients lied.
+        linear = self.hears_linearly()
+        believed = shapes.clamp(-MOST_HEARD, MOST_HEARD) if linear else self.as_heard(shapes)
         return torch.cat([believed, torch.zeros_like(rest)], dim=-1)
 
     def hears_linearly(self) -> bool:

@@ -124,6 +124,7 @@ def _hear_as_in(manifest: Manifest, pipeline: TalkingHeadPipeline, where: str, l
     if not hasattr(denoiser, "hear_by"):
         return
     differs = (heard.speech, heard.speech_hops, heard.mel_bins) != (manifest.speech, hops, bins)
+    linear = linear and "linear_hearing" in heard
     if differs:
         _LOG.warning(
             "%s was trained on the sound features of %s; its speech encoder is trained anew on the shards' (%s)", where,

@@ -10,7 +10,8 @@ liveliness  of what a sample adds to the mean, outside the mouth: so much that f
             over clips.
 detail      of what the autoencoder loses of the reference face: the least-squares factor, within [0, 1].
 
-Numerators and denominators are means over clips, so clients send those and no picture. Each round needs what the one
+Numerators and denominators are means over clips, so clients send those and no picture; who is several clients deals
+her clips to them. Each round needs what the one
 before gave: products, then how near frames come, then what they lack (`Calibration`).
 """
 

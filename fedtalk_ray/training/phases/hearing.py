@@ -1,10 +1,10 @@
 """Phase `hearing`, statistics in one round: which lips each sound means, by ridge regression in closed form.
 
 A pretrained speech encoder has heard so much that a linear map of its features says of strangers' lips more than a
-network of our own that a few dozen clips teach: on eight GRID speakers by whom settings are chosen apertures follow the
-truth's by 0.86 for 0.82. Nor does such a map need steps: it is a function of means of products, and their mean over
-clients is that of all clips as if they lay in one place. Where all answer, and none has more than `FULL` frames, a
-federation hears what the centre would.
+network of our own that a few dozen clips teach: apertures of eight GRID speakers by whom settings are chosen correlate
+with the truth's by 0.86 instead of 0.82. Nor does such a map need steps: it is a function of means of products, and
+their mean over clients is that of all clips as if they lay in one place. Where all answer, with no more than `FULL`
+frames and no fewer than a tenth of that, a federation hears what the centre would with the same units.
 
 The vector, float32 [1 + N + N (N + 1) / 2], for F features of a frame and L numbers of its lip shape, N = F + L:
 
@@ -12,8 +12,7 @@ The vector, float32 [1 + N + N (N + 1) / 2], for F features of a frame and L num
 N             means of features and shapes
 N (N + 1)/2   means of their products
 
-A liar is held to what lips can be (`moments_of`): what is heard varies no more than lips do in the figures, and those
-no more than `MOST_VARIANCE`.
+Figures that no clips have are refused (`moments_of`). What passes may be heard wrong, within `speech_code.MOST_HEARD`.
 
 Features are turned by a cosine transform, which changes nothing of a ridge regression: in an encoder a few of them are
 large, and a vector of which a few values are large is cut where secure sums write it down (`update_codec`).
@@ -41,10 +40,12 @@ FULL, LEAST = 600, 0.1
 that."""
 
 MOST_VARIANCE, MOST_MEAN = 2.0, 1.0
-"""Of lip shapes of all clips together, in the deviations that `units` found: 1 and 0, but for who counts how much."""
+"""Of lip shapes of all clips together, in the deviations that `units` found. They would be 1 and 0 if `units` counted
+clients as this phase does."""
 
-SHARE, SHAPES = 0.25, 0.35
-"""What the 1 and lip shapes are multiplied by, so that no figure is much larger than the others."""
+SHARE, SHAPES, USUAL = 0.25, 0.35, 1200
+"""What the 1 and lip shapes are multiplied by, so that no figure is much larger than the others; less where features
+and shapes are more than `USUAL`, as a longer vector is written down in finer steps (`UpdateCodec.zoom`)."""
 
 KEPT_BITS = 12
 """Of the weights' mantissas: the last ones differ from machine to machine, and all clients need the same."""
@@ -112,6 +113,7 @@ def products(pieces: Iterable[Piece], denoiser: TalkingHeadDenoiser) -> tuple[np
     sums: np.ndarray | float = 0.0
     squares: np.ndarray | float = 0.0
     frames, silent, encoder = 0, True, encoder_of(denoiser)
+    share_unit, shapes_unit = units_for(encoder.linear1.in_features + len(denoiser.lip_std))
     for piece in pieces:
         if len(piece.landmarks) != len(piece.speech):
             raise ShardError(
@@ -126,14 +128,14 @@ def products(pieces: Iterable[Piece], denoiser: TalkingHeadDenoiser) -> tuple[np
         silent = False
         heard = encoder.features(sound).double().cpu().numpy()
         lips = torch.from_numpy(lip_motion(piece.landmarks)).to(denoiser.device)
-        shapes = SHAPES * denoiser.lip_shape(lips).double().cpu().numpy()
+        shapes = shapes_unit * denoiser.lip_shape(lips).double().cpu().numpy()
         both = np.concatenate([dct(heard, axis=-1, norm="ortho").reshape(len(heard), -1), shapes], axis=1)
         frames += len(both)
         sums, squares = sums + both.sum(0), squares + both.T @ both
     if silent:
         raise NothingToGive("its clips are silent, and nothing can be learned from what is not said")
     upper = np.asarray(squares)[np.triu_indices(len(np.asarray(sums)))]
-    vector = np.concatenate([[SHARE], np.asarray(sums) / frames, upper / frames])
+    vector = np.concatenate([[share_unit], np.asarray(sums) / frames, upper / frames])
     if not np.isfinite(vector).all():
         raise NothingToGive("its sound or lips cannot be read: they hold values that are no numbers")
     return vector, frames
@@ -144,9 +146,10 @@ def moments_of(vector: np.ndarray, count: int, lips: int, noisy: bool = False) -
 
     lips: L, the last so many. noisy: whether it may be what no clips give. Raises `TrainingError` where there is none,
     or one that no clips have: shares below what honest clients send, lips that open further than lips do, or a
-    covariance with a negative direction: without one, what is heard has no more variance than lips have in it.
+    covariance with a negative direction.
     """
-    share = float(vector[0]) / SHARE
+    share_unit, shapes_unit = units_for(count)
+    share = float(vector[0]) / share_unit
     if share <= 0:
         raise TrainingError("the clients' products cancel out: nobody answered, or there is more noise than answers")
     figures = vector[1:].astype(np.float64) / share
@@ -154,14 +157,20 @@ def moments_of(vector: np.ndarray, count: int, lips: int, noisy: bool = False) -
     upper[np.triu_indices(count)] = figures[count:]
     covariance = np.triu(upper) + np.triu(upper, 1).T - np.outer(mean, mean)
     if not noisy:
-        far, wide = np.abs(mean[-lips:]).max() / SHAPES, np.diag(covariance)[-lips:].max() / SHAPES**2
+        far, wide = np.abs(mean[-lips:]).max() / shapes_unit, np.diag(covariance)[-lips:].max() / shapes_unit**2
         possible = LEAST - ROUNDING <= share <= 1 + ROUNDING and far <= MOST_MEAN and wide <= MOST_VARIANCE
         if not possible or np.linalg.eigvalsh(covariance)[0] < -ROUNDING * max(1.0, np.abs(figures).max()):
             raise TrainingError(
                 "the mean of the clients' products is one that no clips have: a client sent other figures than its "
-                "own; begin another run without it"
+                "own, or lips move otherwise than those of the phase units did; begin another run without it, with "
+                "units and the same clients in both (cohort.statistics)"
             )
     return mean, covariance
+
+
+def units_for(count: int) -> tuple[float, float]:
+    """`SHARE` and `SHAPES` for so many features and shapes together."""
+    return SHARE * min(1.0, USUAL / count), SHAPES * min(1.0, USUAL / count)
 
 
 @torch.no_grad()
@@ -169,7 +178,8 @@ def set_hearing(denoiser: TalkingHeadDenoiser, mean: np.ndarray, covariance: np.
     """Sets the linear map of a denoiser's speech encoder: argmin E|shape - W f - b|^2 + lambda |W|^2."""
     layer = encoder_of(denoiser).linear1
     features, lips = layer.in_features, len(denoiser.lip_std)
-    heard, together = covariance[:features, :features], covariance[:features, features:] / SHAPES
+    _, shapes_unit = units_for(features + lips)
+    heard, together = covariance[:features, :features], covariance[:features, features:] / shapes_unit
     cost = ridge * np.trace(heard) / features
     if cost <= 0:
         raise TrainingError("of what clients hear nothing ever changes, and nothing can be learned from that")
@@ -181,7 +191,7 @@ def set_hearing(denoiser: TalkingHeadDenoiser, mean: np.ndarray, covariance: np.
     layer.weight.zero_()
     layer.bias.zero_()
     layer.weight[:lips].copy_(torch.from_numpy(shortened(turned_back)))
-    layer.bias[:lips].copy_(torch.from_numpy(shortened(mean[features:] / SHAPES - mean[:features] @ weights)))
+    layer.bias[:lips].copy_(torch.from_numpy(shortened(mean[features:] / shapes_unit - mean[:features] @ weights)))
 
 
 def shortened(values: np.ndarray) -> np.ndarray:
