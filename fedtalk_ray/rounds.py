@@ -153,7 +153,8 @@ class Federation:
         capped = self._config.privacy.participation_cap is not None
         spent = ask(self._server, "participations") if capped else {}
         out = ask(self._server, "left_out", number, sampler.spare) if self._config.aggregation == "secure" else ()
-        return sampler.cohort(number, history, spent, {*out, *self._pool.away()})
+        size = self._config.cohort.size_in(self._config.phase_at(number).name)
+        return sampler.cohort(number, history, spent, {*out, *self._pool.away(size)})
 
     def run_round(self, number: int, cohort: list[str]) -> Record:
         """Trains a drawn cohort and moves the shared parameters on; returns the round's line for the history."""

@@ -167,16 +167,15 @@ class SitePool:
         """The run's own slot."""
         return self._local.ready
 
-    def away(self) -> Collection[str]:
+    def away(self, cohort: int) -> Collection[str]:
         """Members that are not on line, or none any more. Waits until as many are on line as a sum needs, and a little
-        for a whole cohort. Raises `ClusterError` after `slots.placement_timeout_s`."""
+        for a whole cohort of so many. Raises `ClusterError` after `slots.placement_timeout_s`."""
         newest, held = self._entrance.members(), self._run.members.read_bytes()
         if newest != held:
             later(held, newest, self._authority)
             write_synced(self._run.members, newest)
         fewest, timeout = limits_of(self._config.privacy).floor, self._config.slots.placement_timeout_s
-        cohort = self._config.cohort
-        wanted = min(max(cohort.size, cohort.statistics or 0), len(self._listed))
+        wanted = min(cohort, len(self._listed))
         found = self._entrance.ask("on_line", self._listed, wanted, min(timeout, PATIENCE_S))
         if len(found) < fewest:
             found = self._entrance.ask("on_line", self._listed, fewest, timeout)

@@ -210,9 +210,10 @@ def pretrain(
 def speech_phase_for(manifest: Manifest, start: str | None) -> SpeechPhase:
     """`hearing` for features of a pretrained encoder, where a network of ours bends references to what it hears; else
     `speech`. start: what is gone on from."""
-    pretrained = manifest.speech != LOG_MEL and manifest.autoencoder == LOWER_FACE
+    if manifest.speech == LOG_MEL or manifest.autoencoder != LOWER_FACE:
+        return "speech"
     ours = start is None or isinstance(bare_denoiser(load_pipeline(start).denoiser), TalkingHeadDenoiser)
-    return "hearing" if pretrained and ours else "speech"
+    return "hearing" if ours else "speech"
 
 
 def run_phase(

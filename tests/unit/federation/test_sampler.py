@@ -23,6 +23,7 @@ from fedtalk_ray.federation.cohorts import (
     weighted_cohort,
 )
 from fedtalk_ray.federation.secure_aggregator import make_codec
+from fedtalk_ray.rounds import Federation
 from fedtalk_ray.shards.format import ClipEntry, Manifest
 from fedtalk_ray.shards.population import Population
 
@@ -99,6 +100,26 @@ def test_rounds_of_statistics_may_ask_more_and_their_sums_have_room_for_them() -
     assert drawn[1:5] == [Sampler(usual, EIGHT).cohort(number) for number in range(2, 6)]
     # Steps of a sum over so many: 2^31 over the next power of two above them.
     assert [make_codec(more, 100, phase).scale for phase in phases] == [2.0**28, 2.0**29, 2.0**28, 2.0**29]
+
+
+def test_the_pool_is_asked_to_wait_for_as_many_as_the_round_wants(tmp_path: Path) -> None:
+    """Sites that only rounds of statistics want are not waited for in others."""
+    tree = {"run": str(tmp_path), "shards": "s", "pretrained": "p", "aggregation": "plain", "rounds": 2}
+    config = parse_config(
+        tree | {"phases": ["units", "faces", "calibration"], "cohort": {"size": 3, "statistics": 6}}, "t"
+    )
+    asked: list[int] = []
+
+    class Pool:
+        def away(self, cohort: int) -> list[str]:
+            asked.append(cohort)
+            return ["s0"]
+
+    pool: Any = Pool()
+    federation, drawn = Federation(config, pool, None), Sampler(config, EIGHT)
+    cohorts = [federation.draw(drawn, number) for number in range(1, 7)]
+    assert asked == [len(cohort) for cohort in cohorts] == [6, 3, 3, 6, 6, 6]
+    assert not any("s0" in cohort for cohort in cohorts)
 
 
 def trace(tmp_path: Path, *lines: str) -> str:
