@@ -41,7 +41,7 @@ that."""
 
 MOST_VARIANCE, MOST_MEAN = 2.0, 1.0
 """Of lip shapes of all clips together, in the deviations that `units` found. They would be 1 and 0 if `units` counted
-clients as this phase does."""
+clients as this phase does; of GRID's seventeen clients they are 1.06 and 0.01."""
 
 SHARE, SHAPES, USUAL = 0.25, 0.35, 1200
 """What the 1 and lip shapes are multiplied by, so that no figure is much larger than the others; less where features
