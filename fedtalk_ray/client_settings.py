@@ -39,8 +39,8 @@ class CohortConfig(Section):
     size: int = Field(16, ge=1)
     """Clients per round; all of them when there are not more. With `poisson`, the number expected."""
     statistics: int | None = Field(None, ge=1)
-    """Clients per round of statistics (`units`, `hearing`, `calibration`), which are few and cost little; all of them
-    when there are not more, and never fewer than `size`. Not with noise. null: `size`."""
+    """Clients per round of statistics (`recipe.STATISTICS_ROUNDS`), which are few and cost little; all of them when
+    there are not more, and never fewer than `size`. Not with noise. null: `size`."""
     sampling: Literal["uniform", "poisson", "size", "balanced", "reliable"] | None = None
     """uniform: without replacement, sees nothing. poisson: everybody by a coin of their own, from the system's
     randomness, which is what amplifies privacy; sees nothing. size: chances as training frames, which the shards'

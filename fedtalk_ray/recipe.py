@@ -9,6 +9,7 @@ identity     the identity encoder learns who is who; a client of one person has 
 sync         the sync network learns which lips belong to which sound
 speech       the sound is regressed on lip shapes, and on motion where no reference is bent to them
 hearing      statistics, one round: the same regression in closed form, of what a pretrained speech encoder hears
+mouths       statistics, one round: what opened lips show, where references are bent to lips
 faces        the denoiser learns what lips of a shape look like on a face: a shared adapter, or all of it
 calibration  statistics, three rounds: how much of what is predicted is worth showing
 sharpness    the decoder of the autoencoder "lower-face" learns to paint what is predicted as sharp as the reference
@@ -20,15 +21,17 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
-PhaseName = Literal["units", "decoder", "identity", "sync", "speech", "hearing", "faces", "calibration", "sharpness"]
+PhaseName = Literal[
+    "units", "decoder", "identity", "sync", "speech", "hearing", "mouths", "faces", "calibration", "sharpness"
+]
 
 PHASES: tuple[PhaseName, ...] = get_args(PhaseName)
 """All phases in the order in which they run."""
 
-STATISTICS_ROUNDS = {"units": 1, "hearing": 1, "calibration": 3}
+STATISTICS_ROUNDS = {"units": 1, "hearing": 1, "mouths": 1, "calibration": 3}
 """Phases in which clients send statistics of their clips, and in how many rounds."""
 
-VERSION = 13
+VERSION = 14
 """Of what rounds compute from the same settings: a run of another one is not resumed. Raise it with every change."""
 
 STATISTICS_FROM = 1000
@@ -36,8 +39,8 @@ STATISTICS_FROM = 1000
 about 1 (`privacy.samples_cap`). At 200 and epsilon 8 two of five lip axes were noise (GRID)."""
 
 LARGEST_STATISTICS = 40.0
-"""Bound on a client's statistics, where there is no noise. Honest ones are 14 to 67 long; one that is cut counts for
-less."""
+"""Bound on a client's statistics, where there is no noise. Honest ones are 14 to 67 long, of
+`hearing` and `mouths` about 9; one that is cut counts for less."""
 
 SMALLEST_SHARE = 0.25
 """Without noise: the least mean of the 1 that every client's statistics hold. Below it one wrote another figure there,

@@ -13,6 +13,7 @@ frame, each followed by a three-tap convolution over time that starts at zero. B
 
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
@@ -21,6 +22,7 @@ from diffusers.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
 from torch import nn
 
 from fedtalk_ray.model.bending import LatentBend, lower_flow
+from fedtalk_ray.model.open_mouth import OpenMouth
 from fedtalk_ray.model.speech_code import CodedDenoiser
 
 PREDICTION_TYPES = ("sample", "v_prediction", "epsilon")
@@ -37,7 +39,8 @@ class TalkingHeadDenoiser(CodedDenoiser, ModelMixin, ConfigMixin):
     `motions` numbers of a motion code the first `lip_numbers` are a lip shape (`MotionUnits.lip_shape`).
     `reference_lips`: it can be told the reference's own lip shape (`see_reference_lips`). `bends`: the transform that
     latents are of, (patch, luma, chroma), where it works on the reference bent to each frame's lips (`bend_latents`).
-    `linear_hearing`: lip shapes are a linear map of the sound (`speech_code.LipRegression`).
+    `linear_hearing`: lip shapes are a linear map of the sound (`speech_code.LipRegression`). `opens`: opened lips
+    of a bent reference show an inside (`open_mouth.OpenMouth`).
     """
 
     _supports_gradient_checkpointing = True
@@ -63,6 +66,7 @@ class TalkingHeadDenoiser(CodedDenoiser, ModelMixin, ConfigMixin):
         reference_lips: bool = False,
         bends: tuple[int, int, int] | None = None,
         linear_hearing: bool = False,
+        opens: bool = False,
     ) -> None:
         super().__init__()
         if prediction_type not in PREDICTION_TYPES:
@@ -78,6 +82,8 @@ class TalkingHeadDenoiser(CodedDenoiser, ModelMixin, ConfigMixin):
             _start_at_zero(self.identity_embedding)
         self.reference_embedding = _reference_embedding(lip_numbers, embedding) if reference_lips else None
         self.latent_bend = LatentBend(*bends) if bends else None
+        if opens:
+            self.open_mouth = OpenMouth(lip_numbers)
         self.conv_in = nn.Conv2d(3 * latent_channels, widths[0], 3, padding=1)
         # Crops are aligned, so a cell's place says what part of the face it is.
         self.position = nn.Parameter(torch.zeros(1, widths[0], latent_size, latent_size))
@@ -172,15 +178,25 @@ class TalkingHeadDenoiser(CodedDenoiser, ModelMixin, ConfigMixin):
         motion = self.to_residual(bent, reference).to(sample.dtype)
         return motion if heard is None else motion * heard[:, None, None, None, None]
 
-    def flows(self, points: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
-        """What bends references to lips of other shapes: flows [B, T, 2, c, c] on the CPU (`bending.lower_flow`).
+    def flows(self, points: np.ndarray, change: torch.Tensor) -> torch.Tensor:
+        """What bends a reference to lips of other shapes: flows [T, 2, c, c] on the CPU (`bending.lower_flow`).
 
-        points: of their faces [B, 68, 2], in fractions of the crop. change: of the lip shape [B, T, lip_numbers], in
-        standard deviations. Where either is not known (NaN) nothing moves.
+        points: of its face [68, 2], in fractions of the crop. change: of the lip shape [T, lip_numbers], in standard
+        deviations. Where either is not known (NaN) nothing moves.
         """
-        moves = self.mouth_moves(change).double().cpu().numpy()
-        each = zip(points.double().cpu().numpy(), moves, strict=True)
-        return torch.stack([lower_flow(face, mouth) for face, mouth in each])
+        return lower_flow(points, self.mouth_moves(change).double().cpu().numpy())
+
+    def laid(
+        self, reference: torch.Tensor, points: np.ndarray, own: torch.Tensor, shapes: torch.Tensor
+    ) -> torch.Tensor | None:
+        """What is laid over a reference [C, h, w] that is bent from its own lip shape [L] to others [T, L], on the CPU
+        (`OpenMouth.laid`); None where it is not known what opened lips show."""
+        if self.open_mouth is None or not self.open_mouth.known():
+            return None
+        assert self.latent_bend is not None
+        soft = self.latent_bend.soft(reference[None].to(self.device))[0]
+        moves = self.mouth_moves(shapes - own).double().cpu().numpy()
+        return self.open_mouth.laid(soft, points, moves, shapes.to(self.device)).cpu()
 
     def takes_bent(self) -> bool:
         return self.latent_bend is not None
@@ -189,6 +205,13 @@ class TalkingHeadDenoiser(CodedDenoiser, ModelMixin, ConfigMixin):
         """From now on works on the bent reference, of latents of this transform; it has to be trained anew for that."""
         self.latent_bend = LatentBend(patch, luma, chroma).to(self.device)
         self.register_to_config(bends=(patch, luma, chroma))
+
+    def show_open_mouths(self) -> None:
+        """From now on can be taught what opened lips show (`training.phases.mouths`); until it is that changes
+        nothing."""
+        if self.open_mouth is None:
+            self.open_mouth = OpenMouth(int(self.config.lip_numbers)).to(self.device)
+            self.register_to_config(opens=True)
 
     def takes_reference_lips(self) -> bool:
         return self.reference_embedding is not None

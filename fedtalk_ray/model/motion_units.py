@@ -12,6 +12,7 @@ from torch import nn
 from fedtalk_ray.media.face_template import LEFT_EYE, RIGHT_EYE, mouth_mask
 from fedtalk_ray.media.lips import INNER_LIP_PAIRS, LIP_MOTION, MOUTH_POINTS
 from fedtalk_ray.model.backbone_base import Backbone
+from fedtalk_ray.model.open_mouth import OpenMouth
 
 BEYOND_APERTURE = 0.5
 """How much counts of a heard lip shape beyond what goes with its aperture. Sounds tell strangers' apertures well (a
@@ -29,6 +30,7 @@ class MotionUnits(Backbone):
     def add_units(self, channels: int, side: int, lip_numbers: int, region: str = "face") -> None:
         """Buffers for so many latent channels of side x side cells of a region and numbers of a lip shape."""
         self.region = region
+        self.open_mouth: OpenMouth | None = None
         self.reference_mean: torch.Tensor
         self.reference_std: torch.Tensor
         self.residual_std: torch.Tensor

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from fedtalk_ray.model.bending import bend, lower_flow
+from fedtalk_ray.model.bending import Bends, bend
 from fedtalk_ray.model.denoiser import TalkingHeadDenoiser
 
 KEPT = 512
@@ -71,15 +71,17 @@ class BentReference:
     ) -> None:
         """reference: latents [C, h, w], of a face with 68 points [68, 2] in fractions of its crop. own: its lip shape
         [L]; shapes: those of the frames."""
-        reference, points = reference[None].to(base.device), points.astype(np.float64)
+        reference, points = reference.to(base.device), points.astype(np.float64)
         bend_latents = base.latent_bend
         assert bend_latents is not None
+        self._flows = Remembered(lambda places: base.flows(points, shapes[places] - own))
 
-        def flows(places: torch.Tensor) -> torch.Tensor:
-            return lower_flow(points, base.mouth_moves(shapes[places] - own).double().cpu().numpy())
+        def bends(places: torch.Tensor) -> Bends:
+            # What is laid is as large as a picture: it is worked out anew, and not remembered.
+            return Bends(self._flows[places], base.laid(reference, points, own, shapes[places]))
 
-        self._flows = Remembered(flows)
-        self._latents = Remembered(lambda places: bend_latents(reference, self._flows[places][None])[0])
+        self._bends = bends
+        self._latents = Remembered(lambda places: bend_latents(reference[None], bends(places)[None])[0])
 
     def __getitem__(self, places: torch.Tensor) -> torch.Tensor:
         """Latents [..., C, h, w]."""
@@ -87,7 +89,7 @@ class BentReference:
 
     def pictures(self, lower: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         """The reference's lower face [1, 3, w, w] in some frames: [N, 3, w, w]."""
-        return bend(lower, self._flows[places].to(lower))
+        return bend(lower, self._bends(places))
 
 
 @dataclass(frozen=True)

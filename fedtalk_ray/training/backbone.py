@@ -31,6 +31,7 @@ def build_pipeline(
     manifest: Manifest,
     hears_anew: SpeechPhase | None = None,
     sees_anew: bool = False,
+    opens_anew: bool = False,
     **settings: Any,
 ) -> TalkingHeadPipeline:
     """Loads the pipeline `pretrained`, or makes an untrained one around the shards' autoencoder, drawn from `seed`.
@@ -38,14 +39,18 @@ def build_pipeline(
     hears_anew: the phase that teaches its speech encoder, if any; then a pipeline that was trained on other sound
     features than the shards', or with the other phase's encoder, keeps its other weights and gets a fresh one.
     sees_anew: whether all weights are trained; then one that could not be told a reference's lips can be, and works on
-    it bent to each frame's. settings: of an untrained `TalkingHeadDenoiser`.
+    it bent to each frame's. opens_anew: whether it is taught what opened lips of a bent reference show.
+    settings: of an untrained `TalkingHeadDenoiser`.
     Raises `ShardError` for shards that the pipeline was not made for.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if pretrained is None:
             linear = hears_anew == "hearing"
-            return untrained_pipeline(manifest, bends=hears_anew is not None, linear_hearing=linear, **settings)
+            pipeline = untrained_pipeline(manifest, bends=hears_anew is not None, linear_hearing=linear, **settings)
+            if opens_anew:
+                _show_open_mouths(pipeline)
+            return pipeline
         pipeline = load_pipeline(pretrained)
         if hears_anew:
             # Again: what is drawn must not depend on what loading draws.
@@ -53,6 +58,8 @@ def build_pipeline(
             _hear_as_in(manifest, pipeline, pretrained, linear=hears_anew == "hearing")
         if sees_anew and _know_the_reference(pipeline):
             _LOG.info("%s moved lips by itself; it is taught to paint on a reference that is bent to them", pretrained)
+        if opens_anew:
+            _show_open_mouths(pipeline)
         check_fits(manifest, pipeline, pretrained)
         return pipeline
 
@@ -71,6 +78,13 @@ def _know_the_reference(pipeline: TalkingHeadPipeline, bends: bool = True) -> bo
     known = autoencoder.config
     denoiser.bend_latents(known.patch, known.luma_coefficients, known.chroma_coefficients)
     return True
+
+
+def _show_open_mouths(pipeline: TalkingHeadPipeline) -> None:
+    """Where references are bent."""
+    denoiser = bare_denoiser(pipeline.denoiser)
+    if isinstance(denoiser, TalkingHeadDenoiser) and denoiser.takes_bent():
+        denoiser.show_open_mouths()
 
 
 @dataclass(frozen=True)
@@ -104,6 +118,7 @@ def start_of(config: TrainConfig, manifest: Manifest) -> TalkingHeadPipeline:
         manifest,
         hears_anew=speech_phase_of(config.phases),
         sees_anew=config.shared == "backbone",
+        opens_anew=config.shared == "backbone" and "mouths" in config.phases,
     )
 
 

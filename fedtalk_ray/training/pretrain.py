@@ -22,6 +22,7 @@ from fedtalk_ray.media.speech import LOG_MEL
 from fedtalk_ray.model.autoencoder import LOWER_FACE, PatchAutoencoder, sees_reference
 from fedtalk_ray.model.denoiser import TalkingHeadDenoiser, bare_denoiser
 from fedtalk_ray.model.device import pick_device
+from fedtalk_ray.model.motion_units import MotionUnits
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline, load_pipeline
 from fedtalk_ray.model.presets import PresetError, preset, sizes
 from fedtalk_ray.model.released import save_backbone
@@ -77,6 +78,7 @@ def federation_of_one(
     patch: bool = True,
     sharp: bool = False,
     speech: SpeechPhase = "speech",
+    mouths: bool = False,
     steps: int | None = None,
     seed: int = 0,
     threads: int = 1,
@@ -86,7 +88,8 @@ def federation_of_one(
     """The settings under which `fedtalk train` does what `pretrain` does.
 
     patch: whether the autoencoder is "patch", whose decoder can be taught; sharp: whether it is "lower-face", whose
-    decoder is taught last. speech: which phase teaches the speech encoder. steps: of the denoiser, in whole rounds;
+    decoder is taught last. speech: which phase teaches the speech encoder. mouths: whether it can be
+    taught what opened lips show. steps: of the denoiser, in whole rounds;
     half as many go to each other phase that takes any. Nothing is calibrated of clips too few to keep any aside. Raises
     `ShardError` for shards without training clips.
     """
@@ -96,7 +99,7 @@ def federation_of_one(
     pieces = sum(manifest.pieces(name, "train") for name in manifest.identities)
     held_out = any(manifest.frames(name, "val") for name in manifest.identities) or pieces >= HELD_BACK
     able = {"decoder": patch, "sharpness": sharp, "identity": people > 1, "calibration": held_out}
-    able |= {"speech": speech == "speech", "hearing": speech == "hearing"}
+    able |= {"speech": speech == "speech", "hearing": speech == "hearing", "mouths": mouths}
     wanted = steps or STEPS_PER_ROUND
     before = {"rounds": -(-wanted // (2 * STEPS_PER_ROUND)), "steps": min(-(-wanted // 2), STEPS_PER_ROUND)}
     return parse_config(
@@ -161,7 +164,9 @@ def pretrain(
     manifest = load_manifest(shards)
     with new_folder(out, overwrite) as place:
         speech = speech_phase_for(manifest, start)
-        pipeline = build_pipeline(start, seed, manifest, hears_anew=speech, sees_anew=True, **settings_of_size)
+        pipeline = build_pipeline(
+            start, seed, manifest, hears_anew=speech, sees_anew=True, opens_anew=True, **settings_of_size
+        )
         patch = isinstance(pipeline.autoencoder, PatchAutoencoder)
         config = federation_of_one(
             manifest,
@@ -170,6 +175,7 @@ def pretrain(
             patch=patch,
             sharp=sees_reference(pipeline.autoencoder),
             speech=speech,
+            mouths=can_open(pipeline),
             steps=steps,
             seed=seed,
             threads=threads,
@@ -205,6 +211,12 @@ def pretrain(
         card = model_card(manifest, recipe, clips, len(trained_on), done, monotonic() - began, figures)
         (place / "README.md").write_text(card)
     return Pretrained(before, after, done, loss)
+
+
+def can_open(pipeline: TalkingHeadPipeline) -> bool:
+    """Whether the phase `mouths` can teach its network what opened lips show."""
+    base = bare_denoiser(pipeline.denoiser)
+    return isinstance(base, MotionUnits) and base.open_mouth is not None
 
 
 def speech_phase_for(manifest: Manifest, start: str | None) -> SpeechPhase:

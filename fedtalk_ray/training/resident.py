@@ -27,6 +27,7 @@ from fedtalk_ray.training.phases.decoder import decoder_phase
 from fedtalk_ray.training.phases.faces import Faces
 from fedtalk_ray.training.phases.hearing import Hearing, check_can_hear
 from fedtalk_ray.training.phases.identity import identity_phase
+from fedtalk_ray.training.phases.mouths import Mouths, check_can_open
 from fedtalk_ray.training.phases.phase import Fitted, Phase, Task
 from fedtalk_ray.training.phases.sharpness import sharpness_phase
 from fedtalk_ray.training.phases.speech import hearing_score, speech_phase
@@ -145,6 +146,8 @@ class ResidentModel:
             return Units(base, odd)
         if name == "hearing":
             return Hearing(base, config.hearing.ridge, config.statistics_count_alike, odd)
+        if name == "mouths":
+            return Mouths(base, config.statistics_count_alike, odd)
         # Under noise sums are divided by one public number, the mean weight in `faces`.
         noisy = config.privacy.mechanism != "none" and name != "faces"
         alpha = None if noisy else self._strategy.score_alpha
@@ -196,6 +199,8 @@ def check_can_be_taught(pipeline: TalkingHeadPipeline, config: TrainConfig) -> N
     base = bare_denoiser(pipeline.denoiser)
     if "hearing" in config.phases:
         check_can_hear(base)
+    if "mouths" in config.phases:
+        check_can_open(base)
     if isinstance(base, CodedDenoiser) or config.phases == ["faces"]:
         return
     phases = ", ".join(name for name in config.phases if name != "faces")

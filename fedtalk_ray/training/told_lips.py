@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fedtalk_ray.model.bending import Bends
 from fedtalk_ray.model.motion_units import MotionUnits
 from fedtalk_ray.model.told import filled
 from fedtalk_ray.shards.windows import WindowBatch
@@ -19,10 +20,10 @@ REFERENCE_UNKNOWN, APERTURE_ALONE = 0.25, 0.25
 """Shares of windows that are told nothing of the reference's lips, and whose is not bent, and their aperture alone."""
 
 
-def tell(base: Any, windows: WindowBatch, share: float, rng: np.random.Generator) -> torch.Tensor | None:
+def tell(base: Any, windows: WindowBatch, share: float, rng: np.random.Generator) -> Bends | None:
     """Gives windows their lip shapes (`told_shapes`) in place of motion, and their bent references.
 
-    Returns the flows that these were bent by, [B, T, 2, c, c]; None where nothing is.
+    Returns what these were bent by, [B, T] of them; None where nothing is.
     """
     if not windows.lips.shape[-1]:
         return None
@@ -42,14 +43,20 @@ def tell_held_out(base: Any, windows: WindowBatch) -> WindowBatch:
 
 
 @torch.no_grad()
-def _bend(base: Any, windows: WindowBatch) -> torch.Tensor | None:
+def _bend(base: Any, windows: WindowBatch) -> Bends | None:
     if not base.takes_bent():
         return None
-    shapes = torch.where(windows.lips.isnan(), base.heard_shapes(windows.speech).cpu(), windows.lips)
-    own = filled(base, windows.reference_lips.to(base.device)).cpu()
-    flows: torch.Tensor = base.flows(windows.reference_points, (shapes - own[:, None]).to(base.device))
-    windows.bent = base.latent_bend(windows.reference.to(base.device), flows).cpu()
-    return flows
+    shapes = torch.where(windows.lips.isnan(), base.heard_shapes(windows.speech).cpu(), windows.lips).to(base.device)
+    own = filled(base, windows.reference_lips.to(base.device))
+    points = windows.reference_points.double().cpu().numpy()
+    faces = list(zip(windows.reference, points, own, shapes, strict=True))
+    laid = [base.laid(*face) for face in faces]
+    bends = Bends(
+        torch.stack([base.flows(place, each - of) for _, place, of, each in faces]),
+        None if laid[0] is None else torch.stack(laid),
+    )
+    windows.bent = base.latent_bend(windows.reference.to(base.device), bends).cpu()
+    return bends
 
 
 def lips_wanted(base: Any, share: float) -> bool:

@@ -239,7 +239,7 @@ def test_every_shipped_configuration_loads(repository: Path) -> None:
         ({"phases": ["units", "speech"]}, "faces is missing"),
         (
             {"phases": ["faces", "units"]},
-            "each runs once, in this order: units, decoder, identity, sync, speech, hearing, faces",
+            "each runs once, in this order: units, decoder, identity, sync, speech, hearing, mouths, faces",
         ),
         ({"phases": ["faces", "faces"]}, "each runs once"),
         ({"phases": ["faces", "voices"]}, "phases.1 is 'voices'"),

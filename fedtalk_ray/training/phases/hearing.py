@@ -3,8 +3,8 @@
 A pretrained speech encoder has heard so much that a linear map of its features says of strangers' lips more than a
 network of our own that a few dozen clips teach: apertures of eight GRID speakers by whom settings are chosen correlate
 with the truth's by 0.86 instead of 0.82. Nor does such a map need steps: it is a function of means of products, and
-their mean over clients is that of all clips as if they lay in one place. Where all answer, with no more than `FULL`
-frames and no fewer than a tenth of that, a federation hears what the centre would with the same units.
+their mean over clients is that of all clips as if they lay in one place. Where all answer, with no more frames than
+`statistics.FULL` and no fewer than a tenth of that, a federation hears what the centre would with the same units.
 
 The vector, float32 [1 + N + N (N + 1) / 2], for F features of a frame and L numbers of its lip shape, N = F + L:
 
@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from scipy.fft import dct, idct
 
-from fedtalk_ray.errors import NothingToGive, RunError, ShardError, TrainingError
+from fedtalk_ray.errors import NothingToGive, RunError, TrainingError
 from fedtalk_ray.media.lips import lip_motion
 from fedtalk_ray.media.speech import LOG_MEL
 from fedtalk_ray.model.denoiser import TalkingHeadDenoiser
@@ -33,11 +33,15 @@ from fedtalk_ray.model.speech_code import LipRegression
 from fedtalk_ray.shards.format import LANDMARKS, Piece
 from fedtalk_ray.training.phases.phase import Fitted, Task, state_digest, until_halted
 from fedtalk_ray.training.phases.speech import check_sound
-from fedtalk_ray.training.phases.units import ROUNDING
-
-FULL, LEAST = 600, 0.1
-"""Where the sum counts all clients alike: frames from which on a client counts in full (24 s), and the least share of
-that."""
+from fedtalk_ray.training.phases.statistics import (
+    ROUNDING,
+    check_landmarks,
+    counted,
+    possible_share,
+    shortened,
+    upper_half,
+    whole,
+)
 
 MOST_VARIANCE, MOST_MEAN = 2.0, 1.0
 """Of lip shapes of all clips together, in the deviations that `units` found. They would be 1 and 0 if `units` counted
@@ -46,9 +50,6 @@ clients as this phase does; of GRID's seventeen clients they are 1.06 and 0.01."
 SHARE, SHAPES, USUAL = 0.25, 0.35, 1200
 """What the 1 and lip shapes are multiplied by, so that no figure is much larger than the others; less where features
 and shapes are more than `USUAL`, as a longer vector is written down in finer steps (`UpdateCodec.zoom`)."""
-
-KEPT_BITS = 12
-"""Of the weights' mantissas: the last ones differ from machine to machine, and all clients need the same."""
 
 
 class Hearing:
@@ -72,7 +73,7 @@ class Hearing:
         pieces = task.people.pieces(task.client, "train", ("speech", LANDMARKS))
         vector, frames = products(until_halted(task, pieces), self._denoiser)
         if self._by_frames:
-            vector = vector * min(1.0, max(LEAST, frames / FULL))
+            vector = vector * counted(frames)
         return Fitted((vector - task.shared).astype(np.float32))
 
     def finish(self, vector: np.ndarray) -> None:
@@ -115,11 +116,7 @@ def products(pieces: Iterable[Piece], denoiser: TalkingHeadDenoiser) -> tuple[np
     frames, silent, encoder = 0, True, encoder_of(denoiser)
     share_unit, shapes_unit = units_for(encoder.linear1.in_features + len(denoiser.lip_std))
     for piece in pieces:
-        if len(piece.landmarks) != len(piece.speech):
-            raise ShardError(
-                f"clip {piece.clip} of {piece.client} has no landmarks: its shards were prepared by an older version; "
-                "prepare them again"
-            )
+        check_landmarks(piece, len(piece.speech))
         sound = torch.from_numpy(np.asarray(piece.speech, np.float32)).to(denoiser.device)
         try:
             check_sound(sound)
@@ -134,8 +131,7 @@ def products(pieces: Iterable[Piece], denoiser: TalkingHeadDenoiser) -> tuple[np
         sums, squares = sums + both.sum(0), squares + both.T @ both
     if silent:
         raise NothingToGive("its clips are silent, and nothing can be learned from what is not said")
-    upper = np.asarray(squares)[np.triu_indices(len(np.asarray(sums)))]
-    vector = np.concatenate([[share_unit], np.asarray(sums) / frames, upper / frames])
+    vector = np.concatenate([[share_unit], np.asarray(sums) / frames, upper_half(np.asarray(squares)) / frames])
     if not np.isfinite(vector).all():
         raise NothingToGive("its sound or lips cannot be read: they hold values that are no numbers")
     return vector, frames
@@ -153,12 +149,11 @@ def moments_of(vector: np.ndarray, count: int, lips: int, noisy: bool = False) -
     if share <= 0:
         raise TrainingError("the clients' products cancel out: nobody answered, or there is more noise than answers")
     figures = vector[1:].astype(np.float64) / share
-    mean, upper = figures[:count], np.zeros((count, count))
-    upper[np.triu_indices(count)] = figures[count:]
-    covariance = np.triu(upper) + np.triu(upper, 1).T - np.outer(mean, mean)
+    mean = figures[:count]
+    covariance = whole(figures[count:], count) - np.outer(mean, mean)
     if not noisy:
         far, wide = np.abs(mean[-lips:]).max() / shapes_unit, np.diag(covariance)[-lips:].max() / shapes_unit**2
-        possible = LEAST - ROUNDING <= share <= 1 + ROUNDING and far <= MOST_MEAN and wide <= MOST_VARIANCE
+        possible = possible_share(share) and far <= MOST_MEAN and wide <= MOST_VARIANCE
         if not possible or np.linalg.eigvalsh(covariance)[0] < -ROUNDING * max(1.0, np.abs(figures).max()):
             raise TrainingError(
                 "the mean of the clients' products is one that no clips have: a client sent other figures than its "
@@ -192,13 +187,3 @@ def set_hearing(denoiser: TalkingHeadDenoiser, mean: np.ndarray, covariance: np.
     layer.bias.zero_()
     layer.weight[:lips].copy_(torch.from_numpy(shortened(turned_back)))
     layer.bias[:lips].copy_(torch.from_numpy(shortened(mean[features:] / shapes_unit - mean[:features] @ weights)))
-
-
-def shortened(values: np.ndarray) -> np.ndarray:
-    """float32: the values with so many bits of their mantissas as `KEPT_BITS`.
-
-    >>> shortened(np.array([1 / 3, -3.0])).tolist()
-    [0.3333740234375, -3.0]
-    """
-    mantissa, exponent = np.frexp(values)
-    return np.ldexp(np.round(mantissa * 2**KEPT_BITS) / 2**KEPT_BITS, exponent).astype(np.float32)

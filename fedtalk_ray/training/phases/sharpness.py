@@ -21,7 +21,7 @@ from torch.func import functional_call
 from fedtalk_ray.media.compositing import mask_of
 from fedtalk_ray.model.adversary import Adversary
 from fedtalk_ray.model.autoencoder import encode_pixels, scaling_factor, sees_reference
-from fedtalk_ray.model.bending import bend
+from fedtalk_ray.model.bending import Bends, bend
 from fedtalk_ray.model.denoiser import bare_denoiser
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
 from fedtalk_ray.model.sampling import DEFAULT_STEPS
@@ -109,15 +109,16 @@ class Painter:
         check_sound(batch.speech)
         pixels, sounds, points = vary_seen_and_heard(batch, rng, self._base.config.speech)
         pixels = pixels.to(self._autoencoder.device)
-        predicted, flows = self._predicted(pixels, sounds, points, batch, rng)
+        predicted, bends = self._predicted(pixels, sounds, points, batch, rng)
         frames = torch.from_numpy(rng.permuted(np.tile(np.arange(self.window), (len(batch), 1)), axis=1))
         frames = frames[:, : self._config.frames].to(pixels.device)
         rows = torch.arange(len(batch), device=pixels.device)[:, None]
         latents = predicted[rows, frames].flatten(0, 1) / scaling_factor(self._autoencoder)
         true = self._autoencoder.window(pixels[:, 1:][rows, frames].flatten(0, 1))
         face = self._autoencoder.window(pixels[:, 0]).repeat_interleave(frames.shape[1], dim=0)
-        if flows is not None:
-            face = bend(face, flows.to(pixels.device)[rows, frames].flatten(0, 1))
+        if bends is not None:
+            places = rows.expand_as(frames).flatten().cpu(), frames.flatten().cpu()
+            face = bend(face, bends[places])
         made = self._autoencoder.windows(latents, face)
         # What is not shown of a window need not look like anything.
         shown = self._autoencoder.window(torch.from_numpy(mask_of(pixels.shape[-1])).to(pixels))
@@ -140,14 +141,14 @@ class Painter:
         points: torch.Tensor,
         batch: PictureBatch,
         rng: np.random.Generator,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    ) -> tuple[torch.Tensor, Bends | None]:
         """Scaled latents [B, T, C, h, w], the mean that generation begins with or some true ones, and what references
-        are bent by [B, T, 2, c, c], None where nothing is."""
+        are bent by, [B, T] of them, None where nothing is."""
         base = self._base
         latents = encode_pixels(self._autoencoder, pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2])
         told = batch.identity, batch.lips, batch.reference_lips, points
         windows = WindowBatch(latents[:, 1:].cpu(), sounds, latents[:, 0].cpu(), *told)
-        flows = tell(base, windows, self._true_lips, rng)
+        bends = tell(base, windows, self._true_lips, rng)
         windows = windows.to(base.device)
         nothing, first = torch.zeros_like(windows.latents), windows.reference
         time = self._scheduler.timesteps[0]
@@ -160,7 +161,7 @@ class Painter:
         shown = base.from_residual(motion + base.certainty * (mean - motion), first)
         kept = torch.from_numpy(rng.random(len(batch)) < TRUE_LATENTS)
         shown[kept] = windows.latents[kept]
-        return shown, flows
+        return shown, bends
 
     def _with_adversary(
         self, near: torch.Tensor, made: torch.Tensor, true: torch.Tensor, face: torch.Tensor, judged: bool

@@ -18,24 +18,22 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
-from fedtalk_ray.errors import NothingToGive, ShardError, TrainingError
+from fedtalk_ray.errors import NothingToGive, TrainingError
 from fedtalk_ray.media.lips import LIP_MOTION, lip_motion
 from fedtalk_ray.model.denoiser import TalkingHeadDenoiser
 from fedtalk_ray.recipe import SMALLEST_SHARE
 from fedtalk_ray.shards.format import LANDMARKS, Piece
 from fedtalk_ray.training.phases.phase import Fitted, Task, state_digest, until_halted
+from fedtalk_ray.training.phases.statistics import ROUNDING, check_landmarks, upper_half, whole
 
 EVERY = 5
 """Latents are counted in one frame of so many: neighbours say the same."""
 
-_PRODUCTS = np.triu_indices(LIP_MOTION - 1)
+_PRODUCTS = (LIP_MOTION - 1) * LIP_MOTION // 2
 _APERTURE, _MOVED = 10.0, 100.0
 """What apertures (0 to 0.3) and displacements (about 0.01) are multiplied by, so that all figures are about 1: the
 vector is clipped and noise is added to all of it alike."""
 
-
-ROUNDING = 1e-3
-"""How far a mean of statistics may lie beyond what is possible, from rounding to integers."""
 
 LEAST_OF_OLD_UNITS = 0.2
 """At least so much of the deviations that a model had are its new ones: one client's figures could bring a channel's to
@@ -57,7 +55,7 @@ class Units:
         self._channels = int(denoiser.config.latent_channels)
 
     def initial(self) -> np.ndarray:
-        return np.zeros(1 + 3 * self._channels + 2 + len(_PRODUCTS[0]), np.float32)
+        return np.zeros(1 + 3 * self._channels + 2 + _PRODUCTS, np.float32)
 
     def fit(self, task: Task) -> Fitted:
         pieces = task.people.pieces(task.client, "train", ("latents", LANDMARKS))
@@ -84,11 +82,7 @@ def moments(pieces: Iterable[Piece], denoiser: TalkingHeadDenoiser | None = None
     seen: np.ndarray | float = 0.0
     lips: np.ndarray | float = 0.0
     for piece in pieces:
-        if len(piece.landmarks) != len(piece.latents):
-            raise ShardError(
-                f"clip {piece.clip} of {piece.client} has no landmarks: its shards were prepared by an older version; "
-                "prepare them again"
-            )
+        check_landmarks(piece, len(piece.latents))
         latents = piece.latents[::EVERY].astype(np.float64)
         residuals = (latents - np.roll(latents, len(latents) // 2, axis=0)) / residual_std
         latents = (latents - mean) / std
@@ -98,11 +92,11 @@ def moments(pieces: Iterable[Piece], denoiser: TalkingHeadDenoiser | None = None
         motion = lip_motion(piece.landmarks).astype(np.float64)
         aperture, moved = _APERTURE * motion[:, 0], _MOVED * motion[:, 1:]
         frames += len(motion)
-        lips = lips + np.concatenate([[aperture.sum(), (aperture**2).sum()], (moved.T @ moved)[_PRODUCTS]])
+        lips = lips + np.concatenate([[aperture.sum(), (aperture**2).sum()], upper_half(moved.T @ moved)])
     vector = np.concatenate([[1.0], np.asarray(seen) / max(cells, 1), np.asarray(lips) / max(frames, 1)])
     if not np.isfinite(vector).all():
         raise NothingToGive("its lips or latents cannot be read: they hold values that are no numbers")
-    if not vector[-len(_PRODUCTS[0]) :].any():
+    if not vector[-_PRODUCTS:].any():
         raise NothingToGive("its lips never move, so they say nothing about how lips do")
     return vector
 
@@ -145,6 +139,9 @@ def set_units(denoiser: TalkingHeadDenoiser, vector: np.ndarray) -> None:
         (denoiser.lip_std, np.array(spread)),
     ):
         buffer.copy_(torch.from_numpy(values.astype(np.float32)))
+    if denoiser.open_mouth is not None:
+        # How colours change with the shape was said in other axes and deviations; the mean inside stays.
+        denoiser.open_mouth.colours[1:] = 0
 
 
 def _signed(axes: np.ndarray) -> np.ndarray:
@@ -175,7 +172,5 @@ def check_possible(vector: np.ndarray, channels: int) -> None:
 def _parts(vector: np.ndarray, channels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Moments of latents and residuals [3, C], of the aperture [2], and the matrix of products [M, M], float64."""
     figures = vector[1:].astype(np.float64) / vector[0]
-    upper = np.zeros((LIP_MOTION - 1, LIP_MOTION - 1))
-    upper[_PRODUCTS] = figures[3 * channels + 2 :]
-    products = np.triu(upper) + np.triu(upper, 1).T
+    products = whole(figures[3 * channels + 2 :], LIP_MOTION - 1)
     return figures[: 3 * channels].reshape(3, channels), figures[3 * channels : 3 * channels + 2], products

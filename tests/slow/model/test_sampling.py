@@ -9,6 +9,7 @@ from scipy.ndimage import gaussian_filter1d, uniform_filter1d
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedtalk_ray.media.lips import LIP_MOTION
+from fedtalk_ray.model.bending import Bends
 from fedtalk_ray.model.pipeline import frame_count
 from fedtalk_ray.model.sampling import _steadied, sample_clip, sample_parts, sample_stream
 from fedtalk_ray.model.schedule import make_scheduler
@@ -331,8 +332,8 @@ def test_every_frame_is_made_from_the_reference_with_its_lips(make_denoiser, fac
     motion = np.random.default_rng(2).normal(0, 0.03, LIP_MOTION).astype(np.float32)
     told = told_of(denoiser, reference, face_points, speech, motion)
     own, shapes = denoiser.lip_shape(torch.from_numpy(motion)), denoiser.heard_shapes(speech)
-    flows = denoiser.flows(torch.from_numpy(face_points)[None], (shapes - own)[None])
-    bent = denoiser.latent_bend(reference[None], flows)
+    flows = denoiser.flows(face_points, shapes - own)
+    bent = denoiser.latent_bend(reference[None], Bends(flows[None]))
     scheduler = make_scheduler("sample")
     scheduler.set_timesteps(1)
     sums, weights = torch.zeros(2 * window, *reference.shape), torch.zeros(2 * window, 1, 1, 1)

@@ -7,7 +7,7 @@ import torch
 from fedtalk_ray.media.face_template import region_edges
 from fedtalk_ray.media.lip_warp import moves_of_face, warp_lips
 from fedtalk_ray.model.autoencoder import frames_to_pixels, pixels_to_frames
-from fedtalk_ray.model.bending import LatentBend, bend, lower_flow
+from fedtalk_ray.model.bending import Bends, LatentBend, bend, lower_flow
 from fedtalk_ray.model.denoiser import TalkingHeadDenoiser
 from fedtalk_ray.model.lower_face import LowerFaceAutoencoder
 
@@ -34,7 +34,7 @@ def opening() -> np.ndarray:
 def test_a_lower_face_is_bent_as_the_whole_crop_is(face: np.ndarray, face_points: np.ndarray, opening) -> None:
     left, top, right, bottom = region_edges(SIDE, "lower face")
     lower = frames_to_pixels(face)[:, :, top:bottom, left:right]
-    made = pixels_to_frames(bend(lower, lower_flow(face_points, opening)))
+    made = pixels_to_frames(bend(lower, Bends(lower_flow(face_points, opening))))
     expected = warp_lips(face[0], face_points, moves_of_face(opening))[:, top:bottom, left:right]
     assert np.array_equal(made[0], expected[0])
     # At its edges a lower face knows nothing of what lies beyond, and the spline is worked out at other places.
@@ -53,12 +53,12 @@ def test_the_jaw_goes_with_the_lower_lip(opening: np.ndarray) -> None:
 def test_latents_are_bent_as_the_soft_picture_that_they_say(face, face_points, opening) -> None:
     autoencoder = LowerFaceAutoencoder()
     latents = autoencoder.encode(frames_to_pixels(face)).latents
-    flows = lower_flow(face_points, opening)
-    (made,) = LatentBend(8, 20, 6)(latents, flows[None])
+    bends = Bends(lower_flow(face_points, opening))
+    (made,) = LatentBend(8, 20, 6)(latents, bends[None])
     assert torch.allclose(made[0], latents[0], atol=1e-4)
-    torch.testing.assert_close(made, autoencoder.encoder(bend(autoencoder.soft(latents), flows)), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(made, autoencoder.encoder(bend(autoencoder.soft(latents), bends)), atol=1e-4, rtol=1e-4)
     # Of a smooth picture hardly anything is lost: they are nearly those of the bent picture itself.
-    true = autoencoder.encoder(bend(autoencoder.window(frames_to_pixels(face)), flows))
+    true = autoencoder.encoder(bend(autoencoder.window(frames_to_pixels(face)), bends))
     assert (made - true)[1:].norm() < 0.15 * (true - latents)[1:].norm()
 
 
@@ -78,10 +78,10 @@ def predicted(denoiser: TalkingHeadDenoiser, batch, **more) -> torch.Tensor:
 def test_a_network_works_on_the_bent_reference(bender: TalkingHeadDenoiser, make_windows, face_points) -> None:
     """It is told in the place of what the sound suggests, and where no sound is heard nothing is bent."""
     batch = make_windows()
-    points = torch.from_numpy(face_points).float().expand(2, -1, -1)
     change = torch.zeros(2, 4, 6)
     change[1, 2] = 1
-    bent = bender.latent_bend(batch.reference, bender.flows(points, change))
+    flows = torch.stack([bender.flows(face_points, each) for each in change])
+    bent = bender.latent_bend(batch.reference, Bends(flows))
     moved = (bent - batch.reference[:, None]).abs().amax((2, 3, 4)) > 1e-3
     assert moved.nonzero().tolist() == [[1, 2]]
     told, plain = predicted(bender, batch, bent=bent), predicted(bender, batch)

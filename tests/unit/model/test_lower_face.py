@@ -26,7 +26,7 @@ from fedtalk_ray.model.autoencoder import (
     region_of,
     sees_reference,
 )
-from fedtalk_ray.model.bending import bend, lower_flow
+from fedtalk_ray.model.bending import Bends, bend, lower_flow
 from fedtalk_ray.model.lower_face import LowerFaceAutoencoder
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline, load_pipeline, new_pipeline
 from fedtalk_ray.model.told import Told, told_of
@@ -301,10 +301,10 @@ def test_a_face_says_told_lips_by_being_bent_to_them(bending: TalkingHeadPipelin
         made = bending(face, audio, 1, lips=lips, reference_lips=lips[0]).frames
     base = bending.denoiser
     shapes = base.lip_shape(torch.from_numpy(lips))
-    flows = lower_flow(face_points, base.mouth_moves(shapes - shapes[0]).double().numpy())
+    bends = Bends(lower_flow(face_points, base.mouth_moves(shapes - shapes[0]).double().numpy()))
     lower = bending.autoencoder.window(frames_to_pixels(face[None]))
-    bent = bend(lower, flows)
-    soft = base.latent_bend(bending.autoencoder.encode(frames_to_pixels(face[None])).latents, flows[None])[0]
+    bent = bend(lower, bends)
+    soft = base.latent_bend(bending.autoencoder.encode(frames_to_pixels(face[None])).latents, bends[None])[0]
     expected = decode_latents(bending.autoencoder, soft, face=face, bent=bent)
     assert np.abs(made.astype(int) - expected).max() <= 1
     assert np.abs(made[0].astype(int) - face).max() <= 2 < np.abs(made[3].astype(int) - face).max()
@@ -317,8 +317,8 @@ def test_what_the_autoencoder_alone_gives_has_its_detail_where_lips_are(bending,
     landmarks[:, 48:] += np.random.default_rng(0).normal(0, 0.02, (5, 20, 2))
     base, lower = bending.denoiser, bending.autoencoder.window(frames_to_pixels(face[None]))
     shapes = base.lip_shape(torch.from_numpy(lip_motion(landmarks)))
-    flows = lower_flow(face_points, base.mouth_moves(shapes - shapes[0]).double().numpy())
-    true = bend(lower, flows)
+    bends = Bends(lower_flow(face_points, base.mouth_moves(shapes - shapes[0]).double().numpy()))
+    true = bend(lower, bends)
     latents = bending.autoencoder.encoder(true)
     stored = latents.numpy()
     made = bending.from_latents(face, stored, landmarks)

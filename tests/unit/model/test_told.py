@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fedtalk_ray.media.lips import LIP_MOTION
-from fedtalk_ray.model.bending import lower_flow
+from fedtalk_ray.model.bending import Bends, bend, lower_flow
 from fedtalk_ray.model.told import KEPT, Remembered, Told, filled, own_of_photo, told_of
 
 UNKNOWN = np.full(LIP_MOTION, np.nan, np.float32)
@@ -40,7 +40,7 @@ def test_no_frame_is_worked_out_twice_while_it_may_be_asked_for() -> None:
 
 def bent_to(bender, reference, points, change: torch.Tensor) -> torch.Tensor:
     flows = lower_flow(points, bender.mouth_moves(change).double().numpy())
-    return bender.latent_bend(reference[None], flows[None])[0]
+    return bender.latent_bend(reference[None], Bends(flows[None]))[0]
 
 
 def test_told_lips_bend_from_the_references_own(bender, heard, reference, face_points) -> None:
@@ -52,6 +52,23 @@ def test_told_lips_bend_from_the_references_own(bender, heard, reference, face_p
     places = torch.tensor([0, 7, 3])
     torch.testing.assert_close(told.bent[places], bent_to(bender, reference, face_points, (shapes - shapes[0])[places]))
     torch.testing.assert_close(told.bent[torch.tensor([0])][0], reference, atol=1e-4, rtol=1e-4)
+
+
+def test_opened_lips_show_an_inside_in_latents_and_in_pictures(bender, heard, reference, face_points) -> None:
+    lips = np.random.default_rng(0).normal(0, 0.02, (20, LIP_MOTION)).astype(np.float32)
+    places = torch.tensor([9, 7, 3])
+    plain = told_of(bender, reference, face_points, heard, lips[0], lips).bent[places]
+    bender.show_open_mouths()
+    bender.open_mouth.colours[0] = 0.7
+    told = told_of(bender, reference, face_points, heard, lips[0], lips)
+    shapes = bender.lip_shape(torch.from_numpy(lips))
+    laid = bender.laid(reference, face_points, shapes[0], shapes[places])
+    assert laid is not None and laid[:, 3].any()
+    bends = Bends(bender.flows(face_points, shapes[places] - shapes[0]), laid)
+    torch.testing.assert_close(told.bent[places], bender.latent_bend(reference[None], bends[None])[0])
+    assert not torch.allclose(told.bent[places], plain, atol=1e-3)
+    lower = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(told.bent.pictures(lower, places), bend(lower, bends), atol=1e-4, rtol=1e-4)
 
 
 def test_what_is_known_is_bent_from_and_what_is_heard_bent_to(bender, heard, reference, face_points) -> None:

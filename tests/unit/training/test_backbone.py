@@ -2,18 +2,20 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from diffusers.configuration_utils import FrozenDict
 
-from fedtalk_ray.errors import ShardError
+from fedtalk_ray.errors import RunError, ShardError
 from fedtalk_ray.model.autoencoder import PatchAutoencoder
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline, load_pipeline, new_pipeline
 from fedtalk_ray.shards.format import load_manifest
 from fedtalk_ray.training.backbone import build_pipeline, check_fits, speech_phase_of, start_of, untrained_pipeline
 from fedtalk_ray.training.pretrain import federation_of_one, speech_phase_for
+from fedtalk_ray.training.resident import check_can_be_taught
 
 
 def test_a_run_without_pretraining_starts_from_its_seed(make_shards, tmp_path: Path) -> None:
@@ -162,6 +164,30 @@ def test_where_all_weights_learn_faces_the_reference_is_bent_of_latents_that_can
             assert fresh.takes_bent() == (bool(bends) and "speech" in phases)
 
 
+def test_where_mouths_are_taught_a_network_that_bends_can_show_them(make_shards, make_config, tmp_path) -> None:
+    """A new one and an older one, whose other weights stay; not where adapters alone are trained, and none that bends
+    nothing."""
+    manifest = make_shards(tmp_path / "lower", {"s1": [30, 30]}, 48, encoder="lower-face")
+    taught = ["units", "speech", "mouths", "faces"]
+    older = start_of(make_config(pretrained=None, shared="backbone", phases=["units", "speech", "faces"]), manifest)
+    assert older.denoiser.takes_bent() and older.denoiser.open_mouth is None
+    older.save_pretrained(str(tmp_path / "older"))
+    for pretrained in (None, str(tmp_path / "older")):
+        config = make_config(pretrained=pretrained, shared="backbone", phases=taught)
+        made = start_of(config, manifest).denoiser
+        assert made.open_mouth is not None and not made.open_mouth.known()
+        check_can_be_taught(SimpleNamespace(denoiser=made), config)
+    for name, value in older.denoiser.state_dict().items():
+        assert torch.equal(made.state_dict()[name], value), name
+    adapters = make_config(pretrained=str(tmp_path / "older"), phases=taught)
+    with pytest.raises(RunError, match="phases: mouths fills the mouths of references that are bent"):
+        check_can_be_taught(start_of(adapters, manifest), adapters)
+    whole = make_shards(tmp_path / "whole", {"s1": [30, 30]}, 32)
+    config = make_config(pretrained=None, shared="backbone", phases=taught)
+    with pytest.raises(RunError, match="phases: mouths fills the mouths of references that are bent"):
+        check_can_be_taught(start_of(config, whole), config)
+
+
 @pytest.mark.parametrize(("before", "after"), [("speech", "hearing"), ("hearing", "speech")])
 def test_a_speech_encoder_of_the_other_phase_is_taught_anew_and_the_log_says_so(
     make_shards, tmp_path, caplog: pytest.LogCaptureFixture, before: str, after: str
@@ -201,4 +227,6 @@ def test_pretraining_hears_in_closed_form_what_a_pretrained_encoder_hears(make_s
     assert speech_phase_for(heard, "fedtalk-tiny") == "hearing"
     phases = federation_of_one(heard, tmp_path / "shards", "out", patch=False, speech="hearing").phases
     assert phases == ["units", "identity", "sync", "hearing", "faces", "calibration"]
+    phases = federation_of_one(heard, tmp_path / "shards", "out", patch=False, speech="hearing", mouths=True).phases
+    assert phases == ["units", "identity", "sync", "hearing", "mouths", "faces", "calibration"]
     assert speech_phase_of(phases) == "hearing" and speech_phase_of(["units", "faces"]) is None

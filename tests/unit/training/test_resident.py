@@ -21,7 +21,7 @@ from fedtalk_ray.training.backbone import untrained_pipeline
 from fedtalk_ray.training.phases.phase import task_of
 from fedtalk_ray.training.resident import ResidentModel
 
-PHASES: tuple[PhaseName, ...] = tuple(name for name in EVERY_PHASE if name not in ("hearing", "sharpness"))
+PHASES: tuple[PhaseName, ...] = tuple(name for name in EVERY_PHASE if name not in ("hearing", "mouths", "sharpness"))
 """All that a pipeline around the autoencoder "patch" goes through."""
 
 
@@ -296,6 +296,25 @@ def test_hearing_is_taught_in_one_round_and_what_follows_hears_by_it(people: Peo
     frames = sum(len(piece.latents) for piece in people.pieces("s1", "train"))
     assert shares[1] == pytest.approx(shares[0] * frames / 600)
     with pytest.raises(RunError, match="and these are log-mel: take speech, or shards"):
+        new_model(people, config)
+
+
+def test_mouths_are_taught_in_one_round_and_shown_from_then_on(people: People, make_config) -> None:
+    pipeline = untrained_pipeline(people.manifest, widths=(16, 32), window=4)
+    denoiser = TalkingHeadDenoiser(16, 8, speech_hops=44, mel_bins=40, widths=(16, 32), bends=(4, 10, 3), opens=True)
+    pipeline.register_modules(denoiser=denoiser)
+    config = config_of(make_config, phases=["units", "mouths", "faces"])
+    model = ResidentModel(pipeline, config)
+    model.enter("units", {})
+    _, units = model.fit(task_of(config, people, "s1", 1, model.initial), 120)
+    model.enter("mouths", {"units": units.update})
+    report, mouths = model.fit(task_of(config, people, "s1", 2, model.initial), 120)
+    assert report.score is None and not report.losses and not denoiser.open_mouth.known()
+    model.enter("faces", {"mouths": mouths.update})
+    colours = denoiser.open_mouth.colours.clone()
+    assert colours.any() and len(model.initial)
+    assert not any("open_mouth" in name for name, _ in model.trainer.shared())
+    with pytest.raises(RunError, match=r"phases: mouths .*, and this TalkingHeadDenoiser has none: leave it out"):
         new_model(people, config)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fedtalk_ray.media.lips import LIP_MOTION
-from fedtalk_ray.model.bending import lower_flow
+from fedtalk_ray.model.bending import Bends, lower_flow
 from fedtalk_ray.model.schedule import make_scheduler
 from fedtalk_ray.shards.windows import WindowBatch
 from fedtalk_ray.training.reliability import generate_windows
@@ -28,7 +28,8 @@ def test_references_are_bent_from_what_is_told_of_them_to_what_is_told_or_heard(
     """By the definition, window after window: where nothing is told of a reference it stays as it is, and of who shows
     an aperture alone the rest of her lips is what goes with it."""
     true, own = bender.lip_shape(windows.lips), bender.lip_shape(windows.reference_lips)
-    flows = tell(bender, windows, 0.7, np.random.default_rng(0))
+    bends = tell(bender, windows, 0.7, np.random.default_rng(0))
+    assert bends.laid is None
     with torch.no_grad():
         heard = bender.as_heard(bender.speech_encoder(windows.speech)[..., :6])
     kinds = []
@@ -38,16 +39,39 @@ def test_references_are_bent_from_what_is_told_of_them_to_what_is_told_or_heard(
         shapes = true[place] if told else heard[place]
         start = own[place] if known.all() else own[place, 0] * bender.with_aperture()
         if not known.any():
-            assert not flows[place].any()
+            assert not bends.flows[place].any()
             torch.testing.assert_close(
                 windows.bent[place], windows.reference[place].expand(4, -1, -1, -1), atol=1e-4, rtol=1e-4
             )
             continue
         expected = lower_flow(face_points, bender.mouth_moves(shapes - start).double().numpy())
-        torch.testing.assert_close(flows[place], expected, atol=1e-5, rtol=1e-4)
-        bent = bender.latent_bend(windows.reference[place][None], expected[None])[0]
+        torch.testing.assert_close(bends.flows[place], expected, atol=1e-5, rtol=1e-4)
+        bent = bender.latent_bend(windows.reference[place][None], Bends(expected[None]))[0]
         torch.testing.assert_close(windows.bent[place], bent, atol=1e-3, rtol=1e-3)
     assert set(kinds) == {(told, known) for told in (False, True) for known in (0, 1, 6)}
+
+
+def test_opened_lips_of_windows_show_an_inside(bender, windows, face_points) -> None:
+    """Where something is told of the reference, and nothing where it stays as it is."""
+    bender.show_open_mouths()
+    bender.open_mouth.colours[0] = 0.7
+    few = WindowBatch(**{name: value[:40] for name, value in vars(windows).items()})
+    bends = tell(bender, few, 1.0, np.random.default_rng(0))
+    opened = 0
+    for place in range(40):
+        own = few.reference_lips[place]
+        if not own.isnan().any():
+            laid = bender.laid(few.reference[place], face_points.astype(np.float32), own, few.lips[place])
+            torch.testing.assert_close(bends.laid[place], laid, atol=1e-3, rtol=1e-3)
+            opened += bool(laid[:, 3].any())
+        elif own.isnan().all():
+            assert not bends.laid[place, :, 3].any()
+        bent = bender.latent_bend(few.reference[place][None], bends[place][None])[0]
+        torch.testing.assert_close(few.bent[place], bent, atol=1e-4, rtol=1e-4)
+    assert opened > 5
+    held_out = tell_held_out(bender, next(windows.each()))
+    bender.open_mouth.colours.zero_()
+    assert not torch.equal(held_out.bent, tell_held_out(bender, next(windows.each())).bent)
 
 
 def test_without_lips_and_for_other_networks_nothing_is_bent(make_denoiser, bender, make_windows, windows) -> None:
@@ -74,7 +98,7 @@ def test_a_network_is_judged_by_what_it_hears_from_the_references_own_lips(bende
     torch.testing.assert_close(told.reference_lips, own[:1])
     change = bender.heard_shapes(few.speech)[0] - own[0]
     flows = lower_flow(face_points, bender.mouth_moves(change).double().numpy())
-    torch.testing.assert_close(told.bent, bender.latent_bend(few.reference, flows[None]), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(told.bent, bender.latent_bend(few.reference, Bends(flows[None])), atol=1e-4, rtol=1e-4)
     plain = replace(few, reference_lips=torch.zeros(1, 0))
     assert tell_held_out(bender, plain) is plain
 

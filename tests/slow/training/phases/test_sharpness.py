@@ -14,7 +14,7 @@ from fedtalk_ray.errors import NothingToGive, RunError
 from fedtalk_ray.media.lips import LIP_MOTION
 from fedtalk_ray.model.adversary import Adversary
 from fedtalk_ray.model.autoencoder import frames_to_pixels
-from fedtalk_ray.model.bending import bend
+from fedtalk_ray.model.bending import Bends, bend
 from fedtalk_ray.model.lower_face import LowerFaceAutoencoder
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
 from fedtalk_ray.model.schedule import make_scheduler
@@ -334,10 +334,17 @@ def test_the_painted_prediction_is_told_the_references_lips_as_in_faces(people: 
     assert 24 <= int(moved.sum()) <= 52
 
 
-def test_detail_is_painted_from_the_bent_reference(people: People, face_points: np.ndarray, monkeypatch) -> None:
-    """Of each frame that is painted the face with that frame's lips; where nothing is told, the face as it is."""
+@pytest.mark.parametrize("opens", [False, True])
+def test_detail_is_painted_from_the_bent_reference(
+    people: People, face_points: np.ndarray, monkeypatch, opens: bool
+) -> None:
+    """Of each frame that is painted the face with that frame's lips, and what they show when they open; where nothing
+    is told, the face as it is."""
     pipeline = new_pipeline(people)
     base = pipeline.denoiser
+    if opens:
+        base.show_open_mouths()
+        base.open_mouth.colours[0] = 0.7
     assert base.takes_bent()
     generator = torch.Generator().manual_seed(0)
     torch.nn.init.normal_(base.lip_axes, std=0.2, generator=generator)
@@ -353,9 +360,9 @@ def test_detail_is_painted_from_the_bent_reference(people: People, face_points: 
         painted["latents"], painted["face"] = latents, face
         return face
 
-    def bent(pictures: torch.Tensor, flows: torch.Tensor) -> torch.Tensor:
-        painted["flows"] = flows
-        return bend(pictures, flows)
+    def bent(pictures: torch.Tensor, bends: Bends) -> torch.Tensor:
+        painted["bends"] = bends
+        return bend(pictures, bends)
 
     monkeypatch.setattr(pipeline.autoencoder, "windows", windows)
     monkeypatch.setattr("fedtalk_ray.training.phases.sharpness.bend", bent)
@@ -365,9 +372,11 @@ def test_detail_is_painted_from_the_bent_reference(people: People, face_points: 
     lower = pipeline.autoencoder.window(frames_to_pixels(batch.reference.numpy()))
     as_it_is = (painted["face"].view(40, 4, *lower.shape[1:]) - lower[:, None]).abs().amax((1, 2, 3, 4)) < 1e-2
     assert 3 <= int(as_it_is.sum()) <= 18, "of a quarter nothing is told"
+    laid = painted["bends"].laid
+    assert (laid is not None and float(laid[:, 3].amax()) > 0.5) if opens else laid is None
     # The network is untrained and adds nothing: what is painted are the bent reference's latents, or true ones.
     first = pipeline.autoencoder.encoder(lower).repeat_interleave(4, dim=0)
-    said = base.latent_bend(first, painted["flows"][:, None])[:, 0]
+    said = base.latent_bend(first, painted["bends"][:, None])[:, 0]
     alike = (said - painted["latents"]).abs().amax((1, 2, 3)) < 1e-3
     true = pipeline.autoencoder.window(frames_to_pixels(batch.frames.flatten(0, 1).numpy()))
     exact = torch.cdist(painted["latents"].flatten(1), pipeline.autoencoder.encoder(true).flatten(1)).amin(1) < 1e-2

@@ -65,7 +65,7 @@ def test_a_network_that_bends_may_add_nothing(make_pipeline, all_rounds, predict
         assert float((pipeline.denoiser.certainty * mouth).sum() / mouth.sum()) == pytest.approx(least, abs=0.01)
 
 
-def test_three_quarters_of_what_is_certain_of_who_taught_it_are_shown(make_pipeline, all_rounds, predicts) -> None:
+def test_a_quarter_of_what_is_certain_of_who_taught_it_is_shown(make_pipeline, all_rounds, predicts) -> None:
     """Where all that a network adds to its reference is right, as in the clips that it is calibrated on."""
     certain = []
     for bends in (None, (4, 2, 1)):
@@ -76,13 +76,13 @@ def test_three_quarters_of_what_is_certain_of_who_taught_it_are_shown(make_pipel
         all_rounds(Calibration(pipeline, 0), pieces, 3)
         certain.append(pipeline.denoiser.certainty)
     torch.testing.assert_close(certain[0], torch.ones(SIDE, SIDE), atol=0.1, rtol=0)
-    torch.testing.assert_close(certain[1], 0.75 * certain[0])
+    torch.testing.assert_close(certain[1], 0.25 * certain[0])
 
 
 def test_frames_differ_as_real_ones_do_also_where_the_reference_is_bent(make_pipeline) -> None:
     """What is shown moves as the truth: the bent reference, what is certain of the mean, and what a sample adds."""
     pipeline, generator = make_pipeline(bends=(4, 2, 1), region="lower face"), torch.Generator().manual_seed(0)
-    shape = (400, 4, SIDE, SIDE)
+    shape = (1600, 4, SIDE, SIDE)
     motion, mean, more = (torch.randn(shape, generator=generator) for _ in range(3))
     mean = mean - 0.5 * motion  # what the network adds takes back a part of the bending
     truth = 1.2 * torch.randn(shape, generator=generator) + mean - motion

@@ -17,7 +17,6 @@ from fedtalk_ray.recipe import LARGEST_STATISTICS, PhaseRounds
 from fedtalk_ray.settings import PrivacyConfig
 from fedtalk_ray.shards.format import Piece
 from fedtalk_ray.training.phases.hearing import (
-    FULL,
     SHAPES,
     SHARE,
     Hearing,
@@ -27,6 +26,7 @@ from fedtalk_ray.training.phases.hearing import (
     set_hearing,
 )
 from fedtalk_ray.training.phases.phase import Task
+from fedtalk_ray.training.phases.statistics import FULL
 
 EMPTY = np.zeros(0)
 HOPS, BINS = 22, 12

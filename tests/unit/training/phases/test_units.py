@@ -164,6 +164,13 @@ def first_of_the_largest(axis: np.ndarray) -> float:
     return next(number for number in axis if abs(number) > 0.99999 * np.abs(axis).max())
 
 
+def test_what_open_mouths_show_changes_with_no_shape_of_other_axes(mean, make_denoiser) -> None:
+    denoiser = make_denoiser(region="lower face", bends=(4, 2, 1), opens=True)
+    denoiser.open_mouth.colours.fill_(0.1)
+    set_units(denoiser, mean)
+    assert (denoiser.open_mouth.colours[0] == 0.1).all() and not denoiser.open_mouth.colours[1:].any()
+
+
 def test_axes_have_their_first_largest_number_positive_whatever_the_clips_order(everybody, make_denoiser) -> None:
     found = []
     for clips in (everybody[2], everybody[2][::-1]):

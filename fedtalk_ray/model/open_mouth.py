@@ -1,0 +1,123 @@
+"""What shows between lips that a picture has closed: its colours, place by place, as a linear map of the lip shape.
+
+A bent picture (`bending`) pulls closed lips apart and shows nothing behind. Teeth and dark are laid there: the mean of
+what mouths of that shape show, in units of the colour of what is around this mouth. Where lips were
+apart already the picture has an inside of its own, and as much of it stays as there was.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fedtalk_ray.media.face_template import REGIONS
+from fedtalk_ray.media.lips import MOUTH_POINTS, aperture_of
+
+ALONG, ACROSS = 16, 8
+"""Places at which an inside is known: from corner to corner of the inner lips, and from the upper lip to the lower."""
+
+UPPER, LOWER = (60, 61, 62, 63, 64), (60, 67, 66, 65, 64)
+"""The inner lips' points, from corner to corner."""
+
+LEAST_LIGHT, MOST_LIGHT = 0.05, 2.0
+"""The colour around a mouth counts as this at least, black to white being 0 to 1; an inside is that colour times
+`MOST_LIGHT` at most. Means of GRID's speakers are 0.5 to 1.1 times it."""
+
+_LEFT, _TOP, _RIGHT, _ = REGIONS["lower face"]
+_SIDE = _RIGHT - _LEFT
+
+
+class OpenMouth(nn.Module):
+    """Colours of insides for lip shapes of so many numbers; until they are known (`training.phases.mouths`) nothing is
+    laid anywhere."""
+
+    colours: torch.Tensor
+
+    def __init__(self, lip_numbers: int) -> None:
+        super().__init__()
+        self.register_buffer("colours", torch.zeros(1 + lip_numbers, 3, ACROSS, ALONG))
+
+    def known(self) -> bool:
+        return bool(self.colours.any())
+
+    def shown(self, shapes: torch.Tensor) -> torch.Tensor:
+        """Insides of mouths of lip shapes [T, L], in units of the colour around them: [T, 3, ACROSS, ALONG]."""
+        regressors = torch.cat([shapes.new_ones(len(shapes), 1), shapes], dim=1)
+        return torch.einsum("tr,rcvu->tcvu", regressors, self.colours).clamp(0, MOST_LIGHT)
+
+    def laid(self, soft: torch.Tensor, points: np.ndarray, moves: np.ndarray, shapes: torch.Tensor) -> torch.Tensor:
+        """What is laid over a lower face while its lips move: colours and how much of them counts, [T, 4, w, w].
+
+        soft: the picture [3, w, w], in [-1, 1]. points: its face's [68, 2] in fractions of the crop. moves: how far the
+        mouth's go [T, 20, 2]; shapes: the lip shapes that they arrive at [T, L]. Nothing is laid where either is not
+        known (NaN).
+        """
+        moved = np.repeat(points[None].astype(np.float64), len(moves), axis=0)
+        moved[:, MOUTH_POINTS] += moves
+        known = np.isfinite(moved).all((1, 2))
+        moved[~known] = 0
+        inside = colour_around(soft, points)[:, None, None] * self.shown(shapes.nan_to_num()).to(soft)
+        laid = _lay(moved, 2 * inside.clamp(0, 1) - 1, soft.shape[-1])
+        new = np.zeros(len(moved))
+        if known.any():
+            own, opened = aperture_of(points[None].astype(np.float64)), aperture_of(moved[known])
+            new[known] = 1 - np.clip(own / np.maximum(opened, 1e-6), 0, 1)
+        laid[:, 3] *= torch.from_numpy(new).to(laid)[:, None, None]
+        return laid
+
+
+def lay_over(pictures: torch.Tensor, laid: torch.Tensor) -> torch.Tensor:
+    """Pictures [T, 3, w, w] with what `OpenMouth.laid` says of each [T, 4, v, v] over them."""
+    if laid.shape[-1] != pictures.shape[-1]:
+        laid = F.interpolate(laid, pictures.shape[-2:], mode="bilinear", align_corners=False)
+    return pictures + laid[:, 3:] * (laid[:, :3] - pictures)
+
+
+def inside_of(frames: np.ndarray, points: np.ndarray) -> torch.Tensor:
+    """What frames uint8 [T, S, S, 3] show between the inner lips, whose points [T, 68, 2] are in fractions of the crop:
+    [T, 3, ACROSS, ALONG], black to white being 0 to 1."""
+    along, across = ((np.arange(count) + 0.5) / count for count in (ALONG, ACROSS))
+    left, right = points[:, UPPER[:1], 0], points[:, UPPER[-1:], 0]
+    x = left + (right - left) * along
+    upper, lower = (_heights(points, lip, x)[:, None] for lip in (UPPER, LOWER))
+    y = upper + (lower - upper) * across[:, None]
+    places = torch.from_numpy(np.stack(np.broadcast_arrays(x[:, None], y), axis=-1)).float()
+    pictures = torch.from_numpy(np.array(frames)).permute(0, 3, 1, 2).float() / 255
+    return F.grid_sample(pictures, 2 * places - 1, padding_mode="border", align_corners=False)
+
+
+def colour_around(soft: torch.Tensor, points: np.ndarray) -> torch.Tensor:
+    """The mean colour of the box around the outer lips in a lower face [3, w, w] of [-1, 1]: [3], 0 to 1."""
+    side = soft.shape[-1]
+    low, high = points[MOUTH_POINTS].min(0), points[MOUTH_POINTS].max(0)
+    edges = np.stack([low, high]) - (_LEFT, _TOP)
+    if not np.isfinite(edges).all():
+        return soft.new_full((3,), 0.5)
+    (left, top), (right, bottom) = np.clip(np.round(edges / _SIDE * side), 0, side - 1).astype(int)
+    box = soft[:, top : max(bottom, top + 1), left : max(right, left + 1)]
+    return ((box.mean((1, 2)) + 1) / 2).clamp(LEAST_LIGHT, 1)
+
+
+def _heights(points: np.ndarray, lip: tuple[int, ...], x: np.ndarray) -> np.ndarray:
+    """How far down a lip of faces [T, 68, 2] lies at places x [T, n]: [T, n]."""
+    lines = zip(x, points[:, lip], strict=True)
+    return np.stack([np.interp(at, np.maximum.accumulate(line[:, 0]), line[:, 1]) for at, line in lines])
+
+
+def _lay(points: np.ndarray, insides: torch.Tensor, side: int) -> torch.Tensor:
+    """Insides [T, 3, ACROSS, ALONG] between the inner lips of faces [T, 68, 2], in lower faces of so many pixels a
+    side, their borders a pixel soft: [T, 4, side, side]."""
+    pixel = _SIDE / side
+    ticks = (np.arange(side) + 0.5) * pixel
+    x, y = _LEFT + ticks, (_TOP + ticks)[:, None]
+    columns = np.broadcast_to(x, (len(points), side))
+    upper, lower = (_heights(points, lip, columns)[:, None] for lip in (UPPER, LOWER))
+    left, right = points[:, UPPER[:1], :1], points[:, UPPER[-1:], :1]
+    gap, within = lower - upper, (x > left) & (x < right)
+    shares = ((y - upper) / pixel + 0.5, (lower - y) / pixel + 0.5, gap / pixel, within)
+    counts = np.prod(np.broadcast_arrays(*(np.clip(share, 0, 1) for share in shares)), axis=0)
+    along, across = (x - left) / np.maximum(right - left, 1e-6), (y - upper) / np.maximum(gap, 1e-6)
+    places = np.stack(np.broadcast_arrays(along, across), axis=-1).clip(0, 1)
+    where = torch.from_numpy(2 * places - 1).to(insides)
+    colours = F.grid_sample(insides, where, padding_mode="border", align_corners=False)
+    return torch.cat([colours, torch.from_numpy(counts).to(insides)[:, None]], dim=1)
