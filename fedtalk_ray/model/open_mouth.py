@@ -55,14 +55,13 @@ class OpenMouth(nn.Module):
         moved = np.repeat(points[None].astype(np.float64), len(moves), axis=0)
         moved[:, MOUTH_POINTS] += moves
         known = np.isfinite(moved).all((1, 2))
-        moved[~known] = 0
-        inside = colour_around(soft, points)[:, None, None] * self.shown(shapes.nan_to_num()).to(soft)
-        laid = _lay(moved, 2 * inside.clamp(0, 1) - 1, soft.shape[-1])
-        new = np.zeros(len(moved))
+        laid = soft.new_zeros(len(moved), 4, *soft.shape[1:])
         if known.any():
+            places = torch.from_numpy(np.flatnonzero(known))
+            inside = colour_around(soft, points)[:, None, None] * self.shown(shapes.nan_to_num()[places]).to(soft)
             own, opened = aperture_of(points[None].astype(np.float64)), aperture_of(moved[known])
-            new[known] = 1 - np.clip(own / np.maximum(opened, 1e-6), 0, 1)
-        laid[:, 3] *= torch.from_numpy(new).to(laid)[:, None, None]
+            new = 1 - np.clip(own / np.maximum(opened, 1e-6), 0, 1)
+            laid[places] = _lay(moved[known], 2 * inside.clamp(0, 1) - 1, soft.shape[-1], new)
         return laid
 
 
@@ -104,20 +103,29 @@ def _heights(points: np.ndarray, lip: tuple[int, ...], x: np.ndarray) -> np.ndar
     return np.stack([np.interp(at, np.maximum.accumulate(line[:, 0]), line[:, 1]) for at, line in lines])
 
 
-def _lay(points: np.ndarray, insides: torch.Tensor, side: int) -> torch.Tensor:
+def _lay(points: np.ndarray, insides: torch.Tensor, side: int, new: np.ndarray) -> torch.Tensor:
     """Insides [T, 3, ACROSS, ALONG] between the inner lips of faces [T, 68, 2], in lower faces of so many pixels a
-    side, their borders a pixel soft: [T, 4, side, side]."""
-    pixel = _SIDE / side
+    side, their borders a pixel soft, of which so much counts [T]: [T, 4, side, side]."""
+    laid, pixel = insides.new_zeros(len(points), 4, side, side), _SIDE / side
+    # Only in the box around all mouths there is anything to work out.
+    lips = (points[:, UPPER + LOWER] - (_LEFT, _TOP)) / pixel
+    first, top = np.clip(lips.min((0, 1)) - 2, 0, side).astype(int)
+    last, bottom = np.clip(lips.max((0, 1)) + 3, 0, side).astype(int)
+    if first == last or top == bottom:
+        return laid
     ticks = (np.arange(side) + 0.5) * pixel
-    x, y = _LEFT + ticks, (_TOP + ticks)[:, None]
-    columns = np.broadcast_to(x, (len(points), side))
+    x, y = (_LEFT + ticks)[first:last], (_TOP + ticks)[top:bottom, None]
+    columns = np.broadcast_to(x, (len(points), len(x)))
     upper, lower = (_heights(points, lip, columns)[:, None] for lip in (UPPER, LOWER))
     left, right = points[:, UPPER[:1], :1], points[:, UPPER[-1:], :1]
     gap, within = lower - upper, (x > left) & (x < right)
-    shares = ((y - upper) / pixel + 0.5, (lower - y) / pixel + 0.5, gap / pixel, within)
+    shares = ((y - upper) / pixel + 0.5, (lower - y) / pixel + 0.5, gap / pixel, within, new[:, None, None])
     counts = np.prod(np.broadcast_arrays(*(np.clip(share, 0, 1) for share in shares)), axis=0)
     along, across = (x - left) / np.maximum(right - left, 1e-6), (y - upper) / np.maximum(gap, 1e-6)
     places = np.stack(np.broadcast_arrays(along, across), axis=-1).clip(0, 1)
-    where = torch.from_numpy(2 * places - 1).to(insides)
-    colours = F.grid_sample(insides, where, padding_mode="border", align_corners=False)
-    return torch.cat([colours, torch.from_numpy(counts).to(insides)[:, None]], dim=1)
+    box = (..., slice(top, bottom), slice(first, last))
+    laid[:, :3][box] = F.grid_sample(
+        insides, torch.from_numpy(2 * places - 1).to(insides), padding_mode="border", align_corners=False
+    )
+    laid[:, 3][box] = torch.from_numpy(counts).to(insides)
+    return laid
