@@ -17,6 +17,7 @@ from fedtalk_ray.recipe import (
     STATISTICS_NORM,
     STATISTICS_ROUNDS,
     AdapterConfig,
+    CalibrationConfig,
     DecoderConfig,
     HearingConfig,
     IdentityConfig,
@@ -165,6 +166,7 @@ class TrainConfig(Section):
     """Rounds of the phase `faces`, those before a resume included."""
     speech: SpeechConfig = SpeechConfig()
     hearing: HearingConfig = HearingConfig()
+    calibration: CalibrationConfig = CalibrationConfig()
     decoder: DecoderConfig = DecoderConfig()
     identity: IdentityConfig = IdentityConfig()
     sync: SyncConfig = SyncConfig()

@@ -164,7 +164,7 @@ class ResidentModel:
             return Faces(self._trainer, config, self._strategy.proximal, score)
         if name == "calibration":
             score = None if alpha is None else partial(self.trainer.score, alpha=alpha)
-            return Calibration(pipeline, config.seed, score, noisy)
+            return Calibration(pipeline, config.seed, config.calibration.shown, score, noisy)
         if name == "decoder":
             if not isinstance(pipeline.autoencoder, PatchAutoencoder):
                 raise RunError("phases: decoder trains the project's own autoencoder, and this pipeline has another")

@@ -246,6 +246,7 @@ def test_every_shipped_configuration_loads(repository: Path) -> None:
         ({"pretrained": None, "shared": "backbone", "phases": ["faces"]}, "needs units"),
         ({"phases": ["units", "speech", "hearing", "faces"]}, "two ways to learn what sounds say of lips; take one"),
         ({"hearing": {"ridge": 0}}, "hearing.ridge is 0"),
+        ({"calibration": {"shown": 1.5}}, "calibration.shown is 1.5"),
         ({"cohort": {"statistics": 20, "over_select": 0.2}}, "not for cohorts with over_select or a trace"),
         ({"cohort": {"statistics": 20, "trace": "on.csv"}}, "not for cohorts with over_select or a trace"),
         ({"cohort": {"statistics": 20, "sampling": "poisson"}}, "statistics 20: with a privacy.mechanism or sampling"),

@@ -57,11 +57,6 @@ LEAST_CERTAINTY = 0.5
 """Of the mouth's cells, on average. Models of drawn people have 0.86 to 1.07, one of GRID's speakers (six rounds of
 `faces`) 0.65; by what clients of one of drawn people send, a liar among eight could bring it to 0.12, and hardly a lip
 would move. Lips of a network that bends its reference move in any case, and it may add nothing."""
-FOR_STRANGERS = 0.25
-"""How much is shown of what is certain of what a network adds to a bent reference: certainty is fitted on clips of
-people who taught it, and less of it is right of others. Shown none / a quarter / half / three quarters / all of it over
-mouths that are filled (`mouths`), eight GRID speakers by whom settings are chosen were 29.58 29.70 29.78 29.81 29.76 dB
-near, at ST-LPIPS of 0.0312 0.0314 0.0318 0.0325 0.0337, and lips followed by 0.84 0.84 0.83 0.82 0.80."""
 DETAIL_UNIT = 100.0
 """What products of lost and missing detail are multiplied by, being squares of a tenth and less: all figures are about
 1, as the vector is clipped and noise is added to all of it alike."""
@@ -103,11 +98,16 @@ class Calibration:
     """
 
     def __init__(
-        self, pipeline: TalkingHeadPipeline, seed: int, score: Score | None = None, noisy: bool = False
+        self,
+        pipeline: TalkingHeadPipeline,
+        seed: int,
+        shown: float = 1.0,
+        score: Score | None = None,
+        noisy: bool = False,
     ) -> None:
-        """Nothing is calibrated of a network that predicts noise: it has no mean. score: None where nobody asks. noisy:
-        whether means have noise in them, and may be what no clips give."""
-        self._pipeline, self._seed, self._score, self._noisy = pipeline, seed, score, noisy
+        """Nothing is calibrated of a network that predicts noise: it has no mean. shown: `CalibrationConfig.shown`.
+        score: None where nobody asks. noisy: whether means have noise in them, and may be what no clips give."""
+        self._pipeline, self._seed, self._shown, self._score, self._noisy = pipeline, seed, shown, score, noisy
         self._base: TalkingHeadDenoiser = bare_denoiser(pipeline.denoiser)
         side = int(self._base.config.latent_size)
         self._shapes = ((7, side, side), (len(FACTORS_TRIED), 2), (2, side, side))
@@ -193,7 +193,7 @@ class Calibration:
         assert first is not None
         certainty = best if second is None else best * chosen(second, len(best), base.region)
         if base.takes_bent():
-            certainty = FOR_STRANGERS * certainty
+            certainty = self._shown * certainty
         else:
             # Raised alike, so that cells which cannot be predicted stay below the others.
             mouth = base.mouth()

@@ -49,7 +49,7 @@ that distance apart."""
 
 MOST_CHANGE = 0.2
 """By how much a colour changes at most with one deviation of one number of the shape, in units of the colour around the
-mouth: of GRID's speakers it is 0.14 at most. A liar's mouths would flicker between black and white."""
+mouth: of GRID's speakers together it is 0.17 at most. A liar's mouths would flicker between black and white."""
 
 BLOCK = 25
 """Frames whose pictures are worked on at once."""
