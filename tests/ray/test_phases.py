@@ -74,10 +74,9 @@ def test_a_decoder_learns_to_be_sharp_in_rounds_as_it_does_centrally(ray_cluster
     torch.manual_seed(0)
     untrained_pipeline(manifest, widths=(16, 32), window=4).save_pretrained(str(start))
     pretrain(shards, tmp_path / "central", minutes=0, steps=2, start=str(start), seed=4)
-    config = federation_of_one(
-        manifest, shards, tmp_path / "federated", patch=False, sharp=True, steps=2, start=str(start), seed=4
-    )
-    assert config.phases[-1] == "sharpness"
+    lower = {"patch": False, "sharp": True, "mouths": True}
+    config = federation_of_one(manifest, shards, tmp_path / "federated", **lower, steps=2, start=str(start), seed=4)
+    assert config.phases[-1] == "sharpness" and "mouths" in config.phases
     train(config)
     central, federated = weights_of(tmp_path / "central"), weights_of(tmp_path / "federated" / "pipeline")
     before = weights_of(start)
