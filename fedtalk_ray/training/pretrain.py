@@ -22,7 +22,6 @@ from fedtalk_ray.media.speech import LOG_MEL
 from fedtalk_ray.model.autoencoder import LOWER_FACE, PatchAutoencoder, sees_reference
 from fedtalk_ray.model.denoiser import TalkingHeadDenoiser, bare_denoiser
 from fedtalk_ray.model.device import pick_device
-from fedtalk_ray.model.motion_units import MotionUnits
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline, load_pipeline
 from fedtalk_ray.model.presets import PresetError, preset, sizes
 from fedtalk_ray.model.released import save_backbone
@@ -38,6 +37,7 @@ from fedtalk_ray.tracking.tensorboard import TensorBoardLog
 from fedtalk_ray.training.backbone import SpeechPhase, build_pipeline
 from fedtalk_ray.training.model_card import Recipe, model_card
 from fedtalk_ray.training.phases.decoder import autoencoder_psnr
+from fedtalk_ray.training.phases.mouths import can_open
 from fedtalk_ray.training.phases.phase import task_of
 from fedtalk_ray.training.phases.sync import sync_accuracy
 from fedtalk_ray.training.resident import ResidentModel
@@ -88,9 +88,9 @@ def federation_of_one(
     """The settings under which `fedtalk train` does what `pretrain` does.
 
     patch: whether the autoencoder is "patch", whose decoder can be taught; sharp: whether it is "lower-face", whose
-    decoder is taught last. speech: which phase teaches the speech encoder. mouths: whether it can be
-    taught what opened lips show. steps: of the denoiser, in whole rounds;
-    half as many go to each other phase that takes any. Nothing is calibrated of clips too few to keep any aside. Raises
+    decoder is taught last. speech: which phase teaches the speech encoder. mouths: whether the denoiser
+    can be taught what opened lips show (`phases.mouths.can_open`). steps: of the denoiser, in whole rounds; half as
+    many go to each other phase that takes any. Nothing is calibrated of clips too few to keep any aside. Raises
     `ShardError` for shards without training clips.
     """
     people = sum(manifest.frames(name, "train") > 0 for name in manifest.identities)
@@ -175,7 +175,7 @@ def pretrain(
             patch=patch,
             sharp=sees_reference(pipeline.autoencoder),
             speech=speech,
-            mouths=can_open(pipeline),
+            mouths=can_open(bare_denoiser(pipeline.denoiser)),
             steps=steps,
             seed=seed,
             threads=threads,
@@ -211,12 +211,6 @@ def pretrain(
         card = model_card(manifest, recipe, clips, len(trained_on), done, monotonic() - began, figures)
         (place / "README.md").write_text(card)
     return Pretrained(before, after, done, loss)
-
-
-def can_open(pipeline: TalkingHeadPipeline) -> bool:
-    """Whether the phase `mouths` can teach its network what opened lips show."""
-    base = bare_denoiser(pipeline.denoiser)
-    return isinstance(base, MotionUnits) and base.open_mouth is not None
 
 
 def speech_phase_for(manifest: Manifest, start: str | None) -> SpeechPhase:

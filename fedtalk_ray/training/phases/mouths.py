@@ -86,9 +86,16 @@ class Mouths:
         return state_digest(self._denoiser.state_dict())
 
 
+def can_open(denoiser: object) -> bool:
+    """Whether the phase can teach a backbone anything."""
+    if not isinstance(denoiser, TalkingHeadDenoiser):
+        return False
+    return denoiser.takes_bent() and denoiser.open_mouth is not None
+
+
 def check_can_open(denoiser: object) -> None:
     """Raises `RunError` for a backbone that the phase can teach nothing, before clients have worked for it."""
-    if not isinstance(denoiser, TalkingHeadDenoiser) or not denoiser.takes_bent() or denoiser.open_mouth is None:
+    if not can_open(denoiser):
         raise RunError(
             "phases: mouths fills the mouths of references that are bent to lips, and this "
             f"{type(denoiser).__name__} has none: leave it out, or take shared: backbone with --autoencoder lower-face"

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from fedtalk_ray.media.lips import lip_motion
 from fedtalk_ray.model.denoiser import TalkingHeadDenoiser
 from fedtalk_ray.privacy.protocol import Limits
 from fedtalk_ray.privacy.update_codec import UpdateCodec
-from fedtalk_ray.recipe import LARGEST_STATISTICS, PhaseRounds
+from fedtalk_ray.recipe import LARGEST_STATISTICS
 from fedtalk_ray.settings import PrivacyConfig
 from fedtalk_ray.shards.format import Piece
 from fedtalk_ray.training.phases.hearing import (
@@ -25,8 +24,8 @@ from fedtalk_ray.training.phases.hearing import (
     products,
     set_hearing,
 )
-from fedtalk_ray.training.phases.phase import Task
 from fedtalk_ray.training.phases.statistics import FULL
+from tests.unit.training.phases.client_answers import answers_of
 
 EMPTY = np.zeros(0)
 HOPS, BINS = 22, 12
@@ -49,22 +48,8 @@ def piece(frames: int, seed: int, loud: float = 1.0) -> Piece:
     return Piece("s1", f"clip{seed}", 0, EMPTY, EMPTY, speech.astype(np.float16), EMPTY, landmarks=points.astype("f4"))
 
 
-class Given:
-    """People whose training pieces are these."""
-
-    def __init__(self, held: dict[str, list[Piece]]) -> None:
-        self._held = held
-
-    def pieces(self, client: str, split: str, columns: tuple[str, ...]) -> list[Piece]:
-        assert split == "train" and columns == ("speech", "landmarks")
-        return self._held[client]
-
-
 def answers(phase: Hearing, held: dict[str, list[Piece]]) -> list[np.ndarray]:
-    """What each client sends."""
-    people: Any = Given(held)
-    rounds = PhaseRounds("hearing", 2, 2)
-    return [phase.fit(Task(people, name, phase.initial(), 2, rounds, 0)).update for name in held]
+    return answers_of(phase, "hearing", held, ("speech", "landmarks"))
 
 
 CLIENTS = {"a": [piece(65, 1)], "b": [piece(60, 2), piece(80, 3)], "c": [piece(75, 4 + n) for n in range(5)]}

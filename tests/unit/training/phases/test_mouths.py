@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from fedtalk_ray.model.denoiser import TalkingHeadDenoiser
 from fedtalk_ray.model.open_mouth import ACROSS, ALONG, MOST_LIGHT, colour_around, inside_of
 from fedtalk_ray.privacy.protocol import Limits
 from fedtalk_ray.privacy.update_codec import UpdateCodec
-from fedtalk_ray.recipe import LARGEST_STATISTICS, PhaseRounds
+from fedtalk_ray.recipe import LARGEST_STATISTICS
 from fedtalk_ray.settings import PrivacyConfig
 from fedtalk_ray.shards.format import Piece
 from fedtalk_ray.training.phases.mouths import (
@@ -31,8 +30,8 @@ from fedtalk_ray.training.phases.mouths import (
     products,
     set_mouths,
 )
-from fedtalk_ray.training.phases.phase import Task
 from fedtalk_ray.training.phases.statistics import FULL
+from tests.unit.training.phases.client_answers import answers_of
 
 EMPTY = np.zeros(0)
 SIDE, LIPS = 48, 6
@@ -59,22 +58,8 @@ def piece(frames: int, seed: int, skin: float = 180) -> Piece:
     return Piece("s1", f"clip{seed}", 0, frames_, EMPTY, EMPTY, EMPTY, landmarks=points.astype("f4"))
 
 
-class Given:
-    """People whose training pieces are these."""
-
-    def __init__(self, held: dict[str, list[Piece]]) -> None:
-        self._held = held
-
-    def pieces(self, client: str, split: str, columns: tuple[str, ...]) -> list[Piece]:
-        assert split == "train" and columns == ("frames", "landmarks")
-        return self._held[client]
-
-
 def answers(phase: Mouths, held: dict[str, list[Piece]]) -> list[np.ndarray]:
-    """What each client sends."""
-    people: Any = Given(held)
-    rounds = PhaseRounds("mouths", 3, 3)
-    return [phase.fit(Task(people, name, phase.initial(), 3, rounds, 0)).update for name in held]
+    return answers_of(phase, "mouths", held, ("frames", "landmarks"))
 
 
 CLIENTS = {
