@@ -176,6 +176,7 @@ def test_a_face_speaks_while_somebody_does(
     live.wait_for_function("video.currentTime > 2 && video.videoWidth > 0")
     assert live.evaluate("video.muted") and live.evaluate("document.documentElement.scrollWidth <= innerWidth")
     nothing_serious(opened)
+    expect(inside.get_by_role("status")).to_contain_text("On line.")
     inside.get_by_role("button", name="Stop").click()
     assert live.evaluate(off.format(1))
     inside.get_by_text("Ended.").wait_for()
