@@ -1,8 +1,9 @@
 """What shows between lips that a picture has closed: its colours, place by place, as a linear map of the lip shape.
 
 A bent picture (`bending`) pulls closed lips apart and shows nothing behind. Teeth and dark are laid there: the mean of
-what mouths of that shape show, in units of the colour of what is around this mouth. Where lips were
-apart already the picture has an inside of its own, and as much of it stays as there was.
+what mouths of that shape show, in units of the colour of what is around this mouth. Where lips were apart already the
+picture has an inside of its own, which stays while they are about as far apart: teeth that are pulled out or pressed
+together look like none.
 """
 
 import numpy as np
@@ -22,6 +23,18 @@ UPPER, LOWER = (60, 61, 62, 63, 64), (60, 67, 66, 65, 64)
 LEAST_LIGHT, MOST_LIGHT = 0.05, 2.0
 """The colour around a mouth counts as this at least, black to white being 0 to 1; an inside is that colour times
 `MOST_LIGHT` at most. Means of GRID's speakers are 0.5 to 1.1 times it."""
+
+OWN_FADES = 3.0
+"""How fast a picture's own inside gives way as lips get nearer or further than they are in it. Of eight GRID speakers,
+photos bent to what is heard, ST-LPIPS / mouths in dB: 0.0307 / 29.63 at 1, 0.0303 / 29.66 at 2, 0.0302 / 29.65 at 3,
+0.0302 / 29.64 at 4; 0.0301 / 29.61 where nothing of it is ever shown, and 0.0310 / 29.59 where it gave way at 1 and to
+lips further apart alone. Copying the photo: 0.0300."""
+
+SHADED = 0.9
+"""An inside is laid this much darker than mouths of its shape show on average: a mean holds some of the lips' own edge,
+which points miss by a pixel, and no shadow. Of the same eight at 1 / 0.9 / 0.8, ST-LPIPS 0.0302 0.0292 0.0286, mouths
+29.65 29.64 29.47 dB, lips 0.84 0.86 0.85, how far they open 0.45 0.50 0.55 of the truth's, sharpness 0.83 0.91 1.06,
+Fréchet distance of mouths 20.7 20.6 21.1."""
 
 _LEFT, _TOP, _RIGHT, _ = REGIONS["lower face"]
 _SIDE = _RIGHT - _LEFT
@@ -58,9 +71,11 @@ class OpenMouth(nn.Module):
         laid = soft.new_zeros(len(moved), 4, *soft.shape[1:])
         if known.any():
             places = torch.from_numpy(np.flatnonzero(known))
-            inside = colour_around(soft, points)[:, None, None] * self.shown(shapes.nan_to_num()[places]).to(soft)
+            colour = SHADED * colour_around(soft, points)
+            inside = colour[:, None, None] * self.shown(shapes.nan_to_num()[places]).to(soft)
             own, opened = aperture_of(points[None].astype(np.float64)), aperture_of(moved[known])
-            new = 1 - np.clip(own / np.maximum(opened, 1e-6), 0, 1)
+            alike = np.minimum(own, opened) / np.maximum(np.maximum(own, opened), 1e-6)
+            new = np.clip(OWN_FADES * (1 - alike), 0, 1)
             laid[places] = _lay(moved[known], 2 * inside.clamp(0, 1) - 1, soft.shape[-1], new)
         return laid
 

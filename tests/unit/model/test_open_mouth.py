@@ -8,7 +8,16 @@ from fedtalk_ray.media.face_template import region_edges
 from fedtalk_ray.media.lips import aperture_of
 from fedtalk_ray.model.bending import Bends, bend
 from fedtalk_ray.model.denoiser import TalkingHeadDenoiser
-from fedtalk_ray.model.open_mouth import ACROSS, ALONG, MOST_LIGHT, OpenMouth, colour_around, inside_of, lay_over
+from fedtalk_ray.model.open_mouth import (
+    ACROSS,
+    ALONG,
+    MOST_LIGHT,
+    SHADED,
+    OpenMouth,
+    colour_around,
+    inside_of,
+    lay_over,
+)
 
 SIDE, LOWER = 144, 96
 UPPER_LIP, LOWER_LIP = [60, 61, 62, 63, 64], [67, 66, 65]
@@ -67,7 +76,7 @@ def test_it_is_laid_between_the_lips_and_nowhere_else(closed: np.ndarray) -> Non
     assert 0.4 < x.min() < 0.42 and 0.58 < x.max() < 0.6 and 0.75 < y.min() < 0.76 and 0.84 < y.max() < 0.85
     # The area between the lips: a trapezium from 0.4 to 0.6 below one from 0.45 to 0.55.
     assert float(laid[1, 3].sum()) / SIDE**2 == pytest.approx(0.1 * (0.2 + 0.1) / 2, rel=0.05)
-    assert torch.allclose(laid[1, :3, rows, columns], torch.tensor(2 * 0.4 * 0.5 - 1)), "in units of the skin's 0.5"
+    assert torch.allclose(laid[1, :3, rows, columns], torch.tensor(2 * SHADED * 0.4 * 0.5 - 1)), "of the skin's 0.5"
 
 
 def test_what_is_laid_is_what_is_read_there_again(closed: np.ndarray) -> None:
@@ -82,20 +91,21 @@ def test_what_is_laid_is_what_is_read_there_again(closed: np.ndarray) -> None:
     points = closed[None].copy()
     points[:, 48:] += moves
     inner = (..., slice(1, -1), slice(3, -3))
-    assert (inside_of(whole, points)[0][inner] - colours[inner] / 2).abs().max() < 0.02
+    assert (inside_of(whole, points)[0][inner] - SHADED * colours[inner] / 2).abs().max() < 0.02
 
 
-def test_an_own_inside_stays_as_far_as_there_was_one(closed: np.ndarray) -> None:
-    """Lips that open twice as far show half of their own, and those that do not open further all of it."""
+def test_an_own_inside_stays_while_lips_are_about_as_far_apart(closed: np.ndarray) -> None:
+    """By `OWN_FADES`: of lips a sixth further apart, or less far, half of it; of others by a third or more, nothing."""
     half = closed.copy()
     half[LOWER_LIP, 1] += 0.04
+    moves = opening(-0.03, -0.04 / 6, 0, 0.008, 0.02, 0.12)
     mouth = painted(torch.full((3, ACROSS, ALONG), 0.4))
-    laid = mouth.laid(GREY, half, opening(-0.02, 0, 0.04, 0.12), torch.zeros(4, 6))
-    moved = np.repeat(half[None], 4, axis=0)
-    moved[:, 48:] += opening(-0.02, 0, 0.04, 0.12)
-    shares = 1 - np.clip(aperture_of(half[None]) / aperture_of(moved), None, 1)
-    assert laid[:, 3].amax((1, 2)).numpy() == pytest.approx(shares, abs=1e-6)
-    assert shares == pytest.approx([0, 0, 0.5, 0.75], abs=1e-6)
+    laid = mouth.laid(GREY, half, moves, torch.zeros(6, 6))
+    moved = np.repeat(half[None], 6, axis=0)
+    moved[:, 48:] += moves
+    ratios = aperture_of(moved) / aperture_of(half[None])
+    assert ratios == pytest.approx([1 / 4, 5 / 6, 1, 6 / 5, 3 / 2, 4], abs=1e-6)
+    assert laid[:, 3].amax((1, 2)).numpy() == pytest.approx([1, 0.5, 0, 0.5, 1, 1], abs=1e-6)
 
 
 def test_colours_follow_the_shape_and_the_light_within_bounds(closed: np.ndarray) -> None:
@@ -107,7 +117,7 @@ def test_colours_follow_the_shape_and_the_light_within_bounds(closed: np.ndarray
     assert shown[:, 0, 0, 0].tolist() == pytest.approx([0.6, 0.8, 0, MOST_LIGHT]) and (shown[:, 1:] == 0.6).all()
     dim = GREY - 0.5
     laid = mouth.laid(dim, closed, opening(0.1), shapes[:1])
-    assert laid[0, 0][laid[0, 3] > 0.5].numpy() == pytest.approx(2 * 0.6 * 0.25 - 1)
+    assert laid[0, 0][laid[0, 3] > 0.5].numpy() == pytest.approx(2 * SHADED * 0.6 * 0.25 - 1)
     bright = mouth.laid(GREY + 0.8, closed, opening(0.1), shapes[3:])
     assert bright[0, 0][bright[0, 3] > 0.5].numpy() == pytest.approx(1), "and nothing is lighter than white"
 
