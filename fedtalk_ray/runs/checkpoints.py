@@ -133,8 +133,9 @@ def load_checkpoint(folder: Path, config: TrainConfig | None = None) -> Checkpoi
         raise RunError(f"checkpoint {newest} is damaged ({error}); remove it to go on from the one before") from error
     if config is not None and written_by != config_fingerprint(config):
         raise RunError(
-            f"checkpoint {newest} belongs to another configuration ({written_by}, not {config_fingerprint(config)}); "
-            "resume with the run's own config.yaml, or give this one another `run` folder"
+            f"checkpoint {newest} belongs to another configuration ({written_by}, not {config_fingerprint(config)}), "
+            f"or to another version of the recipe than {VERSION}; resume with the run's own config.yaml and the "
+            "version that began it, or give this one another `run` folder"
         )
     return checkpoint
 

@@ -191,7 +191,7 @@ def test_a_run_whose_rounds_computed_something_else_is_not_resumed(tmp_path: Pat
     save_checkpoint(tmp_path, checkpoint(1), config_fingerprint(config()))
     assert load_checkpoint(tmp_path, config()) is not None
     monkeypatch.setattr("fedtalk_ray.runs.checkpoints.VERSION", 1)
-    with pytest.raises(RunError, match="belongs to another configuration"):
+    with pytest.raises(RunError, match="or to another version of the recipe than 1;"):
         load_checkpoint(tmp_path, config())
 
 
