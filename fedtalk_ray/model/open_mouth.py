@@ -6,6 +6,8 @@ picture has an inside of its own, which stays while they are about as far apart:
 together look like none.
 """
 
+from typing import Protocol
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -31,7 +33,7 @@ photos bent to what is heard, ST-LPIPS / mouths in dB: 0.0307 / 29.63 at 1, 0.03
 lips further apart alone. Copying the photo: 0.0300."""
 
 SHADED = 0.9
-"""An inside is laid this much darker than mouths of its shape show on average: a mean holds some of the lips' own edge,
+"""What many people's mouths show on average is laid this much darker: a mean holds some of the lips' own edge,
 which points miss by a pixel, and no shadow. Of the same eight at 1 / 0.9 / 0.8, ST-LPIPS 0.0302 0.0292 0.0286, mouths
 29.65 29.64 29.47 dB, lips 0.84 0.86 0.85, how far they open 0.45 0.50 0.55 of the truth's, sharpness 0.83 0.91 1.06,
 Fréchet distance of mouths 20.7 20.6 21.1."""
@@ -40,18 +42,29 @@ _LEFT, _TOP, _RIGHT, _ = REGIONS["lower face"]
 _SIDE = _RIGHT - _LEFT
 
 
+class Insides(Protocol):
+    """What somebody's mouth shows (`own_mouth.OwnMouth`)."""
+
+    def shown(self, shapes: torch.Tensor) -> torch.Tensor:
+        """As `OpenMouth.shown`, of as many places as there are."""
+
+
 class OpenMouth(nn.Module):
     """Colours of insides for lip shapes of so many numbers; until they are known (`training.phases.mouths`) nothing is
-    laid anywhere."""
+    laid anywhere.
+
+    own: what the mouth shows of her whose adapter acts, in place of that; it is neither trained nor saved with it.
+    """
 
     colours: torch.Tensor
 
     def __init__(self, lip_numbers: int) -> None:
         super().__init__()
+        self.own: Insides | None = None
         self.register_buffer("colours", torch.zeros(1 + lip_numbers, 3, ACROSS, ALONG))
 
     def known(self) -> bool:
-        return bool(self.colours.any())
+        return self.own is not None or bool(self.colours.any())
 
     def shown(self, shapes: torch.Tensor) -> torch.Tensor:
         """Insides of mouths of lip shapes [T, L], in units of the colour around them: [T, 3, ACROSS, ALONG]."""
@@ -71,8 +84,9 @@ class OpenMouth(nn.Module):
         laid = soft.new_zeros(len(moved), 4, *soft.shape[1:])
         if known.any():
             places = torch.from_numpy(np.flatnonzero(known))
-            colour = SHADED * colour_around(soft, points)
-            inside = colour[:, None, None] * self.shown(shapes.nan_to_num()[places]).to(soft)
+            arrived = shapes.nan_to_num()[places]
+            ratios = SHADED * self.shown(arrived) if self.own is None else self.own.shown(arrived)
+            inside = colour_around(soft, points)[:, None, None] * ratios.to(soft)
             own, opened = aperture_of(points[None].astype(np.float64)), aperture_of(moved[known])
             alike = np.minimum(own, opened) / np.maximum(np.maximum(own, opened), 1e-6)
             new = np.clip(OWN_FADES * (1 - alike), 0, 1)
@@ -87,10 +101,10 @@ def lay_over(pictures: torch.Tensor, laid: torch.Tensor) -> torch.Tensor:
     return pictures + laid[:, 3:] * (laid[:, :3] - pictures)
 
 
-def inside_of(frames: np.ndarray, points: np.ndarray) -> torch.Tensor:
+def inside_of(frames: np.ndarray, points: np.ndarray, finer: int = 1) -> torch.Tensor:
     """What frames uint8 [T, S, S, 3] show between the inner lips, whose points [T, 68, 2] are in fractions of the crop:
-    [T, 3, ACROSS, ALONG], black to white being 0 to 1."""
-    along, across = ((np.arange(count) + 0.5) / count for count in (ALONG, ACROSS))
+    [T, 3, ACROSS, ALONG], black to white being 0 to 1; so many times finer."""
+    along, across = ((np.arange(finer * count) + 0.5) / (finer * count) for count in (ALONG, ACROSS))
     left, right = points[:, UPPER[:1], 0], points[:, UPPER[-1:], 0]
     x = left + (right - left) * along
     upper, lower = (_heights(points, lip, x)[:, None] for lip in (UPPER, LOWER))
@@ -119,7 +133,7 @@ def _heights(points: np.ndarray, lip: tuple[int, ...], x: np.ndarray) -> np.ndar
 
 
 def _lay(points: np.ndarray, insides: torch.Tensor, side: int, new: np.ndarray) -> torch.Tensor:
-    """Insides [T, 3, ACROSS, ALONG] between the inner lips of faces [T, 68, 2], in lower faces of so many pixels a
+    """Insides [T, 3, across, along] between the inner lips of faces [T, 68, 2], in lower faces of so many pixels a
     side, their borders a pixel soft, of which so much counts [T]: [T, 4, side, side]."""
     laid, pixel = insides.new_zeros(len(points), 4, side, side), _SIDE / side
     # Only in the box around all mouths there is anything to work out.

@@ -14,7 +14,9 @@ from peft import LoraConfig, PeftModel, PeftType, get_peft_model
 
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.model import adapters
+from fedtalk_ray.model.denoiser import bare_denoiser
 from fedtalk_ray.model.embedded import find_model
+from fedtalk_ray.model.own_mouth import load_own_mouth
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline, load_pipeline
 from fedtalk_ray.runs.folder import RunFolder
 
@@ -77,7 +79,8 @@ def save_backbone(pipeline: TalkingHeadPipeline, model: PeftModel, place: Path) 
 
 
 def load_released(run: RunFolder, client: str | None = None, device: str = "cpu") -> TalkingHeadPipeline:
-    """The released model with its adapters acting: the shared one, and a client's own where a client is named.
+    """The released model with its adapters acting: the shared one, and a client's own where a client is named, with
+    what that client's open mouth shows.
 
     To generate, not to train: the adapters are merged into the weights, which is 1.4 times as fast. A pretrained
     pipeline has no adapters. Raises `RunError` where there is no model, or the client has no adapter.
@@ -93,6 +96,9 @@ def load_released(run: RunFolder, client: str | None = None, device: str = "cpu"
         adapters.use_adapters(model)
         model.merge_adapter()
     pipeline.register_modules(denoiser=model.eval())
+    mouth = getattr(bare_denoiser(model), "open_mouth", None)
+    if client is not None and mouth is not None:
+        mouth.own = load_own_mouth(folders[adapters.IDENTITY], len(mouth.colours) - 1)
     return pipeline.to(device)
 
 

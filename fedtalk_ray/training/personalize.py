@@ -1,6 +1,7 @@
-"""Personalisation: a client trains its own identity adapter on its own clips, after or between federated rounds.
+"""Personalisation: a client trains its own identity adapter on its own clips, after or between federated rounds, and
+keeps what its own open mouth shows beside it.
 
-Runs on the client's side and writes nowhere else: the adapter stays in the client's folder of the run.
+Runs on the client's side and writes nowhere else: both stay in the client's folder of the run.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,14 +16,17 @@ from fedtalk_ray.errors import RunError
 from fedtalk_ray.model import adapters
 from fedtalk_ray.model.denoiser import bare_denoiser
 from fedtalk_ray.model.device import pick_device
+from fedtalk_ray.model.own_mouth import OwnMouth
 from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.seeding import derive_seed
 from fedtalk_ray.settings import TrainConfig
+from fedtalk_ray.shards.format import LANDMARKS
 from fedtalk_ray.shards.people import People, people_of
 from fedtalk_ray.shards.windows import Wanted, WindowBatch
 from fedtalk_ray.training.augment import vary_windows
 from fedtalk_ray.training.backbone import check_fits
 from fedtalk_ray.training.local import LocalTrainer, released_trainer
+from fedtalk_ray.training.own_mouth import own_mouth
 from fedtalk_ray.training.told_lips import lips_wanted, tell
 
 HELD_OUT_WINDOWS = 8
@@ -70,17 +74,22 @@ def personalize(
     held_out = people.windows(client, trainer.window, HELD_OUT_WINDOWS, lips)
     before = trainer.held_out_loss(held_out, seed=0)
     trainer.personalize(varied_windows(trainer, people, config, client, steps, seed), steps, seed, tick)
-    written = keep_own(folder, client, trainer.model)
+    # From here on, not while it trains: a frame's own inside is among those that are kept, and a new sound has none.
+    mouth = own_mouth(people.pieces(client, "train", ("frames", LANDMARKS)), bare_denoiser(trainer.model))
+    written = keep_own(folder, client, trainer.model, mouth)
     return Personalized(written, before, trainer.held_out_loss(held_out, seed=0))
 
 
-def keep_own(run: RunFolder, client: str, model: PeftModel) -> Path:
-    """Makes a model's identity adapter the client's newest beside the released model; its folder."""
-    return run.client(client).keep_adapter(
-        _round_of(run),
-        lambda place: adapters.save_adapter(model, adapters.IDENTITY, place),
-        took_part=False,
-    )
+def keep_own(run: RunFolder, client: str, model: PeftModel, mouth: OwnMouth | None = None) -> Path:
+    """Makes a model's identity adapter the client's newest beside the released model, with what its own mouth shows;
+    its folder."""
+
+    def write(place: Path) -> None:
+        adapters.save_adapter(model, adapters.IDENTITY, place)
+        if mouth is not None:
+            mouth.save(place)
+
+    return run.client(client).keep_adapter(_round_of(run), write, took_part=False)
 
 
 def _round_of(folder: RunFolder) -> int:

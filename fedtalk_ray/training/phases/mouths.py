@@ -106,23 +106,17 @@ def check_can_open(denoiser: object) -> None:
 def products(pieces: Iterable[Piece], denoiser: TalkingHeadDenoiser) -> tuple[np.ndarray, int]:
     """One client's vector, float64, from the frames and the landmarks of its pieces, and how many frames they have.
 
-    What a mouth shows is in units of the colour around it in the frame half a piece away, as a photo's is another
-    frame. Raises `ShardError` for pieces without landmarks, and `NothingToGive` for lips that cannot be read or never
-    part.
+    Raises `ShardError` for pieces without landmarks, and `NothingToGive` for lips that cannot be read or never part.
     """
     count, frames = 1 + len(denoiser.lip_std), 0
     squares, together = np.zeros((count, count)), np.zeros((count, COLOURS))
     for piece in pieces:
-        check_landmarks(piece, len(piece.frames))
-        inside, around = _colours(piece)
-        shapes = denoiser.lip_shape(torch.from_numpy(lip_motion(piece.landmarks)).to(denoiser.device)).double().cpu()
-        regressors = np.concatenate([np.ones((len(shapes), 1)), shapes.numpy()], axis=1)
-        around = around.roll(len(around) // 2, 0)[:, :, None, None]
-        ratios = (inside / around).clamp(max=MOST_LIGHT).flatten(1).double().numpy()
-        weights = np.minimum(aperture_of(piece.landmarks)[:, None].astype(np.float64) / OPEN, WIDEST)
+        shapes, colours, weights = insides(piece, denoiser)
+        regressors = np.concatenate([np.ones((len(shapes), 1)), shapes.double().numpy()], axis=1)
+        weighted = weights[:, None] * regressors
         frames += len(regressors)
-        squares += (weights * regressors).T @ regressors
-        together += (weights * regressors).T @ ratios
+        squares += weighted.T @ regressors
+        together += weighted.T @ colours.flatten(1).double().numpy()
     if not squares.any():
         raise NothingToGive("its lips never part, so they say nothing about what is behind them")
     figures = np.concatenate([upper_half(squares), together.flatten()]) / frames
@@ -131,13 +125,30 @@ def products(pieces: Iterable[Piece], denoiser: TalkingHeadDenoiser) -> tuple[np
     return SCALE * np.concatenate([[1.0], figures]), frames
 
 
-def _colours(piece: Piece) -> tuple[torch.Tensor, torch.Tensor]:
-    """What mouths show and what is around them: [T, 3, ACROSS, ALONG] and [T, 3]."""
+def insides(
+    piece: Piece, denoiser: TalkingHeadDenoiser, finer: int = 1
+) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
+    """Of each frame of a piece its lip shape float32 [T, L], what its mouth shows (`inside_of`), and how much that
+    counts, float64 [T].
+
+    What a mouth shows is in units of the colour around it in the frame half a piece away, as a photo's is another
+    frame. Raises `ShardError` for a piece without landmarks.
+    """
+    check_landmarks(piece, len(piece.frames))
+    inside, around = _colours(piece, finer)
+    shapes = denoiser.lip_shape(torch.from_numpy(lip_motion(piece.landmarks)).to(denoiser.device)).cpu()
+    around = around.roll(len(around) // 2, 0)[:, :, None, None]
+    weights = np.minimum(aperture_of(piece.landmarks).astype(np.float64) / OPEN, WIDEST)
+    return shapes, (inside / around).clamp(max=MOST_LIGHT), weights
+
+
+def _colours(piece: Piece, finer: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """What mouths show (`inside_of`), and what is around them [T, 3]."""
     left, top, right, bottom = region_edges(piece.frames.shape[1], "lower face")
     insides, arounds = [], []
     for begin in range(0, len(piece.frames), BLOCK):
         frames, points = (each[begin : begin + BLOCK] for each in (piece.frames, piece.landmarks))
-        insides.append(inside_of(frames, points))
+        insides.append(inside_of(frames, points, finer))
         lower = frames_to_pixels(frames[:, top:bottom, left:right])
         arounds += [colour_around(*face) for face in zip(lower, points, strict=True)]
     return torch.cat(insides), torch.stack(arounds)

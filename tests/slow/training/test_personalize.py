@@ -12,8 +12,9 @@ from fedtalk_ray.errors import RunError, ShardError
 from fedtalk_ray.model import adapters
 from fedtalk_ray.model.denoiser import TalkingHeadDenoiser, bare_denoiser
 from fedtalk_ray.model.device import pick_device
+from fedtalk_ray.model.own_mouth import FILE, OwnMouth, load_own_mouth
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
-from fedtalk_ray.model.released import release_model
+from fedtalk_ray.model.released import load_released, release_model
 from fedtalk_ray.model.schedule import make_scheduler
 from fedtalk_ray.runs.checkpoints import Checkpoint, config_fingerprint, save_checkpoint
 from fedtalk_ray.runs.client_folder import ClientFolder
@@ -174,3 +175,22 @@ def test_who_paints_on_a_bent_reference_is_personalised_on_it(run: Path, monkeyp
     monkeypatch.setattr(trainer, "held_out_loss", lambda held_out, **_: judged.append(held_out) or 1.0)
     personalize(run, "s1", 1)
     assert [batch.reference_points.shape[1:] for batch in judged] == [(68, 2)] * 2
+
+
+def test_who_is_personalised_speaks_with_her_own_open_mouth_and_nobody_else_does(run: Path) -> None:
+    config, folder = RunFolder(run).config(), RunFolder(run)
+    people, trainer = people_of(config), released_trainer(folder, config, pick_device("cpu"))
+    base = bare_denoiser(trainer.model)
+    set_units(base, moments(list(people.pieces("s1", "train"))))
+    base.bend_latents(4, int(base.config.latent_channels) - 2, 1)
+    base.show_open_mouths()
+    base.open_mouth.colours[0] = 0.5
+    release_model(folder, 2, trainer.pipeline, trainer.model, "adapter", anew=True)
+    written = personalize(run, "s2", 1).folder
+    assert load_own_mouth(written, len(base.lip_std)) is not None
+    hers, theirs = (bare_denoiser(load_released(folder, client).denoiser).open_mouth for client in ("s2", "s1"))
+    assert isinstance(hers.own, OwnMouth) and theirs.own is None
+    assert bare_denoiser(load_released(folder).denoiser).open_mouth.own is None
+    (written / FILE).write_bytes(b"")
+    with pytest.raises(RunError, match=rf"{FILE} is damaged"):
+        load_released(folder, "s2")

@@ -175,3 +175,21 @@ def test_a_denoiser_lays_it_once_it_is_known(bender: TalkingHeadDenoiser, face_p
     bender.save_pretrained(str(tmp_path))
     loaded = TalkingHeadDenoiser.from_pretrained(str(tmp_path))
     assert torch.equal(loaded.laid(reference, face_points, own, shapes), laid)
+
+
+def test_whoevers_own_mouth_it_is_shows_that_as_light_as_it_is_and_saves_none_of_it(closed: np.ndarray) -> None:
+    class Own:
+        def shown(self, shapes: torch.Tensor) -> torch.Tensor:
+            return torch.full((len(shapes), 3, ACROSS, ALONG), 0.4)
+
+    mouth, shapes = painted(torch.full((3, ACROSS, ALONG), 1.0)), torch.zeros(1, 6)
+    mouth.own = Own()
+    laid = mouth.laid(GREY, closed, opening(0.1), shapes)
+    middle = laid[0, :, int((0.8 - 0.4) / 0.6 * LOWER), LOWER // 2]
+    # 0.4 of the colour around it, which is 0.5; in [-1, 1].
+    assert middle.tolist() == pytest.approx([2 * 0.4 * 0.5 - 1] * 3 + [1], abs=1e-5)
+    assert set(mouth.state_dict()) == {"colours"}
+    alone = OpenMouth(6)
+    assert not alone.known()
+    alone.own = Own()
+    assert alone.known()

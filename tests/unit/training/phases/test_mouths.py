@@ -13,11 +13,13 @@ from fedtalk_ray.media.lips import aperture_of, lip_motion
 from fedtalk_ray.model.autoencoder import frames_to_pixels
 from fedtalk_ray.model.denoiser import TalkingHeadDenoiser
 from fedtalk_ray.model.open_mouth import ACROSS, ALONG, MOST_LIGHT, colour_around, inside_of
+from fedtalk_ray.model.own_mouth import FINER
 from fedtalk_ray.privacy.protocol import Limits
 from fedtalk_ray.privacy.update_codec import UpdateCodec
 from fedtalk_ray.recipe import LARGEST_STATISTICS
 from fedtalk_ray.settings import PrivacyConfig
 from fedtalk_ray.shards.format import Piece
+from fedtalk_ray.training.own_mouth import own_mouth
 from fedtalk_ray.training.phases.mouths import (
     COLOURS,
     MOST_CHANGE,
@@ -294,3 +296,26 @@ def test_who_cannot_show_an_open_mouth_is_refused(make_denoiser, bender: Talking
     bender.lip_axes.zero_()
     with pytest.raises(RunError, match="knows lip axes, and this one has none; add units"):
         Mouths(bender, by_frames=False)
+
+
+def test_a_persons_own_mouth_is_what_hers_showed_and_not_everybodys(opener: TalkingHeadDenoiser) -> None:
+    """Client a's mouths show more of the colour around them than what was taught says."""
+    assert own_mouth(CLIENTS["a"], opener) is None, "nothing is known of open mouths yet"
+    assert opener.open_mouth is not None
+    opener.open_mouth.colours[0] = 0.9
+    mouth = own_mouth(CLIENTS["a"], opener)
+    regressors, colours, weights = pooled(opener, CLIENTS["a"])
+    widest = int(weights.argmax())
+    assert mouth is not None
+    shown = mouth.shown(torch.from_numpy(regressors[widest : widest + 1, 1:]).float())
+    shown = torch.nn.functional.avg_pool2d(shown, FINER)
+    assert np.abs(shown.numpy().ravel() - colours[widest]).mean() < 0.03
+    assert np.abs(colours[widest] - 0.9).mean() > 0.2
+
+
+def test_lips_that_never_part_give_nobody_a_mouth_of_her_own(opener: TalkingHeadDenoiser) -> None:
+    assert opener.open_mouth is not None
+    opener.open_mouth.colours[0] = 0.9
+    shut = replace(CLIENTS["a"][0], landmarks=CLIENTS["a"][0].landmarks.copy())
+    shut.landmarks[:, [67, 66, 65]] = shut.landmarks[:, [61, 62, 63]]
+    assert own_mouth([shut], opener) is None
