@@ -36,6 +36,11 @@ class NoFaceError(ValueError):
     """A clip shows no face that could be followed; the message says in how many frames one was found."""
 
 
+# What must lie in the picture, (left, top, right, bottom) in fractions of the crop: eyes with their corners and mouth.
+# Landmarks beyond an edge are guessed, mostly short of it; the transform stays right to 0.04 of the crop.
+_MUST_SHOW = (0.22, 0.20, 0.78, 0.82)
+
+
 def face_transforms(frames: Iterable[np.ndarray]) -> np.ndarray:
     """Per frame the map from template fractions to picture pixels, float64 [T, 2, 3], smoothed over time.
 
@@ -201,3 +206,13 @@ def warp(frame: np.ndarray, transform: np.ndarray, size: int, oversample: int) -
     )
     crop = F.avg_pool2d(sampled, oversample)[0].permute(1, 2, 0)
     return crop.round().clamp(0, 255).byte().numpy()
+
+
+def cut_sides(transform: np.ndarray, width: int, height: int) -> str:
+    """The edges of a picture of so many pixels that cut into eyes or mouth, as in "left and top"; transform: as of
+    `similarity_transforms` [2, 3]."""
+    left, top, right, bottom = _MUST_SHOW
+    corners = np.array([(x, y, 1.0) for x in (left, right) for y in (top, bottom)]) @ transform.T
+    (least_x, least_y), (most_x, most_y) = corners.min(0), corners.max(0)
+    beyond = {"left": least_x < 0, "top": least_y < 0, "right": most_x > width, "bottom": most_y > height}
+    return " and ".join(side for side, is_beyond in beyond.items() if is_beyond)

@@ -1,4 +1,6 @@
-"""One person's face followed through a video, with the stretches in which it cannot be: turned away, hidden, gone.
+"""One person's face followed through a video, with the stretches in which it cannot be.
+
+It may be turned away, hidden, gone, or cut off by the picture's edge.
 
 `media.faces` makes crops to learn from and takes the largest face of every frame. Here the pictures are shown again
 afterwards, so it must be the same person from start to end, and where she is lost nothing may be painted. Faces are
@@ -20,6 +22,7 @@ from fedtalk_ray.media.faces import (
     FaceFinder,
     NoFaceError,
     boxes_between,
+    cut_sides,
     is_faint_face,
     landmarks_in,
     largest_face,
@@ -88,8 +91,12 @@ def follow_face(
     samples, cuts, count = _looks(frames, every)
     tracks = _tracks(samples, cuts, float(LONGEST_GAP * rate))
     first = _first_track(samples, cuts, tracks, face)
-    points = _landmarks(frames, count, tracks, first, every)
+    points, cut = _landmarks(frames, count, tracks, first, every)
     if np.isnan(points).all():
+        if cut == count:
+            raise NoFaceError(
+                f"the face is cut off at the picture's edge in all {count} frames; give one that shows all of it"
+            )
         raise NoFaceError(f"no face could be followed in {count} frames")
     return _steadied(points, float(rate), max(len(faces) for _, faces in samples) - 1, framing)
 
@@ -181,9 +188,12 @@ def _first_track(
     raise NoFaceError(f"--face {face}: at most {most} face{'s' * (most > 1)} can be seen at once")
 
 
-def _landmarks(frames: Iterable[np.ndarray], count: int, tracks: list[Track], first: Track, every: int) -> np.ndarray:
-    """The person's landmarks, float64 [T, 68, 2], NaN where she is not followed."""
-    points = np.full((count, 68, 2), np.nan)
+def _landmarks(
+    frames: Iterable[np.ndarray], count: int, tracks: list[Track], first: Track, every: int
+) -> tuple[np.ndarray, int]:
+    """The person's landmarks, float64 [T, 68, 2], NaN where she is not followed, and in how many frames that is so
+    because an edge of the picture cuts off eyes or mouth."""
+    points, cut = np.full((count, 68, 2), np.nan), 0
     is_she = _Recognised() if len(tracks) > 1 else None
     current: Track | None = None
     boxes, doubtful = np.empty((0, 4)), set[int]()
@@ -195,9 +205,9 @@ def _landmarks(frames: Iterable[np.ndarray], count: int, tracks: list[Track], fi
             for track in (each for each in tracks if each[0][0] == number and (number > first[0][0] or each is first)):
                 if is_she is None or is_she(frame, track[0][1]):
                     current = track
-                    found, seen = zip(*track, strict=True)
-                    boxes = boxes_between(found, seen, range(found[0], found[-1] + 1))
-                    gaps = (range(before + 1, after) for before, after in pairwise(found) if after - before > every)
+                    looked, seen = zip(*track, strict=True)
+                    boxes = boxes_between(looked, seen, range(looked[0], looked[-1] + 1))
+                    gaps = (range(before + 1, after) for before, after in pairwise(looked) if after - before > every)
                     doubtful = {number for gap in gaps for number in gap}
                     break
         if current is not None:
@@ -205,9 +215,13 @@ def _landmarks(frames: Iterable[np.ndarray], count: int, tracks: list[Track], fi
             face = _shrunk_face(frame, box)
             doubted = number in doubtful or shown is None or _changed(face, shown)
             if not doubted or is_faint_face(frame, box):
-                points[number] = landmarks_in(frame, box)
+                found = landmarks_in(frame, box)
+                if cut_sides(similarity_transforms(found[None])[0], frame.shape[1], frame.shape[0]):
+                    cut += 1
+                else:
+                    points[number] = found
                 shown = face
-    return points
+    return points, cut
 
 
 class _Recognised:

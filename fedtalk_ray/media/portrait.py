@@ -9,6 +9,7 @@ from fedtalk_ray.media import dlib_models
 from fedtalk_ray.media.faces import (
     FaceBox,
     NoFaceError,
+    cut_sides,
     detect_faces,
     landmarks_in,
     oversampling,
@@ -23,9 +24,6 @@ SMALLEST_SIDE = 32
 
 _DETECTOR_SIDES = (400, 1200)  # longer sides at which large faces are found fast; then the picture as it is
 _ENLARGED_PIXELS = 1_000_000  # dlib sees no face under 80 pixels; up to so many pixels a picture is also doubled
-# What must lie in the picture, (left, top, right, bottom) in fractions of the crop: eyes with their corners and mouth.
-# Landmarks beyond an edge are guessed, mostly short of it; the transform stays right to 0.04 of the crop.
-_MUST_SHOW = (0.22, 0.20, 0.78, 0.82)
 _SMALL, _OUTSIDE = 0.75, 0.10
 
 
@@ -81,7 +79,7 @@ def locate_face(picture: np.ndarray, face: int | None = None) -> FacePlace:
         raise NoFaceError(f"--face {face}: {len(faces)} face{'s' * (len(faces) > 1)} found; they count from 1")
     landmarks = landmarks_in(picture, chosen)
     transform = similarity_transforms(landmarks[None])[0]
-    if sides := _cut_sides(transform, width, height):
+    if sides := cut_sides(transform, width, height):
         raise NoFaceError(f"the face is cut off at the picture's {sides} edge; give one that shows all of it")
     if len(faces) == 1 or face is not None:
         return FacePlace(transform, landmarks, ())
@@ -121,15 +119,6 @@ def _refuse_turned(picture: np.ndarray) -> None:
     for quarters, mend in ((1, "by 90 degrees to the left"), (3, "by 90 degrees to the right"), (2, "upside down")):
         if _find_faces(np.rot90(picture, quarters), quick=True):
             raise NoFaceError(f"the picture shows a face only when it is turned {mend}; turn it so and save it")
-
-
-def _cut_sides(transform: np.ndarray, width: int, height: int) -> str:
-    """The picture's edges that cut into eyes or mouth, as in "left and top"."""
-    left, top, right, bottom = _MUST_SHOW
-    corners = np.array([(x, y, 1.0) for x in (left, right) for y in (top, bottom)]) @ transform.T
-    (least_x, least_y), (most_x, most_y) = corners.min(0), corners.max(0)
-    beyond = {"left": least_x < 0, "top": least_y < 0, "right": most_x > width, "bottom": most_y > height}
-    return " and ".join(side for side, is_beyond in beyond.items() if is_beyond)
 
 
 def _fraction_outside(transform: np.ndarray, width: int, height: int) -> float:

@@ -21,6 +21,7 @@ from fedtalk_ray.generation.scene import Dubbed, Still, dubbed_file, even
 from fedtalk_ray.generation.whole_picture import at_rate, put_back, speak_in
 from fedtalk_ray.media.compositing import mask_of
 from fedtalk_ray.media.encoding import write_video
+from fedtalk_ray.media.faces import NoFaceError
 from fedtalk_ray.media.following import FollowedFace
 from fedtalk_ray.media.lips import face_landmarks, lip_motion
 from fedtalk_ray.media.video import SAMPLE_RATE, VideoError, format_of, frames_of, read_video
@@ -203,6 +204,27 @@ def test_a_face_that_leaves_is_told_and_left_alone(made, picture, tmp_path: Path
     frames, lines = made(clip, 2.2)
     assert len(lines) == 1 and "no face could be followed in" in lines[0] and "they stay as they are" in lines[0]
     assert difference(frames[50], picture(x=None)) < 4
+
+
+def slid_down(shown: np.ndarray, rows: int) -> np.ndarray:
+    """So that the picture's lower edge cuts off what was there."""
+    return np.concatenate([shown[:1].repeat(rows, 0), shown[:-rows]]) if rows else shown
+
+
+def test_where_an_edge_cuts_off_the_mouth_a_face_is_left_alone_and_told(made, picture, tmp_path: Path) -> None:
+    whole = picture(40 + SIDE + 8)
+    cut = slid_down(whole, round(0.4 * SIDE))
+    clip = write(tmp_path / "c.mp4", [whole] * 26 + [cut] * 30)
+    frames, lines = made(clip, 2.2)
+    assert len(lines) == 1 and "no face could be followed in" in lines[0] and "they stay as they are" in lines[0]
+    assert difference(frames[50], cut) < 4 and difference(frames[10], whole) > difference(frames[50], cut)
+
+
+def test_a_clip_in_which_the_mouth_is_cut_off_throughout_is_refused(picture, tmp_path: Path) -> None:
+    cut = slid_down(picture(40 + SIDE + 8), round(0.4 * SIDE))
+    clip = write(tmp_path / "c.mp4", [cut] * 12)
+    with pytest.raises(NoFaceError, match="cut off at the picture's edge in all 12 frames; give one that shows all"):
+        dubbed_file(clip)
 
 
 def test_of_two_faces_one_speaks(picture, heads, tmp_path: Path) -> None:
