@@ -36,9 +36,11 @@ class NoFaceError(ValueError):
     """A clip shows no face that could be followed; the message says in how many frames one was found."""
 
 
-# What must lie in the picture, (left, top, right, bottom) in fractions of the crop: eyes with their corners and mouth.
-# Landmarks beyond an edge are guessed, mostly short of it; the transform stays right to 0.04 of the crop.
-_MUST_SHOW = (0.22, 0.20, 0.78, 0.82)
+EYES_AND_MOUTH = (0.22, 0.20, 0.78, 0.82)
+"""With the eyes' corners, (left, top, right, bottom) in fractions of the crop. Landmarks beyond a picture's edge are
+guessed, mostly short of it; the transform stays right to 0.04 of the crop."""
+MOUTH = (0.32, 0.60, 0.68, 0.82)
+"""As `EYES_AND_MOUTH`."""
 
 
 def face_transforms(frames: Iterable[np.ndarray]) -> np.ndarray:
@@ -208,10 +210,16 @@ def warp(frame: np.ndarray, transform: np.ndarray, size: int, oversample: int) -
     return crop.round().clamp(0, 255).byte().numpy()
 
 
-def cut_sides(transform: np.ndarray, width: int, height: int) -> str:
-    """The edges of a picture of so many pixels that cut into eyes or mouth, as in "left and top"; transform: as of
-    `similarity_transforms` [2, 3]."""
-    left, top, right, bottom = _MUST_SHOW
+def cut_sides(
+    transform: np.ndarray,
+    width: int,
+    height: int,
+    part: tuple[float, float, float, float] = EYES_AND_MOUTH,
+    spare: float = 0.0,
+) -> str:
+    """The edges of a picture of so many pixels that cut into a part of the face, as in "left and top"; transform: as of
+    `similarity_transforms` [2, 3]; spare: how much further from them it must be, in fractions of the crop."""
+    left, top, right, bottom = part[0] - spare, part[1] - spare, part[2] + spare, part[3] + spare
     corners = np.array([(x, y, 1.0) for x in (left, right) for y in (top, bottom)]) @ transform.T
     (least_x, least_y), (most_x, most_y) = corners.min(0), corners.max(0)
     beyond = {"left": least_x < 0, "top": least_y < 0, "right": most_x > width, "bottom": most_y > height}

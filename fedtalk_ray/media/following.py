@@ -1,6 +1,6 @@
 """One person's face followed through a video, with the stretches in which it cannot be.
 
-It may be turned away, hidden, gone, or cut off by the picture's edge.
+It may be turned away, hidden, gone, or its mouth cut off by the picture's edge.
 
 `media.faces` makes crops to learn from and takes the largest face of every frame. Here the pictures are shown again
 afterwards, so it must be the same person from start to end, and where she is lost nothing may be painted. Faces are
@@ -17,6 +17,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
 from fedtalk_ray.media.faces import (
+    MOUTH,
     SMOOTHING_FRAMES,
     FaceBox,
     FaceFinder,
@@ -42,6 +43,10 @@ LONGEST_GAP = 0.45
 
 FADE = 0.16
 """Seconds in which what is painted comes and goes where a stretch begins and ends within a video."""
+
+SPARE = 0.02
+"""How much further within the picture, in fractions of the crop, a mouth that was cut off must come: one that hovers at
+the edge would blink."""
 
 SAME_PERSON = 0.93
 """Least cosine of dlib's vectors of one person. On GRID two clips of one have 0.956 or more; of two people 99 of 100
@@ -93,9 +98,10 @@ def follow_face(
     first = _first_track(samples, cuts, tracks, face)
     points, cut = _landmarks(frames, count, tracks, first, every)
     if np.isnan(points).all():
-        if cut == count:
+        if cut:
             raise NoFaceError(
-                f"the face is cut off at the picture's edge in all {count} frames; give one that shows all of it"
+                f"the mouth is cut off at the picture's edge in {cut} of {count} frames, and no face could be followed "
+                "in others; give one that shows all of it"
             )
         raise NoFaceError(f"no face could be followed in {count} frames")
     return _steadied(points, float(rate), max(len(faces) for _, faces in samples) - 1, framing)
@@ -192,12 +198,13 @@ def _landmarks(
     frames: Iterable[np.ndarray], count: int, tracks: list[Track], first: Track, every: int
 ) -> tuple[np.ndarray, int]:
     """The person's landmarks, float64 [T, 68, 2], NaN where she is not followed, and in how many frames that is so
-    because an edge of the picture cuts off eyes or mouth."""
+    because an edge of the picture cuts off the mouth."""
     points, cut = np.full((count, 68, 2), np.nan), 0
     is_she = _Recognised() if len(tracks) > 1 else None
     current: Track | None = None
     boxes, doubtful = np.empty((0, 4)), set[int]()
     shown: np.ndarray | None = None  # the face in the frame before
+    was_cut = False
     for number, frame in enumerate(frames):
         if current is not None and number > current[-1][0]:
             current = None
@@ -216,9 +223,10 @@ def _landmarks(
             doubted = number in doubtful or shown is None or _changed(face, shown)
             if not doubted or is_faint_face(frame, box):
                 found = landmarks_in(frame, box)
-                if cut_sides(similarity_transforms(found[None])[0], frame.shape[1], frame.shape[0]):
-                    cut += 1
-                else:
+                transform = similarity_transforms(found[None])[0]
+                was_cut = bool(cut_sides(transform, frame.shape[1], frame.shape[0], MOUTH, SPARE * was_cut))
+                cut += was_cut
+                if not was_cut:
                     points[number] = found
                 shown = face
     return points, cut

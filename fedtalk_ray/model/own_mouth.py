@@ -16,7 +16,7 @@ from fedtalk_ray.model.open_mouth import ACROSS, ALONG, MOST_LIGHT
 FILE = "own_mouth.safetensors"
 
 MOST_FRAMES = 2000
-"""Frames of a person that are kept, evenly out of all: 80 seconds, or 6 MB."""
+"""Frames of a person that are kept, evenly out of all in which her lips are apart: 80 seconds, or 6 MB."""
 
 FINER = 2
 """How many times as finely a mouth of one's own is known as everybody's, along and across."""
@@ -36,10 +36,10 @@ class OwnMouth:
     def __init__(self, shapes: torch.Tensor, colours: torch.Tensor, weights: torch.Tensor) -> None:
         """shapes [N, L], in deviations; colours [N, 3, V, U], of `FINER * ACROSS` and `FINER * ALONG` places; weights
         [N]: how much each frame counts."""
-        every = slice(None, None, -(-len(shapes) // MOST_FRAMES))
-        self._shapes, self._weights = (each[every].float() for each in (shapes, weights))
+        chosen = torch.linspace(0, len(shapes) - 1, min(len(shapes), MOST_FRAMES)).round().long()
+        self._shapes, self._weights = (each[chosen].float() for each in (shapes, weights))
         # As exact as they are written.
-        self._colours = colours[every].half().float()
+        self._colours = colours[chosen].half().float()
 
     def shown(self, shapes: torch.Tensor) -> torch.Tensor:
         """Insides of mouths of lip shapes [T, L]: [T, 3, V, U], those of the frames weighted by a Gaussian of how

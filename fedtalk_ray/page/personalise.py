@@ -70,7 +70,10 @@ def personalise_tab(speaking: Speaking, run: RunFolder, most_seconds: float) -> 
                 button = gr.Button("Personalise", variant="primary")
                 stop = gr.Button("Stop", interactive=False)
             with gr.Accordion("Deletion", open=False):
-                gr.Markdown("Clips, what was prepared of them, the adapter, and your consent: the folder above goes.")
+                gr.Markdown(
+                    "Clips, what was prepared of them, the adapter with pictures of your mouth, and your consent: the "
+                    "folder above goes."
+                )
                 again = gr.Textbox(label="Your folder's name once more", max_lines=1)
                 delete = gr.Button("Delete everything of me", variant="stop")
         with gr.Column():

@@ -34,7 +34,8 @@ HELD_OUT_WINDOWS = 8
 
 @dataclass(frozen=True)
 class Personalized:
-    """Where the adapter lies, and the diffusion loss on the client's held-out windows before and after."""
+    """Where the adapter lies, and the diffusion loss on the client's held-out windows before and after, both with
+    everybody's open mouth."""
 
     folder: Path
     loss_before: float
@@ -73,9 +74,9 @@ def personalize(
     lips = lips_wanted(bare_denoiser(trainer.model), 0.0)
     held_out = people.windows(client, trainer.window, HELD_OUT_WINDOWS, lips)
     before = trainer.held_out_loss(held_out, seed=0)
-    trainer.personalize(varied_windows(trainer, people, config, client, steps, seed), steps, seed, tick)
-    # From here on, not while it trains: a frame's own inside is among those that are kept, and a new sound has none.
+    # It is not shown while the adapter trains: each frame's own inside is among its frames, and a new sound has none.
     mouth = own_mouth(people.pieces(client, "train", ("frames", LANDMARKS)), bare_denoiser(trainer.model))
+    trainer.personalize(varied_windows(trainer, people, config, client, steps, seed), steps, seed, tick)
     written = keep_own(folder, client, trainer.model, mouth)
     return Personalized(written, before, trainer.held_out_loss(held_out, seed=0))
 

@@ -217,14 +217,26 @@ def test_where_an_edge_cuts_off_the_mouth_a_face_is_left_alone_and_told(made, pi
     clip = write(tmp_path / "c.mp4", [whole] * 26 + [cut] * 30)
     frames, lines = made(clip, 2.2)
     assert len(lines) == 1 and "no face could be followed in" in lines[0] and "they stay as they are" in lines[0]
-    assert difference(frames[50], cut) < 4 and difference(frames[10], whole) > difference(frames[50], cut)
+    lower = slice(40 + SIDE // 2, 40 + SIDE), slice(60 + SIDE // 4, 60 + 3 * SIDE // 4)
+    assert difference(frames[50], cut) < 4 and difference(frames[10][lower], whole[lower]) > 8
 
 
-def test_a_clip_in_which_the_mouth_is_cut_off_throughout_is_refused(picture, tmp_path: Path) -> None:
+@pytest.mark.parametrize("beside", [0, 3])
+def test_a_clip_whose_mouth_is_cut_off_wherever_there_is_a_face_is_refused(
+    picture, tmp_path: Path, beside: int
+) -> None:
+    """beside: frames without any face."""
     cut = slid_down(picture(40 + SIDE + 8), round(0.4 * SIDE))
-    clip = write(tmp_path / "c.mp4", [cut] * 12)
-    with pytest.raises(NoFaceError, match="cut off at the picture's edge in all 12 frames; give one that shows all"):
+    clip = write(tmp_path / "c.mp4", [cut] * 12 + [picture(40 + SIDE + 8, x=None)] * beside)
+    with pytest.raises(NoFaceError, match=rf"mouth is cut off at the picture's edge in \d+ of {12 + beside} frames"):
         dubbed_file(clip)
+
+
+def test_a_face_of_which_an_edge_cuts_off_the_eyes_alone_is_spoken(picture, tmp_path: Path) -> None:
+    """A close-up. (A photo of one is refused, since it is to blink.)"""
+    crop = picture()[40 + round(0.12 * SIDE) :]
+    shown = dubbed_file(write(tmp_path / "c.mp4", [crop[: len(crop) // 2 * 2]] * 6))
+    assert shown.frames(1) and not shown.notes
 
 
 def test_of_two_faces_one_speaks(picture, heads, tmp_path: Path) -> None:

@@ -180,14 +180,17 @@ def test_a_denoiser_lays_it_once_it_is_known(bender: TalkingHeadDenoiser, face_p
 def test_whoevers_own_mouth_it_is_shows_that_as_light_as_it_is_and_saves_none_of_it(closed: np.ndarray) -> None:
     class Own:
         def shown(self, shapes: torch.Tensor) -> torch.Tensor:
-            return torch.full((len(shapes), 3, ACROSS, ALONG), 0.4)
+            """Finer than everybody's, and darker the further down."""
+            return torch.linspace(0.6, 0.2, 3 * ACROSS)[:, None].expand(len(shapes), 3, -1, 3 * ALONG)
 
     mouth, shapes = painted(torch.full((3, ACROSS, ALONG), 1.0)), torch.zeros(1, 6)
     mouth.own = Own()
     laid = mouth.laid(GREY, closed, opening(0.1), shapes)
-    middle = laid[0, :, int((0.8 - 0.4) / 0.6 * LOWER), LOWER // 2]
-    # 0.4 of the colour around it, which is 0.5; in [-1, 1].
-    assert middle.tolist() == pytest.approx([2 * 0.4 * 0.5 - 1] * 3 + [1], abs=1e-5)
+    _, top, _, _ = region_edges(SIDE, "lower face")
+    # 0.5 and then 0.3 of the colour around it, which is 0.5, a quarter and three quarters of the way down; in [-1, 1].
+    for down, share in ((0.25, 0.5), (0.75, 0.3)):
+        place = laid[0, :, int((0.75 + 0.1 * down) * SIDE - top), LOWER // 2]
+        assert place.tolist() == pytest.approx([2 * share * 0.5 - 1] * 3 + [1], abs=0.02)
     assert set(mouth.state_dict()) == {"colours"}
     alone = OpenMouth(6)
     assert not alone.known()
