@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from fedtalk_ray.errors import NothingToGive, RunError, ShardError, TrainingError
 from fedtalk_ray.media.face_template import region_edges
@@ -13,7 +15,7 @@ from fedtalk_ray.media.lips import aperture_of, lip_motion
 from fedtalk_ray.model.autoencoder import frames_to_pixels
 from fedtalk_ray.model.denoiser import TalkingHeadDenoiser
 from fedtalk_ray.model.open_mouth import ACROSS, ALONG, MOST_LIGHT, colour_around, inside_of
-from fedtalk_ray.model.own_mouth import FINER
+from fedtalk_ray.model.own_mouth import FILE, FINER
 from fedtalk_ray.privacy.protocol import Limits
 from fedtalk_ray.privacy.update_codec import UpdateCodec
 from fedtalk_ray.recipe import LARGEST_STATISTICS
@@ -319,3 +321,20 @@ def test_lips_that_never_part_give_nobody_a_mouth_of_her_own(opener: TalkingHead
     shut = replace(CLIENTS["a"][0], landmarks=CLIENTS["a"][0].landmarks.copy())
     shut.landmarks[:, [67, 66, 65]] = shut.landmarks[:, [61, 62, 63]]
     assert own_mouth([shut], opener) is None
+
+
+def test_of_many_frames_some_are_kept_of_every_clip(
+    opener: TalkingHeadDenoiser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert opener.open_mouth is not None
+    opener.open_mouth.colours[0] = 0.9
+    monkeypatch.setattr("fedtalk_ray.training.own_mouth.MOST_FRAMES", 20)
+    mouth = own_mouth(CLIENTS["c"], opener)
+    assert mouth is not None
+    mouth.save(tmp_path)
+    kept = load_file(str(tmp_path / FILE))["shapes"]
+    assert 40 < len(kept) <= 80
+    for each in CLIENTS["c"]:
+        shapes = opener.lip_shape(torch.from_numpy(lip_motion(each.landmarks)))
+        of_it = ((kept[:, None] - shapes).abs().amax(2) < 1e-5).any(1)
+        assert abs(int(of_it.sum()) - len(kept) / len(CLIENTS["c"])) <= 2
