@@ -40,7 +40,7 @@ EYES_AND_MOUTH = (0.22, 0.20, 0.78, 0.82)
 """With the eyes' corners, (left, top, right, bottom) in fractions of the crop. Landmarks beyond a picture's edge are
 guessed, mostly short of it; the transform stays right to 0.04 of the crop."""
 MOUTH = (0.32, 0.60, 0.68, 0.82)
-"""As `EYES_AND_MOUTH`."""
+"""The lips alone, in the same fractions."""
 
 
 def face_transforms(frames: Iterable[np.ndarray]) -> np.ndarray:

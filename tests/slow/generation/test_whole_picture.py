@@ -22,7 +22,7 @@ from fedtalk_ray.generation.whole_picture import at_rate, put_back, speak_in
 from fedtalk_ray.media.compositing import mask_of
 from fedtalk_ray.media.encoding import write_video
 from fedtalk_ray.media.faces import NoFaceError
-from fedtalk_ray.media.following import FollowedFace
+from fedtalk_ray.media.following import FollowedFace, follow_face
 from fedtalk_ray.media.lips import face_landmarks, lip_motion
 from fedtalk_ray.media.video import SAMPLE_RATE, VideoError, format_of, frames_of, read_video
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline, frame_count
@@ -208,7 +208,7 @@ def test_a_face_that_leaves_is_told_and_left_alone(made, picture, tmp_path: Path
 
 def slid_down(shown: np.ndarray, rows: int) -> np.ndarray:
     """So that the picture's lower edge cuts off what was there."""
-    return np.concatenate([shown[:1].repeat(rows, 0), shown[:-rows]]) if rows else shown
+    return np.concatenate([shown[:1].repeat(rows, 0), shown[:-rows]])
 
 
 def test_where_an_edge_cuts_off_the_mouth_a_face_is_left_alone_and_told(made, picture, tmp_path: Path) -> None:
@@ -236,7 +236,14 @@ def test_a_face_of_which_an_edge_cuts_off_the_eyes_alone_is_spoken(picture, tmp_
     """A close-up. (A photo of one is refused, since it is to blink.)"""
     crop = picture()[40 + round(0.12 * SIDE) :]
     shown = dubbed_file(write(tmp_path / "c.mp4", [crop[: len(crop) // 2 * 2]] * 6))
-    assert shown.frames(1) and not shown.notes
+    assert [each.opacity for each in shown.frames(6)] == [1] * 6 and not shown.notes
+
+
+def test_a_mouth_that_hovers_at_an_edge_is_not_lost_and_found_again_and_again(picture) -> None:
+    whole = picture(40 + SIDE + 8)
+    hovering = [slid_down(whole, round(share * SIDE)) for share in (0.3, 0.4, 0.3, 0.4, 0.3, 0.4, 0.3, 0.4)]
+    lost = follow_face([whole] * 5 + hovering).lost()
+    assert len(lost) > 1 and np.diff(lost).max() == 1
 
 
 def test_of_two_faces_one_speaks(picture, heads, tmp_path: Path) -> None:
