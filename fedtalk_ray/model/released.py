@@ -8,6 +8,7 @@ import json
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, PeftType, get_peft_model
@@ -16,8 +17,10 @@ from fedtalk_ray.errors import RunError
 from fedtalk_ray.model import adapters
 from fedtalk_ray.model.denoiser import bare_denoiser
 from fedtalk_ray.model.embedded import find_model
+from fedtalk_ray.model.own_hearing import load_own_hearing
 from fedtalk_ray.model.own_mouth import load_own_mouth
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline, load_pipeline
+from fedtalk_ray.model.speech_code import LipRegression
 from fedtalk_ray.runs.folder import RunFolder
 
 
@@ -80,7 +83,7 @@ def save_backbone(pipeline: TalkingHeadPipeline, model: PeftModel, place: Path) 
 
 def load_released(run: RunFolder, client: str | None = None, device: str = "cpu") -> TalkingHeadPipeline:
     """The released model with its adapters acting: the shared one, and a client's own where a client is named, with
-    what that client's open mouth shows.
+    what sounds mean for that client's lips and what its open mouth shows.
 
     To generate, not to train: the adapters are merged into the weights, which is 1.4 times as fast. A pretrained
     pipeline has no adapters. Raises `RunError` where there is no model, or the client has no adapter.
@@ -96,10 +99,20 @@ def load_released(run: RunFolder, client: str | None = None, device: str = "cpu"
         adapters.use_adapters(model)
         model.merge_adapter()
     pipeline.register_modules(denoiser=model.eval())
-    mouth = getattr(bare_denoiser(model), "open_mouth", None)
-    if client is not None and mouth is not None:
-        mouth.own = load_own_mouth(folders[adapters.IDENTITY], len(mouth.colours) - 1)
+    if client is not None:
+        _join_own(bare_denoiser(model), folders[adapters.IDENTITY])
     return pipeline.to(device)
+
+
+def _join_own(base: Any, folder: Path) -> None:
+    """Gives a backbone what lies beside a client's adapter. Backbones of other kinds have no use for it."""
+    encoder, mouth = (getattr(base, name, None) for name in ("speech_encoder", "open_mouth"))
+    if isinstance(encoder, LipRegression):
+        hearing = load_own_hearing(folder, len(base.lip_std), encoder.linear1.in_features)
+        if hearing is not None:
+            hearing.join(encoder)
+    if mouth is not None:
+        mouth.own = load_own_mouth(folder, len(base.lip_std))
 
 
 def fill_released(model: PeftModel, run: RunFolder) -> None:

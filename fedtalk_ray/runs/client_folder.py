@@ -1,7 +1,8 @@
 """What a client keeps for itself in a run, on the client's side of the disk.
 
-    RUN.clients/<client>/identity/           its own adapter, a PEFT folder, the newest; own_mouth.safetensors in it is
-                                             what its open mouth shows in its clips, where it was personalised
+    RUN.clients/<client>/identity/           its own adapter, a PEFT folder, the newest; where it was personalised,
+                                             own_hearing.safetensors in it is what sounds mean for its lips, and
+                                             own_mouth.safetensors what its open mouth shows in its clips
     RUN.clients/<client>/identity.previous/  the one before; identity.oldest/ the one before that
     RUN.clients/<client>/signing.key         Ed25519, for its owner only
     RUN.clients/<client>/protocol.json       what it has seen of the secure protocol

@@ -1,7 +1,7 @@
 """Personalisation: a client trains its own identity adapter on its own clips, after or between federated rounds, and
-keeps what its own open mouth shows beside it.
+keeps what sounds mean for its lips and what its open mouth shows beside it.
 
-Runs on the client's side and writes nowhere else: both stay in the client's folder of the run.
+Runs on the client's side and writes nowhere else: all of it stays in the client's folder of the run.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,6 +16,7 @@ from fedtalk_ray.errors import RunError
 from fedtalk_ray.model import adapters
 from fedtalk_ray.model.denoiser import bare_denoiser
 from fedtalk_ray.model.device import pick_device
+from fedtalk_ray.model.own_hearing import OwnHearing
 from fedtalk_ray.model.own_mouth import OwnMouth
 from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.seeding import derive_seed
@@ -26,7 +27,9 @@ from fedtalk_ray.shards.windows import Wanted, WindowBatch
 from fedtalk_ray.training.augment import vary_windows
 from fedtalk_ray.training.backbone import check_fits
 from fedtalk_ray.training.local import LocalTrainer, released_trainer
+from fedtalk_ray.training.own_hearing import own_hearing
 from fedtalk_ray.training.own_mouth import own_mouth
+from fedtalk_ray.training.phases.hearing import encoder_of
 from fedtalk_ray.training.told_lips import lips_wanted, tell
 
 HELD_OUT_WINDOWS = 8
@@ -35,7 +38,7 @@ HELD_OUT_WINDOWS = 8
 @dataclass(frozen=True)
 class Personalized:
     """Where the adapter lies, and the diffusion loss on the client's held-out windows before and after, both with
-    everybody's open mouth."""
+    everybody's open mouth, after with what the client's own lips do."""
 
     folder: Path
     loss_before: float
@@ -75,20 +78,27 @@ def personalize(
     held_out = people.windows(client, trainer.window, HELD_OUT_WINDOWS, lips)
     before = trainer.held_out_loss(held_out, seed=0)
     # It is not shown while the adapter trains: each frame's own inside is among its frames, and a new sound has none.
-    mouth = own_mouth(people.pieces(client, "train", ("frames", LANDMARKS)), bare_denoiser(trainer.model))
+    base = bare_denoiser(trainer.model)
+    mouth = own_mouth(people.pieces(client, "train", ("frames", LANDMARKS)), base)
+    hearing = own_hearing(people.pieces(client, "train", ("speech", LANDMARKS)), base)
+    if hearing is not None:
+        hearing.join(encoder_of(base))
     trainer.personalize(varied_windows(trainer, people, config, client, steps, seed), steps, seed, tick)
-    written = keep_own(folder, client, trainer.model, mouth)
+    written = keep_own(folder, client, trainer.model, hearing, mouth)
     return Personalized(written, before, trainer.held_out_loss(held_out, seed=0))
 
 
-def keep_own(run: RunFolder, client: str, model: PeftModel, mouth: OwnMouth | None = None) -> Path:
-    """Makes a model's identity adapter the client's newest beside the released model, with what its own mouth shows;
-    its folder."""
+def keep_own(
+    run: RunFolder, client: str, model: PeftModel, hearing: OwnHearing | None = None, mouth: OwnMouth | None = None
+) -> Path:
+    """Makes a model's identity adapter the client's newest beside the released model, with what its own lips do and
+    its own mouth shows; its folder."""
 
     def write(place: Path) -> None:
         adapters.save_adapter(model, adapters.IDENTITY, place)
-        if mouth is not None:
-            mouth.save(place)
+        for own in (hearing, mouth):
+            if own is not None:
+                own.save(place)
 
     return run.client(client).keep_adapter(_round_of(run), write, took_part=False)
 

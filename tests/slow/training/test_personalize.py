@@ -10,10 +10,11 @@ import torch
 from fedtalk_ray.config import save_config
 from fedtalk_ray.errors import RunError, ShardError
 from fedtalk_ray.model import adapters
+from fedtalk_ray.model import own_hearing as hearing_files
 from fedtalk_ray.model.denoiser import TalkingHeadDenoiser, bare_denoiser
 from fedtalk_ray.model.device import pick_device
 from fedtalk_ray.model.own_mouth import FILE, OwnMouth, load_own_mouth
-from fedtalk_ray.model.pipeline import TalkingHeadPipeline
+from fedtalk_ray.model.pipeline import TalkingHeadPipeline, load_pipeline
 from fedtalk_ray.model.released import load_released, release_model
 from fedtalk_ray.model.schedule import make_scheduler
 from fedtalk_ray.runs.checkpoints import Checkpoint, config_fingerprint, save_checkpoint
@@ -193,4 +194,29 @@ def test_who_is_personalised_speaks_with_her_own_open_mouth_and_nobody_else_does
     assert bare_denoiser(load_released(folder).denoiser).open_mouth.own is None
     (written / FILE).write_bytes(b"")
     with pytest.raises(RunError, match=rf"{FILE} is damaged"):
+        load_released(folder, "s2")
+
+
+def test_who_is_personalised_moves_her_lips_by_a_hearing_of_her_own_and_nobody_else_does(run: Path) -> None:
+    folder, config = RunFolder(run), RunFolder(run).config()
+    pipeline = load_pipeline(str(folder.pipeline))
+    base = pipeline.denoiser
+    set_units(base, moments(list(people_of(config).pieces("s1", "train"))))
+    base.bend_latents(4, int(base.config.latent_channels) - 2, 1)
+    base.hear_by(base.config.speech, int(base.config.speech_hops), int(base.config.mel_bins), linear=True)
+    model = LocalTrainer(pipeline, config).model
+    release_model(folder, 2, pipeline, model, "adapter", anew=True)
+    folder.client("s1").keep_adapter(2, lambda place: adapters.save_adapter(model, adapters.IDENTITY, place))
+    written = personalize(run, "s2", 1).folder
+    own = hearing_files.load_own_hearing(written, len(base.lip_std), base.speech_encoder.linear1.in_features)
+    assert own is not None and own.weight.any()
+    hers, others, everybodys = (
+        bare_denoiser(load_released(folder, client).denoiser).speech_encoder.linear1 for client in ("s2", "s1", None)
+    )
+    lips = len(own.bias)
+    assert torch.allclose(hers.weight[:lips], everybodys.weight[:lips] + own.weight, atol=1e-6)
+    assert torch.allclose(hers.bias[:lips], everybodys.bias[:lips] + own.bias, atol=1e-6)
+    assert torch.equal(others.weight, everybodys.weight) and torch.equal(others.bias, everybodys.bias)
+    (written / hearing_files.FILE).write_bytes(b"")
+    with pytest.raises(RunError, match=rf"{hearing_files.FILE} is damaged"):
         load_released(folder, "s2")

@@ -15,6 +15,7 @@ from fedtalk_ray.privacy.update_codec import UpdateCodec
 from fedtalk_ray.recipe import LARGEST_STATISTICS
 from fedtalk_ray.settings import PrivacyConfig
 from fedtalk_ray.shards.format import Piece
+from fedtalk_ray.training.own_hearing import OWN_FRAMES, own_hearing
 from fedtalk_ray.training.phases.hearing import (
     SHAPES,
     SHARE,
@@ -342,3 +343,54 @@ def test_a_backbone_that_hears_linearly_is_saved_and_loaded_as_it_is(hearer: Tal
     assert again.hears_linearly() and torch.equal(again.heard_shapes(sound), hearer.heard_shapes(sound))
     again.hear_by("log-mel", 44, 40)
     assert not again.hears_linearly() and not again.config.linear_hearing
+
+
+def test_a_persons_own_hearing_is_what_her_lips_do_beyond_everybodys(hearer: TalkingHeadDenoiser) -> None:
+    """Client b opens her mouth further than those by whom everybody's map was learned, and lower in it."""
+    hers = [wider(each) for each in CLIENTS["b"]]
+    Hearing(hearer, 0.5, by_frames=False).finish(products(CLIENTS["c"], hearer)[0].astype(np.float32))
+    features, shapes = pooled(hearer, hers)
+    sound = torch.from_numpy(np.concatenate([each.speech for each in hers]).astype(np.float32))
+    with torch.no_grad():
+        before = hearer.speech_encoder(sound[None])[0, :, :LIPS].numpy()
+    own = own_hearing(hers, hearer)
+    assert own is not None
+    cost = OWN_FRAMES / len(features) * features.var(0).mean()
+    expected = ridge(features, shapes - before, cost)(features)
+    assert features @ own.weight.numpy().T + own.bias.numpy() == pytest.approx(expected, abs=2e-3)
+    own.join(hearer.speech_encoder)
+    with torch.no_grad():
+        after = hearer.speech_encoder(sound[None])[0, :, :LIPS].numpy()
+    assert after == pytest.approx(before + expected, abs=3e-3)
+    assert np.abs(after - shapes)[:, 0].mean() < 0.75 * np.abs(before - shapes)[:, 0].mean()
+
+
+def wider(given: Piece) -> Piece:
+    """The same words with the lower lip further down, by half of how far lips are apart and a little."""
+    points = given.landmarks.copy()
+    points[:, 65:68, 1] += 0.5 * (points[:, 65:68, 1] - points[:, 61:64, 1][:, ::-1]) + 0.02
+    return replace(given, landmarks=points)
+
+
+def test_many_frames_of_hers_count_for_more_than_few(hearer: TalkingHeadDenoiser) -> None:
+    Hearing(hearer, 0.5, by_frames=False).finish(products(CLIENTS["c"], hearer)[0].astype(np.float32))
+    hers = wider(piece(75, 9))
+    few, many = own_hearing([hers], hearer), own_hearing([hers] * 40, hearer)
+    assert few is not None and many is not None
+    assert float(few.weight.norm()) < 0.2 * float(many.weight.norm())
+
+
+def test_clips_of_which_nothing_is_known_are_left_out_of_her_hearing(hearer: TalkingHeadDenoiser) -> None:
+    hers, mute = wider(piece(60, 9)), replace(piece(50, 7), speech=np.full((50, HOPS, BINS), 3, np.float16))
+    unseen = replace(hers, landmarks=np.full_like(hers.landmarks, np.nan))
+    found, expected = own_hearing([unseen, hers, mute], hearer), own_hearing([hers], hearer)
+    assert found is not None and expected is not None
+    assert torch.equal(found.weight, expected.weight) and torch.equal(found.bias, expected.bias)
+    assert own_hearing([mute, unseen], hearer) is None
+    with pytest.raises(ShardError, match="has no landmarks"):
+        own_hearing([replace(hers, landmarks=EMPTY)], hearer)
+
+
+def test_who_does_not_hear_linearly_gives_nobody_a_hearing_of_her_own(make_denoiser) -> None:
+    for other in (make_denoiser(), make_denoiser(bends=(4, 2, 1)), torch.nn.Linear(1, 1)):
+        assert own_hearing([piece(50, 1)], other) is None
