@@ -31,7 +31,7 @@ PHASES: tuple[PhaseName, ...] = get_args(PhaseName)
 STATISTICS_ROUNDS = {"units": 1, "hearing": 1, "mouths": 1, "calibration": 3}
 """Phases in which clients send statistics of their clips, and in how many rounds."""
 
-VERSION = 16
+VERSION = 17
 """Of what rounds compute from the same settings: a run of another one is not resumed. Raise it with every change."""
 
 STATISTICS_FROM = 1000

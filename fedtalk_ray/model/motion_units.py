@@ -14,12 +14,6 @@ from fedtalk_ray.media.lips import INNER_LIP_PAIRS, LIP_MOTION, MOUTH_POINTS
 from fedtalk_ray.model.backbone_base import Backbone
 from fedtalk_ray.model.open_mouth import OpenMouth
 
-BEYOND_APERTURE = 0.5
-"""How much counts of a heard lip shape beyond what goes with its aperture. Sounds tell strangers' apertures well (a
-correlation of 0.84 over eight GRID speakers by whom settings are chosen), the rest of their mouths hardly (0.10 to 0.35
-along the last three axes). Photos bent by none / a quarter / half / three quarters / all of it were 29.27 29.40 29.45
-29.44 29.39 dB near in those speakers' mouths, and lips followed by 0.79 0.79 0.78 0.77 0.77."""
-
 
 class MotionUnits(Backbone):
     """The base of a backbone that works on residuals in units of their deviation; it calls `add_units` when it is
@@ -77,11 +71,6 @@ class MotionUnits(Backbone):
         parted = self.lip_axes @ gap.to(self.lip_axes)
         others = self.lip_std[1:] * parted / self.lip_std[0]
         return torch.cat([others.new_ones(1), others.clamp(-1, 1)])
-
-    def as_heard(self, shapes: torch.Tensor) -> torch.Tensor:
-        """Heard lip shapes [..., lip_numbers] as far as they are to be believed (`BEYOND_APERTURE`)."""
-        opened = shapes[..., :1] * self.with_aperture()
-        return opened + BEYOND_APERTURE * (shapes - opened)
 
     def to_residual(self, latents: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
         """Latents [B, T, C, h, w] as residuals on the reference [B, C, h, w], in standard deviations."""

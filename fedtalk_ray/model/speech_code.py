@@ -24,7 +24,7 @@ FEATURES_NORM = 8.0
 them, are about as long as other statistics (`recipe.STATISTICS_NORM`)."""
 
 MOST_HEARD = 4.0
-"""Deviations to which heard lip shapes are held where they are a linear map of the sound: honest ones stay within."""
+"""Deviations to which heard lip shapes are held: honest ones stay within, unless one of those who taught them lied."""
 
 SPEECH_PARTS = ("speech_encoder.", "speech_map.")
 """What the parameters' names begin with that turn sound into motion codes, and those into motion."""
@@ -73,15 +73,12 @@ class CodedDenoiser(MotionUnits):
         return sound if heard is None else torch.where(heard[:, None, None], sound, self.silence)
 
     def _heard(self, speech: torch.Tensor) -> torch.Tensor:
-        """Codes of what is heard. Of a network that bends its reference: lip shapes as they are believed, and zeros."""
+        """Codes of what is heard. Of a network that bends its reference: lip shapes, and zeros."""
         code: torch.Tensor = self.speech_encoder(speech)
         if not self.takes_bent():
             return code
         shapes, rest = code.tensor_split([len(self.lip_std)], dim=-1)
-        # A ridge regression moves lips little where it knows little, unless one of its clients lied.
-        linear = self.hears_linearly()
-        believed = shapes.clamp(-MOST_HEARD, MOST_HEARD) if linear else self.as_heard(shapes)
-        return torch.cat([believed, torch.zeros_like(rest)], dim=-1)
+        return torch.cat([shapes.clamp(-MOST_HEARD, MOST_HEARD), torch.zeros_like(rest)], dim=-1)
 
     def hears_linearly(self) -> bool:
         """Whether its speech encoder is a linear map, which the phase `hearing` teaches and `speech` does not."""

@@ -27,7 +27,7 @@ TRUSTED, BEYOND = 0.5, 1.0
 more than that counts in full. With none of it / half / all, the bent mouths of eight, five and seven GRID speakers were
 29.5 28.1 30.1 / 29.6 28.6 30.1 / 29.5 28.6 30.0 dB near where the photo was the clip's first frame, and
 24.3 25.2 25.6 / not tried / 27.3 27.4 28.3 dB where its lips were open; by the first frame's sound alone, before
-`BEGINNING` and `motion_units.BEYOND_APERTURE`."""
+`BEGINNING`."""
 
 
 class ByFrame(Protocol):
