@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fedtalk_ray.media.face_template import REGIONS
+from fedtalk_ray.media.flat_mouth import heights
 from fedtalk_ray.media.lips import MOUTH_POINTS, aperture_of
 
 ALONG, ACROSS = 16, 8
@@ -43,25 +44,26 @@ _LEFT, _TOP, _RIGHT, _ = REGIONS["lower face"]
 _SIDE = _RIGHT - _LEFT
 
 
-class Insides(Protocol):
-    """What somebody's mouth shows (`own_mouth.OwnMouth`)."""
+class Mouth(Protocol):
+    """Somebody's own (`own_mouth.OwnMouth`)."""
 
-    def shown(self, shapes: torch.Tensor) -> torch.Tensor:
-        """As `OpenMouth.shown`, of as many places as there are."""
+    def laid(self, soft: torch.Tensor, points: np.ndarray, moved: np.ndarray, shapes: torch.Tensor) -> torch.Tensor:
+        """What is laid over a lower face [3, w, w] whose points [68, 2] have moved [T, 68, 2], finite and in fractions
+        of it, to lip shapes [T, L]: [T, 4, w, w]."""
 
 
 class OpenMouth(nn.Module):
     """Colours of insides for lip shapes of so many numbers; until they are known (`training.phases.mouths`) nothing is
     laid anywhere.
 
-    own: what the mouth shows of her whose adapter acts, in place of that; it is neither trained nor saved with it.
+    own: the mouth of her whose adapter acts, in place of that; it is neither trained nor saved with it.
     """
 
     colours: torch.Tensor
 
     def __init__(self, lip_numbers: int) -> None:
         super().__init__()
-        self.own: Insides | None = None
+        self.own: Mouth | None = None
         self.register_buffer("colours", torch.zeros(1 + lip_numbers, 3, ACROSS, ALONG))
 
     def known(self) -> bool:
@@ -86,8 +88,10 @@ class OpenMouth(nn.Module):
         if known.any():
             places = torch.from_numpy(np.flatnonzero(known))
             arrived = shapes.nan_to_num()[places]
-            ratios = SHADED * self.shown(arrived) if self.own is None else self.own.shown(arrived)
-            inside = colour_around(soft, points)[:, None, None] * ratios.to(soft)
+            if self.own is not None:
+                laid[places] = self.own.laid(soft, _in_lower(points), _in_lower(moved[known]), arrived)
+                return laid
+            inside = colour_around(soft, points)[:, None, None] * (SHADED * self.shown(arrived)).to(soft)
             own, opened = aperture_of(points[None].astype(np.float64)), aperture_of(moved[known])
             alike = np.minimum(own, opened) / np.maximum(np.maximum(own, opened), 1e-6)
             new = np.clip(OWN_FADES * (1 - alike), 0, 1)
@@ -102,13 +106,13 @@ def lay_over(pictures: torch.Tensor, laid: torch.Tensor) -> torch.Tensor:
     return pictures + laid[:, 3:] * (laid[:, :3] - pictures)
 
 
-def inside_of(frames: np.ndarray, points: np.ndarray, finer: int = 1) -> torch.Tensor:
+def inside_of(frames: np.ndarray, points: np.ndarray) -> torch.Tensor:
     """What frames uint8 [T, S, S, 3] show between the inner lips, whose points [T, 68, 2] are in fractions of the crop:
-    [T, 3, ACROSS, ALONG], black to white being 0 to 1; so many times finer."""
-    along, across = ((np.arange(finer * count) + 0.5) / (finer * count) for count in (ALONG, ACROSS))
+    [T, 3, ACROSS, ALONG], black to white being 0 to 1."""
+    along, across = ((np.arange(count) + 0.5) / count for count in (ALONG, ACROSS))
     left, right = points[:, UPPER[:1], 0], points[:, UPPER[-1:], 0]
     x = left + (right - left) * along
-    upper, lower = (_heights(points, lip, x)[:, None] for lip in (UPPER, LOWER))
+    upper, lower = (heights(points, lip, x)[:, None] for lip in (UPPER, LOWER))
     y = upper + (lower - upper) * across[:, None]
     places = torch.from_numpy(np.stack(np.broadcast_arrays(x[:, None], y), axis=-1)).float()
     pictures = torch.from_numpy(np.array(frames)).permute(0, 3, 1, 2).float() / 255
@@ -127,10 +131,9 @@ def colour_around(soft: torch.Tensor, points: np.ndarray) -> torch.Tensor:
     return ((box.mean((1, 2)) + 1) / 2).clamp(LEAST_LIGHT, 1)
 
 
-def _heights(points: np.ndarray, lip: tuple[int, ...], x: np.ndarray) -> np.ndarray:
-    """How far down a lip of faces [T, 68, 2] lies at places x [T, n]: [T, n]."""
-    lines = zip(x, points[:, lip], strict=True)
-    return np.stack([np.interp(at, np.maximum.accumulate(line[:, 0]), line[:, 1]) for at, line in lines])
+def _in_lower(points: np.ndarray) -> np.ndarray:
+    """Points in fractions of the lower face, of those in fractions of the crop."""
+    return np.asarray((points - (_LEFT, _TOP)) / _SIDE)
 
 
 def _lay(points: np.ndarray, insides: torch.Tensor, side: int, new: np.ndarray) -> torch.Tensor:
@@ -146,7 +149,7 @@ def _lay(points: np.ndarray, insides: torch.Tensor, side: int, new: np.ndarray) 
     ticks = (np.arange(side) + 0.5) * pixel
     x, y = (_LEFT + ticks)[first:last], (_TOP + ticks)[top:bottom, None]
     columns = np.broadcast_to(x, (len(points), len(x)))
-    upper, lower = (_heights(points, lip, columns)[:, None] for lip in (UPPER, LOWER))
+    upper, lower = (heights(points, lip, columns)[:, None] for lip in (UPPER, LOWER))
     left, right = points[:, UPPER[:1], :1], points[:, UPPER[-1:], :1]
     gap, within = lower - upper, (x > left) & (x < right)
     shares = ((y - upper) / pixel + 0.5, (lower - y) / pixel + 0.5, gap / pixel, within, new[:, None, None])

@@ -1,56 +1,63 @@
-"""What one person's own opened mouth shows: the insides of frames of hers whose lips are like those that are asked for.
+"""A person's own mouth: the mouths of frames of hers whose lips are like those that are asked for.
 
-What clients' sums know (`open_mouth`) is a mean of many people's mouths, without teeth. Whoever is personalised gives
-clips of her own, and they show hers. These are pictures of her: they lie beside her own adapter and stay there.
+What clients' sums know (`open_mouth`) is the mean of what is between many people's lips, without teeth. Whoever is
+personalised gives clips of her own, and they show her lips and teeth as they are when she speaks. These are pictures of
+her: they lie beside her own adapter and stay there.
 """
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 
 from fedtalk_ray.errors import RunError
+from fedtalk_ray.media.flat_mouth import SIDE, flat_mouths, lay_flat_mouths, skin_around
 from fedtalk_ray.model.adapters import read_tensors
-from fedtalk_ray.model.open_mouth import ACROSS, ALONG, MOST_LIGHT
 
 FILE = "own_mouth.safetensors"
 
-MOST_FRAMES = 2000
-"""Frames of a person that are kept, evenly out of all in which her lips are apart: 80 seconds, or 6 MB."""
-
-FINER = 2
-"""How many times as finely a mouth of one's own is known as everybody's, along and across."""
+MOST_FRAMES = 1500
+"""Frames of a person that are kept, evenly out of all: a minute, or 10 MB."""
 
 WIDTH = 0.25
 """How far apart lip shapes are, in deviations, that say much of each other. Seven held-out clips of six GRID clients
-(not of s4, by whom this is reported), told what is heard: ST-LPIPS / lips / mouths in dB are 0.0294 / 0.80 / 28.76
-with everybody's insides, and with their own 0.0274 / 0.78 / 28.91 at 0.1, 0.0274 / 0.79 / 28.92 at 0.15, 0.0276 /
-0.80 / 28.94 at 0.25, 0.0278 / 0.80 / 28.96 at 0.35, 0.0281 / 0.81 / 28.97 at 0.5; copying 0.0295. With true lips told
-0.0291 / 0.96 / 30.23, and 0.0270 / 0.91 / 30.46 at 0.25. (A linear map of the shape, half as fine and 0.9 as light:
-0.0298 / 0.82 / 28.83.)"""
+(not of s4, by whom this is reported), told what is heard, bent alone: ST-LPIPS / lips / sharpness / mouths in dB are
+0.0267 / 0.81 / 0.97 / 28.89 at 0.25 and 0.0268 / 0.81 / 0.92 / 28.95 at 0.4; with the linear map that everybody has
+0.0294 / 0.80 / - / 28.76; a still 0.0295 / 0 / 0.72 / 27.81. Her lips laid over the photo's too, for a quarter / half /
+all of it: 0.0268 0.0271 0.0279, 28.99 29.00 28.71 dB. Sampled bilinearly, and half as fine: 0.0276 / 0.80 / 0.82 /
+28.94."""
 
 
 class OwnMouth:
-    """Insides in units of the colour around the mouth, by their frames' lip shapes."""
+    """Flat mouths by their frames' lip shapes."""
 
-    def __init__(self, shapes: torch.Tensor, colours: torch.Tensor, weights: torch.Tensor) -> None:
-        """shapes [N, L], in deviations; colours [N, 3, V, U], of `FINER * ACROSS` and `FINER * ALONG` places; weights
-        [N]: how much each frame counts."""
+    def __init__(self, shapes: torch.Tensor, mouths: torch.Tensor) -> None:
+        """shapes [N, L], in deviations; mouths uint8 [N, 3, SIDE, SIDE] (`flat_mouth.flat_mouths`)."""
         chosen = torch.linspace(0, len(shapes) - 1, min(len(shapes), MOST_FRAMES)).round().long()
-        self._shapes, self._weights = (each[chosen].float() for each in (shapes, weights))
-        # As exact as they are written.
-        self._colours = colours[chosen].half().float()
+        self._shapes, self._mouths = shapes[chosen].float(), mouths[chosen]
 
     def shown(self, shapes: torch.Tensor) -> torch.Tensor:
-        """Insides of mouths of lip shapes [T, L]: [T, 3, V, U], those of the frames weighted by a Gaussian of how
-        unlike their shapes are."""
-        own, colours, weights = (each.to(shapes) for each in (self._shapes, self._colours, self._weights))
-        unlike = torch.cdist(shapes, own).square() / (2 * WIDTH**2)
-        shares = torch.softmax(weights.log() - unlike, dim=1)
-        return (shares @ colours.flatten(1)).view(-1, *colours.shape[1:])
+        """Flat mouths of lip shapes [T, L], [T, 3, SIDE, SIDE] in 0..255: those of the frames weighted by a Gaussian of
+        how unlike their shapes are."""
+        unlike = torch.cdist(shapes, self._shapes.to(shapes)).square() / (2 * WIDTH**2)
+        shares = torch.softmax(-unlike, dim=1)
+        return (shares @ self._mouths.flatten(1).to(shapes)).view(-1, 3, SIDE, SIDE)
+
+    def laid(self, soft: torch.Tensor, points: np.ndarray, moved: np.ndarray, shapes: torch.Tensor) -> torch.Tensor:
+        """What is laid over a lower face whose lips have moved: colours and how much of them counts, [T, 4, w, w].
+
+        soft: the picture [3, w, w], in [-1, 1], whose points are [68, 2]; moved: where they are then [T, 68, 2], both
+        finite, in fractions of it. shapes: the lip shapes that they arrive at [T, L]. Her mouths have the light of the
+        skin around the picture's.
+        """
+        here = flat_mouths(127.5 * (soft[None] + 1), points[None])
+        shown = self.shown(shapes).to(soft)
+        lit = (shown + skin_around(here) - skin_around(shown)).clamp(0, 255)
+        return lay_flat_mouths(lit / 127.5 - 1, moved, soft.shape[-1])
 
     def save(self, folder: Path) -> None:
-        tensors = {"shapes": self._shapes, "colours": self._colours.half(), "weights": self._weights}
+        tensors = {"shapes": self._shapes, "mouths": self._mouths}
         save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, str(folder / FILE))
 
 
@@ -61,15 +68,9 @@ def load_own_mouth(folder: Path, lip_numbers: int) -> OwnMouth | None:
         return None
     called = f"{folder / FILE}"
     read = read_tensors(folder / FILE, called)
-    frames = len(read.get("weights", ()))
-    wanted = {
-        "shapes": (frames, lip_numbers),
-        "colours": (frames, 3, FINER * ACROSS, FINER * ALONG),
-        "weights": (frames,),
-    }
+    frames = len(read.get("shapes", ()))
+    wanted = {"shapes": (frames, lip_numbers), "mouths": (frames, 3, SIDE, SIDE)}
     found = {name: tuple(value.shape) for name, value in read.items()}
-    if not frames or found != wanted:
+    if not frames or found != wanted or read["mouths"].dtype != torch.uint8:
         raise RunError(f"{called} does not fit this backbone: it holds {found}, not {wanted}; personalise again")
-    if not (read["weights"] > 0).all() or not ((read["colours"] >= 0) & (read["colours"] <= MOST_LIGHT)).all():
-        raise RunError(f"{called} is damaged: it holds colours or weights that are none; personalise again")
-    return OwnMouth(read["shapes"], read["colours"], read["weights"])
+    return OwnMouth(read["shapes"], read["mouths"])

@@ -83,7 +83,7 @@ def save_backbone(pipeline: TalkingHeadPipeline, model: PeftModel, place: Path) 
 
 def load_released(run: RunFolder, client: str | None = None, device: str = "cpu") -> TalkingHeadPipeline:
     """The released model with its adapters acting: the shared one, and a client's own where a client is named, with
-    what sounds mean for that client's lips and what its open mouth shows.
+    what sounds mean for that client's lips and its own mouth.
 
     To generate, not to train: the adapters are merged into the weights, which is 1.4 times as fast. A pretrained
     pipeline has no adapters. Raises `RunError` where there is no model, or the client has no adapter.

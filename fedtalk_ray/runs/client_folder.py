@@ -2,7 +2,7 @@
 
     RUN.clients/<client>/identity/           its own adapter, a PEFT folder, the newest; where it was personalised,
                                              own_hearing.safetensors in it is what sounds mean for its lips, and
-                                             own_mouth.safetensors what its open mouth shows in its clips
+                                             own_mouth.safetensors the mouths of its own frames
     RUN.clients/<client>/identity.previous/  the one before; identity.oldest/ the one before that
     RUN.clients/<client>/signing.key         Ed25519, for its owner only
     RUN.clients/<client>/protocol.json       what it has seen of the secure protocol

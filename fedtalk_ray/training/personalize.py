@@ -1,5 +1,5 @@
 """Personalisation: a client trains its own identity adapter on its own clips, after or between federated rounds, and
-keeps what sounds mean for its lips and what its open mouth shows beside it.
+keeps what sounds mean for its lips and the mouths of its frames beside it.
 
 Runs on the client's side and writes nowhere else: all of it stays in the client's folder of the run.
 """
@@ -92,7 +92,7 @@ def keep_own(
     run: RunFolder, client: str, model: PeftModel, hearing: OwnHearing | None = None, mouth: OwnMouth | None = None
 ) -> Path:
     """Makes a model's identity adapter the client's newest beside the released model, with what its own lips do and
-    its own mouth shows; its folder."""
+    its own mouth; its folder."""
 
     def write(place: Path) -> None:
         adapters.save_adapter(model, adapters.IDENTITY, place)

@@ -125,9 +125,7 @@ def products(pieces: Iterable[Piece], denoiser: TalkingHeadDenoiser) -> tuple[np
     return SCALE * np.concatenate([[1.0], figures]), frames
 
 
-def insides(
-    piece: Piece, denoiser: TalkingHeadDenoiser, finer: int = 1
-) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
+def insides(piece: Piece, denoiser: TalkingHeadDenoiser) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
     """Of each frame of a piece its lip shape float32 [T, L], what its mouth shows (`inside_of`), and how much that
     counts, float64 [T].
 
@@ -135,20 +133,20 @@ def insides(
     frame. Raises `ShardError` for a piece without landmarks.
     """
     check_landmarks(piece, len(piece.frames))
-    inside, around = _colours(piece, finer)
+    inside, around = _colours(piece)
     shapes = denoiser.lip_shape(torch.from_numpy(lip_motion(piece.landmarks)).to(denoiser.device)).cpu()
     around = around.roll(len(around) // 2, 0)[:, :, None, None]
     weights = np.minimum(aperture_of(piece.landmarks).astype(np.float64) / OPEN, WIDEST)
     return shapes, (inside / around).clamp(max=MOST_LIGHT), weights
 
 
-def _colours(piece: Piece, finer: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _colours(piece: Piece) -> tuple[torch.Tensor, torch.Tensor]:
     """What mouths show (`inside_of`), and what is around them [T, 3]."""
     left, top, right, bottom = region_edges(piece.frames.shape[1], "lower face")
     insides, arounds = [], []
     for begin in range(0, len(piece.frames), BLOCK):
         frames, points = (each[begin : begin + BLOCK] for each in (piece.frames, piece.landmarks))
-        insides.append(inside_of(frames, points, finer))
+        insides.append(inside_of(frames, points))
         lower = frames_to_pixels(frames[:, top:bottom, left:right])
         arounds += [colour_around(*face) for face in zip(lower, points, strict=True)]
     return torch.cat(insides), torch.stack(arounds)

@@ -177,20 +177,27 @@ def test_a_denoiser_lays_it_once_it_is_known(bender: TalkingHeadDenoiser, face_p
     assert torch.equal(loaded.laid(reference, face_points, own, shapes), laid)
 
 
-def test_whoevers_own_mouth_it_is_shows_that_as_light_as_it_is_and_saves_none_of_it(closed: np.ndarray) -> None:
-    class Own:
-        def shown(self, shapes: torch.Tensor) -> torch.Tensor:
-            """Finer than everybody's, and darker the further down."""
-            return torch.linspace(0.6, 0.2, 3 * ACROSS)[:, None].expand(len(shapes), 3, -1, 3 * ALONG)
+def test_whoevers_own_mouth_it_is_shows_that_and_saves_none_of_it(closed: np.ndarray) -> None:
+    """It is asked for faces that are known, in fractions of the lower face; of others nothing is laid."""
+    asked = []
 
-    mouth, shapes = painted(torch.full((3, ACROSS, ALONG), 1.0)), torch.zeros(1, 6)
+    class Own:
+        def laid(self, soft: torch.Tensor, points: np.ndarray, moved: np.ndarray, shapes: torch.Tensor) -> torch.Tensor:
+            asked.append((points, moved, shapes))
+            return torch.full((len(moved), 4, *soft.shape[1:]), 0.25)
+
+    mouth, shapes, moves = painted(torch.ones(3, ACROSS, ALONG)), torch.rand(3, 6), opening(0.1, 0.05, 0.02)
     mouth.own = Own()
-    laid = mouth.laid(GREY, closed, opening(0.1), shapes)
-    _, top, _, _ = region_edges(SIDE, "lower face")
-    # 0.5 and then 0.3 of the colour around it, which is 0.5, a quarter and three quarters of the way down; in [-1, 1].
-    for down, share in ((0.25, 0.5), (0.75, 0.3)):
-        place = laid[0, :, int((0.75 + 0.1 * down) * SIDE - top), LOWER // 2]
-        assert place.tolist() == pytest.approx([2 * share * 0.5 - 1] * 3 + [1], abs=0.02)
+    moves[1, 3] = np.nan
+    laid = mouth.laid(GREY, closed, moves, shapes)
+    assert (laid[[0, 2]] == 0.25).all() and not laid[1].any()
+    ((points, moved, told),) = asked
+    assert torch.equal(told, shapes[[0, 2]]) and moved.shape == (2, 68, 2)
+    left, top, right, _ = region_edges(SIDE, "lower face")
+    expected = (closed * SIDE - (left, top)) / (right - left)
+    np.testing.assert_allclose(points, expected, atol=1e-6)
+    gone = np.array([0.1, 0.02]) * SIDE / (right - left)
+    np.testing.assert_allclose(moved[:, 66, 1] - points[66, 1], gone, atol=1e-6)
     assert set(mouth.state_dict()) == {"colours"}
     alone = OpenMouth(6)
     assert not alone.known()

@@ -3,21 +3,23 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from fedtalk_ray.errors import RunError
-from fedtalk_ray.model.open_mouth import ACROSS, ALONG, MOST_LIGHT
-from fedtalk_ray.model.own_mouth import FILE, FINER, MOST_FRAMES, WIDTH, OwnMouth, load_own_mouth
+from fedtalk_ray.media.flat_mouth import SIDE
+from fedtalk_ray.model.own_mouth import FILE, MOST_FRAMES, WIDTH, OwnMouth, load_own_mouth
 
 LIPS = 6
-PLACES = (3, FINER * ACROSS, FINER * ALONG)
+PLACES = (3, SIDE, SIDE)
+LOWER = 96
 
 
-def frames(*values: float) -> torch.Tensor:
-    """Insides of one colour each, [N, *PLACES]."""
-    return torch.tensor(values)[:, None, None, None].expand(-1, *PLACES).clone()
+def frames(*values: int) -> torch.Tensor:
+    """Mouths of one brightness each, uint8 [N, *PLACES]."""
+    return torch.tensor(values, dtype=torch.uint8)[:, None, None, None].expand(-1, *PLACES).clone()
 
 
 def along(*apertures: float) -> torch.Tensor:
@@ -28,31 +30,47 @@ def along(*apertures: float) -> torch.Tensor:
 
 
 def test_a_mouth_shows_the_frame_whose_lips_are_like_it_and_means_between_two() -> None:
-    mouth = OwnMouth(along(-1, 2), frames(0.25, 1.0), torch.ones(2))
+    mouth = OwnMouth(along(-1, 2), frames(60, 240))
     shown = mouth.shown(along(-1.05, 1.9, 0.5, -9))
     assert shown.shape == (4, *PLACES)
-    assert shown[:, 0, 0, 0].tolist() == pytest.approx([0.25, 1.0, 0.625, 0.25], abs=1e-4)
+    assert shown[:, 0, 0, 0].tolist() == pytest.approx([60, 240, 150, 60], abs=0.01)
     assert torch.equal(shown, shown[:, :1, :1, :1].expand_as(shown))
 
 
-def test_a_frame_counts_by_a_gaussian_of_its_shape_times_its_weight() -> None:
-    mouth = OwnMouth(along(0, WIDTH), frames(0.0, 1.0), torch.tensor([1.0, 3.0]))
+def test_a_frame_counts_by_a_gaussian_of_its_shape() -> None:
+    mouth = OwnMouth(along(0, WIDTH), frames(0, 100))
     # At the first frame's shape the second lies one width away.
-    share = 3 * math.exp(-0.5) / (1 + 3 * math.exp(-0.5))
-    assert float(mouth.shown(along(0))[0, 0, 0, 0]) == pytest.approx(share, abs=1e-6)
+    share = math.exp(-0.5) / (1 + math.exp(-0.5))
+    assert float(mouth.shown(along(0))[0, 0, 0, 0]) == pytest.approx(100 * share, abs=1e-4)
+
+
+def test_it_is_laid_between_the_lips_in_the_light_of_the_skin_around_them(face_points: np.ndarray) -> None:
+    """Her skin was 200 bright and the dark of her mouth 80; where she is now her skin is 150."""
+    flat = frames(200)
+    flat[:, :, 15:33, 4:-4] = 80
+    points = 0.5 + 2 * (face_points - (0.5, 0.75))
+    moved = points[None].copy()
+    moved[:, [65, 66, 67]] += (0, 0.1)
+    soft = torch.full((3, LOWER, LOWER), 150 / 127.5 - 1)
+    laid = OwnMouth(along(0), flat).laid(soft, points, moved, along(0.3))
+    assert laid.shape == (1, 4, LOWER, LOWER)
+    middle = moved[0, [62, 66]].mean(0) * LOWER
+    place = laid[0, :, int(middle[1]), int(middle[0])]
+    assert place[3] == 1 and ((place[:3] + 1) * 127.5).tolist() == pytest.approx([30] * 3, abs=1)
+    assert 0 < (laid[0, 3] > 0).float().mean() < 0.2
 
 
 def test_no_more_frames_are_kept_than_that_and_evenly(tmp_path: Path) -> None:
     many = 2 * MOST_FRAMES - 1
-    mouth = OwnMouth(along(*range(many)), frames(0.5).expand(many, -1, -1, -1), torch.ones(many))
+    mouth = OwnMouth(along(*range(many)), frames(5).expand(many, -1, -1, -1))
     mouth.save(tmp_path)
     kept = load_file(str(tmp_path / FILE))
-    assert kept["shapes"][:, 0].tolist() == list(range(0, many, 2)) and len(kept["weights"]) == MOST_FRAMES
+    assert kept["shapes"][:, 0].tolist() == list(range(0, many, 2)) and len(kept["mouths"]) == MOST_FRAMES
 
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    mouth = OwnMouth(torch.randn(30, LIPS), MOST_LIGHT * torch.rand(30, *PLACES), torch.rand(30) + 0.1)
+    mouth = OwnMouth(torch.randn(30, LIPS), torch.randint(0, 256, (30, *PLACES), dtype=torch.uint8))
     mouth.save(tmp_path)
     read, asked = load_own_mouth(tmp_path, LIPS), torch.randn(5, LIPS)
     assert read is not None
@@ -64,19 +82,18 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     ("change", "complaint"),
     [
         ({"shapes": torch.zeros(2, LIPS + 1)}, "does not fit this backbone"),
-        ({"colours": torch.zeros(3, *PLACES)}, "does not fit this backbone"),
-        ({"colours": torch.zeros(2, 3, ACROSS, ALONG)}, "does not fit this backbone"),
-        ({"weights": torch.zeros(0)}, "does not fit this backbone"),
-        ({"weights": torch.tensor([1.0, 0.0])}, "colours or weights that are none"),
-        ({"colours": frames(0.5, 2 * MOST_LIGHT)}, "colours or weights that are none"),
-        ({"colours": frames(0.5, -0.1)}, "colours or weights that are none"),
+        ({"mouths": torch.zeros(3, *PLACES, dtype=torch.uint8)}, "does not fit this backbone"),
+        ({"mouths": torch.zeros(2, 3, 16, 32, dtype=torch.uint8)}, "does not fit this backbone"),
+        ({"mouths": torch.zeros(2, *PLACES)}, "does not fit this backbone"),
+        ({"shapes": torch.zeros(0, LIPS)}, "does not fit this backbone"),
+        ({"weights": torch.ones(2)}, "does not fit this backbone"),
         ({"shapes": along(0, math.nan)}, "values that are no numbers"),
     ],
 )
 def test_what_no_person_has_is_refused_by_its_file(
     change: dict[str, torch.Tensor], complaint: str, tmp_path: Path
 ) -> None:
-    right = {"shapes": along(0, 1), "colours": frames(0.5, 0.6), "weights": torch.ones(2)}
+    right = {"shapes": along(0, 1), "mouths": frames(5, 6)}
     save_file(right | change, str(tmp_path / FILE))
     with pytest.raises(RunError, match=complaint) as caught:
         load_own_mouth(tmp_path, LIPS)
@@ -84,7 +101,7 @@ def test_what_no_person_has_is_refused_by_its_file(
 
 
 def test_a_file_cut_short_is_refused(tmp_path: Path) -> None:
-    OwnMouth(along(0), frames(0.5), torch.ones(1)).save(tmp_path)
+    OwnMouth(along(0), frames(5)).save(tmp_path)
     (tmp_path / FILE).write_bytes((tmp_path / FILE).read_bytes()[:-10])
     with pytest.raises(RunError, match="is damaged"):
         load_own_mouth(tmp_path, LIPS)
