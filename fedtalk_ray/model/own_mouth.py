@@ -1,8 +1,8 @@
 """A person's own mouth: the mouths of frames of hers whose lips are like those that are asked for.
 
 What clients' sums know (`open_mouth`) is the mean of what is between many people's lips, without teeth. Whoever is
-personalised gives clips of her own, and they show her lips and teeth as they are when she speaks. These are pictures of
-her: they lie beside her own adapter and stay there.
+personalised gives clips of her own, and they show hers. These are pictures of her: they lie beside her own adapter and
+stay there.
 """
 
 from pathlib import Path
