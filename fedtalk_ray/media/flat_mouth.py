@@ -14,14 +14,13 @@ from fedtalk_ray.media.lips import MOUTH_POINTS
 SIDE = 48
 """Places of a flat mouth along and across: mouths are 35 to 50 pixels wide in crops of 144."""
 
-BORDER = 0.1
-"""How wide the border of skin is, in widths of the mouth."""
-
 SOFT = 3
-"""Over so many rows what is between the lips gives way to them: points miss the lips' edges by a pixel."""
+"""Over so many rows, around each edge, what is between the lips gives way to them: points miss edges by a pixel."""
 
 _COLUMNS = 4, 40, 4
 """Of the border, the mouth and the border again."""
+BORDER = _COLUMNS[0] / _COLUMNS[1]
+"""How wide the border of skin is on all sides, in widths of the mouth."""
 _ROWS = 6, 9, 18, 9, 6
 """Of the border, the upper lip, what lies between the lips, the lower lip, and the border."""
 _EDGES = (48, 49, 50, 51, 52, 53, 54), (60, 61, 62, 63, 64), (60, 67, 66, 65, 64), (48, 59, 58, 57, 56, 55, 54)
@@ -29,8 +28,7 @@ _EDGES = (48, 49, 50, 51, 52, 53, 54), (60, 61, 62, 63, 64), (60, 67, 66, 65, 64
 
 
 def shown_share() -> np.ndarray:
-    """How much of each place is shown, float32 [SIDE, SIDE]: 1 between the lips, to 0 within `SOFT` rows over their
-    edges."""
+    """How much of each place is shown, float32 [SIDE, SIDE]: 1 between the lips, half at their edges, 0 on them."""
     rows, knots = np.arange(SIDE) + 0.5, np.cumsum(_ROWS)
     between = np.clip(np.minimum(rows - knots[1], knots[2] - rows) / SOFT + 0.5, 0, 1)
     return np.repeat(between[:, None], SIDE, axis=1).astype(np.float32)

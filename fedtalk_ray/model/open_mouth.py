@@ -3,7 +3,7 @@
 A bent picture (`bending`) pulls closed lips apart and shows nothing behind. Teeth and dark are laid there: the mean of
 what mouths of that shape show, in units of the colour of what is around this mouth. Where lips were apart already the
 picture has an inside of its own, which stays while they are about as far apart: teeth that are pulled out or pressed
-together look like none.
+together look like none. Whoever has a mouth of her own is shown with that instead, wherever her lips are apart.
 """
 
 from typing import Protocol

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedtalk_ray.media.flat_mouth import BORDER, SIDE, flat_mouths, lay_flat_mouths, skin_around
+from fedtalk_ray.media.flat_mouth import SIDE, flat_mouths, lay_flat_mouths, skin_around
 
 PICTURE = 120
 
@@ -50,7 +50,6 @@ def test_columns_go_from_corner_to_corner_with_a_border(face_points: np.ndarray)
     flat = flat_mouths(across.expand(1, 3, PICTURE, PICTURE), points[None])[0, 0, SIDE // 2]
     expected = 0.3 + 0.4 * (np.arange(SIDE) + 0.5 - 4) / 40
     assert flat.numpy() == pytest.approx(expected, abs=1e-3)
-    assert expected[0] > 0.3 - BORDER * 0.4
 
 
 def test_a_mouth_laid_back_is_where_the_points_say(face_points: np.ndarray) -> None:
@@ -69,8 +68,8 @@ def test_a_mouth_laid_back_is_where_the_points_say(face_points: np.ndarray) -> N
 def test_pressed_lips_and_a_mouth_beyond_the_picture_show_nothing(face_points: np.ndarray) -> None:
     flat = torch.full((1, 3, SIDE, SIDE), 30.0)
     pressed = lay_flat_mouths(flat, mouth(face_points, 0.0)[None], PICTURE)
-    # A pixel of what gives way to the lips is left.
-    assert pressed[:, 3].sum(1).max() < 2
+    # Over its seam a pixel of what gives way to the lips is left, half shown at most.
+    assert pressed[:, 3].max() <= 0.5 and pressed[:, 3].sum(1).max() < 2
     away = mouth(face_points, 0.1)
     away[:, 1] += 3
     assert not lay_flat_mouths(flat, away[None], PICTURE).any()

@@ -60,6 +60,20 @@ def test_it_is_laid_between_the_lips_in_the_light_of_the_skin_around_them(face_p
     assert 0 < (laid[0, 3] > 0).float().mean() < 0.2
 
 
+def test_each_frame_shows_its_own_shape_and_no_colour_beyond_black_and_white(face_points: np.ndarray) -> None:
+    """Stripes of dark and teeth, sampled by curves that go beyond both; and a mouth that is dark alone."""
+    flat = frames(128, 128)
+    flat[:, :, 15:33, 4:-4] = 0
+    flat[0, :, 15:33, 4:-4:4] = 255
+    points = 0.5 + 2 * (face_points - (0.5, 0.75))
+    moved = np.repeat(points[None], 2, axis=0)
+    moved[:, [65, 66, 67]] += (0, 0.1)
+    laid = OwnMouth(along(0, 3), flat).laid(torch.zeros(3, LOWER, LOWER), points, moved, along(0, 3))
+    shown = laid[:, 3] > 0.9
+    assert laid[:, :3].abs().max() <= 1
+    assert laid[0, 0][shown[0]].max() > 0.9 and laid[1, 0][shown[1]].max() < -0.9
+
+
 def test_no_more_frames_are_kept_than_that_and_evenly(tmp_path: Path) -> None:
     many = 2 * MOST_FRAMES - 1
     mouth = OwnMouth(along(*range(many)), frames(5).expand(many, -1, -1, -1))
@@ -88,6 +102,8 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
         ({"shapes": torch.zeros(0, LIPS)}, "does not fit this backbone"),
         ({"weights": torch.ones(2)}, "does not fit this backbone"),
         ({"shapes": along(0, math.nan)}, "values that are no numbers"),
+        ({"shapes": along(0, 1e20)}, "lip shapes beyond 100 deviations"),
+        ({"shapes": torch.tensor(1.0), "mouths": torch.tensor(1, dtype=torch.uint8)}, "does not fit this backbone"),
     ],
 )
 def test_what_no_person_has_is_refused_by_its_file(

@@ -21,7 +21,7 @@ from fedtalk_ray.privacy.update_codec import UpdateCodec
 from fedtalk_ray.recipe import LARGEST_STATISTICS
 from fedtalk_ray.settings import PrivacyConfig
 from fedtalk_ray.shards.format import Piece
-from fedtalk_ray.training.own_mouth import own_mouth
+from fedtalk_ray.training.own_mouth import own_mouth, shows_lips_apart
 from fedtalk_ray.training.phases.mouths import (
     COLOURS,
     MOST_CHANGE,
@@ -313,6 +313,9 @@ def test_a_persons_own_mouth_is_what_hers_showed(opener: TalkingHeadDenoiser) ->
     expected = 255 * inside_of(own.frames, own.landmarks)[widest, :, 3:5, 5:11].mean((1, 2))
     # The red of these mouths goes with how far they are open, and frames of like shapes count too.
     assert (between - expected)[1:].abs().max() < 3
+    narrow = int(np.argsort(aperture_of(own.landmarks))[10])
+    less = mouth.shown(opener.lip_shape(torch.from_numpy(lip_motion(own.landmarks[narrow : narrow + 1]))))
+    assert float(between[0]) > float(less[0, 0, 20:28, 16:32].mean()) + 5
     assert (shown[0, :, 0].mean(1) - expected).abs().max() > 30, "and skin around it"
 
 
@@ -339,3 +342,25 @@ def test_of_many_frames_some_are_kept_of_every_clip(
         shapes = opener.lip_shape(torch.from_numpy(lip_motion(each.landmarks)))
         of_it = ((kept[:, None] - shapes).abs().amax(2) < 1e-5).any(1)
         assert abs(int(of_it.sum()) - len(kept) / len(CLIENTS["c"])) <= 2
+
+
+def test_of_more_pieces_than_frames_may_be_kept_the_frames_are_kept_evenly(
+    opener: TalkingHeadDenoiser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A piece of one frame cannot be halved."""
+    assert opener.open_mouth is not None
+    opener.open_mouth.colours[0] = 0.9
+    monkeypatch.setattr("fedtalk_ray.training.own_mouth.MOST_FRAMES", 2)
+    (own,) = CLIENTS["a"]
+    apart = [int(place) for place in np.flatnonzero(aperture_of(own.landmarks) > 0)][:20]
+    parts = [replace(own, frames=own.frames[[at]], landmarks=own.landmarks[[at]]) for at in apart]
+    assert own_mouth(parts, opener) is not None
+
+
+def test_a_mouth_from_the_side_or_cut_off_is_none_of_hers() -> None:
+    points = np.repeat(CLIENTS["a"][0].landmarks[:1].astype(np.float64), 4, axis=0)
+    points[:, [65, 66, 67], 1] += 0.05
+    points[1, 48:68, 0] = 0.5
+    points[2, 48:68, 1] += 0.6
+    points[3, 3] = np.nan
+    assert shows_lips_apart(points).tolist() == [True, False, False, False]
