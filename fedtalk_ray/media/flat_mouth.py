@@ -23,11 +23,15 @@ BORDER = _COLUMNS[0] / _COLUMNS[1]
 """How wide the border of skin is on all sides, in widths of the mouth."""
 _ROWS = 6, 9, 18, 9, 6
 """Of the border, the upper lip, what lies between the lips, the lower lip, and the border."""
-_EDGES = (48, 49, 50, 51, 52, 53, 54), (60, 61, 62, 63, 64), (60, 67, 66, 65, 64), (48, 59, 58, 57, 56, 55, 54)
-"""The lips' edges from top to bottom, each from corner to corner, by the numbers of dlib's points."""
+LIP_CORNERS = 48, 54
+"""The outer lips' points at the left and the right, by dlib's numbers."""
+UPPER, LOWER = (60, 61, 62, 63, 64), (60, 67, 66, 65, 64)
+"""The inner lips' points, from corner to corner."""
+_EDGES = (48, 49, 50, 51, 52, 53, 54), UPPER, LOWER, (48, 59, 58, 57, 56, 55, 54)
+"""The lips' edges from top to bottom, each from corner to corner."""
 
 
-def shown_share() -> np.ndarray:
+def _shown_share() -> np.ndarray:
     """How much of each place is shown, float32 [SIDE, SIDE]: 1 between the lips, half at their edges, 0 on them."""
     rows, knots = np.arange(SIDE) + 0.5, np.cumsum(_ROWS)
     between = np.clip(np.minimum(rows - knots[1], knots[2] - rows) / SOFT + 0.5, 0, 1)
@@ -84,7 +88,7 @@ def lay_flat_mouths(mouths: torch.Tensor, points: np.ndarray, side: int) -> torc
     down = np.sum(steps, axis=0)
     along = np.broadcast_to((_COLUMNS[0] + _COLUMNS[1] * (x - left) / width)[:, None], down.shape)
     grid = _grid(np.stack([along, down], axis=-1) / SIDE, mouths)
-    share = torch.from_numpy(shown_share()).to(mouths).expand(len(mouths), 1, SIDE, SIDE)
+    share = torch.from_numpy(_shown_share()).to(mouths).expand(len(mouths), 1, SIDE, SIDE)
     box = (..., slice(top, bottom), slice(first, last))
     layers[:, :3][box] = F.grid_sample(mouths, grid, mode="bicubic", padding_mode="border", align_corners=False)
     layers[:, 3:][box] = F.grid_sample(share, grid, padding_mode="zeros", align_corners=False)
@@ -93,7 +97,7 @@ def lay_flat_mouths(mouths: torch.Tensor, points: np.ndarray, side: int) -> torc
 
 def _extent(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where mouths begin, and how wide they are: [T, 1] each."""
-    left, right = points[:, _EDGES[0][:1], 0], points[:, _EDGES[0][-1:], 0]
+    left, right = (points[:, [corner], 0] for corner in LIP_CORNERS)
     return left, np.maximum(right - left, 1e-3)
 
 

@@ -14,14 +14,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from fedtalk_ray.media.face_template import REGIONS
-from fedtalk_ray.media.flat_mouth import heights
+from fedtalk_ray.media.flat_mouth import LOWER, UPPER, heights
 from fedtalk_ray.media.lips import MOUTH_POINTS, aperture_of
 
 ALONG, ACROSS = 16, 8
 """Places at which an inside is known: from corner to corner of the inner lips, and from the upper lip to the lower."""
-
-UPPER, LOWER = (60, 61, 62, 63, 64), (60, 67, 66, 65, 64)
-"""The inner lips' points, from corner to corner."""
 
 LEAST_LIGHT, MOST_LIGHT = 0.05, 2.0
 """The colour around a mouth counts as this at least, black to white being 0 to 1; an inside is that colour times
@@ -49,7 +46,7 @@ class Mouth(Protocol):
 
     def laid(self, soft: torch.Tensor, points: np.ndarray, moved: np.ndarray, shapes: torch.Tensor) -> torch.Tensor:
         """What is laid over a lower face [3, w, w] whose points [68, 2] have moved [T, 68, 2], finite and in fractions
-        of it, to lip shapes [T, L]: [T, 4, w, w]."""
+        of the crop, to lip shapes [T, L]: [T, 4, w, w]."""
 
 
 class OpenMouth(nn.Module):
@@ -85,18 +82,22 @@ class OpenMouth(nn.Module):
         moved[:, MOUTH_POINTS] += moves
         known = np.isfinite(moved).all((1, 2))
         laid = soft.new_zeros(len(moved), 4, *soft.shape[1:])
-        if known.any():
-            places = torch.from_numpy(np.flatnonzero(known))
-            arrived = shapes.nan_to_num()[places]
-            if self.own is not None:
-                laid[places] = self.own.laid(soft, _in_lower(points), _in_lower(moved[known]), arrived)
-                return laid
-            inside = colour_around(soft, points)[:, None, None] * (SHADED * self.shown(arrived)).to(soft)
-            own, opened = aperture_of(points[None].astype(np.float64)), aperture_of(moved[known])
-            alike = np.minimum(own, opened) / np.maximum(np.maximum(own, opened), 1e-6)
-            new = np.clip(OWN_FADES * (1 - alike), 0, 1)
-            laid[places] = _lay(moved[known], 2 * inside.clamp(0, 1) - 1, soft.shape[-1], new)
+        if not known.any():
+            return laid
+        places = torch.from_numpy(np.flatnonzero(known))
+        given = soft, points, moved[known], shapes.nan_to_num()[places]
+        laid[places] = self._everybodys(*given) if self.own is None else self.own.laid(*given)
         return laid
+
+    def _everybodys(
+        self, soft: torch.Tensor, points: np.ndarray, moved: np.ndarray, shapes: torch.Tensor
+    ) -> torch.Tensor:
+        """As `Mouth.laid`: the mean inside, where the picture has none of its own."""
+        inside = colour_around(soft, points)[:, None, None] * (SHADED * self.shown(shapes)).to(soft)
+        own, opened = aperture_of(points[None].astype(np.float64)), aperture_of(moved)
+        alike = np.minimum(own, opened) / np.maximum(np.maximum(own, opened), 1e-6)
+        new = np.clip(OWN_FADES * (1 - alike), 0, 1)
+        return _lay(moved, 2 * inside.clamp(0, 1) - 1, soft.shape[-1], new)
 
 
 def lay_over(pictures: torch.Tensor, laid: torch.Tensor) -> torch.Tensor:
@@ -129,11 +130,6 @@ def colour_around(soft: torch.Tensor, points: np.ndarray) -> torch.Tensor:
     (left, top), (right, bottom) = np.clip(np.round(edges / _SIDE * side), 0, side - 1).astype(int)
     box = soft[:, top : max(bottom, top + 1), left : max(right, left + 1)]
     return ((box.mean((1, 2)) + 1) / 2).clamp(LEAST_LIGHT, 1)
-
-
-def _in_lower(points: np.ndarray) -> np.ndarray:
-    """Points in fractions of the lower face, of those in fractions of the crop."""
-    return np.asarray((points - (_LEFT, _TOP)) / _SIDE)
 
 
 def _lay(points: np.ndarray, insides: torch.Tensor, side: int, new: np.ndarray) -> torch.Tensor:

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from fedtalk_ray.errors import RunError
+from fedtalk_ray.media.face_template import REGIONS
 from fedtalk_ray.media.flat_mouth import SIDE, flat_mouths, lay_flat_mouths, skin_around
 from fedtalk_ray.model.adapters import read_tensors
 
@@ -21,7 +22,8 @@ MOST_FRAMES = 1500
 """Frames of a person that are kept, evenly out of all: a minute, or 10 MB."""
 
 MOST_SHAPE = 100.0
-"""Deviations from where lips habitually are that no number of a lip shape has."""
+"""Deviations: frames with a number of their lip shape beyond are not kept. Nobody is asked for such lips, and of shapes
+as large as numbers go nothing could be worked out."""
 
 WIDTH = 0.25
 """How far apart lip shapes are, in deviations, that say much of each other. Seven held-out clips of six GRID clients
@@ -45,15 +47,20 @@ class OwnMouth:
         how unlike their shapes are."""
         unlike = torch.cdist(shapes, self._shapes.to(shapes)).square() / (2 * WIDTH**2)
         shares = torch.softmax(-unlike, dim=1)
-        return (shares @ self._mouths.flatten(1).to(shapes)).view(-1, 3, SIDE, SIDE)
+        # Most frames say nothing of any of these shapes, and turning all into numbers takes longer than all else.
+        counts = (shares > 1e-6).any(0)
+        return (shares[:, counts] @ self._mouths.to(shapes.device)[counts].flatten(1).to(shapes)).view(
+            -1, 3, SIDE, SIDE
+        )
 
     def laid(self, soft: torch.Tensor, points: np.ndarray, moved: np.ndarray, shapes: torch.Tensor) -> torch.Tensor:
         """What is laid over a lower face whose lips have moved: colours and how much of them counts, [T, 4, w, w].
 
         soft: the picture [3, w, w], in [-1, 1], whose points are [68, 2]; moved: where they are then [T, 68, 2], both
-        finite, in fractions of it. shapes: the lip shapes that they arrive at [T, L]. Her mouths have the light of the
-        skin around the picture's.
+        finite, in fractions of the crop. shapes: the lip shapes that they arrive at [T, L]. Her mouths have the light
+        of the skin around the picture's.
         """
+        points, moved = _in_lower_face(points), _in_lower_face(moved)
         here = flat_mouths(127.5 * (soft[None] + 1), points[None])
         shown = self.shown(shapes).to(soft)
         lit = (shown + skin_around(here) - skin_around(shown)).clamp(0, 255)
@@ -65,6 +72,12 @@ class OwnMouth:
     def save(self, folder: Path) -> None:
         tensors = {"shapes": self._shapes, "mouths": self._mouths}
         save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, str(folder / FILE))
+
+
+def _in_lower_face(points: np.ndarray) -> np.ndarray:
+    """Points in fractions of the lower face, of those in fractions of the crop."""
+    left, top, right, bottom = REGIONS["lower face"]
+    return np.asarray((points - (left, top)) / (right - left, bottom - top))
 
 
 def load_own_mouth(folder: Path, lip_numbers: int) -> OwnMouth | None:

@@ -5,10 +5,11 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
-from fedtalk_ray.media.flat_mouth import SIDE, flat_mouths
+from fedtalk_ray.media.face_template import LEFT_EYE, RIGHT_EYE
+from fedtalk_ray.media.flat_mouth import LIP_CORNERS, flat_mouths
 from fedtalk_ray.media.lips import MOUTH_POINTS, aperture_of, lip_motion
 from fedtalk_ray.model.denoiser import TalkingHeadDenoiser
-from fedtalk_ray.model.own_mouth import MOST_FRAMES, OwnMouth
+from fedtalk_ray.model.own_mouth import MOST_FRAMES, MOST_SHAPE, OwnMouth
 from fedtalk_ray.shards.format import Piece
 from fedtalk_ray.training.phases.mouths import can_open
 from fedtalk_ray.training.phases.statistics import check_landmarks
@@ -16,8 +17,8 @@ from fedtalk_ray.training.phases.statistics import check_landmarks
 BLOCK = 100
 """Frames that are looked at together."""
 
-NARROWEST = 0.25
-"""From corner to corner, of what lies between the outer corners of the eyes: a narrower mouth is seen from the side."""
+NARROWEST = 0.4
+"""From corner to corner, of what lies between the eyes: a narrower mouth is seen from the side."""
 
 
 @torch.no_grad()
@@ -32,30 +33,40 @@ def own_mouth(pieces: Iterable[Piece], denoiser: object) -> OwnMouth | None:
     assert isinstance(denoiser, TalkingHeadDenoiser) and denoiser.open_mouth is not None
     if not denoiser.open_mouth.known():
         return None
-    shapes, mouths = torch.zeros(0, len(denoiser.lip_std)), torch.zeros(0, 3, SIDE, SIDE, dtype=torch.uint8)
-    every, passed = 1, 0
+    found: list[tuple[torch.Tensor, torch.Tensor]] = []
+    every, passed, kept = 1, 0, 0
     for piece in pieces:
         check_landmarks(piece, len(piece.frames))
-        told = denoiser.lip_shape(torch.from_numpy(lip_motion(piece.landmarks)).to(denoiser.device)).cpu()
-        seen = np.flatnonzero(told.isfinite().all(1).numpy() & shows_lips_apart(piece.landmarks))
+        shapes = denoiser.lip_shape(torch.from_numpy(lip_motion(piece.landmarks)).to(denoiser.device)).cpu()
+        known = (shapes.abs() <= MOST_SHAPE).all(1).numpy()
+        seen = np.flatnonzero(known & shows_lips_apart(piece.landmarks))
         chosen = seen[-passed % every :: every]
-        passed += len(seen)
+        passed, kept = passed + len(seen), kept + len(chosen)
         # A long clip's frames would be gigabytes as numbers.
         for block in (chosen[begin : begin + BLOCK] for begin in range(0, len(chosen), BLOCK)):
             pictures = torch.from_numpy(piece.frames[block]).permute(0, 3, 1, 2).float()
             flat = flat_mouths(pictures, piece.landmarks[block]).clamp(0, 255).round().byte()
-            shapes, mouths = torch.cat([shapes, told[block]]), torch.cat([mouths, flat])
+            found.append((shapes[block], flat))
         # And an hour of them half a gigabyte, laid out flat.
-        while len(shapes) > 4 * MOST_FRAMES:
-            shapes, mouths, every = shapes[::2].clone(), mouths[::2].clone(), 2 * every
-    return OwnMouth(shapes, mouths) if len(shapes) else None
+        while kept > 4 * MOST_FRAMES:
+            shapes, mouths = _joined(found)
+            found = [(shapes[::2].clone(), mouths[::2].clone())]
+            every, kept = 2 * every, len(found[0][0])
+    return OwnMouth(*_joined(found)) if kept else None
+
+
+def _joined(found: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+    shapes, mouths = zip(*found, strict=True)
+    return torch.cat(shapes), torch.cat(mouths)
 
 
 def shows_lips_apart(points: np.ndarray) -> np.ndarray:
     """In which frames a mouth lies whole in the crop, is not seen from the side, and is open: bool [T].
 
-    points: faces' [T, 68, 2], in fractions of the crop."""
+    points: faces' [T, 68, 2], in fractions of the crop.
+    """
     mouth = points[:, MOUTH_POINTS]
-    wide = points[:, 54, 0] - points[:, 48, 0] > NARROWEST * (points[:, 45, 0] - points[:, 36, 0])
+    left, right = (points[:, corner, 0] for corner in LIP_CORNERS)
+    wide = right - left > NARROWEST * (RIGHT_EYE[0] - LEFT_EYE[0])
     inside = ((mouth >= 0) & (mouth <= 1)).all((1, 2))
     return np.asarray(np.isfinite(points).all((1, 2)) & inside & wide & (aperture_of(points) > 0))

@@ -9,12 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fedtalk_ray.errors import RunError
+from fedtalk_ray.media.face_template import region_edges
 from fedtalk_ray.media.flat_mouth import SIDE
 from fedtalk_ray.model.own_mouth import FILE, MOST_FRAMES, WIDTH, OwnMouth, load_own_mouth
 
 LIPS = 6
 PLACES = (3, SIDE, SIDE)
-LOWER = 96
+CROP, LOWER = 144, 96
 
 
 def frames(*values: int) -> torch.Tensor:
@@ -27,6 +28,13 @@ def along(*apertures: float) -> torch.Tensor:
     shapes = torch.zeros(len(apertures), LIPS)
     shapes[:, 0] = torch.tensor(apertures)
     return shapes
+
+
+def opened(face_points: np.ndarray, count: int) -> np.ndarray:
+    """So many times the same face, its lower inner lip lowered: [count, 68, 2]."""
+    moved = np.repeat(face_points[None], count, axis=0)
+    moved[:, [65, 66, 67], 1] += 0.06
+    return moved
 
 
 def test_a_mouth_shows_the_frame_whose_lips_are_like_it_and_means_between_two() -> None:
@@ -48,13 +56,12 @@ def test_it_is_laid_between_the_lips_in_the_light_of_the_skin_around_them(face_p
     """Her skin was 200 bright and the dark of her mouth 80; where she is now her skin is 150."""
     flat = frames(200)
     flat[:, :, 15:33, 4:-4] = 80
-    points = 0.5 + 2 * (face_points - (0.5, 0.75))
-    moved = points[None].copy()
-    moved[:, [65, 66, 67]] += (0, 0.1)
+    moved = opened(face_points, 1)
     soft = torch.full((3, LOWER, LOWER), 150 / 127.5 - 1)
-    laid = OwnMouth(along(0), flat).laid(soft, points, moved, along(0.3))
+    laid = OwnMouth(along(0), flat).laid(soft, face_points, moved, along(0.3))
     assert laid.shape == (1, 4, LOWER, LOWER)
-    middle = moved[0, [62, 66]].mean(0) * LOWER
+    left, top, _, _ = region_edges(CROP, "lower face")
+    middle = moved[0, [62, 66]].mean(0) * CROP - (left, top)
     place = laid[0, :, int(middle[1]), int(middle[0])]
     assert place[3] == 1 and ((place[:3] + 1) * 127.5).tolist() == pytest.approx([30] * 3, abs=1)
     assert 0 < (laid[0, 3] > 0).float().mean() < 0.2
@@ -65,10 +72,8 @@ def test_each_frame_shows_its_own_shape_and_no_colour_beyond_black_and_white(fac
     flat = frames(128, 128)
     flat[:, :, 15:33, 4:-4] = 0
     flat[0, :, 15:33, 4:-4:4] = 255
-    points = 0.5 + 2 * (face_points - (0.5, 0.75))
-    moved = np.repeat(points[None], 2, axis=0)
-    moved[:, [65, 66, 67]] += (0, 0.1)
-    laid = OwnMouth(along(0, 3), flat).laid(torch.zeros(3, LOWER, LOWER), points, moved, along(0, 3))
+    moved = opened(face_points, 2)
+    laid = OwnMouth(along(0, 3), flat).laid(torch.zeros(3, LOWER, LOWER), face_points, moved, along(0, 3))
     shown = laid[:, 3] > 0.9
     assert laid[:, :3].abs().max() <= 1
     assert laid[0, 0][shown[0]].max() > 0.9 and laid[1, 0][shown[1]].max() < -0.9

@@ -345,7 +345,7 @@ def test_of_many_frames_some_are_kept_of_every_clip(
 
 
 def test_of_more_pieces_than_frames_may_be_kept_the_frames_are_kept_evenly(
-    opener: TalkingHeadDenoiser, monkeypatch: pytest.MonkeyPatch
+    opener: TalkingHeadDenoiser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A piece of one frame cannot be halved."""
     assert opener.open_mouth is not None
@@ -354,7 +354,13 @@ def test_of_more_pieces_than_frames_may_be_kept_the_frames_are_kept_evenly(
     (own,) = CLIENTS["a"]
     apart = [int(place) for place in np.flatnonzero(aperture_of(own.landmarks) > 0)][:20]
     parts = [replace(own, frames=own.frames[[at]], landmarks=own.landmarks[[at]]) for at in apart]
-    assert own_mouth(parts, opener) is not None
+    for number, part in enumerate(parts):
+        part.frames[:] = 10 * number
+    mouth = own_mouth(parts, opener)
+    assert mouth is not None
+    mouth.save(tmp_path)
+    shades = load_file(str(tmp_path / FILE))["mouths"][:, 0, 0, 0].tolist()
+    assert shades == [0, 40, 80, 120, 160]
 
 
 def test_a_mouth_from_the_side_or_cut_off_is_none_of_hers() -> None:
