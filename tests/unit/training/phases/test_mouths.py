@@ -15,7 +15,7 @@ from fedtalk_ray.media.lips import aperture_of, lip_motion
 from fedtalk_ray.model.autoencoder import frames_to_pixels
 from fedtalk_ray.model.denoiser import TalkingHeadDenoiser
 from fedtalk_ray.model.open_mouth import ACROSS, ALONG, MOST_LIGHT, colour_around, inside_of
-from fedtalk_ray.model.own_mouth import FILE
+from fedtalk_ray.model.own_mouth import FILE, MOST_SHAPE, load_own_mouth
 from fedtalk_ray.privacy.protocol import Limits
 from fedtalk_ray.privacy.update_codec import UpdateCodec
 from fedtalk_ray.recipe import LARGEST_STATISTICS
@@ -361,6 +361,19 @@ def test_of_more_pieces_than_frames_may_be_kept_the_frames_are_kept_evenly(
     mouth.save(tmp_path)
     shades = load_file(str(tmp_path / FILE))["mouths"][:, 0, 0, 0].tolist()
     assert shades == [0, 40, 80, 120, 160]
+
+
+def test_frames_of_shapes_that_no_file_may_hold_are_not_kept(opener: TalkingHeadDenoiser, tmp_path: Path) -> None:
+    """Points that a detector lost move lips by hundreds of deviations."""
+    assert opener.open_mouth is not None
+    opener.open_mouth.colours[0] = 0.9
+    opener.lip_std[1:] /= 3000
+    opener.lip_mean[1:] = 0
+    mouth = own_mouth(CLIENTS["c"], opener)
+    shapes = torch.cat([opener.lip_shape(torch.from_numpy(lip_motion(each.landmarks))) for each in CLIENTS["c"]])
+    assert 0 < int((shapes.abs().amax(1) > MOST_SHAPE).sum()) < len(shapes) and mouth is not None
+    mouth.save(tmp_path)
+    assert load_own_mouth(tmp_path, LIPS) is not None
 
 
 def test_a_mouth_from_the_side_or_cut_off_is_none_of_hers() -> None:
