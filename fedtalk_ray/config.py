@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from fedtalk_ray.errors import ConfigError
-from fedtalk_ray.recipe import LossConfig
+from fedtalk_ray.recipe import PHASES, LossConfig, PhaseName
 from fedtalk_ray.settings import TrainConfig
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -38,6 +38,13 @@ def parse_loss(weights: list[str]) -> LossConfig:
     for weight in weights:
         set_key(tree, *assignment(weight, "loss"), "loss")
     return parse(LossConfig, tree, "loss")
+
+
+def parse_phases(names: list[str]) -> tuple[PhaseName, ...]:
+    """The phases of these names, in the order in which they are gone through."""
+    if unknown := [name for name in names if name not in PHASES]:
+        raise ConfigError(f"phase: {unknown[0]!r} is none; known are {', '.join(PHASES)}")
+    return tuple(name for name in PHASES if name in names)
 
 
 def save_config(config: TrainConfig, path: Path) -> None:

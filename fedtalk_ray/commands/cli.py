@@ -156,6 +156,12 @@ def pretrain(
         str | None, typer.Option("--from", help="Go on from this pipeline: a folder, fedtalk-tiny or a hub id.")
     ] = None,
     loss: Annotated[list[str] | None, typer.Option(help="A loss weight, as in tdc=0 or sync=0.05; repeatable.")] = None,
+    phase: Annotated[
+        list[str] | None, typer.Option(help="Only this phase, of a network that knows the others; repeatable.")
+    ] = None,
+    shown: Annotated[
+        float | None, typer.Option(min=0, max=1, help="How much is painted over bent photos (calibration.shown).")
+    ] = None,
     tensorboard: Annotated[Path | None, typer.Option(help="Folder for the curves of all losses.")] = None,
     device: Annotated[str, typer.Option(help="Of the training: auto, cpu, cuda or cuda:N.")] = "auto",
     seed: Annotated[int, typer.Option(help="Of all random choices: weights, windows, noise.")] = 0,
@@ -165,7 +171,7 @@ def pretrain(
 
     Example: `fedtalk pretrain --shards shards/grid --from fedtalk-tiny --out models/grid --minutes 20`
     """
-    from fedtalk_ray.config import parse_loss
+    from fedtalk_ray.config import parse_loss, parse_phases
     from fedtalk_ray.training.pretrain import pretrain as run_pretrain
 
     result = run_pretrain(
@@ -175,6 +181,8 @@ def pretrain(
         steps=steps,
         seed=seed,
         loss_config=parse_loss(loss or []),
+        shown=shown,
+        only=parse_phases(phase or []),
         size=preset,
         start=start,
         tensorboard=tensorboard,
@@ -182,7 +190,8 @@ def pretrain(
         overwrite=overwrite,
     )
     print(f"autoencoder: {result.psnr_before:.1f} dB before, {result.psnr_after:.1f} dB after (held-out frames)")
-    print(f"denoiser: {result.steps} steps, diffusion loss {result.loss:.3f}")
+    if result.steps:
+        print(f"denoiser: {result.steps} steps, diffusion loss {result.loss:.3f}")
     print(f"pretrained pipeline: {out}")
 
 

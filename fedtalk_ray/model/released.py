@@ -68,13 +68,14 @@ def release_model(
         run.release(round_number, write_backbone, None)
 
 
-def save_backbone(pipeline: TalkingHeadPipeline, model: PeftModel, place: Path) -> None:
-    """Writes the pipeline with the model's own weights, without any adapter."""
-    base = model.get_base_model()
+def save_backbone(pipeline: TalkingHeadPipeline, model: torch.nn.Module, place: Path) -> None:
+    """Writes the pipeline with the denoiser's own weights, without any adapter. model: the denoiser, in adapters or
+    bare."""
+    base = bare_denoiser(model)
     # Without diffusers' note of what an older file left out: from_config would forget what was set since.
     known = {name: value for name, value in base.config.items() if name != "_use_default_values"}
     backbone = type(base).from_config(known)
-    backbone.load_state_dict(adapters.backbone_state(model))
+    backbone.load_state_dict(adapters.backbone_state(model) if isinstance(model, PeftModel) else base.state_dict())
     plain = TalkingHeadPipeline(
         pipeline.autoencoder, backbone, pipeline.scheduler, pipeline.identity_encoder, pipeline.sync_network
     )

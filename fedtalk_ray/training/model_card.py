@@ -1,11 +1,12 @@
 """The README.md beside pretrained weights: what they were made of, how, and what was reached, in the hub's own form."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import diffusers
 import torch
 
-from fedtalk_ray.recipe import LossConfig
+from fedtalk_ray.recipe import LossConfig, PhaseName
 from fedtalk_ray.shards.format import Manifest
 
 
@@ -23,6 +24,10 @@ class Recipe:
     seed: int
     threads: int
     loss: LossConfig
+    shown: float | None = None
+    """`CalibrationConfig.shown`; None as it is there."""
+    only: Sequence[PhaseName] = ()
+    """Phases that were gone through; all where none is named."""
 
 
 def model_card(
@@ -38,6 +43,8 @@ def model_card(
     losses = {name: value for name, value in recipe.loss.model_dump().items() if value}
     begin = f"--preset {recipe.size}" if recipe.start is None else f"--from {recipe.start}"
     asked = f"--steps {recipe.steps}" if recipe.steps is not None else f"--minutes {recipe.minutes:g}"
+    asked += "".join(f" --phase {name}" for name in recipe.only)
+    asked += "" if recipe.shown is None else f" --shown {recipe.shown:g}"
     lines = [
         "---",
         "library_name: diffusers",

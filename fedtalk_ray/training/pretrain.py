@@ -6,7 +6,7 @@ the same weights.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +62,8 @@ MIN_PSNR = 28.0
 
 @dataclass(frozen=True)
 class Pretrained:
-    """What was reached. PSNRs in dB on held-out frames; loss: mean diffusion loss of the last tenth of the rounds."""
+    """What was reached. PSNRs in dB on held-out frames; loss: mean diffusion loss of the last tenth of the rounds, NaN
+    where none was of the denoiser."""
 
     psnr_before: float
     psnr_after: float
@@ -83,6 +84,7 @@ def federation_of_one(
     seed: int = 0,
     threads: int = 1,
     loss: LossConfig | None = None,
+    shown: float | None = None,
     start: str | None = None,
 ) -> TrainConfig:
     """The settings under which `fedtalk train` does what `pretrain` does.
@@ -90,8 +92,8 @@ def federation_of_one(
     patch: whether the autoencoder is "patch", whose decoder can be taught; sharp: whether it is "lower-face", whose
     decoder is taught last. speech: which phase teaches the speech encoder. mouths: whether the denoiser
     can be taught what opened lips show (`phases.mouths.can_open`). steps: of the denoiser, in whole rounds; half as
-    many go to each other phase that takes any. Nothing is calibrated of clips too few to keep any aside. Raises
-    `ShardError` for shards without training clips.
+    many go to each other phase that takes any. shown: `CalibrationConfig.shown`, None as it is there. Nothing is
+    calibrated of clips too few to keep any aside. Raises `ShardError` for shards without training clips.
     """
     people = sum(manifest.frames(name, "train") > 0 for name in manifest.identities)
     if not people:
@@ -122,6 +124,7 @@ def federation_of_one(
                 "weight_decay": 0.02,
                 "loss": (loss or LossConfig()).model_dump(),
             },
+            "calibration": {} if shown is None else {"shown": shown},
             # One client holds everything, which makes a large one, and no cluster is there to read ahead.
             "stream": {"reader": "auto" if is_remote(shards) else "direct"},
             "slots": {"count": 1, "threads": threads},
@@ -139,6 +142,8 @@ def pretrain(
     seed: int = 0,
     threads: int = 1,
     loss_config: LossConfig | None = None,
+    shown: float | None = None,
+    only: Sequence[PhaseName] = (),
     size: str | None = None,
     start: str | None = None,
     tensorboard: str | Path | None = None,
@@ -152,13 +157,17 @@ def pretrain(
     The denoiser trains for `minutes` (or `steps`, in whole rounds), the phases before it for a share of that each, and
     the decoder of "lower-face" after it for as long again.
     size: a name of `model.presets`, None for tiny. start: a pipeline to go on from (`model.pipeline.load_pipeline`), in
-    place of random weights of that size. tensorboard: where the phases' losses are logged, by round. device: "auto" is
-    a GPU where there is one. Raises `ShardError` for shards without training clips, that do not fit `start`, or of an
-    autoencoder that is too poor to build on, and `PresetError` for an unknown size, or for one beside `start`.
+    place of random weights of that size. shown: `CalibrationConfig.shown`, None as it is there. only: the phases to go
+    through, all where none is named. tensorboard: where the phases' losses are logged, by round. device: "auto" is a
+    GPU where there is one. Raises `ShardError` for shards without training clips, that do not fit `start`, or of an
+    autoencoder that is too poor to build on, and `PresetError` for an unknown size, for one beside `start`, or for
+    single phases without one.
     """
     device = pick_device(device)
     if size and start:
         raise PresetError(f"preset {size!r} cannot be chosen beside a start: {start} has a size already")
+    if only and not start:
+        raise PresetError(f"phase {only[0]!r} alone needs a network that was taught the others: name it as the start")
     began, settings_of_size = monotonic(), sizes(preset(size or "tiny"))
     torch.set_num_threads(threads)
     manifest = load_manifest(shards)
@@ -180,15 +189,19 @@ def pretrain(
             seed=seed,
             threads=threads,
             loss=loss_config,
+            shown=shown,
             start=start,
         )
+        if unable := [name for name in only if name not in config.phases]:
+            raise ShardError(f"phase {unable[0]!r} has nothing to teach {start} from shards {shards}")
+        plan = [phase for phase in config.plan if not only or phase.name in only]
         people = people_of(config)
         check = frames_to_judge(people)
         before = after = autoencoder_psnr(pipeline.autoencoder, check)
         model = ResidentModel(pipeline, config, device)
         losses: list[float] = []
         with logged(tensorboard) as log:
-            for phase in config.plan:
+            for phase in plan:
                 model.enter(phase.name, {})
                 seconds = None if steps is not None else seconds_of(phase.name, minutes)
                 for number, terms in run_phase(model, people, config, phase, seconds):
@@ -199,12 +212,15 @@ def pretrain(
                     after = autoencoder_psnr(pipeline.autoencoder.to("cpu"), check)
                     check_autoencoder(after, manifest.autoencoder, shards)
                     pipeline.autoencoder.to(device)
-        loss = float(np.mean(losses[-max(1, len(losses) // 10) :]))
+        loss = float(np.mean(losses[-max(1, len(losses) // 10) :])) if losses else math.nan
         pipeline.to("cpu")
-        save_backbone(pipeline, model.trainer.model, place)
+        save_backbone(pipeline, pipeline.denoiser, place)
         done = len(losses) * config.local.steps
-        recipe = Recipe(str(shards), size or "tiny", start, minutes, steps, seed, threads, config.local.loss)
-        figures = {"autoencoder, dB on held-out frames": after, "diffusion loss at the end": loss}
+        recipe = Recipe(
+            str(shards), size or "tiny", start, minutes, steps, seed, threads, config.local.loss, shown, only
+        )
+        figures = {"autoencoder, dB on held-out frames": after}
+        figures |= {"diffusion loss at the end": loss} if losses else {}
         figures |= judged_sync(pipeline, people)
         trained_on = people.identities(EVERYBODY)
         clips = sum(manifest.pieces(name, "train") for name in trained_on)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fedtalk_ray.config import load_config, parse_config, save_config
+from fedtalk_ray.config import load_config, parse_config, parse_phases, save_config
 from fedtalk_ray.errors import ConfigError
 from fedtalk_ray.recipe import Section
 from fedtalk_ray.settings import TrainConfig
@@ -171,6 +171,12 @@ def test_a_file_that_is_no_configuration_is_refused(content: str | bytes, says: 
     with pytest.raises(ConfigError, match=says) as caught:
         load_config(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_phases_are_named_in_any_order_and_once() -> None:
+    assert parse_phases(["calibration", "decoder", "calibration"]) == ("decoder", "calibration")
+    assert parse_phases([]) == ()
+    assert refusal(lambda: parse_phases(["faces", "face"])).startswith("phase: 'face' is none; known are units, ")
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:

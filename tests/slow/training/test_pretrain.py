@@ -11,7 +11,7 @@ import torch
 
 from fedtalk_ray.errors import ShardError
 from fedtalk_ray.model.autoencoder import encoder_fingerprint
-from fedtalk_ray.model.pipeline import TalkingHeadPipeline
+from fedtalk_ray.model.pipeline import TalkingHeadPipeline, load_pipeline
 from fedtalk_ray.model.presets import PresetError
 from fedtalk_ray.recipe import PhaseName, PhaseRounds
 from fedtalk_ray.settings import TrainConfig
@@ -65,6 +65,44 @@ def test_it_goes_on_from_another_pipeline(shards: Path, tmp_path: Path) -> None:
 def test_a_size_beside_a_start_is_refused(shards: Path, tmp_path: Path) -> None:
     with pytest.raises(PresetError, match="preset 'base' cannot be chosen beside a start: fedtalk-tiny has a size"):
         pretrain(shards, tmp_path / "out", minutes=1, size="base", start="fedtalk-tiny")
+
+
+@pytest.fixture(scope="module")
+def bent_shards(make_shards, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bent") / "shards"
+    make_shards(folder, {"s1": [30] * 4, "s2": [30] * 4}, 48, encoder="lower-face")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def taught(bent_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A pipeline that bends its reference, after one step."""
+    out = tmp_path_factory.mktemp("taught") / "pipeline"
+    pretrain(bent_shards, out, minutes=9, steps=1)
+    return str(out)
+
+
+def test_a_phase_alone_changes_what_it_fits_and_nothing_else(bent_shards: Path, taught: str, tmp_path: Path) -> None:
+    before, maps = load_pipeline(taught).denoiser.state_dict(), {}
+    for shown in (1.0, 0.25):
+        out = tmp_path / f"{shown}"
+        done = pretrain(bent_shards, out, minutes=9, seed=5, start=taught, only=["calibration"], shown=shown)
+        after = TalkingHeadPipeline.from_pretrained(str(out)).denoiser.state_dict()
+        changed = {name for name in before if not torch.equal(before[name], after[name])}
+        assert before.keys() == after.keys() and "certainty" in changed <= {"certainty", "liveliness"}
+        assert done.steps == 0 and np.isnan(done.loss)
+        maps[shown] = after["certainty"]
+        assert f"--minutes 9 --phase calibration --shown {shown:g} --seed 5" in (out / "README.md").read_text()
+    torch.testing.assert_close(maps[0.25], maps[1.0] / 4)
+    assert float(maps[1.0].max()) > 0
+
+
+def test_a_phase_alone_needs_a_start_that_it_can_teach(bent_shards: Path, taught: str, tmp_path: Path) -> None:
+    with pytest.raises(PresetError, match="phase 'calibration' alone needs a network that was taught the others"):
+        pretrain(bent_shards, tmp_path / "out", minutes=1, only=["calibration"])
+    with pytest.raises(ShardError, match=r"phase 'hearing' has nothing to teach .*pipeline from shards"):
+        pretrain(bent_shards, tmp_path / "out", minutes=1, only=["hearing"], start=taught)
+    assert not (tmp_path / "out").exists()
 
 
 def test_clips_are_kept_aside_where_the_shards_keep_none(
