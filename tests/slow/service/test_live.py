@@ -117,10 +117,10 @@ def test_whose_sound_is_late_is_told_and_has_not_the_worker_any_more(
 ) -> None:
     monkeypatch.setattr(live, "SILENT_S", 2.0)
     with line_to(served) as line:
+        began = time.monotonic()
         line.send("{}")
         line.send(png())
         line.send(PIECE)
-        began = time.monotonic()
         until(lambda: list(served.folder.iterdir()))
         if said != "nothing":
             with suppress(ConnectionClosed):

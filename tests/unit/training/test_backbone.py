@@ -1,5 +1,6 @@
 """Where a run starts: a pretrained pipeline that fits the shards, or a new one around the shards' autoencoder."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -190,8 +191,18 @@ def test_where_mouths_are_taught_a_network_that_bends_can_show_them(make_shards,
 
 @pytest.mark.parametrize(("before", "after"), [("speech", "hearing"), ("hearing", "speech")])
 def test_a_speech_encoder_of_the_other_phase_is_taught_anew_and_the_log_says_so(
-    make_shards, tmp_path, caplog: pytest.LogCaptureFixture, before: str, after: str
+    make_shards,
+    tmp_path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    before: str,
+    after: str,
 ) -> None:
+    # Whatever a library that was imported before made of other people's loggers.
+    log = logging.getLogger("fedtalk_ray.training.backbone")
+    caplog.set_level(logging.WARNING, log.name)
+    monkeypatch.setattr(log, "disabled", False)
+    monkeypatch.setattr(log, "handlers", [caplog.handler])
     make_shards(tmp_path / "shards", {"s1": [30, 30]})
     manifest = load_manifest(tmp_path / "shards")
     made = build_pipeline(None, 0, manifest, hears_anew=before, widths=(16, 32), window=4)
