@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from fedtalk_ray.errors import RunError
+from fedtalk_ray.model.denoiser import bare_denoiser
 
 SHARED, IDENTITY = "shared", "identity"
 
@@ -122,9 +123,10 @@ def from_vector(parameters: Iterable[tuple[str, torch.nn.Parameter]], vector: np
         begin = end
 
 
-def backbone_state(model: PeftModel) -> dict[str, torch.Tensor]:
-    """The denoiser's own weights under their own names, without PEFT's wrapping: what `save_pretrained` expects."""
-    state = model.get_base_model().state_dict()
+def backbone_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The own weights of a denoiser, in adapters or bare, under their own names, without PEFT's wrapping: what
+    `save_pretrained` expects."""
+    state = bare_denoiser(model).state_dict()
     return {name.replace(".base_layer", ""): value for name, value in state.items() if ".lora_" not in name}
 
 

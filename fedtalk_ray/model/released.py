@@ -75,7 +75,7 @@ def save_backbone(pipeline: TalkingHeadPipeline, model: torch.nn.Module, place: 
     # Without diffusers' note of what an older file left out: from_config would forget what was set since.
     known = {name: value for name, value in base.config.items() if name != "_use_default_values"}
     backbone = type(base).from_config(known)
-    backbone.load_state_dict(adapters.backbone_state(model) if isinstance(model, PeftModel) else base.state_dict())
+    backbone.load_state_dict(adapters.backbone_state(model))
     plain = TalkingHeadPipeline(
         pipeline.autoencoder, backbone, pipeline.scheduler, pipeline.identity_encoder, pipeline.sync_network
     )
