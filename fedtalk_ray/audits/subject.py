@@ -26,11 +26,12 @@ from fedtalk_ray.settings import TrainConfig
 from fedtalk_ray.shards.format import Piece
 from fedtalk_ray.shards.people import people_of
 from fedtalk_ray.shards.population import Population
-from fedtalk_ray.shards.windows import WindowBatch, cut_windows, held_out_windows
+from fedtalk_ray.shards.windows import Wanted, WindowBatch, cut_windows, held_out_windows
 from fedtalk_ray.training.backbone import start_of
 from fedtalk_ray.training.local import LocalTrainer, batches_needed, released_trainer
 from fedtalk_ray.training.phases.faces import Faces
 from fedtalk_ray.training.phases.phase import Task
+from fedtalk_ray.training.told_lips import tell
 
 FEWEST = 4
 """Members, and outsiders, below which nothing can be told."""
@@ -40,7 +41,7 @@ class Subject:
     """A run's folder, opened for its attackers.
 
     members: clients that took part. outsiders: people of the same shards who did not. start, released: the shared
-    parameters before round 1 and after the last one, float32 [D].
+    parameters before round 1 and after the last one, float32 [D]. lips: whether windows come with their lips.
     """
 
     def __init__(self, run: RunFolder, effort: Effort) -> None:
@@ -56,11 +57,8 @@ class Subject:
         self.ledger = Ledger(run.ledger)
         self.people = people_of(config)
         self.trainer = LocalTrainer(start_of(config, self.people.manifest), config)
-        if bare_denoiser(self.trainer.model).takes_bent():
-            raise RunError(
-                f"run {run.path} paints on references that are bent to lips, which attackers here do not know; audit "
-                "one of whole faces (prepare --autoencoder patch), or of adapters on a model that moves lips by itself"
-            )
+        # A reference is bent from its own lips; what is said of lips to a network that moves them itself is left out.
+        self.lips = bare_denoiser(self.trainer.model).takes_bent()
         self.start = adapters.to_vector(self.trainer.shared())
         # An attack trains at the phase's highest rate, and so as far as any round may go.
         largest = max(clip_norm_of(config, number, len(self.start)) for number in range(1, config.all_rounds + 1))
@@ -98,11 +96,11 @@ class Subject:
             splits = {entry.split for entry in self.people.manifest.identities[person]}
             # People who are kept for testing have no clips to train on.
             split = split if split in splits else "train" if "train" in splits else sorted(splits)[-1]
-        return list(self.people.pieces(person, split or "train", ("latents", "speech")))
+        return list(self.people.pieces(person, split or "train", Wanted(lips=self.lips).columns))
 
     def windows(self, person: str) -> WindowBatch:
         """Windows of a person's clips, always the same."""
-        return held_out_windows(self.pieces(person), self.trainer.window, self.effort.windows)
+        return held_out_windows(self.pieces(person), self.trainer.window, self.effort.windows, self.lips)
 
     def loss(self, vector: np.ndarray, person: str) -> float:
         """The diffusion loss of the model with these shared parameters on a person's clips, without its own adapter."""
@@ -136,26 +134,33 @@ class Subject:
         pieces, rng = self.pieces(person, split), np.random.default_rng(seed)
         count = self.config.local.batch_size
         batches = [self._batch(pieces, count, rng) for _ in range(batches_needed(self.config.local))]
-        if face is not None:
-            for batch in batches:
+        for batch in batches:
+            if face is not None:
                 self.borrow(batch, face)
+            tell(bare_denoiser(self.trainer.model), batch, self.config.local.true_lips, rng)
         return self.trainer.fit(shared, None, batches, seed=seed % 2**32).update
 
     def borrow(self, windows: WindowBatch, face: torch.Tensor) -> None:
-        """Has windows spoken by another face, latents [C, h, w], whose embedding is the outsiders' mean."""
+        """Has windows spoken by another face, latents [C, h, w], of which all else is the outsiders' mean."""
         windows.reference = face.expand_as(windows.reference)
-        windows.identity = self.nobody.expand_as(windows.identity)
+        for name, mean in self.nobody.items():
+            setattr(windows, name, mean.expand_as(getattr(windows, name)))
 
     @cached_property
-    def nobody(self) -> torch.Tensor:
-        """The mean face embedding of the outsiders, [D]; D is 0 where the shards hold none."""
-        return torch.stack([self.windows(person).identity.mean(0) for person in self.outsiders]).mean(0)
+    def nobody(self) -> dict[str, torch.Tensor]:
+        """The outsiders' means of what goes with a reference: its embedding [D], and of `WindowBatch` the rest. Empty
+        tensors where there is none."""
+        windows = [self.windows(person) for person in self.outsiders]
+        names = ("identity", "reference_lips", "reference_points")
+        return {name: torch.stack([getattr(each, name).mean(0) for each in windows]).mean(0) for name in names}
 
     def _batch(self, pieces: list[Piece], count: int, rng: np.random.Generator) -> WindowBatch:
         chosen = [pieces[place] for place in rng.integers(0, len(pieces), count)]
-        cut = [cut_windows(each, self.trainer.window, 1, str(rng.integers(2**63))) for each in chosen]
-        names = ("latents", "speech", "reference", "identity")
-        return WindowBatch(*(torch.from_numpy(np.concatenate([each[name] for each in cut])).float() for name in names))
+        wanted = Wanted(lips=self.lips)
+        cut = [cut_windows(each, self.trainer.window, 1, str(rng.integers(2**63)), wanted) for each in chosen]
+        return WindowBatch(
+            **{name: torch.from_numpy(np.concatenate([each[name] for each in cut])).float() for name in cut[0]}
+        )
 
 
 def check_can_be_audited(folder: Path, config: TrainConfig) -> None:

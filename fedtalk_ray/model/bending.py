@@ -46,9 +46,8 @@ class LatentBend(nn.Module):
         self.patch = patch
         self.register_buffer("basis", torch.from_numpy(patch_basis(patch, luma, chroma)), persistent=False)
 
-    @torch.no_grad()
     def forward(self, latents: torch.Tensor, bends: Bends) -> torch.Tensor:
-        """Latents [B, C, h, h], each bent T times, [B, T] of them: [B, T, C, h, h]."""
+        """Latents [B, C, h, h], each bent T times, [B, T] of them: [B, T, C, h, h]; differentiable in the latents."""
         count = bends.flows.shape[:2]
         each = Bends(bends.flows.flatten(0, 1), None if bends.laid is None else bends.laid.flatten(0, 1))
         bent = bend(self.soft(latents).repeat_interleave(count[1], dim=0), each)

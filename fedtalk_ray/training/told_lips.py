@@ -44,6 +44,15 @@ def tell_held_out(base: Any, windows: WindowBatch) -> WindowBatch:
 
 @torch.no_grad()
 def _bend(base: Any, windows: WindowBatch) -> Bends | None:
+    bends = bends_of(base, windows)
+    if bends is not None:
+        windows.bent = base.latent_bend(windows.reference.to(base.device), bends).cpu()
+    return bends
+
+
+@torch.no_grad()
+def bends_of(base: Any, windows: WindowBatch) -> Bends | None:
+    """What bends the references of windows that are told lip shapes, [B, T] of them; None where nothing is bent."""
     if not base.takes_bent():
         return None
     shapes = torch.where(windows.lips.isnan(), base.heard_shapes(windows.speech).cpu(), windows.lips).to(base.device)
@@ -51,12 +60,8 @@ def _bend(base: Any, windows: WindowBatch) -> Bends | None:
     points = windows.reference_points.double().cpu().numpy()
     faces = list(zip(windows.reference, points, own, shapes, strict=True))
     laid = [base.laid(*face) for face in faces]
-    bends = Bends(
-        torch.stack([base.flows(place, each - of) for _, place, of, each in faces]),
-        None if laid[0] is None else torch.stack(laid),
-    )
-    windows.bent = base.latent_bend(windows.reference.to(base.device), bends).cpu()
-    return bends
+    flows = torch.stack([base.flows(place, each - of) for _, place, of, each in faces])
+    return Bends(flows, None if laid[0] is None else torch.stack(laid))
 
 
 def lips_wanted(base: Any, share: float) -> bool:

@@ -22,6 +22,7 @@ from fedtalk_ray.audits.subject import Subject, mode
 from fedtalk_ray.audits.views import Views
 from fedtalk_ray.errors import RunError
 from fedtalk_ray.model import adapters
+from fedtalk_ray.model.denoiser import bare_denoiser
 from fedtalk_ray.progress import ticker
 from fedtalk_ray.seeding import derive_seed
 from fedtalk_ray.settings import TrainConfig
@@ -29,12 +30,13 @@ from fedtalk_ray.shards.windows import WindowBatch, held_out_windows
 from fedtalk_ray.training.backbone import start_of
 from fedtalk_ray.training.local import LocalTrainer
 from fedtalk_ray.training.losses import window_loss
+from fedtalk_ray.training.told_lips import bends_of, tell_held_out
 
 ORDER, TITLE = 8, "a face out of an update"
 KNOWS = (
     "Knows the model, the sound, and the client's random choices (they derive from the run's seed, which is public), "
-    "the face embedding where the shards hold one, and faces of other people. The client takes one plain gradient step "
-    "on one window."
+    "the face embedding where the shards hold one, how the reference is bent where it is bent to lips, and faces of "
+    "other people. The client takes one plain gradient step on one window."
 )
 
 CLEAR = "one update in the clear"
@@ -80,7 +82,11 @@ def attack(subject: Subject, effort: Effort) -> Outcome:
         raise RunError("the pipeline has no identity encoder, so what is recovered cannot be shown")
     victim, seed = subject.members[0], derive_seed(subject.config.seed, "inversion")
     outcome.whose = victim
-    windows = {who: held_out_windows(subject.pieces(who), trainer.window, 1) for who in subject.members}
+    base = bare_denoiser(trainer.model)
+    windows = {
+        who: tell_held_out(base, held_out_windows(subject.pieces(who), trainer.window, 1, subject.lips))
+        for who in subject.members
+    }
     # All clients' random choices differ; the victim's are those that the attacker repeats.
     updates = {
         who: trainer.fit(subject.released, None, [batch], seed=seed if who == victim else seed + 1 + place).update
@@ -127,12 +133,15 @@ def invert(
     """The face [C, h, w] whose one step from `shared` makes the update that was seen, float64 [D].
 
     trainer, config: of the client (`one_step`).
-    Of `window` only the sound is used, and the face embedding where the shards hold one.
+    Of `window` only the sound is used, the face embedding where the shards hold one, and how the reference is bent.
     """
+    bends = bends_of(bare_denoiser(trainer.model), window)
     trainer.load(shared, None, seed)
     model = copy.deepcopy(trainer.model).double().train()
+    bend = bare_denoiser(model).latent_bend
     local = config.local
-    parameters = adapters.train_only(model, adapters.shared_parameters(model, config.shared, config.trained_factors))
+    copied = dict(model.named_parameters())
+    parameters = adapters.train_only(model, ((name, copied[name]) for name, _ in trainer.shared()))
     sizes = [parameter.numel() for parameter in parameters]
     # A step of plain descent with rate 1 is the gradient, turned around.
     wanted = torch.split(torch.from_numpy(-np.asarray(seen, np.float64)), sizes)
@@ -149,12 +158,15 @@ def invert(
         """Mean squared difference over the layers, each relative to its own length."""
         reference = face()
         latents = reference + faces.motion * motion
-        batch = WindowBatch(latents[None], window.speech.double(), reference[None], window.identity.double())
+        known = window.identity.double(), window.lips.double(), window.reference_lips.double()
+        batch = WindowBatch(latents[None], window.speech.double(), reference[None], *known)
+        if bend is not None and bends is not None:
+            batch.bent = bend(reference[None], bends)
         # The same random choices as the client's own (`LocalTrainer.fit`).
         generator = torch.Generator().manual_seed(seed)
         torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
         loss = window_loss(model, trainer.scheduler, batch, local.loss, generator).total
-        # The client's window was told nothing of its reference's lips, so what takes these has no part in the loss.
+        # A window that is told nothing of its reference's lips leaves out what takes these.
         gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True, materialize_grads=True)
         norm = torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt()
         scale = (local.clip_norm / norm).clamp(max=1.0)
