@@ -28,6 +28,7 @@ from fedtalk_ray.media.video import SAMPLE_RATE, VideoError, format_of, frames_o
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline, frame_count
 from fedtalk_ray.model.released import load_released
 from fedtalk_ray.runs.folder import RunFolder
+from jobs.benchmarks import generating
 
 SIDE = 110
 
@@ -162,6 +163,29 @@ def test_a_clip_of_a_rate_that_varies_keeps_its_speed(picture, tmp_path: Path) -
     for number, shown in enumerate(dubbed.frames(20)):
         expected = 40 + 60 * (number / dubbed.rate + times[0]) + SIDE / 2
         assert abs(float(shown.transform @ (0.5, 0, 1) @ (1, 0)) - float(expected)) < 8
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "times_larger", "seen"),
+    [(288, 360, 1, 25), (576, 720, 2, 25), (1920, 1080, 6, 30)],
+    ids=["360x288", "720x576", "1080x1920 of a rate that varies"],
+)
+def test_clips_of_usual_sizes_keep_size_speed_and_surroundings(
+    made, picture, tmp_path: Path, height: int, width: int, times_larger: int, seen: int
+) -> None:
+    """The last one as telephones film it: thirty frames a second, of which some are missing."""
+    small = picture(height // times_larger, width // times_larger, x=30)
+    large = small.repeat(times_larger, 0).repeat(times_larger, 1)
+    times = [Fraction(k, seen) for k in range(24) if seen == 25 or k % 7 != 3]
+    clip = write(tmp_path / "c.mp4", [large] * len(times), times, rate=seen)
+    frames, lines = made(clip, 0.6)
+    written = format_of(tmp_path / "o.mp4")
+    assert frames.shape == (math.ceil(0.6 * written.rate), height, width, 3) and not lines
+    assert written.rate == pytest.approx(len(times) / 24 * seen, rel=0.05)
+    low = slice(-height // 12, None)
+    mouth = tuple(slice(from_ * times_larger, to * times_larger) for from_, to in ((110, 140), (60, 110)))
+    assert max(difference(frame[low], large[low]) for frame in frames) < 3
+    assert difference(frames[0][mouth], large[mouth]) > 9, "the untrained network paints noise"
 
 
 def test_outside_the_mask_a_clip_stays_to_the_bit(picture, tmp_path: Path) -> None:
@@ -351,6 +375,17 @@ def test_frames_are_resampled_in_time(rate: Fraction) -> None:
     count = int(2 * rate)
     made = [float(frame.mean()) for frame in at_rate(iter(np.split(ramp, 5)), rate, count)]
     np.testing.assert_allclose(made, np.minimum(np.arange(count) * 100 / float(rate), 196), atol=1e-4)
+
+
+def test_the_benchmark_of_generating_runs(run: Path, picture, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    Image.fromarray(picture()).save(tmp_path / "p.png")
+    wavfile.write(tmp_path / "voice.wav", SAMPLE_RATE, np.zeros(SAMPLE_RATE // 5, np.int16))
+    given = ["--run", str(run), "--audio", str(tmp_path / "voice.wav"), "--times", "3"]
+    generating.main([*given, str(tmp_path / "p.png")])
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"{tmp_path / 'p.png'}: 5 frames, ") and float(line.split()[-1]) > 0
+    with pytest.raises(SystemExit, match=r"nobody\.png"):
+        generating.main([*given, str(tmp_path / "nobody.png")])
 
 
 def test_the_sound_is_beside_the_picture(made, picture, tmp_path: Path) -> None:
