@@ -51,11 +51,12 @@ class LatentBend(nn.Module):
         count = bends.flows.shape[:2]
         each = Bends(bends.flows.flatten(0, 1), None if bends.laid is None else bends.laid.flatten(0, 1))
         bent = bend(self.soft(latents).repeat_interleave(count[1], dim=0), each)
-        return F.conv2d(bent, self.basis.float(), stride=self.patch).unflatten(0, count).to(latents.dtype)
+        return F.conv2d(bent, self.basis.to(bent), stride=self.patch).unflatten(0, count).to(latents.dtype)
 
     def soft(self, latents: torch.Tensor) -> torch.Tensor:
-        """The soft pictures [B, 3, w, w] that latents [B, C, h, h] say."""
-        return F.conv_transpose2d(latents.float(), self.basis.float(), stride=self.patch)
+        """The soft pictures [B, 3, w, w] that latents [B, C, h, h] say, at least float32."""
+        latents = latents.to(torch.promote_types(latents.dtype, torch.float32))
+        return F.conv_transpose2d(latents, self.basis.to(latents), stride=self.patch)
 
 
 def lower_flow(points: np.ndarray, mouth: np.ndarray) -> torch.Tensor:

@@ -35,8 +35,9 @@ from fedtalk_ray.training.told_lips import bends_of, tell_held_out
 ORDER, TITLE = 8, "a face out of an update"
 KNOWS = (
     "Knows the model, the sound, and the client's random choices (they derive from the run's seed, which is public), "
-    "the face embedding where the shards hold one, how the reference is bent where it is bent to lips, and faces of "
-    "other people. The client takes one plain gradient step on one window."
+    "the face embedding where the shards hold one, and faces of other people; where references are bent to lips also "
+    "the reference's lip shape, how it is bent, and what is laid between its lips. The client takes one plain gradient "
+    "step on one window."
 )
 
 CLEAR = "one update in the clear"
@@ -133,12 +134,12 @@ def invert(
     """The face [C, h, w] whose one step from `shared` makes the update that was seen, float64 [D].
 
     trainer, config: of the client (`one_step`).
-    Of `window` only the sound is used, the face embedding where the shards hold one, and how the reference is bent.
+    Of `window` only what `KNOWS` says is used.
     """
     bends = bends_of(bare_denoiser(trainer.model), window)
     trainer.load(shared, None, seed)
     model = copy.deepcopy(trainer.model).double().train()
-    bend = bare_denoiser(model).latent_bend
+    base: Any = bare_denoiser(model)
     local = config.local
     copied = dict(model.named_parameters())
     parameters = adapters.train_only(model, ((name, copied[name]) for name, _ in trainer.shared()))
@@ -160,8 +161,8 @@ def invert(
         latents = reference + faces.motion * motion
         known = window.identity.double(), window.lips.double(), window.reference_lips.double()
         batch = WindowBatch(latents[None], window.speech.double(), reference[None], *known)
-        if bend is not None and bends is not None:
-            batch.bent = bend(reference[None], bends)
+        if bends is not None:
+            batch.bent = base.latent_bend(reference[None], bends)
         # The same random choices as the client's own (`LocalTrainer.fit`).
         generator = torch.Generator().manual_seed(seed)
         torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))

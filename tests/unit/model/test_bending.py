@@ -63,6 +63,18 @@ def test_latents_are_bent_as_the_soft_picture_that_they_say(face, face_points, o
     assert (made - true)[1:].norm() < 0.15 * (true - latents)[1:].norm()
 
 
+def test_latents_are_bent_in_their_own_precision(face_points: np.ndarray, opening: np.ndarray) -> None:
+    """Whoever looks for latents by their gradients does so in double precision."""
+    bends = Bends(lower_flow(face_points, opening)[None, 1:])
+    latents = torch.randn(1, 32, 9, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    made = LatentBend(8, 20, 6)(latents, bends)
+    rounded = LatentBend(8, 20, 6)(latents.float(), bends)
+    assert (made.dtype, rounded.dtype) == (torch.float64, torch.float32)
+    torch.testing.assert_close(made.float(), rounded, atol=1e-5, rtol=1e-5)
+    trebled = LatentBend(8, 20, 6)(3 * latents, bends)
+    torch.testing.assert_close(trebled, 3 * made, atol=1e-12, rtol=1e-12)
+
+
 def test_where_anything_is_unknown_nothing_moves(face_points: np.ndarray, opening: np.ndarray) -> None:
     some = opening.copy()
     some[1, 0, 0] = np.nan
