@@ -31,7 +31,7 @@ PHASES: tuple[PhaseName, ...] = get_args(PhaseName)
 STATISTICS_ROUNDS = {"units": 1, "hearing": 1, "mouths": 1, "calibration": 3}
 """Phases in which clients send statistics of their clips, and in how many rounds."""
 
-VERSION = 18
+VERSION = 19
 """Of what rounds compute from the same settings: a run of another one is not resumed. Raise it with every change."""
 
 STATISTICS_FROM = 1000
@@ -246,6 +246,12 @@ class SpeechConfig(StepsConfig):
     """Windows a step."""
     weight_decay: float = Field(0.05, ge=0)
     """AdamW's."""
+    dropout: float = Field(0.2, ge=0, lt=1)
+    """Of the speech encoder while it is taught: with it a few speakers are learned less by heart. Hundreds need none.
+    Five minutes more from `fedtalk-tiny`, with 825 drawn people whom it had not heard, brought what sixty others open
+    from a correlation of 0.958 with the true ones to 0.961 with 0.2 and to 0.962 without (0.985 is as much as can be
+    heard of how wide strangers open their mouths). Lips moved 1.13 times as far as is right with it, and 1.07 without;
+    fourteen minutes gave no more (0.961)."""
 
 
 class HearingConfig(Section):

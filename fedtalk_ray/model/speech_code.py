@@ -7,6 +7,7 @@ encoder hears says so much of lips that a linear map is enough (`LipRegression`,
 """
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -121,12 +122,14 @@ class SpeechEncoder(nn.Module):
         self.linear1 = nn.Linear(width * -(-hops // 4), motions)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, speech: torch.Tensor) -> torch.Tensor:
+    def forward(self, speech: torch.Tensor, dropout: float | None = None) -> torch.Tensor:
+        """dropout: in training, in place of the usual."""
+        drop = self.dropout if dropout is None else partial(nn.functional.dropout, p=dropout, training=self.training)
         hidden = speech.flatten(0, 1).transpose(1, 2)
         for layer in (self.conv1, self.conv2, self.conv3):
-            hidden = self.dropout(nn.functional.silu(layer(hidden)))
+            hidden = drop(nn.functional.silu(layer(hidden)))
         for wider, norm in zip(self.context, self.norms, strict=True):
-            hidden = hidden + self.dropout(wider(nn.functional.silu(norm(hidden))))
+            hidden = hidden + drop(wider(nn.functional.silu(norm(hidden))))
         return self.linear1(hidden.flatten(1)).unflatten(0, speech.shape[:2])
 
 

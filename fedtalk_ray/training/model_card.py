@@ -25,7 +25,8 @@ class Recipe:
     threads: int
     loss: LossConfig
     shown: float | None = None
-    """`CalibrationConfig.shown`; None as it is there."""
+    dropout: float | None = None
+    """`CalibrationConfig.shown`, `SpeechConfig.dropout`; None as they are there."""
     only: Sequence[PhaseName] = ()
     """Phases that were gone through; all where none is named."""
 
@@ -45,6 +46,7 @@ def model_card(
     asked = f"--steps {recipe.steps}" if recipe.steps is not None else f"--minutes {recipe.minutes:g}"
     asked += "".join(f" --phase {name}" for name in recipe.only)
     asked += "" if recipe.shown is None else f" --shown {recipe.shown:g}"
+    asked += "" if recipe.dropout is None else f" --dropout {recipe.dropout:g}"
     lines = [
         "---",
         "library_name: diffusers",

@@ -85,6 +85,7 @@ def federation_of_one(
     threads: int = 1,
     loss: LossConfig | None = None,
     shown: float | None = None,
+    dropout: float | None = None,
     start: str | None = None,
 ) -> TrainConfig:
     """The settings under which `fedtalk train` does what `pretrain` does.
@@ -92,8 +93,9 @@ def federation_of_one(
     patch: whether the autoencoder is "patch", whose decoder can be taught; sharp: whether it is "lower-face", whose
     decoder is taught last. speech: which phase teaches the speech encoder. mouths: whether the denoiser
     can be taught what opened lips show (`phases.mouths.can_open`). steps: of the denoiser, in whole rounds; half as
-    many go to each other phase that takes any. shown: `CalibrationConfig.shown`, None as it is there. Nothing is
-    calibrated of clips too few to keep any aside. Raises `ShardError` for shards without training clips.
+    many go to each other phase that takes any. shown, dropout: `CalibrationConfig.shown` and `SpeechConfig.dropout`,
+    None as they are there. Nothing is calibrated of clips too few to keep any aside. Raises `ShardError` for shards
+    without training clips.
     """
     people = sum(manifest.frames(name, "train") > 0 for name in manifest.identities)
     if not people:
@@ -118,6 +120,7 @@ def federation_of_one(
             "phases": [name for name in PHASES if able.get(name, True)],
             "rounds": -(-wanted // STEPS_PER_ROUND),
             **dict.fromkeys(SHARES, before),
+            "speech": before | ({} if dropout is None else {"dropout": dropout}),
             "local": {
                 "steps": min(wanted, STEPS_PER_ROUND),
                 "identity_steps": 0,
@@ -143,6 +146,7 @@ def pretrain(
     threads: int = 1,
     loss_config: LossConfig | None = None,
     shown: float | None = None,
+    dropout: float | None = None,
     only: Sequence[PhaseName] = (),
     size: str | None = None,
     start: str | None = None,
@@ -155,9 +159,9 @@ def pretrain(
     What is shown of its predictions is calibrated on val clips, or on training clips kept aside (`population`).
 
     The denoiser trains for `minutes` (or `steps`, in whole rounds), the phases before it for a share of that each, and
-    the decoder of "lower-face" after it for as long again.
+    the decoder of "lower-face" after it for as long again; a phase that is gone through alone takes all of it.
     size: a name of `model.presets`, None for tiny. start: a pipeline to go on from (`model.pipeline.load_pipeline`), in
-    place of random weights of that size. shown: `CalibrationConfig.shown`, None as it is there. only: the phases to go
+    place of random weights of that size. shown, dropout: as in `federation_of_one`. only: the phases to go
     through, all where none is named. tensorboard: where the phases' losses are logged, by round. device: "auto" is a
     GPU where there is one. Raises `ShardError` for shards without training clips, that do not fit `start`, or of an
     autoencoder that is too poor to build on, and `PresetError` for an unknown size, for one beside `start`, or for
@@ -190,6 +194,7 @@ def pretrain(
             threads=threads,
             loss=loss_config,
             shown=shown,
+            dropout=dropout,
             start=start,
         )
         if unable := [name for name in only if name not in config.phases]:
@@ -203,7 +208,7 @@ def pretrain(
         with logged(tensorboard) as log:
             for phase in plan:
                 model.enter(phase.name, {})
-                seconds = None if steps is not None else seconds_of(phase.name, minutes)
+                seconds = None if steps is not None else seconds_of(phase.name, minutes, alone=len(plan) == 1)
                 for number, terms in run_phase(model, people, config, phase, seconds):
                     log(number, {f"{phase.name}/{name}": value for name, value in terms.items()})
                     if phase.name == "faces":
@@ -217,7 +222,7 @@ def pretrain(
         save_backbone(pipeline, pipeline.denoiser, place)
         done = len(losses) * config.local.steps
         recipe = Recipe(
-            str(shards), size or "tiny", start, minutes, steps, seed, threads, config.local.loss, shown, only
+            str(shards), size or "tiny", start, minutes, steps, seed, threads, config.local.loss, shown, dropout, only
         )
         figures = {"autoencoder, dB on held-out frames": after}
         figures |= {"diffusion loss at the end": loss} if losses else {}
@@ -315,8 +320,10 @@ def logged(folder: str | Path | None) -> Iterator[Callable[[int, dict[str, float
         log.close()
 
 
-def seconds_of(phase: PhaseName, minutes: float) -> float:
-    """How long a phase may take where the denoiser has so many minutes."""
+def seconds_of(phase: PhaseName, minutes: float, alone: bool = False) -> float:
+    """How long a phase may take where the denoiser has so many minutes. alone: there is no other phase."""
+    if alone:
+        return 60 * minutes
     share, most = SHARES.get(phase, (1.0, 60 * minutes))
     return min(60 * minutes * share, most)
 

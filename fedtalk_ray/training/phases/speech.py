@@ -63,7 +63,7 @@ def speech_phase(
             wanted=wanted,
         )
         mask = None if bends else error_weights(denoiser, mouth_weight)
-        return (speech_loss(denoiser, batch, mask, rng, device, autocast) for batch in batches)
+        return (speech_loss(denoiser, batch, mask, rng, config.dropout, device, autocast) for batch in batches)
 
     parts = SPEECH_PARTS[:1] if bends else SPEECH_PARTS
     return ModuleSteps(denoiser, config, losses, device, lambda name: name.startswith(parts), score)
@@ -84,19 +84,20 @@ def speech_loss(
     batch: WindowBatch,
     mask: torch.Tensor | None,
     rng: np.random.Generator,
+    dropout: float,
     device: str,
     autocast: bool,
 ) -> Loss:
     """How far shapes are from what the sound says, and motion too.
 
-    mask: [C, h, w], `error_weights`; None where motion is not shown.
+    mask: [C, h, w], `error_weights`; None where motion is not shown. dropout: `SpeechConfig.dropout`.
     """
     check_sound(batch.speech)
     varied = [vary_speech(window.numpy(), rng, denoiser.config.speech == LOG_MEL) for window in batch.speech]
     moved = batch.to(device)
     shape = denoiser.lip_shape(moved.lips)
     with fast_arithmetic(device, autocast):
-        code = denoiser.speech_encoder(torch.from_numpy(np.stack(varied)).to(device))
+        code = denoiser.speech_encoder(torch.from_numpy(np.stack(varied)).to(device), dropout)
     lips = (code[..., : shape.shape[-1]] - shape).square().mean()
     terms = {"lips": float(lips.detach())}
     if mask is None:

@@ -178,9 +178,10 @@ def test_phases_that_cannot_be_are_left_out(shards: Path, make_shards, tmp_path:
 
 
 def test_the_time_of_each_phase() -> None:
-    """A share of the denoiser's, and no more than what taught anything."""
+    """A share of the denoiser's, and no more than what taught anything; all of it for a phase alone."""
     assert seconds_of("faces", 5.0) == 300
     assert seconds_of("speech", 5.0) == pytest.approx(39) and seconds_of("speech", 600.0) == 200
+    assert seconds_of("speech", 5.0, alone=True) == 300
     assert seconds_of("sync", 10.0) == pytest.approx(60) and seconds_of("decoder", 10.0) == pytest.approx(42)
 
 

@@ -164,6 +164,21 @@ def test_who_bends_learns_lip_shapes_alone(people: People, denoiser, make_task) 
     assert all(torch.equal(value, before[name]) for name, value in denoiser.speech_map.state_dict().items())
 
 
+def test_dropout_is_the_settings_and_in_training_alone(people: People, denoiser, make_task) -> None:
+    encoder, sound, seen = denoiser.speech_encoder, next(people.pieces("s1", "train")).speech, []
+    hook = encoder.register_forward_pre_hook(lambda _, given: seen.append((encoder.training, given[1])))
+    phase = speech_phase(denoiser, SpeechConfig(steps=2, dropout=0.3), StreamConfig(), 1.0)
+    phase.fit(make_task(people, phase.initial()))
+    hook.remove()
+    assert seen == [(True, 0.3)] * 2
+    windows = torch.from_numpy(sound.astype(np.float32))[None]
+    still = encoder.eval()(windows)
+    assert torch.equal(encoder(windows, 0.3), still)
+    encoder.train()
+    assert torch.equal(encoder(windows, 0.0), still) and not torch.equal(encoder(windows), still)
+    assert not torch.equal(encoder(windows, 0.3), still)
+
+
 def test_a_seed_means_the_same_update_whatever_came_before(people: People, denoiser, make_task) -> None:
     phase = phase_of(denoiser)
     shared = phase.initial()
