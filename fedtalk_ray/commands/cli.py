@@ -146,7 +146,7 @@ def pretrain(
     shards: Annotated[Path, typer.Option(help="Shards whose clips may be public.")],
     out: Annotated[Path, typer.Option(help="Folder for the pretrained pipeline (diffusers layout).")],
     minutes: Annotated[
-        float, typer.Option(min=0, help="For the denoiser or one phase; lower-face's decoder takes as much again.")
+        float, typer.Option(min=0, help="For the denoiser or a phase alone; lower-face's decoder takes as much again.")
     ] = 20.0,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoiser steps instead of minutes: reproducible.")] = None,
     preset: Annotated[

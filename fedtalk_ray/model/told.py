@@ -138,7 +138,7 @@ def told_of(
         if live:
             own = filled(base, own)
         elif bool(own.isnan().any()):
-            own = own_of_photo(base, own[0], heard[torch.zeros(1, dtype=torch.int64)][0])
+            own = own_of_photo(base, own[0], heard[torch.tensor([0])][0])
         return Told(None, own, BentReference(base, reference, points, own, heard))
     own = filled(base, own)
     return Told(shapes, own, BentReference(base, reference, points, own, shapes))

@@ -164,8 +164,8 @@ def pretrain(
     place of random weights of that size. shown, dropout: as in `federation_of_one`. only: the phases to go
     through, all where none is named. tensorboard: where the phases' losses are logged, by round. device: "auto" is a
     GPU where there is one. Raises `ShardError` for shards without training clips, that do not fit `start`, or of an
-    autoencoder that is too poor to build on, and `PresetError` for an unknown size, for one beside `start`, or for
-    single phases without one.
+    autoencoder that is too poor to build on, and `PresetError` for an unknown size, for one beside `start`, for single
+    phases without one, or for a dropout without the phase "speech".
     """
     device = pick_device(device)
     if size and start:
@@ -200,6 +200,11 @@ def pretrain(
         if unable := [name for name in only if name not in config.phases]:
             raise ShardError(f"phase {unable[0]!r} has nothing to teach {start} from shards {shards}")
         plan = [phase for phase in config.plan if not only or phase.name in only]
+        if dropout is not None and all(phase.name != "speech" for phase in plan):
+            names = ", ".join(phase.name for phase in plan)
+            raise PresetError(
+                f"dropout {dropout:g} is that of phase 'speech', which is not gone through here ({names})"
+            )
         people = people_of(config)
         check = frames_to_judge(people)
         before = after = autoencoder_psnr(pipeline.autoencoder, check)

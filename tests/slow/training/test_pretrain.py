@@ -13,7 +13,7 @@ from fedtalk_ray.errors import ShardError
 from fedtalk_ray.model.autoencoder import encoder_fingerprint
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline, load_pipeline
 from fedtalk_ray.model.presets import PresetError
-from fedtalk_ray.recipe import PhaseName, PhaseRounds
+from fedtalk_ray.recipe import PhaseName, PhaseRounds, SpeechConfig
 from fedtalk_ray.settings import TrainConfig
 from fedtalk_ray.shards.format import Piece, load_manifest
 from fedtalk_ray.shards.people import people_of
@@ -110,6 +110,18 @@ def test_a_phase_alone_needs_a_start_that_it_can_teach(bent_shards: Path, taught
         pretrain(bent_shards, tmp_path / "out", minutes=1, only=["calibration"])
     with pytest.raises(ShardError, match=r"phase 'hearing' has nothing to teach .*pipeline from shards"):
         pretrain(bent_shards, tmp_path / "out", minutes=1, only=["hearing"], start=taught)
+    assert not (tmp_path / "out").exists()
+
+
+def test_dropout_is_the_phase_speechs_and_refused_where_that_is_not_gone_through(
+    shards: Path, bent_shards: Path, taught: str, tmp_path: Path
+) -> None:
+    manifest = load_manifest(shards)
+    told, untold = (federation_of_one(manifest, shards, tmp_path, dropout=each).speech for each in (0.0, None))
+    assert told.dropout == 0 and untold.dropout == SpeechConfig().dropout
+    assert told.model_copy(update={"dropout": untold.dropout}) == untold
+    with pytest.raises(PresetError, match=r"dropout 0\.1 is that of phase 'speech', which is not .*\(calibration\)"):
+        pretrain(bent_shards, tmp_path / "out", minutes=1, only=["calibration"], start=taught, dropout=0.1)
     assert not (tmp_path / "out").exists()
 
 
