@@ -93,14 +93,19 @@ def test_a_photo_has_the_lips_that_its_sound_begins_with_moved_to_its_aperture(b
         torch.testing.assert_close(found, first + counted * along)
 
 
-def test_a_photo_is_told_so(bender, heard, reference, face_points) -> None:
-    """By what the first frame hears."""
+@pytest.mark.parametrize(("linear", "beginning"), [(False, 1), (True, 3)])
+def test_a_photo_is_told_so(linear: bool, beginning: int, bender, heard, reference, face_points) -> None:
+    """By what the first frame hears, or by the mean of the first three where a linear map hears."""
+    bender.hear_by("features", *heard.shape[1:], linear=linear)
+    torch.nn.init.normal_(bender.speech_encoder.linear1.weight, std=0.1, generator=torch.Generator().manual_seed(4))
+    shapes = bender.heard_shapes(heard)
+    assert bender.hears_linearly() == linear and not torch.allclose(shapes[0], shapes[:3].mean(0), atol=0.01)
     known = UNKNOWN.copy()
     known[0] = 0.1
     aperture = (0.1 - bender.lip_mean[0]) / bender.lip_std[0]
-    for count in (20, 1):
+    for count in (20, 2, 1):
         told = told_of(bender, reference, face_points, heard[:count], known)
-        expected = own_of_photo(bender, aperture, bender.heard_shapes(heard)[0])
+        expected = own_of_photo(bender, aperture, shapes[: min(count, beginning)].mean(0))
         torch.testing.assert_close(told.reference_lips, expected)
 
 
