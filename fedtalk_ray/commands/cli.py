@@ -146,7 +146,8 @@ def pretrain(
     shards: Annotated[Path, typer.Option(help="Shards whose clips may be public.")],
     out: Annotated[Path, typer.Option(help="Folder for the pretrained pipeline (diffusers layout).")],
     minutes: Annotated[
-        float, typer.Option(min=0, help="For the denoiser or a phase alone; lower-face's decoder takes as much again.")
+        float,
+        typer.Option(min=0, help="Time for the denoiser or a single phase; lower-face's decoder takes as much again."),
     ] = 20.0,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoiser steps instead of minutes: reproducible.")] = None,
     preset: Annotated[
@@ -163,7 +164,8 @@ def pretrain(
         float | None, typer.Option(min=0, max=1, help="How much is painted over bent photos (calibration.shown).")
     ] = None,
     dropout: Annotated[
-        float | None, typer.Option(min=0, max=0.9, help="Of the speech encoder (speech.dropout): 0 for many speakers.")
+        float | None,
+        typer.Option(min=0, max=0.9, help="While hearing is taught (speech.dropout): 0 for many speakers."),
     ] = None,
     tensorboard: Annotated[Path | None, typer.Option(help="Folder for the curves of all losses.")] = None,
     device: Annotated[str, typer.Option(help="Of the training: auto, cpu, cuda or cuda:N.")] = "auto",

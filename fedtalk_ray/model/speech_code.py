@@ -123,7 +123,7 @@ class SpeechEncoder(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, speech: torch.Tensor, dropout: float | None = None) -> torch.Tensor:
-        """dropout: in training, in place of the usual."""
+        """dropout: in training, in place of what it was made with."""
         drop = self.dropout if dropout is None else partial(nn.functional.dropout, p=dropout, training=self.training)
         hidden = speech.flatten(0, 1).transpose(1, 2)
         for layer in (self.conv1, self.conv2, self.conv3):

@@ -49,8 +49,8 @@ SHARES: dict[PhaseName, tuple[float, float]] = {
     "speech": (0.13, 200.0),
     "sharpness": (1.0, math.inf),
 }
-"""Phases beside the denoiser's: share of its time, and the seconds after which more taught nothing (one core). How long
-`sharpness` goes on teaching was not measured."""
+"""Phases beside the denoiser's: share of its time, and the seconds after which more taught nothing (one core, 1,100
+clips at most). How long `sharpness` goes on teaching was not measured."""
 STEPS_PER_ROUND = 25
 GUESS = 1000
 """Rounds that a phase which is given time, and not rounds, is taken to have until its first one was timed."""
@@ -159,13 +159,14 @@ def pretrain(
     What is shown of its predictions is calibrated on val clips, or on training clips kept aside (`population`).
 
     The denoiser trains for `minutes` (or `steps`, in whole rounds), the phases before it for a share of that each, and
-    the decoder of "lower-face" after it for as long again; a phase that is gone through alone takes all of it.
+    the decoder of "lower-face" after it for as long again; the only one that is gone through takes all of it, beside
+    those that need no time (`STATISTICS_ROUNDS`).
     size: a name of `model.presets`, None for tiny. start: a pipeline to go on from (`model.pipeline.load_pipeline`), in
     place of random weights of that size. shown, dropout: as in `federation_of_one`. only: the phases to go
     through, all where none is named. tensorboard: where the phases' losses are logged, by round. device: "auto" is a
     GPU where there is one. Raises `ShardError` for shards without training clips, that do not fit `start`, or of an
     autoencoder that is too poor to build on, and `PresetError` for an unknown size, for one beside `start`, for single
-    phases without one, or for a dropout without the phase "speech".
+    phases without one, or for what is set of a phase that is not gone through.
     """
     device = pick_device(device)
     if size and start:
@@ -200,11 +201,12 @@ def pretrain(
         if unable := [name for name in only if name not in config.phases]:
             raise ShardError(f"phase {unable[0]!r} has nothing to teach {start} from shards {shards}")
         plan = [phase for phase in config.plan if not only or phase.name in only]
-        if dropout is not None and all(phase.name != "speech" for phase in plan):
-            names = ", ".join(phase.name for phase in plan)
-            raise PresetError(
-                f"dropout {dropout:g} is that of phase 'speech', which is not gone through here ({names})"
-            )
+        names = [phase.name for phase in plan]
+        for option, value, of in (("shown", shown, "calibration"), ("dropout", dropout, "speech")):
+            if value is not None and of not in names:
+                said = f"{option} {value:g} is that of phase {of!r}, which is not gone through here"
+                raise PresetError(f"{said} ({', '.join(names)})")
+        alone = sum(name not in STATISTICS_ROUNDS for name in names) == 1
         people = people_of(config)
         check = frames_to_judge(people)
         before = after = autoencoder_psnr(pipeline.autoencoder, check)
@@ -213,7 +215,7 @@ def pretrain(
         with logged(tensorboard) as log:
             for phase in plan:
                 model.enter(phase.name, {})
-                seconds = None if steps is not None else seconds_of(phase.name, minutes, alone=len(plan) == 1)
+                seconds = None if steps is not None else seconds_of(phase.name, minutes, alone)
                 for number, terms in run_phase(model, people, config, phase, seconds):
                     log(number, {f"{phase.name}/{name}": value for name, value in terms.items()})
                     if phase.name == "faces":
@@ -326,7 +328,7 @@ def logged(folder: str | Path | None) -> Iterator[Callable[[int, dict[str, float
 
 
 def seconds_of(phase: PhaseName, minutes: float, alone: bool = False) -> float:
-    """How long a phase may take where the denoiser has so many minutes. alone: there is no other phase."""
+    """How long a phase may take where the denoiser has so many minutes. alone: no other phase takes time."""
     if alone:
         return 60 * minutes
     share, most = SHARES.get(phase, (1.0, 60 * minutes))

@@ -1,7 +1,7 @@
 """Pretraining: all phases in turn as a federation of one, repeated by a seed, for as long as it was told to."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 import torch
 
+from fedtalk_ray.commands.cli import main
 from fedtalk_ray.errors import ShardError
 from fedtalk_ray.model.autoencoder import encoder_fingerprint
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline, load_pipeline
 from fedtalk_ray.model.presets import PresetError
-from fedtalk_ray.recipe import PhaseName, PhaseRounds, SpeechConfig
+from fedtalk_ray.recipe import PhaseName, PhaseRounds
 from fedtalk_ray.settings import TrainConfig
 from fedtalk_ray.shards.format import Piece, load_manifest
-from fedtalk_ray.shards.people import people_of
+from fedtalk_ray.shards.people import People, people_of
 from fedtalk_ray.training import pretrain as pretraining
 from fedtalk_ray.training.backbone import untrained_pipeline
 from fedtalk_ray.training.phases import calibration
@@ -113,16 +114,48 @@ def test_a_phase_alone_needs_a_start_that_it_can_teach(bent_shards: Path, taught
     assert not (tmp_path / "out").exists()
 
 
-def test_dropout_is_the_phase_speechs_and_refused_where_that_is_not_gone_through(
-    shards: Path, bent_shards: Path, taught: str, tmp_path: Path
+def test_what_is_set_of_a_phase_that_is_not_gone_through_is_refused(
+    bent_shards: Path, taught: str, tmp_path: Path
 ) -> None:
-    manifest = load_manifest(shards)
-    told, untold = (federation_of_one(manifest, shards, tmp_path, dropout=each).speech for each in (0.0, None))
-    assert told.dropout == 0 and untold.dropout == SpeechConfig().dropout
-    assert told.model_copy(update={"dropout": untold.dropout}) == untold
-    with pytest.raises(PresetError, match=r"dropout 0\.1 is that of phase 'speech', which is not .*\(calibration\)"):
-        pretrain(bent_shards, tmp_path / "out", minutes=1, only=["calibration"], start=taught, dropout=0.1)
+    with pytest.raises(PresetError, match=r"dropout 0 is that of phase 'speech', which is not .*\(calibration\)"):
+        pretrain(bent_shards, tmp_path / "out", minutes=1, only=["calibration"], start=taught, dropout=0.0)
+    with pytest.raises(PresetError, match=r"shown 0\.5 is that of phase 'calibration', which is not .*\(speech\)"):
+        pretrain(bent_shards, tmp_path / "out", minutes=1, only=["speech"], start=taught, shown=0.5)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("phases", "seconds"),
+    [
+        (["speech"], {"speech": 300}),
+        (["speech", "calibration"], {"speech": 300, "calibration": 300}),
+        (["speech", "faces"], {"speech": pytest.approx(39), "faces": 300}),
+    ],
+)
+def test_the_command_sets_dropout_and_time(
+    phases: list[str],
+    seconds: dict[str, float],
+    bent_shards: Path,
+    taught: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: dict[str, float | None] = {}
+    dropouts: set[float] = set()
+
+    def record(
+        model: ResidentModel, people: People, config: TrainConfig, phase: PhaseRounds, given: float | None
+    ) -> Iterator[tuple[int, dict[str, float]]]:
+        seen[phase.name] = given
+        dropouts.add(config.speech.dropout)
+        yield 1, {"diffusion": 0.5}
+
+    monkeypatch.setattr(pretraining, "run_phase", record)
+    asked = [each for name in phases for each in ("--phase", name)]
+    given = ["--shards", str(bent_shards), "--from", taught, "--out", str(tmp_path / "out"), "--minutes", "5"]
+    with pytest.raises(SystemExit) as end:
+        main(["pretrain", *given, "--dropout", "0", *asked])
+    assert not end.value.code and seen == seconds and dropouts == {0}
 
 
 def test_clips_are_kept_aside_where_the_shards_keep_none(

@@ -27,8 +27,8 @@ def test_steps_that_were_asked_for_stand_in_place_of_minutes() -> None:
 
 
 def test_what_was_asked_of_phases_is_said() -> None:
-    asked = "--minutes 20 --phase speech --shown 0.5 --dropout 0 --seed 7`"
-    assert asked in card(only=["speech"], shown=0.5, dropout=0.0)
+    asked = "--minutes 20 --phase speech --phase calibration --shown 0.5 --dropout 0 --seed 7`"
+    assert asked in card(only=["speech", "calibration"], shown=0.5, dropout=0.0)
     assert not any(name in card() for name in ("--phase", "--shown", "--dropout"))
 
 
