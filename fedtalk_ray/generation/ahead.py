@@ -24,6 +24,7 @@ def ahead(made: Iterable[T], held: int = HELD) -> Generator[T, None, None]:
         try:
             for thing in made:
                 ready.put((True, thing))
+                del thing
                 if given_up.is_set():
                     return
             ready.put((False, None))
@@ -40,6 +41,7 @@ def ahead(made: Iterable[T], held: int = HELD) -> Generator[T, None, None]:
                     raise thing
                 return
             yield thing  # type: ignore[misc]
+            del thing  # before the next is waited for, as in the making: nothing used stays in memory
     finally:
         given_up.set()
         # Room for what it is about to hand over, which is the last.

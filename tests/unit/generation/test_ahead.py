@@ -2,6 +2,7 @@
 
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -23,6 +24,28 @@ def test_the_same_things_come_in_the_same_order_from_another_thread() -> None:
 
     assert list(ahead(made())) == list(range(20))
     assert makers == {"makes ahead"} and not at_work()
+
+
+def test_what_was_used_is_gone_before_more_is_there() -> None:
+    """Also while the next is waited for: neither side holds on to what it passed on."""
+    gone = []
+
+    def made() -> Iterator[threading.Event]:
+        thing = threading.Event()
+        known = weakref.ref(thing)
+        yield thing
+        del thing
+        until = time.monotonic() + 5
+        while known() is not None and time.monotonic() < until:
+            time.sleep(0.01)
+        gone.append(known() is None)
+        yield threading.Event()
+
+    things = ahead(made())
+    next(things)
+    next(things)
+    things.close()
+    assert gone == [True]
 
 
 def test_the_next_is_made_while_one_is_used_and_no_more_than_are_held() -> None:
