@@ -221,7 +221,7 @@ class Federation:
     def release(self, number: int, shows: bool = True) -> None:
         """Exports the model as it is after a round of the phase `faces`. shows: with samples."""
         speakers = self._speakers if shows else []
-        self.with_parameters("released", lambda shared: release(self._pool, self._run, speakers, number, shared))
+        self.with_parameters("released", lambda shared: release(self._pool, speakers, number, shared))
         self._tell_of_samples(number)
 
     def release_at_the_end(self, number: int) -> None:
@@ -229,7 +229,7 @@ class Federation:
         phases = self._config.phases
         if self._phase is not None and phases.index(self._phase) >= phases.index("faces"):
             end_last_phase(self._pool, self._server, self._phase)
-            release(self._pool, self._run, self._speakers, number, None)
+            release(self._pool, self._speakers, number, None)
             self._tell_of_samples(number)
 
     def _tell_of_samples(self, number: int) -> None:

@@ -6,7 +6,6 @@ from fedtalk_ray.actors.parameter_server import ask
 from fedtalk_ray.actors.pool import Pool, result_of
 from fedtalk_ray.messages import HeldOutFigure
 from fedtalk_ray.recipe import PhaseName, PhaseRounds
-from fedtalk_ray.runs.folder import RunFolder
 
 
 def held_out(pool: Pool, figure: str, people: list[str], number: int, shared: Any) -> float:
@@ -19,7 +18,7 @@ def held_out(pool: Pool, figure: str, people: list[str], number: int, shared: An
     return sum(part.total for part in parts) / sum(part.people for part in parts)
 
 
-def release(pool: Pool, run: RunFolder, speakers: list[str], number: int, shared: Any) -> None:
+def release(pool: Pool, speakers: list[str], number: int, shared: Any) -> None:
     """Makes these parameters the run's released model, and lets it speak a held-out clip of each speaker.
 
     A client's sample stays in the client's folder, since it shows the client's face. shared: of the phase `faces`; None

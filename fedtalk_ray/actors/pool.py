@@ -174,7 +174,7 @@ class SlotPool:
                 self._await(1, until=deadline)
             arrived = self._wait([*work.running], deadline) if work.running else []
             for ref in arrived:
-                self._settle(work, ref, done)
+                self._settle(work, ref)
             finished = sum(done(outcome.result) for outcome in work.outcomes if outcome.result is not None)
             late = deadline is not None and time.monotonic() >= deadline
             if stoppable and not work.stopped and (late or (enough is not None and finished >= enough)):
@@ -300,7 +300,7 @@ class SlotPool:
                     self.vector = vector
         return [ref for ref in dict.fromkeys([*arrived, *more]) if ref not in starting]
 
-    def _settle(self, work: _Work, ref: ray.ObjectRef, done: Callable[[Any], int]) -> None:
+    def _settle(self, work: _Work, ref: ray.ObjectRef) -> None:
         slot, index, payload = work.running.pop(ref)
         clients = work.outcomes[index].clients
         try:

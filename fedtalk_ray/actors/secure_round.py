@@ -84,7 +84,7 @@ def _exchange(
     collected = Collected({}, 0, {})
     for stage in STAGES:
         started = monotonic()
-        arrived = _answers(pool, number, stage, seats, frames, refused)
+        arrived = _answers(pool, stage, seats, frames, refused)
         collected = ask(server, "collect", stage, *arrived)
         frames = collected.frames
         tally.counts[stage] += collected.answered
@@ -132,7 +132,6 @@ def _train(
 
 def _answers(
     pool: Pool,
-    number: int,
     stage: str,
     seats: list[tuple[Slot, list[str]]],
     frames: dict[str, bytes],

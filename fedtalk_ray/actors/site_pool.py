@@ -126,7 +126,7 @@ class SitePool:
     ) -> None:
         """manifest: of the shards of unseen people, prepared as the sites' clips are to be. members: the signed list by
         which the population was drawn."""
-        self._config, self._coordinator, self._entrance = config, coordinator, entrance
+        self._config, self._entrance = config, entrance
         self._run = RunFolder(Path(config.run))
         alone = config.model_copy(update={"slots": config.slots.model_copy(update={"count": 1, "at_least": None})})
         self._local = SlotPool(alone, NO_CLIENTS)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 EMBEDDED = "fedtalk-tiny"
-"""The default model: made by `jobs/pretrain.py` from drawn faces alone; its model card says how."""
+"""The default model: made by `fedtalk pretrain` from drawn faces alone; its model card says how."""
 
 _WEIGHTS = Path(__file__).parent.parent / "weights"
 

@@ -64,6 +64,7 @@ PICKLERS = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "tor
 SAYS_NOTHING = {"util", "utils", "helper", "helpers", "manager", "managers", "common", "misc"}
 
 WALL_CLOCKS = {"time.time", "time.time_ns", "datetime.now", "datetime.utcnow", "datetime.datetime.now"}
+CLOCK_NAMES = {name.rpartition(".")[2] for name in WALL_CLOCKS}
 
 MAX_LINES = 400
 
@@ -196,7 +197,7 @@ def nothing_received_is_unpickled(sources: list[Source]) -> list[str]:
             if any(lies_in(found.name, pickler) for pickler in PICKLERS):
                 lines.append(f"{source.path}:{found.line}: imports {found.name}; a peer's bytes are never unpickled")
         for node in ast.walk(source.tree):
-            if isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.load":
+            if isinstance(node, ast.Attribute) and node.attr == "load" and ast.unparse(node) == "torch.load":
                 lines.append(f"{source.path}:{node.lineno}: uses torch.load; a peer's bytes are never unpickled")
             if isinstance(node, ast.keyword) and node.arg == "allow_pickle" and ast.unparse(node.value) != "False":
                 lines.append(f"{source.path}:{node.value.lineno}: allow_pickle; a peer's bytes are never unpickled")
@@ -255,7 +256,7 @@ def no_deadline_trusts_the_clock(sources: list[Source]) -> list[str]:
         for source in sources
         if source.path.startswith("fedtalk_ray/")
         for node in ast.walk(source.tree)
-        if isinstance(node, ast.Attribute) and ast.unparse(node) in WALL_CLOCKS
+        if isinstance(node, ast.Attribute) and node.attr in CLOCK_NAMES and ast.unparse(node) in WALL_CLOCKS
     ]
 
 
@@ -270,11 +271,10 @@ RULES: tuple[Rule, ...] = (
 )
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
-def test_the_repository_keeps(rule: Rule, repository: Path) -> None:
+def test_the_repository_keeps_every_rule(repository: Path) -> None:
     sources = read_sources(repository)
     assert "fedtalk_ray" in {source.module for source in sources}, f"no package found under {repository}"
-    violations = rule(sources)
+    violations = [line for rule in RULES for line in rule(sources)]
     assert not violations, "\n" + "\n".join(violations)
 
 
@@ -294,39 +294,19 @@ def plant(root: Path, files: dict[str, str]) -> list[Source]:
 
 PLANTED: tuple[tuple[Rule, str, str, str], ...] = (
     # rule, file, its text, what the one violation must say
-    (ray_stays_in_its_place, "training/fit.py", "import ray.data", "training/fit.py:1: imports ray.data"),
     (no_deadline_trusts_the_clock, "rounds.py", "import time\nx = time.time()", "rounds.py:2: time.time can jump"),
-    (
-        ray_stays_in_its_place,
-        "media/video.py",
-        "def f():\n    from ray import get",
-        "media/video.py:2: imports ray.get",
-    ),
-    (layers_run_one_way, "model/unet.py", "from fedtalk_ray.training import fit", "model may not import training"),
+    (ray_stays_in_its_place, "media/video.py", "def f():\n    from ray import get", "video.py:2: imports ray.get"),
     (layers_run_one_way, "model/unet.py", "from ..rounds import run", "imports fedtalk_ray.rounds.run"),
-    (layers_run_one_way, "model/__init__.py", "from ..rounds import run", "imports fedtalk_ray.rounds.run"),
-    (layers_run_one_way, "model/unet.py", "from .. import rounds", "model may not import rounds"),
-    (layers_run_one_way, "model/unet.py", "import fedtalk_ray.shards.stream", "imports fedtalk_ray.shards.stream"),
+    (layers_run_one_way, "model/__init__.py", "from .. import rounds", "model may not import rounds"),
     (layers_run_one_way, "privacy/sum.py", "import fedtalk_ray.media.video", "privacy may not import media"),
-    (
-        layers_run_one_way,
-        "evaluation/report.py",
-        "from fedtalk_ray.actors import x",
-        "evaluation may not import actors",
-    ),
     (layers_run_one_way, "commands/cli.py", "from jobs.train import main", "commands may not import jobs"),
-    (layers_run_one_way, "__init__.py", "from .config import Config", "__init__.py:1: imports fedtalk_ray.config"),
     (layers_run_one_way, "extra.py", "", "fedtalk_ray.extra has no row in LAYERS"),
     (names_say_something, "media/utils.py", "", "media/utils.py: the name 'utils' says nothing"),
-    (names_say_something, "common/clip.py", "", "common/clip.py: the name 'common' says nothing"),
-    (layers_run_one_way, "privacy/sum.py", "import fedtalk_ray.federation.server", "privacy may not import federation"),
     (files_hold_one_idea, "rounds.py", "x = 1\n" * (MAX_LINES + 1), "rounds.py: 401 lines, at most 400"),
     (nothing_received_is_unpickled, "messages.py", "from pickle import loads", "messages.py:1: imports pickle.loads"),
     (nothing_received_is_unpickled, "privacy/sum.py", "import torch\ntorch.load(0)", "sum.py:2: uses torch.load"),
-    (nothing_received_is_unpickled, "federation/s.py", "from torch import load", "imports torch.load"),
     (nothing_received_is_unpickled, "messages.py", "f(allow_pickle=True)", "messages.py:1: allow_pickle"),
     (only_its_owner_knows_a_runs_folder, "rounds.py", 'x = run / "samples"', "rounds.py:1: names samples of a run"),
-    (only_its_owner_knows_a_runs_folder, "rounds.py", 'NAME = "history.jsonl"', "rounds.py:1: names history.jsonl"),
     (only_its_owner_knows_a_runs_folder, "rounds.py", 'run.glob(f"round-{n}.png")', "rounds.py:1: names round-"),
 )
 

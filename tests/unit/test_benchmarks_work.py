@@ -1,31 +1,23 @@
-"""The work of the benchmark of rounds: its size, its training against plain numpy, the same data in any order;
-and that a lap counts the CPU time of children."""
+"""The benchmark of rounds beside other frameworks trains what plain numpy trains, and counts all CPU time."""
 
 import subprocess
 import sys
 
 import numpy as np
-import pytest
 import torch
 
 from jobs.benchmarks.rounds import measure, work
 
 
-def test_the_model_has_101770_parameters() -> None:
-    vector = work.initial_vector()
-    assert vector.shape == (101_770,) and vector.dtype == np.float32
-    assert work.PARAMETERS == work.flat(work.network()).size == 101_770
-
-
-def by_hand(vector: np.ndarray, client: int, round_number: int, steps: int) -> np.ndarray:
+def by_hand(vector: np.ndarray, client: int, round_number: int) -> np.ndarray:
     """Softmax regression through one tanh layer by the chain rule, in float64."""
     sizes = [work.HIDDEN * work.INPUTS, work.HIDDEN, work.CLASSES * work.HIDDEN]
     parts = np.split(vector.astype(np.float64), np.cumsum(sizes))
     w1, b1 = parts[0].reshape(work.HIDDEN, work.INPUTS), parts[1]
     w2, b2 = parts[2].reshape(work.CLASSES, work.HIDDEN), parts[3]
     images, labels = (tensor.numpy() for tensor in work.client_data(client, round_number))
-    for step in range(steps):
-        rows = slice(step * work.BATCH, (step + 1) * work.BATCH)
+    for start in range(0, len(images), work.BATCH):
+        rows = slice(start, start + work.BATCH)
         x, y = images[rows].astype(np.float64), np.eye(work.CLASSES)[labels[rows]]
         active = np.tanh(x @ w1.T + b1)
         scores = np.exp(active @ w2.T + b2)
@@ -36,32 +28,15 @@ def by_hand(vector: np.ndarray, client: int, round_number: int, steps: int) -> n
     return np.concatenate([part.ravel() for part in (w1, b1, w2, b2)]) - vector
 
 
-@pytest.mark.parametrize("steps", [1, 10])
-def test_an_update_is_sgd_by_hand(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = work.client_data
-    seen = steps * work.BATCH
-    monkeypatch.setattr(work, "client_data", lambda *which: tuple(tensor[:seen] for tensor in whole(*which)))
+def test_an_update_is_sgd_by_hand_and_leaves_the_model_as_it_was() -> None:
     vector = work.initial_vector()
-    update = work.local_update(vector, 3, 2)
-    expected = by_hand(vector, 3, 2, steps)
-    assert np.abs(expected).max() > 1e-3
-    np.testing.assert_allclose(update, expected, rtol=0, atol=1e-6)
-
-
-def test_the_model_given_is_left_alone() -> None:
-    vector = work.initial_vector()
+    assert vector.shape == (work.PARAMETERS,) == (101_770,)
     before = vector.copy()
     vector.setflags(write=False)
-    work.local_update(vector, 0, 0)
+    expected = by_hand(vector, 3, 2)
+    assert np.abs(expected).max() > 1e-3
+    np.testing.assert_allclose(work.local_update(vector, 3, 2), expected, rtol=0, atol=1e-6)
     assert np.array_equal(vector, before)
-
-
-def test_updates_do_not_depend_on_what_was_trained_before() -> None:
-    vector = work.initial_vector()
-    forward = {client: work.local_update(vector, client, 1) for client in (0, 1, 2)}
-    backward = {client: work.local_update(vector, client, 1) for client in (2, 1, 0)}
-    assert all(np.array_equal(forward[client], backward[client]) for client in forward)
-    assert not np.array_equal(forward[0], forward[1])
 
 
 def test_data_depend_on_client_and_round_alone() -> None:
@@ -72,9 +47,6 @@ def test_data_depend_on_client_and_round_alone() -> None:
         images, labels = work.client_data(*pair)
         assert torch.equal(images, data[pair][0]) and torch.equal(labels, data[pair][1])
     assert len({images.numpy().tobytes() for images, _ in data.values()}) == len(pairs)
-    images, labels = data[0, 0]
-    assert images.shape == (320, 784) and images.abs().max() <= 1
-    assert set(labels.tolist()) == set(range(10))
 
 
 def test_a_round_is_the_mean_of_its_updates() -> None:

@@ -1,18 +1,15 @@
 """Settings: read, overridden, refused with one clear line, written and read again without change."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
-from fedtalk_ray.config import load_config, parse_config, parse_phases, save_config
+from fedtalk_ray.config import load_config, parse_config, save_config
 from fedtalk_ray.errors import ConfigError
-from fedtalk_ray.recipe import Section
 from fedtalk_ray.settings import TrainConfig
 
 MINIMAL = {"run": "runs/a", "shards": "shards/a", "pretrained": "models/a"}
@@ -26,14 +23,6 @@ def written(folder: Path, text: str | bytes) -> Path:
 
 def minimal_file(folder: Path, **more: object) -> Path:
     return written(folder, yaml.safe_dump(MINIMAL | more))
-
-
-def sections(root: type[Section] = TrainConfig, name: str = "") -> Iterator[tuple[str, type[Section]]]:
-    """Every part of the tree with the prefix of its keys, as in `local.loss.`."""
-    yield name, root
-    for key, field in root.model_fields.items():
-        if isinstance(field.default, Section):
-            yield from sections(type(field.default), f"{name}{key}.")
 
 
 def refusal(call) -> str:
@@ -54,10 +43,8 @@ def test_what_is_not_said_keeps_its_default(tmp_path: Path) -> None:
     ("tree", "key", "nearest"),
     [
         ({"round": 3}, "round", "rounds"),
-        ({"localx": {}}, "localx", "local"),
         ({"local": {"step": 3}}, "local.step", "steps"),
         ({"local": {"loss": {"tdcc": 1}}}, "local.loss.tdcc", "tdc"),
-        ({"strategy": {"gama": 1}}, "strategy.gama", "gamma"),
         ({"slots": {"gpus": 1}}, "slots.gpus", "num_gpus"),
     ],
 )
@@ -74,11 +61,9 @@ def test_every_mistake_is_named_at_once() -> None:
 @pytest.mark.parametrize(
     ("override", "read"),
     [
-        ("rounds=5", lambda config: config.rounds == 5),
         ("local.loss.tdc=0.5", lambda config: config.local.loss.tdc == 0.5),
         ("local.learning_rate=1.0e-4", lambda config: config.local.learning_rate == 1e-4),
         ("cohort.clients=[s1, s20]", lambda config: config.cohort.clients == ["s1", "s20"]),
-        ("cohort.clients=null", lambda config: config.cohort.clients is None),
         ("run=runs/a=b", lambda config: config.run == "runs/a=b"),
         ("local.gradient_checkpointing=true", lambda config: config.local.gradient_checkpointing is True),
     ],
@@ -89,11 +74,6 @@ def test_an_override_reaches_its_key_and_no_other(override: str, read, tmp_path:
     assert read(changed)
     section = override.split("=")[0].split(".")[0]
     assert plain.model_dump(exclude={section}) == changed.model_dump(exclude={section})
-
-
-def test_the_last_override_wins(tmp_path: Path) -> None:
-    path = minimal_file(tmp_path, rounds=2)
-    assert load_config(path, ["rounds=3", "rounds=4"]).rounds == 4
 
 
 def test_an_override_keeps_what_the_file_says_beside_it(tmp_path: Path) -> None:
@@ -123,15 +103,11 @@ def test_a_bad_override_is_one_clear_line(override: str, says: str, tmp_path: Pa
     [
         ({"rounds": 0}, "rounds is 0: Input should be greater than or equal to 1"),
         ({"rounds": "many"}, "rounds is 'many': Input should be a valid integer"),
-        ({"rounds": 2.5}, "rounds is 2.5: Input should be a valid integer"),
         ({"local": {"learning_rate": -0.1}}, "local.learning_rate is -0.1: Input should be greater than 0"),
         ({"local": {"learning_rate": float("nan")}}, "local.learning_rate is nan: "),
-        ({"local": {"learning_rate": float("inf")}}, "local.learning_rate is inf: "),
         ({"local": 5}, "local is 5: "),
         ({"strategy": {"alpha": 1.5}}, "strategy.alpha is 1.5: Input should be less than or equal to 1"),
         ({"server": {"optimizer": "lamb"}}, "server.optimizer is 'lamb': Input should be 'sgd' or 'adam'"),
-        ({"server": {"momentum": 1.0}}, "server.momentum is 1.0: Input should be less than 1"),
-        ({"shared": "all"}, "shared is 'all': Input should be 'adapter' or 'backbone'"),
         ({"cohort": {"clients": ["s1", 5]}}, "cohort.clients.1 is 5: Input should be a valid string"),
         ({"run": None}, "run is None: Input should be a valid string"),
     ],
@@ -159,9 +135,7 @@ def test_a_shared_adapter_needs_a_pretrained_backbone_and_a_shared_backbone_does
     ("content", "says"),
     [
         ("- 1\n- 2\n", "must hold `key: value` lines, not list"),
-        ("", "must hold `key: value` lines, not NoneType"),
         ("run: [a\nb: c\n", "is not YAML: "),
-        ("run: a\n\tb: c\n", "is not YAML: "),
         (b"\xff\xfe\x00r\x00u\x00n", "train.yaml (is not|cannot be)"),
         (b"run: a\x00\n", "is not YAML: "),
     ],
@@ -171,12 +145,6 @@ def test_a_file_that_is_no_configuration_is_refused(content: str | bytes, says: 
     with pytest.raises(ConfigError, match=says) as caught:
         load_config(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_phases_are_named_in_any_order_and_once() -> None:
-    assert parse_phases(["calibration", "decoder", "calibration"]) == ("decoder", "calibration")
-    assert parse_phases([]) == ()
-    assert refusal(lambda: parse_phases(["faces", "face"])).startswith("phase: 'face' is none; known are units, ")
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
@@ -212,23 +180,6 @@ def test_what_is_saved_loads_as_it_was(tmp_path_factory, name, clients, rate, ep
     assert load_config(path) == config
 
 
-def test_a_configuration_cannot_be_changed_in_place() -> None:
-    with pytest.raises(ValidationError, match="frozen"):
-        TrainConfig(**MINIMAL).rounds = 3  # type: ignore[misc]
-
-
-@pytest.mark.parametrize(("name", "section"), [pytest.param(*item, id=item[0] or "top") for item in sections()])
-def test_every_field_says_what_it_means(name: str, section: type[Section]) -> None:
-    silent = [
-        f"{name}{key}"
-        for key, field in section.model_fields.items()
-        # A section explains itself in its class docstring.
-        if not (field.description or isinstance(field.default, Section))
-    ]
-    assert not silent, f"without a docstring: {', '.join(silent)}"
-    assert section.__doc__
-
-
 def test_every_shipped_configuration_loads(repository: Path) -> None:
     files = sorted((repository / "jobs" / "configs").glob("*.yaml"))
     # Those of the other commands hold options, which commands/test_command_file.py reads.
@@ -247,14 +198,11 @@ def test_every_shipped_configuration_loads(repository: Path) -> None:
             {"phases": ["faces", "units"]},
             "each runs once, in this order: units, decoder, identity, sync, speech, hearing, mouths, faces",
         ),
-        ({"phases": ["faces", "faces"]}, "each runs once"),
         ({"phases": ["faces", "voices"]}, "phases.1 is 'voices'"),
         ({"pretrained": None, "shared": "backbone", "phases": ["faces"]}, "needs units"),
         ({"phases": ["units", "speech", "hearing", "faces"]}, "two ways to learn what sounds say of lips; take one"),
         ({"hearing": {"ridge": 0}}, "hearing.ridge is 0"),
-        ({"calibration": {"shown": 1.5}}, "calibration.shown is 1.5"),
         ({"cohort": {"statistics": 20, "over_select": 0.2}}, "not for cohorts with over_select or a trace"),
-        ({"cohort": {"statistics": 20, "trace": "on.csv"}}, "not for cohorts with over_select or a trace"),
         ({"cohort": {"statistics": 20, "sampling": "poisson"}}, "statistics 20: with a privacy.mechanism or sampling"),
         (
             {"phases": ["faces"], "cohort": {"statistics": 20}, "privacy": {"mechanism": "skellam", "clip_norm": 1}}
@@ -262,7 +210,6 @@ def test_every_shipped_configuration_loads(repository: Path) -> None:
             "statistics 20: with a privacy.mechanism or sampling",
         ),
         ({"speech": {"rate": 1}}, "speech.rate"),
-        ({"speech": {"rounds": 0}}, "speech.rounds is 0"),
         ({"population": {"clients": 3, "pooled": True}}, "three ways to make clients; take one"),
         (
             {"phases": ["units", "faces"], "privacy": {"mechanism": "skellam", "clip_norm": 1, "epsilon": 8}},

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedtalk_ray import messages
-from fedtalk_ray.messages import ClientReport, FitReport, OpenedShare, Part, PlainUpdate, SealedFrom, SealedShare, Share
+from fedtalk_ray.messages import ClientReport, OpenedShare, Part, PlainUpdate, SealedFrom, SealedShare, Share
 
 ALLOWED: dict[str, dict[str, object]] = {
     # In the clear under `aggregation: plain` only: names, counts, scores and mean losses, one number each.
@@ -145,7 +145,3 @@ def test_a_message_cannot_be_changed_or_extended_on_its_way(name: str) -> None:
 
 def test_the_wire_size_of_an_update_is_four_bytes_a_parameter() -> None:
     assert PlainUpdate(1, np.zeros(1000, np.float32), 1.0).nbytes() == 4000
-
-
-def test_an_update_needs_no_report() -> None:
-    assert FitReport(("a",)).reports == ()

@@ -54,12 +54,6 @@ def test_the_private_path_rule_can_fail(text: str, private: bool) -> None:
     assert bool(PRIVATE_PATH.search(text.format("home"))) == private
 
 
-def test_changelog_has_an_unreleased_section(repository: Path) -> None:
-    text = (repository / "CHANGELOG.md").read_text(encoding="utf-8")
-    section = re.search(r"^## \[Unreleased\]$(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
-    assert section, "CHANGELOG.md has no line '## [Unreleased]'"
-
-
 def test_the_lock_fits_the_ranges_and_leaves_torch_free(repository: Path) -> None:
     project = tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
