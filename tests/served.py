@@ -119,10 +119,3 @@ def form(reference: bytes | None = None, sound: bytes | None = None) -> dict[str
 def frames_of(video: bytes, tmp_path: Path) -> np.ndarray:
     (tmp_path / "answer.mp4").write_bytes(video)
     return read_video(tmp_path / "answer.mp4").frames
-
-
-def ask_alone(served: Served, method: str, path: str) -> requests.Response:
-    with requests.Session() as session:
-        session.trust_env = False
-        headers = {"Authorization": f"Bearer {TOKEN}"}
-        return session.request(method, f"http://127.0.0.1:{served.port}{path}", headers=headers)

@@ -1,5 +1,11 @@
 """The local cluster and the small run of `tests/ray`."""
 
-from tests.ray.conftest import make_config, pretrained, ray_cluster, shards
+import os
 
-__all__ = ["make_config", "pretrained", "ray_cluster", "shards"]
+from tests.ray.conftest import dashboard, make_config, pretrained, ray_cluster, shards
+from tests.slow.conftest import browser
+
+__all__ = ["LONG", "browser", "dashboard", "make_config", "pretrained", "ray_cluster", "shards"]
+
+LONG = os.environ.get("FEDTALK_LONG") == "1"
+"""Whether there are hours: the numbers of docs/ then, in place of those that `make nightly` has time for."""

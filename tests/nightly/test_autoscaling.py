@@ -7,20 +7,18 @@ this one is connected to the shared cluster. Only processes that were started he
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from fedtalk_ray.settings import TrainConfig
+from tests.ray.conftest import Make
 from tests.ray.own_cluster import ENVIRONMENT, OwnCluster, free_ports
 
-Make = Callable[..., TrainConfig]
-
 HEAD, WORKER = "ray.head.default", "ray.worker.default"
-LISTS = (
+LISTS = [
     "initialization_commands",
     "setup_commands",
     "head_setup_commands",
@@ -30,7 +28,7 @@ LISTS = (
     "cluster_synced_files",
     "rsync_exclude",
     "rsync_filter",
-)
+]
 """Ray's file must name them, and nothing has to be run."""
 
 DRIVER = """
@@ -120,14 +118,8 @@ def test_the_pool_grows_and_shrinks(growing: str, make_config: Make, tmp_path: P
     )
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    driver = subprocess.run(
-        [sys.executable, "-c", DRIVER, str(path)],
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )
+    command = [sys.executable, "-c", DRIVER, str(path)]
+    driver = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=500)
     assert driver.returncode == 0, driver.stderr[-3000:]
     seen = json.loads(driver.stdout.splitlines()[-1])
     assert seen["during"][0] == 1 and max(seen["during"]) == 3, "one node, then three"

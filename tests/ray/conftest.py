@@ -1,37 +1,51 @@
 """One real Ray cluster for all tests in this folder; starting one takes seconds, so it is shared."""
 
 import logging
+import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
 import ray.data
 from ray.data import ExecutionResources
+from safetensors.numpy import load_file
 
 from fedtalk_ray.config import parse_config
+from fedtalk_ray.runs.checkpoints import load_checkpoint
 from fedtalk_ray.settings import TrainConfig
 from tests.ray.warm_workers import warm_python
+
+Make = Callable[..., TrainConfig]
+
+ALONE = {"count": 1}
+"""One slot, which starts sooner than two."""
 
 # `make test` runs these in the background, where a shell has Ctrl-C ignored: the cluster would live on.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
-def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A local cluster of 4 CPUs and 2 logical GPUs (no device is needed), shut down after the last test.
+def dashboard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A local cluster of 4 CPUs and 2 logical GPUs (no device is needed), shut down after the last test; the address of
+    its dashboard.
 
     Workers run in this folder and import the installed package, and nothing is packed.
     """
     with warm_python(tmp_path_factory.mktemp("warm")) as python:
-        ray.init(
+        # The python of jobs is the one that is found first.
+        os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        context = ray.init(
             address="local",  # never a cluster that happens to run on this machine
             num_cpus=4,
             num_gpus=2,
             object_store_memory=256 * 1024**2,
-            include_dashboard=False,
+            include_dashboard=True,
+            _system_config={"metrics_report_interval_ms": 2000},
             log_to_driver=False,
             logging_level=logging.WARNING,
             namespace="fedtalk-tests",
@@ -40,30 +54,24 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         # Two readers of clips show what four do, their order too.
         ray.data.DataContext.get_current().execution_options.resource_limits = ExecutionResources(cpu=2, gpu=1)
         try:
-            yield
+            yield f"http://{context.dashboard_url}"
         finally:
             ray.shutdown()
 
 
 @pytest.fixture(scope="session")
+def ray_cluster(dashboard: str) -> None:
+    """This process is connected to the cluster."""
+
+
+@pytest.fixture(scope="session")
 def shards(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three drawn clients with four clips each and one unseen identity, 32 x 32 pixels, prepared by the pipeline."""
+    """Seven drawn clients with four clips each and one unseen identity, 32 x 32 pixels, prepared by the pipeline."""
     from fedtalk_ray.corpora.listing import list_synthetic
     from fedtalk_ray.shards.prepare import prepare
 
     out = tmp_path_factory.mktemp("data") / "shards"
-    prepare("synthetic", list_synthetic(4, 4, seed=3), out, size=32, autoencoder="patch", unseen=1)
-    return out
-
-
-@pytest.fixture(scope="session")
-def crowd(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Seven clients with three clips each, 32 x 32 pixels, and one unseen identity."""
-    from fedtalk_ray.corpora.listing import list_synthetic
-    from fedtalk_ray.shards.prepare import prepare
-
-    out = tmp_path_factory.mktemp("data") / "crowd"
-    prepare("synthetic", list_synthetic(8, 3, seed=4), out, size=32, autoencoder="patch", unseen=1)
+    prepare("synthetic", list_synthetic(8, 4, seed=3), out, size=32, autoencoder="patch", unseen=1)
     return out
 
 
@@ -89,7 +97,7 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def make_config(shards: Path, pretrained: Path) -> Callable[..., TrainConfig]:
+def make_config(shards: Path, pretrained: Path) -> Make:
     """A run's configuration on the small shards: quick, everything at work."""
 
     def make(run: Path, **changes: Any) -> TrainConfig:
@@ -109,3 +117,13 @@ def make_config(shards: Path, pretrained: Path) -> Callable[..., TrainConfig]:
         return parse_config(tree | changes, "test")
 
     return make
+
+
+def parameters(config: TrainConfig, number: int | None = None) -> np.ndarray:
+    """The shared ones of a run's newest checkpoint, or after a round whose checkpoint is there still."""
+    if number is not None:
+        arrays = Path(config.run) / "checkpoints" / f"round-{number:05d}" / "arrays.safetensors"
+        return load_file(arrays)["parameters"]
+    checkpoint = load_checkpoint(Path(config.run) / "checkpoints")
+    assert checkpoint is not None
+    return checkpoint.parameters

@@ -15,7 +15,7 @@ from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.settings import TrainConfig
 from fedtalk_ray.sites.folder import SiteFolder
 from tests.ray.own_federation import OwnFederation
-from tests.ray.own_hosts import Line
+from tests.ray.own_lines import Line
 from tests.ray.sites_at_work import KILLED, Beside
 
 CUT, SLOW, HUNG, FULL = "cut off", "slow", "hung", "disk full"
@@ -68,7 +68,7 @@ class Faults:
                 pass
             self._until(beside.met.exists)
             before = self._rounds()
-            self._happen(kind, beside.met, self._line(beside), site.parent / "filler")
+            self._happen(kind, beside.met, self._federation.lines[site.parents[1].name], site.parent / "filler")
             self.happened[kind] += 1
             self._kinds.pop()
             self._until(lambda before=before: self._rounds() > before)
@@ -97,11 +97,6 @@ class Faults:
             self._over.wait(lasts)
         filler.unlink(missing_ok=True)
         line.up, line.rate = True, 0.0
-
-    def _line(self, of: Beside) -> Line:
-        assert self._federation.hosts is not None
-        (line,) = [line for line in self._federation.hosts.lines if line.host == of.host.read_text()]
-        return line
 
     def _rounds(self) -> int:
         return self._run.recorded() if self._run.history_file.exists() else 0

@@ -3,6 +3,7 @@
 Only processes started here are ever signalled: every one leads a session of its own.
 """
 
+import contextlib
 import os
 import signal
 import socket
@@ -28,13 +29,8 @@ def free_ports(count: int) -> list[int]:
     """Ports outside of those that Ray gives to workers (10002 to 19999)."""
     listeners: list[socket.socket] = []
     for port in range(21_000 + os.getpid() % 5000, 60_000):
-        listener = socket.socket()
-        try:
-            listener.bind(("127.0.0.1", port))
-        except OSError:
-            listener.close()
-            continue
-        listeners.append(listener)
+        with contextlib.suppress(OSError):
+            listeners.append(socket.create_server(("127.0.0.1", port)))
         if len(listeners) == count:
             break
     found = [listener.getsockname()[1] for listener in listeners]
@@ -46,36 +42,16 @@ def free_ports(count: int) -> list[int]:
 class OwnCluster:
     """The head is up when this is made; `close` ends everything."""
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        cpus: int = 2,
-        gpus: int = 0,
-        autoscaling: Path | None = None,
-        port: int = 0,
-        dashboard: bool = False,
-        settings: dict[str, str] | None = None,
-    ):
-        """autoscaling: Ray's YAML for nodes that come and go by themselves; it names `port`. dashboard: whether there
-        is one, at `dashboard_url`. settings: more environment of the head."""
+    def __init__(self, folder: Path, *, cpus: int = 2, gpus: int = 0, autoscaling: Path | None = None, port: int = 0):
+        """autoscaling: Ray's YAML for nodes that come and go by themselves; it names `port`."""
         self._folder, self._nodes = folder, 0
-        spare = free_ports(8)
+        spare = free_ports(6)
         port = port or spare.pop()
-        others = [number for number in spare if number != port][:6]
         self.address = f"127.0.0.1:{port}"
-        named = (
-            "node-manager",
-            "object-manager",
-            "ray-client-server",
-            "dashboard-agent-listen",
-            "metrics-export",
-            "dashboard",
-        )
-        options = [f"--{name}-port={number}" for name, number in zip(named, others, strict=True)]
-        self.dashboard_url = f"http://127.0.0.1:{others[named.index('dashboard')]}"
-        self.metrics_url = f"http://127.0.0.1:{others[named.index('metrics-export')]}/metrics"
-        environment = ENVIRONMENT | (settings or {})
+        named = ("node-manager", "object-manager", "ray-client-server", "dashboard-agent-listen", "metrics-export")
+        others = [number for number in spare if number != port]
+        options = [f"--{name}-port={number}" for name, number in zip(named, others, strict=False)]
+        environment = dict(ENVIRONMENT)
         if autoscaling is not None:
             options.append(f"--autoscaling-config={autoscaling}")
             environment |= {
@@ -86,7 +62,7 @@ class OwnCluster:
                 "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD,
                 "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD,
             }
-        head = ["--head", f"--port={port}", f"--include-dashboard={str(dashboard).lower()}", *options]
+        head = ["--head", f"--port={port}", "--include-dashboard=false", *options]
         self._processes = [self._start(head, cpus, gpus, environment)]
         deadline = time.monotonic() + 120
         # The port answers before the cluster does; this is the last line that the head prints.

@@ -1,4 +1,4 @@
-"""A federation of a test's own: an authority, a coordinator, and sites that are processes, on hosts where there are."""
+"""A federation of a test's own: an authority, a coordinator, and sites that are processes, each at its own line."""
 
 import json
 import os
@@ -19,12 +19,11 @@ from fedtalk_ray.serving import serve
 from fedtalk_ray.settings import TrainConfig
 from fedtalk_ray.shards.format import MANIFEST, load_manifest
 from fedtalk_ray.sites.folder import SiteFolder
-from tests.ray.own_hosts import COORDINATOR_ADDRESS, Hosts
-from tests.ray.own_wire import Wire
+from tests.ray.conftest import Make
+from tests.ray.own_lines import Line
 from tests.ray.sites_at_work import LIGHT, Beside
 
-Make = Callable[..., TrainConfig]
-
+HERE = "127.0.0.1"
 PRIVACY = {"insecure_min_survivors": 2, "samples_cap": 400, "clip_norm": 1.0}
 
 FAKE_CLOCK = next(map(str, Path("/usr/lib").glob("*/faketime/libfaketime.so.1")), "")
@@ -47,49 +46,42 @@ def part_of(shards: Path, out: Path, names: list[str]) -> Path:
 
 
 class OwnFederation:
-    """The coordinator runs in a thread of this process, with a recorder before it."""
+    """The coordinator runs in this process."""
 
-    def __init__(self, folder: Path, people: Path, hosts: Hosts | None = None) -> None:
-        """people: shards of whom the sites are. hosts: one for each site, none for this machine."""
-        self.folder, self._people, self.hosts = folder, people, hosts
-        self._address = COORDINATOR_ADDRESS if hosts else "127.0.0.1"
-        self.authority = Authority.create(folder / "authority", [self._address])
+    def __init__(self, folder: Path, people: Path) -> None:
+        """people: shards of whom the sites are."""
+        self.folder, self._people = folder, people
+        self.lines: dict[str, Line] = {}
+        self.authority = Authority.create(folder / "authority", [HERE])
         self.names = load_manifest(people).clients()
-        with socket.create_server((self._address, 0)) as free:
+        with socket.create_server((HERE, 0)) as free:
             self._port = free.getsockname()[1]
-        self.wire = Wire(self._address, self._port)
         self.told: list[str] = []
         self.over = threading.Event()
         self.entrance: Entrance | None = None
         self._working: list[subprocess.Popen[bytes]] = []
         self._disks: list[Path] = []
 
-    @property
-    def address(self) -> str:
-        return f"https://{self._address}:{self.wire.port}"
-
     def sites(self, count: int, policies: dict[int, str] | None = None, own_disk: bool = False) -> list[SiteFolder]:
         """So many sites, members all, each with its own person's clips."""
         made = [
-            self._site(place, name, (policies or {}).get(place, ""), own_disk)
+            self._site(name, (policies or {}).get(place, "fewest_survivors: 2\n"), own_disk)
             for place, name in enumerate(self.names[:count])
         ]
         assert not any(decision.refused for decision in self.authority.sign([site.request for site in made]))
         return made
 
-    def _site(self, place: int, name: str, policy: str, own_disk: bool) -> SiteFolder:
+    def _site(self, name: str, policy: str, own_disk: bool) -> SiteFolder:
         disk = self.folder / name / "disk"
         disk.mkdir(parents=True)
         if own_disk:
             self._mount(disk)
-        invite = self.authority.invite(name)
-        made = SiteFolder.create(disk / "site", invite, self.address, self.authority.coordinator.authority.read_bytes())
+        self.lines[name] = line = Line(self._port)
+        address, key = f"https://{HERE}:{line.port}", self.authority.coordinator.authority.read_bytes()
+        made = SiteFolder.create(disk / "site", self.authority.invite(name), address, key)
         part_of(self._people, made.shards, [name])
-        (made.path / "policy.yaml").write_text(policy or "fewest_survivors: 2\n")
-        beside = Beside(made.path)
-        beside.path.mkdir()
-        if self.hosts:
-            beside.host.write_text(self.hosts.lines[place].host)
+        (made.path / "policy.yaml").write_text(policy)
+        Beside(made.path).path.mkdir()
         return made
 
     def _mount(self, disk: Path) -> None:
@@ -122,12 +114,12 @@ class OwnFederation:
                 federation.entrance = super().open(of)
                 return federation.entrance
 
-        coordinator = Noted(self.authority.coordinator, self._address, self._port, late_after)
+        coordinator = Noted(self.authority.coordinator, HERE, self._port, late_after)
 
         def stay(sites: int, entrance: Entrance) -> None:
-            for line in self.hosts.lines if self.hosts else ():
-                # A whole model over a line that loses a third of all packets would take minutes.
-                line.loss = 0.0
+            for line in self.lines.values():
+                # A whole model over a slow line would take minutes.
+                line.rate = 0.0
             self.over.wait(60)
 
         return RunFolder(serve(config, coordinator, tell=self.told.append, stay=stay, **how))
@@ -161,9 +153,8 @@ class OwnFederation:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-        self.wire.close()
-        if self.hosts:
-            self.hosts.close()
+        for line in self.lines.values():
+            line.close()
         for disk in self._disks:
             # Lazily: who was killed may not have let go of it yet.
             subprocess.run(["umount", "--lazy", disk], check=True)

@@ -2,8 +2,8 @@
 
 With FEDTALK_LIGHT in the environment they train nothing: a client's update is made of random numbers.
 
-Each is FOLDER/disk/site; in FOLDER/test, which is not of its disk, lies what the test has to do with it (`Beside`): on
-which host it is, what it said and sent, and what it meets at which stage.
+Each is FOLDER/disk/site; in FOLDER/test, which is not of its disk, lies what the test has to do with it (`Beside`):
+what it said and sent, and what it meets at which stage.
 """
 
 import os
@@ -18,7 +18,6 @@ from fedtalk_ray.sites.folder import SiteFolder
 from fedtalk_ray.sites.policy import load_policy
 from fedtalk_ray.sites.site import Site
 from jobs.benchmarks.light_slot import LightSlot
-from tests.ray.own_hosts import enter
 
 KILLED = "killed"
 LIGHT = "FEDTALK_LIGHT"
@@ -35,11 +34,6 @@ class Beside:
         return self.site.parents[1] / "test"
 
     @property
-    def host(self) -> Path:
-        """Holds the name of the host that the site is on; not there for this machine itself."""
-        return self.path / "host"
-
-    @property
     def said(self) -> Path:
         return self.path / "said"
 
@@ -50,8 +44,8 @@ class Beside:
 
     @property
     def meets(self) -> Path:
-        """Holds "STAGE WHAT": before the site next sends its answer to that stage it is killed and started again where
-        WHAT is "killed"; else it waits while there is `met`, which it writes WHAT to."""
+        """Holds "STAGE WHAT" or "STAGE killed EXCHANGE": before the site next sends its answer to that stage it is
+        killed and started again; else it waits while there is `met`, which it writes WHAT to."""
         return self.path / "meets"
 
     @property
@@ -63,11 +57,11 @@ class Beside:
     def met(self) -> Path:
         return self.path / "met"
 
-    def meet(self, stage: str) -> None:
+    def meet(self, stage: str, exchange: str) -> None:
         at, _, what = self.meets.read_text().partition(" ") if self.meets.exists() else ("", "", "")
-        if at == stage:
+        if at == stage and (not what.startswith(KILLED) or what in (KILLED, f"{KILLED} {exchange}")):
             self.meets.rename(self.met)
-            if what == KILLED:
+            if what.startswith(KILLED):
                 os.kill(os.getpid(), signal.SIGKILL)
             while self.met.exists():
                 sleep(0.01)
@@ -76,8 +70,6 @@ class Beside:
 def work(place: Path) -> None:
     """One site, until the run is over."""
     beside, folder = Beside(place), SiteFolder(place)
-    if beside.host.exists():
-        enter(beside.host.read_text())
     policy = place / "policy.yaml"
     beside.clock.write_text(f"{time()}")
     with open(beside.said, "a", buffering=1) as said, open(beside.sent, "a", buffering=1) as sent:
@@ -91,7 +83,7 @@ def work(place: Path) -> None:
         def noted(method: str, address: str, data: bytes, **how: object) -> object:
             path = address.split("/v1/")[1]
             if path.startswith("replies/"):
-                beside.meet(path.split("/")[2])
+                beside.meet(*path.split("/")[:0:-1])
             print(path, data.hex(), file=sent)
             return request(method, address, data=data, **how)
 

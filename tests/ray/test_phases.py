@@ -1,7 +1,9 @@
-"""All phases of a training on real Ray actors: central training as a federation of one, and stops between phases."""
+"""All phases of a training on real Ray actors: central training as a federation of one, with stops and deaths.
 
-import shutil
-from collections.abc import Callable
+FEDTALK_EVERYWHERE=1, as in `make nightly`, also has an autoencoder that sees the reference, from clips to sharpness.
+"""
+
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,29 +11,18 @@ import numpy as np
 import pytest
 import ray
 import torch
-from safetensors.numpy import load_file
 
 from fedtalk_ray.corpora.listing import list_synthetic
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline
 from fedtalk_ray.rounds import Federation, train
 from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.runs.history import read_history
-from fedtalk_ray.settings import TrainConfig
 from fedtalk_ray.shards.format import load_manifest
 from fedtalk_ray.shards.prepare import prepare
 from fedtalk_ray.training.backbone import untrained_pipeline
 from fedtalk_ray.training.pretrain import federation_of_one, pretrain
 
-Make = Callable[..., TrainConfig]
-
-SMALL: dict[str, Any] = {
-    "phases": ["units", "speech", "faces", "calibration"],
-    "rounds": 2,
-    "speech": {"rounds": 2, "steps": 2, "batch_size": 4},
-    "local": {"steps": 2, "identity_steps": 1, "batch_size": 2, "score_windows": 2},
-    # A slot's start takes longer than such a run.
-    "slots": {"count": 1},
-}
+AUTOENCODERS = ["patch", *(["lower-face"] if os.environ.get("FEDTALK_EVERYWHERE") == "1" else [])]
 
 
 def weights_of(folder: Path) -> dict[str, np.ndarray]:
@@ -47,126 +38,70 @@ def weights_of(folder: Path) -> dict[str, np.ndarray]:
     }
 
 
-def test_training_with_one_client_is_pretraining_to_the_bit(shards: Path, pretrained: Path, tmp_path: Path) -> None:
-    """Decoder, identity encoder, sync network, units, speech, denoiser and calibration: everything that is written."""
-    pretrain(shards, tmp_path / "central", minutes=0, steps=3, start=str(pretrained), seed=4)
-    config = federation_of_one(
-        load_manifest(shards), shards, tmp_path / "federated", steps=3, start=str(pretrained), seed=4
-    )
-    train(config)
-    central, federated = weights_of(tmp_path / "central"), weights_of(tmp_path / "federated" / "pipeline")
-    before = weights_of(pretrained)
-    assert central.keys() == federated.keys() > before.keys(), "a sync network has been added"
-    unlike = [name for name, value in central.items() if not np.array_equal(value, federated[name])]
-    assert unlike == []
-    for part in ("denoiser.speech_encoder", "denoiser.down_blocks", "denoiser.certainty", "denoiser.lip_axes"):
-        assert any(not np.array_equal(before[n], v) for n, v in federated.items() if n.startswith(part)), part
-    for part in ("autoencoder.decoder", "identity"):
-        assert any(not np.array_equal(before[n], v) for n, v in federated.items() if n.startswith(part)), part
-
-
-def test_a_decoder_learns_to_be_sharp_in_rounds_as_it_does_centrally(ray_cluster: None, tmp_path: Path) -> None:
-    """From clips to shards of lower faces, through all phases of an autoencoder that sees the reference, to the bit."""
+@pytest.fixture(params=AUTOENCODERS)
+def start(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path, dict[str, bool]]:
+    """Shards, the pipeline to go on from, and what `federation_of_one` is told of it."""
+    if request.param == "patch":
+        return request.getfixturevalue("shards"), request.getfixturevalue("pretrained"), {}
+    request.getfixturevalue("ray_cluster")
     shards, start = tmp_path / "shards", tmp_path / "start"
     prepare("synthetic", list_synthetic(2, 4, seed=3), shards, size=96, autoencoder="lower-face", unseen=0)
     manifest = load_manifest(shards)
     assert manifest.shapes["latents"] == [32, 8, 8]
     torch.manual_seed(0)
     untrained_pipeline(manifest, widths=(16, 32), window=4).save_pretrained(str(start))
-    pretrain(shards, tmp_path / "central", minutes=0, steps=2, start=str(start), seed=4)
-    lower = {"patch": False, "sharp": True, "mouths": True}
-    config = federation_of_one(manifest, shards, tmp_path / "federated", **lower, steps=2, start=str(start), seed=4)
-    assert config.phases[-1] == "sharpness" and "mouths" in config.phases
-    train(config)
-    central, federated = weights_of(tmp_path / "central"), weights_of(tmp_path / "federated" / "pipeline")
-    before = weights_of(start)
-    assert [name for name, value in central.items() if not np.array_equal(value, federated[name])] == []
-    learned, fixed = "autoencoder.decoder.conv_out.weight", "autoencoder.encoder.weight"
-    assert not np.array_equal(before[learned], central[learned]) and np.array_equal(before[fixed], central[fixed])
+    return shards, start, {"patch": False, "sharp": True, "mouths": True}
 
 
-@pytest.fixture(scope="module")
-def finished(make_config: Make, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
-    config = make_config(tmp_path_factory.mktemp("phases") / "whole", **SMALL)
-    train(config)
-    return config
+class Stopped(Exception):
+    """Stands for the end of the driver."""
 
 
-def test_every_round_says_its_phase_and_only_faces_have_a_held_out_loss(finished: TrainConfig) -> None:
-    records = read_history(Path(finished.run) / "history.jsonl")
-    assert [record["phase"] for record in records] == [
-        "units", "speech", "speech", "faces", "faces", "calibration", "calibration", "calibration"
-    ]  # fmt: skip
-    assert [record["round"] for record in records] == list(range(1, 9))
-    assert ["held_out_loss" in record for record in records] == [record["phase"] == "faces" for record in records]
-    assert set(records[1]["loss"]) == {"lips", "motion"} and records[0]["loss"] == {}
-
-
-def test_a_run_that_stopped_in_and_between_phases_ends_bit_identical(
-    finished: TrainConfig, make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_training_with_one_client_is_pretraining_to_the_bit(
+    start: tuple[Path, Path, dict[str, bool]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After units, after speech, and while it calibrates."""
-    run = tmp_path / "run"
+    """Though the run is stopped between phases and in one, and all slots are killed: those in their place have taught
+    nothing of the phases before."""
+    shards, begun, more = start
+    pretrain(shards, tmp_path / "central", minutes=0, steps=3, start=str(begun), seed=4)
+    run = RunFolder(tmp_path / "federated")
+    config = federation_of_one(load_manifest(shards), shards, run.path, **more, steps=3, start=str(begun), seed=4)
+    last = {phase.name: phase.last for phase in config.plan}
+    stops, close = [last["speech"], last["faces"] + 1], Federation.close_round
 
-    class Stopped(Exception):
-        pass
-
-    close = Federation.close_round
-
-    def stop(self: Federation, record: dict[str, Any], started: float) -> None:
+    def disturbed(self: Federation, record: dict[str, Any], started: float) -> None:
         close(self, record, started)
-        if record["round"] in (1, 3, 6):
-            raise Stopped
-
-    monkeypatch.setattr(Federation, "close_round", stop)
-    for goes_on in (False, True, True):
-        with pytest.raises(Stopped):
-            train(make_config(run, **SMALL), resume=goes_on)
-    # The phase `faces` is over: its model can speak, though no sample was asked for so early.
-    assert RunFolder(run).released_round() == 5 and not RunFolder(run).samples.exists()
-    monkeypatch.setattr(Federation, "close_round", close)
-    train(make_config(run, **SMALL), resume=True)
-    assert {place.stem for place in RunFolder(run).samples.iterdir()} == {"round-00008"}
-    whole = weights_of(Path(finished.run) / "pipeline")
-    for name, value in weights_of(run / "pipeline").items():
-        assert np.array_equal(value, whole[name]), name
-    shared = "adapters/shared/adapter_model.safetensors"
-    for name, value in load_file(run / shared).items():
-        assert np.array_equal(value, load_file(Path(finished.run) / shared)[name]), name
-
-
-def test_slots_that_come_when_phases_are_over_are_told_what_they_ended_with(
-    finished: TrainConfig, make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """All slots are killed in the phase `faces`; those in their place have taught neither units nor speech."""
-    run, close = tmp_path / "run", Federation.close_round
-
-    def kill(self: Federation, record: dict[str, Any], started: float) -> None:
-        close(self, record, started)
-        if record["round"] == 4:
+        if record["round"] == last["faces"]:
             for slot in list(self._pool.ready):
                 ray.kill(slot.actor)
+        if record["round"] in stops:
+            stops.remove(record["round"])
+            raise Stopped
 
-    monkeypatch.setattr(Federation, "close_round", kill)
-    train(make_config(run, **SMALL))
-    whole = weights_of(Path(finished.run) / "pipeline")
-    for name, value in weights_of(run / "pipeline").items():
-        assert np.array_equal(value, whole[name]), name
-
-
-def test_nothing_central_is_needed_and_nothing_crosses_in_the_clear(make_config: Make, tmp_path: Path) -> None:
-    """From random weights under secure aggregation: statistics too are seen as a sum alone."""
-    config = make_config(
-        tmp_path / "run",
-        **SMALL
-        | {"pretrained": None, "shared": "backbone", "aggregation": "secure", "cohort": {"size": 3}, "slots": {}},
-        privacy={"insecure_min_survivors": 3},
-        server={},
-    )
-    train(config)
-    records = read_history(tmp_path / "run" / "history.jsonl")
-    assert all(record["survivors"] == 3 and "clients" not in record and "loss" not in record for record in records)
-    made = weights_of(tmp_path / "run" / "pipeline")
-    assert made["denoiser.residual_std"].max() < 1 and made["denoiser.lip_axes"].any()
-    assert not np.array_equal(made["denoiser.certainty"], np.ones_like(made["denoiser.certainty"]))
-    shutil.rmtree(tmp_path / "run")
+    monkeypatch.setattr(Federation, "close_round", disturbed)
+    for goes_on in (False, True):
+        with pytest.raises(Stopped):
+            train(config, resume=goes_on)
+    # The phase `faces` is over: its model can speak.
+    assert run.released_round() == last["faces"]
+    train(config, resume=True)
+    central, federated, before = map(weights_of, (tmp_path / "central", run.pipeline, begun))
+    assert central.keys() == federated.keys() >= before.keys()
+    assert [name for name, value in central.items() if not np.array_equal(value, federated[name])] == []
+    records = read_history(run.history_file)
+    assert [record["phase"] for record in records] == [phase.name for phase in config.plan for _ in range(phase.count)]
+    assert [record["round"] for record in records] == list(range(1, config.all_rounds + 1))
+    assert {record["phase"] for record in records if "held_out_loss" in record} <= {"faces"}
+    losses = {record["phase"]: set(record["loss"]) for record in records}
+    assert losses["speech"] == {"lips", "motion"} and losses["units"] == set()
+    taught = ["denoiser.speech_encoder", "denoiser.down_blocks", "denoiser.certainty", "denoiser.lip_axes"]
+    if more:
+        assert config.phases[-1] == "sharpness" and "mouths" in config.phases
+        fixed = "autoencoder.encoder.weight"
+        assert np.array_equal(before[fixed], central[fixed])
+        taught = ["autoencoder.decoder.conv_out.weight"]
+    else:
+        assert central.keys() > before.keys(), "a sync network has been added"
+        taught += ["autoencoder.decoder", "identity"]
+    for part in taught:
+        assert any(not np.array_equal(before[n], v) for n, v in central.items() if n.startswith(part)), part

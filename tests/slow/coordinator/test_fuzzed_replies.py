@@ -4,9 +4,6 @@ member of the same round is heard. `FEDTALK_CASES` sets how many bodies each tes
 import hashlib
 import os
 import random
-import resource
-import socket
-import ssl
 from collections import Counter
 
 import numpy as np
@@ -20,36 +17,24 @@ from fedtalk_ray.privacy.wire import encode
 from tests.unit.coordinator.conftest import Standing
 
 CASES = int(os.environ.get("FEDTALK_CASES", "120"))
-LARGEST = 1 << 20
 ELSEWHERE = (0, 2**63, -1)
 
 pytestmark = pytest.mark.timeout(3600)
 
 
-def peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def mutated(body: bytes, draw: random.Random) -> bytes:
-    """A body that went wrong in one of many ways."""
-    data = bytearray(body)
-    for _ in range(draw.randint(1, 4)):
-        place = draw.randrange(len(data) + 1)
-        match draw.randrange(6):
-            case 0 if data:
-                data[place % len(data)] ^= 1 << draw.randrange(8)
-            case 1:
-                del data[place:]
-            case 2:
-                data[place:place] = draw.randbytes(draw.randint(1, 64))
-            case 3:
-                # A length that is not there: four bytes of a number, large as a rule.
-                data[place : place + 4] = draw.choice((b"\xff" * 4, b"\x7f\xff\xff\xff", draw.randbytes(4)))
-            case 4:
-                data = bytearray(draw.randbytes(draw.choice((0, 1, 16, 4096, LARGEST // 8))))
-            case _:
-                data += data[:place]
-    return bytes(data[:LARGEST])
+    """A body with a flipped bit, cut short, with a length that is not there, or of anything at all."""
+    data, place = bytearray(body), draw.randrange(len(body))
+    match draw.randrange(4):
+        case 0:
+            data[place] ^= 1 << draw.randrange(8)
+        case 1:
+            del data[place:]
+        case 2:
+            data[place : place + 4] = draw.choice((b"\xff" * 4, b"\x7f\xff\xff\xff", draw.randbytes(4)))
+        case _:
+            data = bytearray(draw.randbytes(draw.choice((0, 1, 16, 4096, 1 << 17))))
+    return bytes(data)
 
 
 def test_fuzzed_replies_are_refused_and_an_honest_one_counts(
@@ -69,7 +54,7 @@ def test_fuzzed_replies_are_refused_and_an_honest_one_counts(
             signed = signed_headers(liar, "liar", standing.gate.callers.epoch, count, "POST", path, digest)
             return session.post(standing.address + path, data=body, headers=signed, timeout=30).status_code
 
-        before, statuses, exchange = peak_mb(), Counter[int](), 0
+        statuses, exchange = Counter[int](), 0
         frame = encode(Frame("Advertisement", encode(Advertisement("liar", bytes(32), bytes(32))), bytes(64)))
         body, honest = encode(Reply("", frame)), standing.line("honest")
         while count < CASES:
@@ -88,30 +73,3 @@ def test_fuzzed_replies_are_refused_and_an_honest_one_counts(
             assert "honest" in asked.result(30).clients
     assert statuses.keys() <= {200, 400, 404, 409, 410, 413, 422}, statuses
     assert statuses[400] > CASES / 4 and statuses[410] > 0, statuses
-    assert peak_mb() - before < 100
-
-
-def test_whatever_is_said_after_the_hand_shake_the_door_stays_open(standing: Standing) -> None:
-    """Strangers' bytes that are no HTTP, or half of it, or a request for membership that is none."""
-    draw = random.Random(2)
-    standing.member("honest")
-    context = ssl.create_default_context(cafile=str(standing.files.authority))
-    before = peak_mb()
-    for _ in range(CASES):
-        head = draw.choice(
-            (b"", b"GET / HTTP/1.1\r\n", b"POST /v1/requests HTTP/1.1\r\nHost: x\r\nContent-Length: 64\r\n\r\n")
-        )
-        with (
-            socket.create_connection(("127.0.0.1", standing.port), timeout=30) as bare,
-            context.wrap_socket(bare, server_hostname="localhost") as stranger,
-        ):
-            stranger.sendall(head + draw.randbytes(draw.choice((1, 64, 20_000))))
-            if draw.random() < 0.5:
-                stranger.settimeout(0.05)
-                try:
-                    said = stranger.recv(200)
-                except (TimeoutError, ssl.SSLError, ConnectionError):
-                    continue
-                assert not said or said.startswith(b"HTTP/1.1 4"), said
-    assert standing.line("honest").get("/v1/members")
-    assert peak_mb() - before < 100

@@ -1,43 +1,30 @@
 """What a run's ledger says was spent, against Google's accountant of privacy loss distributions and the noise that
 clients really add: never less, and at most 0.02 more."""
 
-import math
 from collections import Counter
-from functools import cache
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 
-import numpy as np
 import pytest
-from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution, from_gaussian_mechanism
+from dp_accounting.pld.privacy_loss_distribution import from_gaussian_mechanism
 
 from fedtalk_ray.config import parse_config
 from fedtalk_ray.federation.cohorts import Sampler
 from fedtalk_ray.federation.privacy_plan import plan_of, sampling_rate, with_noise
-from fedtalk_ray.federation.secure_aggregator import SecureAggregator, limits_of
+from fedtalk_ray.federation.secure_aggregator import SecureAggregator
 from fedtalk_ray.privacy.accounting import Noise, Rounds, epsilon
 from fedtalk_ray.privacy.ledger import Charge, Ledger
-from fedtalk_ray.privacy.noise import system_rng
 from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.settings import TrainConfig
 
 DELTA = 1e-5
-VALUES = 400_000
-
 # clients, cohort, rounds of which so many found too few, noise multiplier, colluders, who adds the noise
 CASES = [
-    (64, 16, 48, 0, 1.31, 1, "skellam"),
     (64, 16, 48, 9, 1.31, 7, "skellam"),
-    (24, 8, 30, 12, 2.0, 1, "skellam"),
-    (24, 8, 30, 0, 2.0, 7, "skellam"),
-    (9, 9, 12, 0, 2.08, 1, "skellam"),
     (9, 9, 12, 3, 2.08, 7, "skellam"),
-    (1000, 128, 60, 0, 0.8, 1, "skellam"),
     (1000, 128, 60, 1, 0.8, 7, "skellam"),
-    (20_000, 500, 100, 0, 0.7, 7, "skellam"),
-    (64, 16, 48, 9, 1.31, 1, "gaussian"),
     (24, 8, 30, 12, 2.0, 1, "gaussian"),
-    (9, 9, 12, 0, 2.08, 1, "gaussian"),
 ]
 
 
@@ -48,14 +35,12 @@ def config(cohort: int, rounds: int, multiplier: float, colluders: int, mechanis
     return parse_config(tree | {"privacy": privacy | {"delta": DELTA, "scale_bits": 16}}, "test")
 
 
-@cache
-def one_round(multiplier: float, rate: float) -> PrivacyLossDistribution:
-    """Of a sampled round with Gaussian noise, as `PLDAccountant` makes it, which makes it anew for every count."""
-    return from_gaussian_mechanism(multiplier, sampling_prob=rate, use_connect_dots=True)
+one_round = cache(partial(from_gaussian_mechanism, use_connect_dots=True))
 
 
 def pld(multiplier: float, rate: float, count: int) -> float:
-    return float(one_round(multiplier, rate).self_compose(count).get_epsilon_for_delta(DELTA))
+    """Sampled rounds with Gaussian noise."""
+    return float(one_round(multiplier, sampling_prob=rate).self_compose(count).get_epsilon_for_delta(DELTA))
 
 
 @pytest.mark.parametrize(("clients", "cohort", "rounds", "skipped", "multiplier", "colluders", "mechanism"), CASES)
@@ -69,8 +54,7 @@ def test_the_books_are_never_low(
     colluders: int,
     mechanism: str,
 ) -> None:
-    """Release view: whoever is not told how many survived, and sees rounds that too few came to. Server view: who is
-    told, of the client that was drawn most often."""
+    """Release view: who is not told how many survived. Server view: of the client that was drawn most often."""
     settings = config(cohort, rounds, multiplier, colluders, mechanism)
     rate = sampling_rate(settings, clients)
     assert rate == cohort / clients
@@ -86,20 +70,12 @@ def test_the_books_are_never_low(
     assert server - 1e-4 <= spent.server < server + 0.02
 
 
-# clients, cohort, rounds, cap, who adds the noise: counting a client's rounds costs less than sampling, or more, or all
-CAPPED = [
-    (64, 32, 6, 2, "skellam"),
-    (12, 12, 5, 5, "skellam"),
-]
-
-
-@pytest.mark.parametrize(("clients", "cohort", "rounds", "cap", "mechanism"), CAPPED)
+@pytest.mark.parametrize(("clients", "cohort", "rounds", "cap"), [(64, 32, 6, 2), (12, 12, 5, 5)])
 def test_a_capped_run_goes_as_far_as_its_plan_and_its_books_are_never_low(
-    tmp_path: Path, clients: int, cohort: int, rounds: int, cap: int, mechanism: str
+    tmp_path: Path, clients: int, cohort: int, rounds: int, cap: int
 ) -> None:
-    """The books counted all rounds so far for every client, and the run ended long before its plan did. Towards the end
-    everybody may have reached the cap: such rounds find nobody."""
-    privacy = {"mechanism": mechanism, "epsilon": 8, "clip_norm": 1.0, "participation_cap": cap}
+    """Towards the end everybody may have reached the cap: such rounds find nobody."""
+    privacy = {"mechanism": "skellam", "epsilon": 8, "clip_norm": 1.0, "participation_cap": cap}
     tree = {"run": "r", "shards": "s", "pretrained": "p", "cohort": {"size": cohort}, "rounds": rounds}
     settings = with_noise(parse_config(tree | {"phases": ["faces"], "privacy": privacy}, "test"), clients)
     plan, multiplier, rate = plan_of(settings, clients), settings.privacy.noise_multiplier, cohort / clients
@@ -124,9 +100,8 @@ def test_who_takes_part_seldom_pays_for_the_worst_of_the_noise(tmp_path: Path) -
     coarse, little = Noise("skellam", 1.4, 2.0, 10_000), Noise("skellam", 1.0, 2.0**18, 5_000_000)
     ledger = Ledger(tmp_path / "ledger.json")
     for exchange in range(1, 7):
-        ledger.charge(
-            Charge(exchange, exchange, little if exchange % 2 else coarse, 0.9, ("a",) if exchange < 3 else ())
-        )
+        noise, clients = little if exchange % 2 else coarse, ("a",) if exchange < 3 else ()
+        ledger.charge(Charge(exchange, exchange, noise, 0.9, clients))
     worst = max(
         epsilon([Rounds(coarse, 1.0, some), Rounds(little, 1.0, others)], DELTA)
         for some, others in product(range(4), repeat=2)
@@ -138,7 +113,6 @@ def test_who_takes_part_seldom_pays_for_the_worst_of_the_noise(tmp_path: Path) -
 
 
 def test_a_cap_that_somebody_went_beyond_counts_for_nothing_less(tmp_path: Path) -> None:
-    """A sampler that is not Poisson's knows no cap, and a round that was lost and taken up again counts twice."""
     noise = Noise("gaussian", 2.0)
     ledger = Ledger(tmp_path / "ledger.json")
     for exchange in range(1, 9):
@@ -146,20 +120,3 @@ def test_a_cap_that_somebody_went_beyond_counts_for_nothing_less(tmp_path: Path)
     spent = ledger.spent(DELTA, 2)
     assert spent.participations == 5
     assert spent.release == pytest.approx(epsilon([Rounds(noise, 1.0, 5)], DELTA)) == spent.server
-
-
-@pytest.mark.parametrize(("cohort", "colluders"), [(9, 1), (9, 7), (16, 7), (64, 1), (128, 7)])
-def test_the_smallest_sum_without_the_colluders_part_has_the_noise_that_is_accounted(
-    tmp_path: Path, cohort: int, colluders: int
-) -> None:
-    """Clients of an update of nothing, as few as a liar can open less those who tell him theirs: the deviation of their
-    sum over one client's largest effect is the multiplier of the books."""
-    settings = config(cohort, 12, 1.5, colluders, "skellam")
-    aggregator = SecureAggregator(RunFolder(tmp_path), settings, VALUES, 1.0)
-    codec, honest = aggregator.codec, limits_of(settings.privacy).opened(cohort) - colluders
-    nothing, total = np.zeros(VALUES, np.float32), np.zeros(codec.length, np.uint32)
-    for _ in range(honest):
-        total += codec.encode(nothing, 0.0, 1.0, cohort, system_rng())
-    found = total.view(np.int32).astype(np.float64).std() / codec.sensitivity
-    # Five deviations of a deviation that is measured over so many values.
-    assert found == pytest.approx(1.5, rel=5 / math.sqrt(2 * VALUES))

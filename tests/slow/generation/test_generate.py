@@ -1,5 +1,6 @@
 """`fedtalk generate` on whatever people have: each case works, or says in one line why not and leaves nothing."""
 
+import functools
 import itertools
 import json
 import math
@@ -7,11 +8,9 @@ import os
 import shutil
 import threading
 import warnings
-import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 import torch
@@ -21,22 +20,20 @@ from scipy.io import wavfile
 
 from fedtalk_ray.commands.cli import main
 from fedtalk_ray.corpora.synthetic import render_clip
-from fedtalk_ray.errors import UserError
 from fedtalk_ray.generation.generate import enlarge, find_face, speak_into, write_bare
 from fedtalk_ray.generation.scene import Stopped
 from fedtalk_ray.media.encoding import write_video
-from fedtalk_ray.media.lips import lip_aperture
-from fedtalk_ray.media.video import FPS, SAMPLE_RATE, first_picture, read_audio, read_video
+from fedtalk_ray.media.video import FPS, SAMPLE_RATE, read_audio, read_video
 from fedtalk_ray.model import adapters
-from fedtalk_ray.model.embedded import EMBEDDED
-from fedtalk_ray.model.pipeline import TalkingHeadPipeline, load_pipeline
 from fedtalk_ray.model.released import load_released, open_model
 from fedtalk_ray.model.sampling import USUAL, Sampling
 from fedtalk_ray.runs.folder import RunFolder
+from tests.served import own_adapter
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
+@functools.cache
 def face(side: int, identity: int = 2) -> np.ndarray:
     return render_clip(identity, 0, size=side, seconds=0.04).video.frames[0]
 
@@ -56,18 +53,12 @@ def voice(seconds: float, rate: int = SAMPLE_RATE) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def run(make_pipeline, make_denoiser, tmp_path_factory) -> Path:
-    """A run with a client of its own rank, and one whose adapter was made for a wider backbone."""
+def run(make_pipeline, tmp_path_factory) -> Path:
+    """A run with a client of its own rank."""
     folder = tmp_path_factory.mktemp("made") / "run"
     pipeline = make_pipeline()
     pipeline.save_pretrained(str(folder / "pipeline"))
-    for name, denoiser in (("anna", pipeline.denoiser), ("wide", make_denoiser(widths=(24, 48)))):
-        model = adapters.with_adapters(denoiser, None, 1.0, 3)
-        for _, parameter in adapters.identity_parameters(model):
-            parameter.data.normal_(0, 0.3)
-        place = RunFolder(folder).client(name)
-        place.path.mkdir(parents=True)
-        adapters.save_adapter(model, adapters.IDENTITY, place.newest_adapter)
+    own_adapter(folder, "anna", adapters.with_adapters(pipeline.denoiser, None, 1.0, 3))
     return folder
 
 
@@ -84,21 +75,10 @@ def command(run: Path, files: Path, tmp_path: Path, capsys) -> Callable[..., tup
     """Runs `fedtalk generate --crop` and returns its status and its lines on stderr; names lie in `files`."""
 
     def call(*more: str, reference="face.png", audio="voice.wav", out=tmp_path / "out" / "o.mp4", run=run):
-        given = [
-            "--crop",
-            "--run",
-            run,
-            "--reference",
-            files / reference,
-            "--audio",
-            files / audio,
-            "--out",
-            out,
-            *more,
-        ]
+        given = ["--crop", "--run", run, "--reference", files / reference, "--audio", files / audio, "--out", out]
         with warnings.catch_warnings(), pytest.raises(SystemExit) as stopped:
             warnings.simplefilter("error", UserWarning)  # it would be a line on stderr
-            main(["generate", *map(str, given)])
+            main(["generate", *map(str, given), *more])
         return stopped.value.code, capsys.readouterr().err.splitlines()
 
     return call
@@ -134,15 +114,9 @@ def refused(command, tmp_path: Path) -> Callable[..., str]:
 
 
 SOUNDS = {
-    "silence": (SAMPLE_RATE, np.zeros(32_000, np.int16)),
-    "0.1 s": (SAMPLE_RATE, voice(0.1)),
-    "one frame": (SAMPLE_RATE, voice(0.04)),
     "one sample": (SAMPLE_RATE, voice(1)[:1]),
-    "stereo 48 kHz": (48_000, np.stack([voice(1.3, 48_000), voice(1.3, 48_000) // 3], axis=1)),
-    "8 channels": (SAMPLE_RATE, voice(0.5)[:, None].repeat(8, 1)),
-    "8 kHz": (8000, voice(0.7, 8000)),
-    "far too loud": (SAMPLE_RATE, voice(0.5).astype(np.float32)),
-    "constant": (SAMPLE_RATE, np.full(8000, 32_767, np.int16)),
+    "stereo 48 kHz": (48_000, np.stack([voice(0.7, 48_000), voice(0.7, 48_000) // 3], axis=1)),
+    "8 kHz": (8000, voice(0.5, 8000)),
 }
 
 
@@ -152,38 +126,6 @@ def test_a_sound_of_any_kind_gives_a_video_as_long(works, files: Path, kind: str
     wavfile.write(files / "a.wav", rate, samples)
     frames, notes = works(audio="a.wav")
     assert frames.shape == (max(2, math.ceil(len(samples) / rate * FPS)), 128, 128, 3) and not notes
-
-
-def test_a_long_sound_takes_no_more_memory_than_a_moment(command, files: Path, tmp_path: Path, monkeypatch) -> None:
-    """What the network makes (here nothing) is passed on block by block, and no block outlives the next but one."""
-    wavfile.write(files / "a.wav", 8000, np.full(100 * 8000, 128, np.uint8))
-    blocks: list[weakref.ref[np.ndarray]] = []
-
-    def stream(
-        self, crop: np.ndarray, sound: np.ndarray, steps: int, guidance: float, generator: object, block: int
-    ) -> Iterator[np.ndarray]:
-        for _ in range(0, len(sound), block * 640):
-            made = np.full((block, 8, 8, 3), 90, np.uint8)
-            blocks.append(weakref.ref(made))
-            yield made
-            assert sum(one() is not None for one in blocks) <= 3
-
-    monkeypatch.setattr(TalkingHeadPipeline, "stream", stream)
-    status, lines = command(audio="a.wav")
-    assert status == 0 and len(blocks) == 100
-    assert len(lines) == 10 and lines[-1] == "seconds made: 100 of 100"
-    with av.open(str(tmp_path / "out" / "o.mp4")) as container:
-        assert container.streams.video[0].frames == 2_500
-        assert container.duration / 1e6 == pytest.approx(100, abs=0.08)
-
-
-def test_a_mouth_is_nearly_still_in_silence() -> None:
-    model, clip = load_pipeline(EMBEDDED), render_clip(3, 0, size=144, seconds=2.0).video
-    spoken, silent = (
-        lip_aperture(model(clip.frames[0], level * clip.audio, generator=torch.Generator().manual_seed(0)).frames).std()
-        for level in (1, 0)
-    )
-    assert silent < 0.4 * spoken
 
 
 def test_seed_steps_and_guidance_are_the_users(works, run: Path, files: Path) -> None:
@@ -199,24 +141,12 @@ def test_seed_steps_and_guidance_are_the_users(works, run: Path, files: Path) ->
         assert np.abs(frames.astype(int) - enlarge(true)).mean() < 6, "but for what the video's coding loses"
 
 
-def test_an_endless_guidance_is_refused(refused) -> None:
-    assert refused("--guidance", "inf") == "guidance is inf; it must be a number, 0 or more"
-    for number in (-1.0, np.nan):
-        with pytest.raises(UserError, match=f"guidance is {number:g}; it must be"):
-            Sampling(guidance=number)
-
-
 def test_a_sound_that_cannot_be_used_is_refused(refused, files: Path) -> None:
     wavfile.write(files / "a.wav", SAMPLE_RATE, voice(1)[:0])
     assert refused(audio="a.wav") == "audio a.wav: no sound could be decoded"
-    wavfile.write(files / "a.wav", SAMPLE_RATE, np.where(np.arange(SAMPLE_RATE) == 8000, np.nan, 0))
-    assert "a.wav: 1 samples of its sound are no numbers (NaN or infinite), the first at 0.50 s" in refused(
-        audio="a.wav"
-    )
     (files / "a.wav").write_text("this is text\n" * 50)
     assert refused(audio="a.wav").startswith("audio a.wav: cannot be decoded (no picture, sound or video of a known")
-    (files / "a.wav").write_bytes(b"")
-    assert refused(audio="a.wav") == "audio a.wav: is empty (0 bytes)"
+    assert refused("--guidance", "inf") == "guidance is inf; it must be a number, 0 or more"
 
 
 def test_what_is_no_file_is_refused_by_its_role(refused, files: Path) -> None:
@@ -224,28 +154,17 @@ def test_what_is_no_file_is_refused_by_its_role(refused, files: Path) -> None:
     for role in ("reference", "audio"):
         assert refused(**{role: "folder"}) == f"{role} folder is a folder; give a file"
         assert refused(**{role: "none.wav"}).startswith(f"{role} none.wav does not exist; give a file, or CLIENT/CLIP")
-        assert refused(**{role: "x" * 300}).endswith("File name too long")
         assert refused(**{role: "/dev/null"}) == f"{role} /dev/null is a device or pipe; give a file"
     assert refused(audio="face.png") == "audio face.png: holds no sound"
     assert refused(reference="voice.wav") == "reference voice.wav: holds no picture"
-    (files / "a.png").write_text("this is text")
-    assert refused(reference="a.png").startswith("reference a.png: cannot be decoded (no picture, sound or video ")
 
 
-GREY = np.asarray(Image.fromarray(photo()).convert("L"))
 CLEAR_ABOVE = np.where(np.arange(241) < 30, 0, 255).astype(np.uint8)[:, None, None].repeat(303, 1)
 TURNED = Image.Exif()
 TURNED[274] = 6  # to be turned clockwise for viewing
 PICTURES: dict[str, Callable[[Path], object]] = {
-    "odd size.png": lambda path: Image.fromarray(photo()[:-4, 1:]).save(path),
-    "greyscale.jpg": lambda path: Image.fromarray(GREY).save(path),
     "alpha.png": lambda path: Image.fromarray(np.concatenate([photo(), CLEAR_ABOVE], axis=-1)).save(path),
-    "16 bits.png": lambda path: Image.fromarray(GREY.astype(np.uint16) * 257).save(path),
-    "CMYK.jpg": lambda path: Image.fromarray(photo()).convert("CMYK").save(path),
     "turned.jpg": lambda path: Image.fromarray(np.rot90(photo())).save(path, exif=TURNED),
-    "24 megapixels.jpg": lambda path: Image.fromarray(photo(height=202)).resize((6000, 4000)).save(path),
-    "aligned.png": lambda path: Image.fromarray(face(32)).save(path),
-    "clip.mp4": lambda path: write_video(path, photo(height=240, width=304)[None].repeat(3, 0), None),
 }
 
 
@@ -255,18 +174,6 @@ def test_a_picture_of_any_kind_shows_its_face(works, files: Path, run: Path, nam
     assert [len(made) for made in works(reference=name)] == [8, 0], "frames, and nothing to say"
     crop, drawn = find_face(str(files / name), 32, None).crop.mean(-1), face(32).mean(-1)
     assert np.abs(crop - drawn).mean() < 25 < np.abs(crop[::-1] - drawn).mean(), "the right way up"
-
-
-@pytest.mark.grid
-def test_a_real_face_speaks(works, files: Path, grid_root: Path) -> None:
-    Image.fromarray(first_picture(sorted(grid_root.glob("s*/*.mpg"))[0])).save(files / "real.png")
-    assert works(reference="real.png")[1] == []
-
-
-def test_of_two_faces_the_larger_one_speaks_and_it_is_said(works, files: Path) -> None:
-    Image.fromarray(photo((110, 10, 60), (160, 150, 40), height=260, width=340)).save(files / "two.png")
-    _, (note,) = works(reference="two.png")
-    assert note.startswith(f"reference {files}/two.png: 2 faces found; the largest speaks (x 1")
 
 
 BAD_PICTURES = {
@@ -295,15 +202,10 @@ def poison(folder: Path) -> None:
     ("damage", "says"),
     [
         (lambda folder: (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:500]), "is damaged: Error"),
-        (lambda folder: (folder / WEIGHTS).rename(folder / "adapter_model.bin"), f"is damaged: it holds no {WEIGHTS}"),
-        (lambda folder: (folder / CONFIG).unlink(), f"holds no PEFT adapter (no {CONFIG})"),
-        (lambda folder: (folder / CONFIG).write_text('{"r": '), f"is damaged: {CONFIG} cannot be read (Expecting"),
         (poison, "is damaged: base_model"),
         (settings(peft_type="LOHA"), "is of type LOHA; a LoRA adapter of this project is needed"),
         (settings(r=10**12), f"does not fit this backbone: {CONFIG} says rank 1000000000000, the weights have 3"),
         (settings(lora_alpha=float("nan")), "does not fit this backbone: lora_alpha is nan; it must be a finite"),
-        (settings(target_modules="("), "does not fit this backbone: missing )"),
-        (settings(modules_to_save=["conv1"]), "does not fit this backbone: missing base_model"),
     ],
 )
 def test_a_damaged_adapter_is_refused(refused, run: Path, tmp_path: Path, damage, says: str) -> None:
@@ -312,13 +214,7 @@ def test_a_damaged_adapter_is_refused(refused, run: Path, tmp_path: Path, damage
     shutil.copytree(RunFolder(run).clients_folder, tmp_path / "run.clients")
     damage(folder)
     assert refused("--client", "anna", run=tmp_path / "run").removeprefix("adapter ").startswith(f"{folder} {says}")
-
-
-def test_an_adapter_of_another_model_and_an_unknown_client_are_refused(refused, run: Path) -> None:
-    wide = f"adapter {run}.clients/wide/identity does not fit this backbone: size mismatch for base_model"
-    assert refused("--client", "wide").startswith(wide)
-    assert refused("--client", "nobody").endswith(f"no identity adapter in {run}; there are: anna, wide")
-    assert refused(run=run / "none").startswith(f"run folder {run}/none does not exist")
+    assert refused("--client", "nobody").endswith(f"no identity adapter in {run}; there are: anna")
 
 
 def test_an_older_video_goes_only_for_a_new_one_and_a_clients_adapter_acts(works, refused, tmp_path: Path) -> None:
@@ -327,6 +223,27 @@ def test_an_older_video_goes_only_for_a_new_one_and_a_clients_adapter_acts(works
     refused(audio="none.wav")  # it compares all files
     assert (works("--client", "anna")[0] != before).mean() > 0.05
     assert (tmp_path / "out" / "o.mp4").read_bytes() != older
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "says"),
+    [
+        ((), 0, "credentials: unchanged since they were signed; made by a model; "),
+        (("--no-mark",), 1, "credentials: none\ninvisible mark: none found\n"),
+    ],
+)
+def test_what_is_generated_says_so_unless_told_not_to(works, tmp_path: Path, capsys, options, status, says) -> None:
+    works(*options)
+    with pytest.raises(SystemExit) as stopped:
+        main(["verify", str(tmp_path / "out" / "o.mp4")])
+    assert stopped.value.code == status and capsys.readouterr().out.startswith(says)
+
+
+def test_a_wrong_certificate_is_told_before_anything_is_made(refused) -> None:
+    none = ["--certificate", "none.pem", "--key", "none.pem"]
+    assert refused(*none).startswith("none.pem: No such file or directory")
+    assert refused(*none[:2]).startswith("--key is missing: a certificate and its key are given together")
+    assert refused("--no-mark", *none[2:]).startswith("--no-mark and --certificate or --key exclude each other")
 
 
 def test_an_output_that_cannot_be_written_is_refused(refused, files: Path, tmp_path: Path, monkeypatch) -> None:
@@ -354,13 +271,7 @@ def test_when_it_is_stopped_the_network_is_at_work_no_more(run: Path, tmp_path: 
 
     # Held, as a job holds its error: with it the frames of the call live on.
     with pytest.raises(Stopped) as held:
-        speak_into(
-            model,
-            str(tmp_path / "face.png"),
-            voice(8.0) / np.float32(32768),
-            tmp_path / "out.mp4",
-            write=write_bare,
-            stopped=stopped,
-        )
+        sound, out = voice(4.0) / np.float32(32768), tmp_path / "out.mp4"
+        speak_into(model, str(tmp_path / "face.png"), sound, out, write=write_bare, stopped=stopped)
     assert held.tb and not [thread for thread in threading.enumerate() if thread.name == "makes ahead"]
     assert not (tmp_path / "out.mp4").exists()

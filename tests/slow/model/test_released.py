@@ -1,20 +1,15 @@
 """What a run leaves loads by `from_pretrained` and `load_adapter` alone and generates the same frames."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import peft
 import pytest
 import torch
-from diffusers import DDIMScheduler
 from peft.tuners.lora import LoraLayer
 
 from fedtalk_ray.model import adapters
-from fedtalk_ray.model.autoencoder import PatchAutoencoder
-from fedtalk_ray.model.denoiser import TalkingHeadDenoiser
-from fedtalk_ray.model.identity import IdentityEncoder
-from fedtalk_ray.model.pipeline import TalkingHeadPipeline, load_pipeline
+from fedtalk_ray.model.pipeline import TalkingHeadPipeline
 from fedtalk_ray.model.released import load_released, release_model
 from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.training.local import LocalTrainer
@@ -78,51 +73,3 @@ def test_diffusers_and_peft_alone_give_it_back(trained) -> None:
         model = peft.PeftModel.from_pretrained(pipeline.denoiser, identity)
     pipeline.register_modules(denoiser=model.eval())
     assert np.abs(frames_of(pipeline).astype(int) - with_client).max() <= 1
-
-
-def test_every_part_of_the_exported_pipeline_loads_by_itself(trained) -> None:
-    run, _, _, _ = trained
-    parts = {
-        "autoencoder": PatchAutoencoder,
-        "denoiser": TalkingHeadDenoiser,
-        "scheduler": DDIMScheduler,
-        "identity_encoder": IdentityEncoder,
-    }
-    for name, kind in parts.items():
-        assert isinstance(kind.from_pretrained(str(run / "pipeline" / name)), kind)
-
-
-def test_the_exported_backbone_carries_no_trace_of_adapters(trained, make_denoiser) -> None:
-    run, kind, _, _ = trained
-    backbone = TalkingHeadDenoiser.from_pretrained(str(run / "pipeline" / "denoiser"))
-    original = make_denoiser().state_dict()
-    assert list(backbone.state_dict()) == list(original)
-    same = [torch.equal(backbone.state_dict()[name], value) for name, value in original.items()]
-    assert all(same) if kind == "adapter" else not all(same)
-    assert (run / "adapters").exists() == (kind == "adapter")
-
-
-def test_exporting_again_replaces_what_was_there(trained, make_pipeline, make_config) -> None:
-    run, kind, without, _ = trained
-    pipeline = make_pipeline()
-    trainer = LocalTrainer(pipeline, make_config(**KINDS[kind]))
-    release_model(RunFolder(run), 3, pipeline, trainer.model, kind)
-    after = frames_of(load_released(RunFolder(run)))
-    assert (after == frames_of(make_pipeline())).mean() > 0.999 and (after != without).mean() > 0.05
-    assert not list(run.rglob(".*")), "nothing half written stays"
-
-
-def test_what_an_older_pipeline_has_learned_to_see_since_is_released_too(make_pipeline, make_config, tmp_path) -> None:
-    """Its file says nothing of it, as one of an older version does."""
-    make_pipeline().save_pretrained(str(tmp_path / "before"))
-    file = tmp_path / "before/denoiser/config.json"
-    settings = json.loads(file.read_text())
-    del settings["reference_lips"]
-    file.write_text(json.dumps(settings))
-    pipeline = load_pipeline(str(tmp_path / "before"))
-    pipeline.denoiser.see_reference_lips()
-    torch.nn.init.normal_(pipeline.denoiser.reference_embedding.weight)
-    weight = pipeline.denoiser.reference_embedding.weight.clone()
-    trainer = LocalTrainer(pipeline, make_config(**KINDS["backbone"]))
-    release_model(RunFolder(tmp_path / "run"), 1, pipeline, trainer.model, "backbone")
-    assert torch.equal(load_released(RunFolder(tmp_path / "run")).denoiser.reference_embedding.weight, weight)

@@ -1,7 +1,4 @@
-"""What a lying server opens with clients of its own: no sum of fewer than the planned cohort's floor, up to so many.
-
-Attacks succeed against the protocol with a rule taken out and fail against it as it is; some show where promises end.
-"""
+"""What a lying server opens with clients of its own: no sum of fewer than the planned cohort's floor, up to so many."""
 
 from __future__ import annotations
 
@@ -20,8 +17,8 @@ from fedtalk_ray.privacy import graph
 from fedtalk_ray.privacy.protocol import Limits
 from fedtalk_ray.privacy.secure_client import SecureClient
 from tests.unit.privacy.conftest import people_of
-from tests.unit.privacy.conspiracy import Conspiracy, Story
-from tests.unit.privacy.mutants import altered
+from tests.unit.privacy.conspiracy import Conspiracy
+from tests.unit.privacy.mutants import altered, read_rules
 from tests.unit.privacy.stories import (
     Deviation,
     a_story_for_each,
@@ -39,7 +36,7 @@ from tests.unit.privacy.stories import (
     two_stories,
 )
 
-CASES = int(os.environ.get("FEDTALK_CASES", "150"))
+CASES = int(os.environ.get("FEDTALK_CASES", "35"))
 NIGHTLY = CASES > 1000
 
 pytestmark = pytest.mark.usefixtures("same_frames_are_read_once")
@@ -83,22 +80,21 @@ def holders_each(drawn: int) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize(("count", "drawn"), [(8, 0), (36, 0), (30, 20), (40, 8)])
+@pytest.mark.parametrize(("count", "drawn"), [(8, 0), (30, 20)])
 @pytest.mark.parametrize("colluders", [0, 2])
 def test_an_exchange_without_lies_opens_the_sum_of_all(count: int, drawn: int, colluders: int) -> None:
     """A harness that could not open this would find every lie harmless."""
     league = Attack(count, colluders, truth, drawn).play()
-    assert league.opened() == [frozenset(league.honest)]
+    assert league.opened == [frozenset(league.honest)]
     assert not league.too_small()
 
 
-@pytest.mark.parametrize("count", [24, 36])
-@pytest.mark.parametrize("company", [0, 3])
+@pytest.mark.parametrize(("count", "company"), [(24, 3), (30, 0)])
 def test_a_cohort_does_not_shrink_to_a_victim_and_the_servers_own(count: int, company: int) -> None:
     """Seven helpers are enough for a floor of eight, whatever the cohort."""
     league = Attack(count, 7, alone(company), 20 if count > COMPLETE_UP_TO else 0).play()
     assert not league.too_small()
-    assert not any(name in group for group in league.opened() for name in league.honest[: 1 + company])
+    assert not any(name in group for group in league.opened for name in league.honest[: 1 + company])
 
 
 ATTACKS: dict[str, Attack] = {
@@ -128,109 +124,61 @@ def test_a_lying_server_opens_no_small_sum(attack: Attack) -> None:
     assert not attack.play().too_small()
 
 
-def test_a_victim_whom_another_says_it_masked_with_is_found_all_the_same() -> None:
-    """Who looks for closed groups from one end alone takes the victim for a part of one that is not closed."""
-
-    def story(league: Conspiracy) -> Story:
-        first, *others = league.honest
-        victim, rest = others[-1], frozenset(league.honest) - {others[-1]}
-        return Story(absent={victim: rest}, strangers={first: frozenset({victim})})
-
-    lax = altered(*MUTANTS["as few holders as are there"], *MUTANTS["survivors with whom it has not masked"])
-    league = Attack(12, 5, story).play(lax)
-    assert frozenset({league.honest[-1]}) in league.opened()
-
-
-MUTANTS: dict[str, list[tuple[str, str]]] = {
-    "limits by who is said to have advertised": [
-        ("        planned, advertised =", "        self._cohort = set(self._keys)\n        planned, advertised =")
-    ],
-    "as few holders as are there": [
-        (
-            "threshold = self._limits.threshold(len(self._cohort))",
-            "threshold = min(self._limits.threshold(len(self._cohort)), len(holders) + 1)",
-        )
-    ],
-    "holders who can be foretold": [
-        (
-            "chosen(self._cohort, name, limits.complete_up_to)",
-            "sorted(self._cohort - {name})[-holders(len(plan.cohort), limits.complete_up_to) :]",
-        ),
-        ("import chosen, quorum", "import holders, quorum"),
-    ],
-    "holders' keys that they have not signed": [("        self._check_keys(self._holders)\n", "")],
-    "confirmations that nobody has signed": [
-        (
-            "message = protocol.open_frame(data, Consistency, self._context, self._key_of)",
-            "message = protocol.read_frame(data, Consistency)[1]",
-        )
-    ],
-    "seeds for holders with whom it does not mask": [("self._holders & self._partners)", "self._holders)")],
-    "survivors with whom it has not masked": [(" or self._survivors & self._holders - self._partners", "")],
-    "any number of survivors will do": [("if len(survivors) < self._limits", "if 0 > self._limits")],
-    "no confirmation is needed": [("if len(confirmed) < quorum", "if 0 > quorum")],
-    "confirmations of another set": [("if message.survivors == self._confirmed:", "if message.survivors:")],
-    "one confirmation counts twice": [
-        ("        if len(confirmed) < quorum", "        if len(request.confirmations) < quorum"),
-    ],
-    "a stage may be asked for twice": [
-        ("if stage != self._next:", "if False:"),
-        ("seeds, keys, opened))\n        self._forget()", "seeds, keys, opened))"),
-    ],
-    "keys of survivors too": [(" if owner not in self._survivors\n", "\n")],
-    "seeds of those who did not survive": [("if share.owner in self._survivors - {self._name} and", "if")],
-}
-
-
-SEEN_BY = {
-    "limits by who is said to have advertised": "a victim alone with the server's clients",
-    "as few holders as are there": "masks with the server's alone",
-    "holders who can be foretold": "holders who are in league",
-    "holders' keys that they have not signed": "round keys of all others are forged",
-    "confirmations that nobody has signed": "a story for each",
-    "seeds for holders with whom it does not mask": "nothing of the others arrives",
-    "survivors with whom it has not masked": "some are hidden from the others",
-    "any number of survivors will do": "more are said to be lost than the floor allows",
-    "no confirmation is needed": "a story for each",
-    "confirmations of another set": "a story for each",
-    "one confirmation counts twice": "a story for each",
-    "a stage may be asked for twice": "another story after the first",
-    "keys of survivors too": "one is said to be lost",
-    "seeds of those who did not survive": "one is said to be lost",
-}
+MUTANTS = read_rules(r"""
+limits by who is said to have advertised | a victim alone with the server's clients
+    planned, advertised = => self._cohort = set(self._keys)\n        planned, advertised =
+as few holders as are there | masks with the server's alone
+    if len(everybody) < threshold: => threshold = min(threshold, len(everybody))\n        if False:
+holders who can be foretold | holders who are in league
+    import chosen, quorum => import holders, quorum\nchosen = lambda a, b, c: sorted(a - {b})[-holders(len(a), c) :]
+holders' keys that they have not signed | round keys of all others are forged
+    self._check_keys(self._holders) => pass
+confirmations that nobody has signed | a story for each
+    protocol.open_frame(data, Consistency, self._context, self._key_of) => protocol.read_frame(data, Consistency)[1]
+seeds for holders with whom it does not mask | nothing of the others arrives
+    self._holders & self._partners) => self._holders)
+survivors with whom it has not masked | some are hidden from the others
+    self._survivors & self._holders - self._partners => False
+any number of survivors will do | more are said to be lost than the floor allows
+    if len(survivors) < self._limits => if 0 > self._limits
+no confirmation is needed | a story for each
+    if len(confirmed) < quorum => if 0 > quorum
+confirmations of another set | a story for each
+    if message.survivors == self._confirmed: => if message.survivors:
+one confirmation counts twice | a story for each
+    if len(confirmed) < quorum => if len(request.confirmations) < quorum
+a stage may be asked for twice | another story after the first
+    if stage != self._next: => if False:
+    seeds, keys, opened))\n        self._forget() => seeds, keys, opened))
+keys of survivors too | one is said to be lost
+    if owner not in self._survivors\n => if True\n
+seeds of those who did not survive | one is said to be lost
+    if share.owner in self._survivors - {self._name} and => if
+""")
+"""The clients' rules, and the attack that opens a small sum where one is taken out."""
 
 
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_a_rule_that_is_missing_is_noticed(mutant: str) -> None:
-    """The attack opens a small sum where the clients lack it."""
-    assert ATTACKS[SEEN_BY[mutant]].play(altered(*MUTANTS[mutant])).too_small()
+    attacks, changes = MUTANTS[mutant]
+    assert ATTACKS[attacks[0]].play(altered(*changes)).too_small()
 
 
-@pytest.mark.parametrize(("count", "drawn"), [(9, 0), (10, 0), (12, 0), (16, 0), (24, 0), (30, 20)])
+@pytest.mark.parametrize(("count", "drawn"), [(9, 0), (12, 0), (24, 0), (30, 20)])
 def test_one_more_of_the_servers_own_is_too_many(count: int, drawn: int) -> None:
-    """As many as may be, and none of the attacks opens anything; one more, and two stories do. On sparse graphs the
-    proof ends sooner than that: three of thirty by the bound."""
+    """As many as may be, and two stories open nothing; one more, and they do. On sparse graphs it ends sooner."""
     enough = 2 * graph.quorum(count) - count
     with holders_each(drawn):
         most = graph.tolerated(count, COMPLETE_UP_TO if drawn else graph.COMPLETE_UP_TO)
     assert most == (3 if drawn else enough - 1)
     for share in (0.5, 0.85):
         assert not Attack(count, most, two_stories(share), drawn).play().too_small()
-    # On a sparse graph it depends on whose holders hear which of the two.
     one_too_many = Attack(count, enough, two_stories(0.5), drawn)
     assert any(one_too_many.play().too_small() for _ in range(20 if drawn else 1))
 
 
-@pytest.mark.skipif(not NIGHTLY, reason="a quarter of an hour; make nightly")
-@pytest.mark.parametrize(("count", "colluders"), [(100, 33), (101, 14), (128, 14), (256, 25)])
-def test_large_cohorts(count: int, colluders: int) -> None:
-    assert colluders == graph.tolerated(count)
-    for story in (alone(0), alone(5), two_stories(0.5), two_stories(0.85), said_to_be_lost(count // 3)):
-        assert not Attack(count, colluders, story).play().too_small()
-
-
 SMALL = [*(8, 9, 10) * 5, 12, 12, 30]
-"""Clients of a cohort: mostly few, as every case makes everybody's keys; a sparse graph now and then."""
+"""Clients of a cohort: mostly few; a sparse graph now and then."""
 
 
 @st.composite

@@ -9,23 +9,19 @@ import contextlib
 import os
 from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from fedtalk_ray.messages import Consistency, SealedFrom, Survivors, Unmasking, UnmaskRequest
-from fedtalk_ray.privacy import protocol
+from fedtalk_ray.messages import Unmasking
 from fedtalk_ray.privacy.protocol import STAGES, Aborted, Code
-
-if TYPE_CHECKING:
-    from tests.unit.privacy.conftest import Exchange
+from tests.unit.privacy.conftest import Exchange
 
 Make = Callable[..., "Exchange"]
 
-CASES = int(os.environ.get("FEDTALK_CASES", "100"))
+CASES = int(os.environ.get("FEDTALK_CASES", "30"))
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
 
 NUMBERS = st.integers(0, 2**16)
@@ -43,22 +39,13 @@ REFUSED = {
 """What a server says to frames that honest clients made, wherever and however often they come, and to damaged ones."""
 
 
-def network(make_exchange: Make, pasts: dict[int, Exchange], opened: Counter[str]) -> type[RuleBasedStateMachine]:
-    """opened: counts how often a sum was open and right, and how often there was none to be had.
-
-    Honest clients and an honest server with a network between them that loses, repeats, reorders and damages.
-
-    Only the first two clients get frames that are not meant for them, so that many exchanges reach their end.
-    """
+def network(make_exchange: Make, opened: Counter[str]) -> type[RuleBasedStateMachine]:
+    """opened: counts how often a sum was open and right, and how often there was none to be had."""
 
     class Network(RuleBasedStateMachine):
         @initialize(count=st.integers(4, 6))
         def begin(self, count: int) -> None:
-            if count not in pasts:
-                pasts[count] = make_exchange(count, number=1)
-                pasts[count].finish()
-            self.past = pasts[count]
-            self.exchange = make_exchange(count, number=2, people=self.past.people)
+            self.exchange = make_exchange(count)
             self.names = self.exchange.plan.cohort
             self.up: list[bytes] = []
             self.down: list[bytes] = [b""]
@@ -87,7 +74,7 @@ def network(make_exchange: Make, pasts: dict[int, Exchange], opened: Counter[str
                 if answer is not None:
                     assert self.give(answer) is None
 
-        @rule(order=st.permutations(range(6)), late=st.integers(0, 20))
+        @rule(order=st.permutations(range(6)), late=st.integers(0, 40))
         def whole_stage(self, order: list[int], late: int) -> None:
             """Everybody in any order, but for one whose answer may come after the stage was closed."""
             if self.exchange.server.stage not in STAGES:
@@ -110,15 +97,13 @@ def network(make_exchange: Make, pasts: dict[int, Exchange], opened: Counter[str
         def another_whole_stage(self, order: list[int]) -> None:
             self.whole_stage(order, 6)
 
+        @rule(order=st.permutations(range(6)))
+        def a_third_whole_stage(self, order: list[int]) -> None:
+            self.whole_stage(order, 6)
+
         @rule(who=NUMBERS)
         def one_answer(self, who: int) -> None:
             self.honest(self.names[who % len(self.names)])
-
-        @rule(who=NUMBERS)
-        def answer_that_is_lost(self, who: int) -> None:
-            name = self.names[who % 2]
-            if name in self.exchange.inbox and self.exchange.server.stage in STAGES:
-                self.ask(name, self.exchange.inbox[name], self.exchange.server.stage)
 
         @rule(which=NUMBERS)
         def frame_of_anybody_comes_again(self, which: int) -> None:
@@ -130,11 +115,6 @@ def network(make_exchange: Make, pasts: dict[int, Exchange], opened: Counter[str
             if self.up:
                 frame = self.up[which % len(self.up)]
                 assert self.give(self.exchange.flipped(frame, bit % (8 * len(frame)))) is not None
-
-        @rule(which=NUMBERS)
-        def frame_of_the_exchange_before(self, which: int) -> None:
-            frames = list(self.past.sent.values())
-            assert self.give(frames[which % len(frames)]) in (Code.BAD_SIGNATURE, Code.WRONG_STAGE)
 
         @rule(who=NUMBERS, bit=NUMBERS)
         def question_with_a_bit_flipped(self, who: int, bit: int) -> None:
@@ -148,11 +128,6 @@ def network(make_exchange: Make, pasts: dict[int, Exchange], opened: Counter[str
         @rule(who=NUMBERS, stage=st.sampled_from(STAGES), which=NUMBERS)
         def question_of_any_time_to_anybody(self, who: int, stage: str, which: int) -> None:
             self.ask(self.names[who % 2], self.down[which % len(self.down)], stage)
-
-        @rule(who=NUMBERS, stage=st.sampled_from(STAGES[1:]))
-        def question_of_the_exchange_before(self, who: int, stage: str) -> None:
-            name = self.names[who % 2]
-            assert self.ask(name, self.past.heard[stage, name], stage) is None
 
         @invariant()
         def the_sum_is_right_or_closed(self) -> None:
@@ -185,63 +160,11 @@ def owners(message: Unmasking) -> tuple[set[str], set[str]]:
 
 def test_no_network_makes_a_wrong_sum(make_exchange: Make) -> None:
     opened: Counter[str] = Counter()
-    machine = network(make_exchange, {}, opened)
+    machine = network(make_exchange, opened)
     run_state_machine_as_test(
         machine,
         settings=settings(
             max_examples=CASES, stateful_step_count=25, deadline=None, suppress_health_check=SLOW, print_blob=True
         ),
     )
-    # The invariants judged sums as well as their absence; a network that let none through would have shown nothing.
     assert opened["right"] > 0 and opened["closed"] > 0
-
-
-@settings(max_examples=CASES, deadline=None, suppress_health_check=SLOW)
-@given(data=st.data(), count=st.integers(4, 6))
-def test_no_lies_about_the_survivors_open_a_vector(make_exchange: Make, data: st.DataObject, count: int) -> None:
-    """The server tells up to three stories to as many groups of clients, asks each for what suits it, and has as many
-    clients in league with it as two thresholds allow, 2t - n - 1. It passes on every signature that it has or can make.
-
-    For no honest client may it then hold t shares of the self mask's seed and, of the pairwise masks, either t shares
-    of the client's own key or of every other honest client's.
-    """
-    needed = 2 * count // 3 + 1
-    exchange = make_exchange(count).until("confirm")
-    names = exchange.plan.cohort
-    colluders = set(names[: data.draw(st.integers(0, 2 * needed - count - 1), label="colluders")])
-    honest = [name for name in names if name not in colluders]
-    missing = st.sets(st.sampled_from(names), max_size=2).map(lambda out: tuple(n for n in names if n not in out))
-    stories = data.draw(st.lists(missing, min_size=1, max_size=3, unique=True), label="stories")
-    story = st.sampled_from(stories)
-    signed = []
-    for survivors in stories:
-        confirmed = protocol.survivors_hash(exchange.server.session, survivors)
-        signed += [exchange.signed(Consistency(name, confirmed, ())) for name in colluders]
-    dealt = {owner: exchange.opened(exchange.sent["mask", owner]).shares for owner in names}
-    for name in honest:
-        sealed = tuple(
-            SealedFrom(owner, share.ciphertext, share.commitment)
-            for owner in names
-            for share in dealt[owner]
-            if share.holder == name != owner
-        )
-        told = data.draw(story, label=f"{name} is told")
-        answer = exchange.try_ask(name, exchange.signed(Survivors(told, sealed)), "confirm")
-        signed += [answer] if answer is not None else []
-    seeds: dict[str, set[str]] = {name: set(colluders) for name in names}
-    keys: dict[str, set[str]] = {name: set(colluders) for name in names}
-    for name in honest:
-        request = exchange.signed(UnmaskRequest(tuple(signed)))
-        answer = exchange.try_ask(name, request, "unmask")
-        if answer is None:
-            continue
-        given_seeds, given_keys = owners(exchange.opened(answer))
-        assert not given_seeds & given_keys
-        for owner in given_seeds:
-            seeds[owner].add(name)
-        for owner in given_keys:
-            keys[owner].add(name)
-    for name in honest:
-        others = [len(keys[other]) >= needed for other in honest if other != name]
-        if len(seeds[name]) >= needed:
-            assert len(keys[name]) < needed and not all(others)

@@ -1,5 +1,6 @@
 """A run with five people's adapters, served."""
 
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from fedtalk_ray.config import save_config
+from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.service import speaking
 from tests.served import Served, run_of_five
 
@@ -14,6 +17,17 @@ from tests.served import Served, run_of_five
 @pytest.fixture(scope="session")
 def run(make_pipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_of_five(make_pipeline(), tmp_path_factory.mktemp("made") / "run")
+
+
+@pytest.fixture(scope="module")
+def own_run(exported: Path, report_shards: Path, make_config: Callable, tmp_path_factory) -> RunFolder:
+    """A run with a client of its own, anna, to whom people may come."""
+    folder = tmp_path_factory.mktemp("own") / "run"
+    shutil.copytree(exported, folder)
+    shutil.copytree(RunFolder(exported).clients_folder, RunFolder(folder).clients_folder)
+    settings = {"run": str(folder), "shards": str(report_shards), "rounds": 3, "aggregation": "plain"}
+    save_config(make_config(**settings), RunFolder(folder).config_file)
+    return RunFolder(folder)
 
 
 @pytest.fixture(scope="module")

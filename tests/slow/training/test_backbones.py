@@ -1,86 +1,49 @@
-"""What holds for every backbone: ours, MuseTalk's with small random weights, the page's transformer, a plain one."""
+"""What holds for every backbone: ours, MuseTalk's with small random weights, the page's transformer."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from diffusers import ConfigMixin, ModelMixin
-from diffusers.configuration_utils import register_to_config
 
-from fedtalk_ray.errors import RunError, ShardError
+from fedtalk_ray.errors import RunError
 from fedtalk_ray.model import adapters
 from fedtalk_ray.model.autoencoder import encode_frames
-from fedtalk_ray.model.backbone_base import PlainLatents
 from fedtalk_ray.model.denoiser import TalkingHeadDenoiser, bare_denoiser
-from fedtalk_ray.model.musetalk_folder import read_autoencoder
 from fedtalk_ray.model.pipeline import TalkingHeadPipeline, load_pipeline, new_pipeline
 from fedtalk_ray.model.released import load_released, release_model
-from fedtalk_ray.model.schedule import make_scheduler
 from fedtalk_ray.runs.folder import RunFolder
 from fedtalk_ray.settings import TrainConfig
 from fedtalk_ray.shards.windows import WindowBatch
 from fedtalk_ray.training.backbone import shard_settings
 from fedtalk_ray.training.local import LocalTrainer
-from fedtalk_ray.training.reliability import score_client
 from fedtalk_ray.training.resident import ResidentModel
 from tests.musetalk_folder import write_musetalk
 from tests.page_examples import install
 
-KINDS = ("ours", "musetalk", "transformer", "plain")
+KINDS = ("ours", "musetalk", "transformer")
 
 
-class PlainDenoiser(PlainLatents, ModelMixin, ConfigMixin):
-    """Latents as they are, taught with noise in windows, and given four channels more, as LatentSync is."""
-
-    adapter_layers = ("linear1", "linear2")
-
-    @register_to_config
-    def __init__(
-        self,
-        latent_channels: int = 4,
-        given_channels: int = 4,
-        latent_size: int = 8,
-        window: int = 8,
-        prediction_type: str = "sample",
-        speech: str = "log-mel",
-        speech_hops: int = 44,
-        mel_bins: int = 40,
-        identity: str = "none",
-        identity_dimensions: int = 0,
-    ) -> None:
-        super().__init__()
-        self.linear1 = torch.nn.Linear(3 * latent_channels + 1, 64)
-        self.linear2 = torch.nn.Linear(64, latent_channels)
-        self.over_time = torch.nn.Conv3d(latent_channels, latent_channels, (3, 1, 1), padding=(1, 0, 0))
-
-    def forward(self, sample, timestep, speech, reference, heard=None, identity=None, lips=None):
-        assert sample.shape[2] == 8
-        loud = speech.mean((2, 3))
-        loud = (loud if heard is None else loud * heard[:, None])[:, :, None, None, None]
-        face = reference[:, None, :4].expand(-1, sample.shape[1], -1, -1, -1)
-        seen = torch.cat([sample, face, loud.expand(*sample.shape[:2], 1, *sample.shape[3:])], dim=2)
-        made = self.linear2(torch.tanh(self.linear1(seen.movedim(2, -1)))).movedim(-1, 2)
-        return face + made + 0.1 * self.over_time(made.transpose(1, 2)).transpose(1, 2)
-
-
-@pytest.fixture(params=KINDS)
-def pipeline(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TalkingHeadPipeline:
-    if request.param == "musetalk":
-        return load_pipeline(str(write_musetalk(tmp_path / "models")))
-    if request.param == "plain":
-        autoencoder = read_autoencoder(write_musetalk(tmp_path / "models"))
-        torch.manual_seed(0)
-        return TalkingHeadPipeline(autoencoder, PlainDenoiser(), make_scheduler("sample"))
+@pytest.fixture(scope="module", params=KINDS)
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TalkingHeadPipeline]:
+    folder = tmp_path_factory.mktemp(request.param)
     torch.manual_seed(0)
-    small = {"widths": (16, 24, 32), "reference_lips": True} if request.param == "ours" else {}
-    made = new_pipeline("patch", 16, 8, **small)
-    if request.param == "transformer":
-        module = install("fedtalk_ray/model/transformer_denoiser.py", tmp_path, monkeypatch)
-        made.register_modules(denoiser=module.TransformerDenoiser(latent_size=8, width=48, depth=2))
-    return made
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "musetalk":
+            yield load_pipeline(str(write_musetalk(folder / "models")))
+        else:
+            pipeline = new_pipeline("patch", 16, 8, widths=(16, 24, 32), window=4, reference_lips=True)
+            if request.param == "transformer":
+                module = install("fedtalk_ray/model/transformer_denoiser.py", folder, patch)
+                pipeline.register_modules(denoiser=module.TransformerDenoiser(latent_size=8, width=48, depth=2))
+            yield pipeline
+
+
+@pytest.fixture
+def pipeline(made: TalkingHeadPipeline) -> TalkingHeadPipeline:
+    return copy.deepcopy(made)
 
 
 def picture(pipeline: TalkingHeadPipeline, seed: int = 0) -> np.ndarray:
@@ -92,7 +55,7 @@ def picture(pipeline: TalkingHeadPipeline, seed: int = 0) -> np.ndarray:
     return (128 + 80 * waves).astype(np.uint8)
 
 
-def windows(pipeline: TalkingHeadPipeline, count: int = 8, frames: int = 8, seed: int = 0) -> WindowBatch:
+def windows(pipeline: TalkingHeadPipeline, count: int = 4, frames: int = 8, seed: int = 0) -> WindowBatch:
     """Of one face, whose lower half follows the sound."""
     config = bare_denoiser(pipeline.denoiser).config
     rng = np.random.default_rng(seed)
@@ -115,15 +78,13 @@ def windows(pipeline: TalkingHeadPipeline, count: int = 8, frames: int = 8, seed
 @pytest.fixture
 def config(make_config: Callable[..., TrainConfig]) -> TrainConfig:
     loss = {"tdc": 0.0, "speech_dropout": 0.0, "noise_bias": 1000.0, "mouth_weight": 1.0}
-    local = {"steps": 50, "identity_steps": 0, "learning_rate": 3e-3, "schedule": "constant", "loss": loss}
+    local = {"steps": 30, "identity_steps": 0, "learning_rate": 6e-3, "schedule": "constant", "loss": loss}
     return make_config(local=local, phases=["faces"], adapter={"rank": 8})
 
 
-def test_an_adapter_learns_eight_windows_to_less_than_half_of_the_loss(
-    pipeline: TalkingHeadPipeline, config: TrainConfig
-) -> None:
-    """On the same eight windows again and again; identity and backbone stay as they are."""
-    batch = windows(pipeline, frames=1 if bare_denoiser(pipeline.denoiser).each_frame_alone else 8)
+def test_an_adapter_learns_two_windows_to_less_than_half_of_the_loss(pipeline, config) -> None:
+    """On the same two windows again and again; identity and backbone stay as they are."""
+    batch = windows(pipeline, 2, 1 if bare_denoiser(pipeline.denoiser).each_frame_alone else 4)
     trainer = LocalTrainer(pipeline, config)
     before = {name: value.clone() for name, value in adapters.backbone_state(trainer.model).items()}
     start = adapters.to_vector(trainer.shared())
@@ -136,19 +97,6 @@ def test_an_adapter_learns_eight_windows_to_less_than_half_of_the_loss(
     assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
-def test_the_same_seed_gives_the_same_update_and_another_another(
-    pipeline: TalkingHeadPipeline, config: TrainConfig
-) -> None:
-    short = config.model_copy(update={"local": config.local.model_copy(update={"steps": 2, "identity_steps": 1})})
-    batches = [windows(pipeline, 2, 2, seed=seed) for seed in range(3)]
-    trainer = LocalTrainer(pipeline, short)
-    start = adapters.to_vector(trainer.shared())
-    one, other = (trainer.fit(start, None, batches, seed=5) for _ in range(2))
-    assert one.update.tobytes() == other.update.tobytes() and one.identity.tobytes() == other.identity.tobytes()
-    different = trainer.fit(start, None, batches[::-1], seed=5)
-    assert different.update.tobytes() != one.update.tobytes()
-
-
 def test_gradient_checkpointing_changes_nothing_but_memory(pipeline: TalkingHeadPipeline, config: TrainConfig) -> None:
     """Who has none says so."""
     batch, found = windows(pipeline, 2, 2), []
@@ -156,7 +104,7 @@ def test_gradient_checkpointing_changes_nothing_but_memory(pipeline: TalkingHead
         local = config.local.model_copy(update={"steps": 1, "gradient_checkpointing": again})
         of_local = config.model_copy(update={"local": local})
         kind = type(bare_denoiser(pipeline.denoiser)).__name__
-        if again and kind in ("TransformerDenoiser", "PlainDenoiser"):
+        if again and kind == "TransformerDenoiser":
             with pytest.raises(RunError, match=rf"^local\.gradient_checkpointing: a {kind} cannot recompute"):
                 LocalTrainer(pipeline, of_local)
             return
@@ -168,9 +116,7 @@ def test_gradient_checkpointing_changes_nothing_but_memory(pipeline: TalkingHead
     np.testing.assert_allclose(found[0], found[1], atol=1e-6)
 
 
-def test_every_adapter_has_its_layers_and_the_vector_its_order(
-    pipeline: TalkingHeadPipeline, config: TrainConfig
-) -> None:
+def test_every_adapter_has_its_layers_and_the_vector_its_order(pipeline, config) -> None:
     """All layers that the backbone names, and no others; the same vector in, the same out."""
     names = tuple(bare_denoiser(pipeline.denoiser).adapter_layers)
     fits = {
@@ -191,24 +137,22 @@ def test_every_adapter_has_its_layers_and_the_vector_its_order(
     np.testing.assert_array_equal(adapters.to_vector(trainer.shared()), vector)
 
 
-@pytest.mark.parametrize("seconds", [0.5, 1.01])
-def test_it_speaks_as_long_as_the_sound_and_repeats(pipeline: TalkingHeadPipeline, seconds: float) -> None:
+def test_it_speaks_as_long_as_the_sound_and_repeats(pipeline: TalkingHeadPipeline) -> None:
     """In whatever blocks it is asked for; with another sound something else."""
     face, config = picture(pipeline), bare_denoiser(pipeline.denoiser).config
     for parameter in pipeline.denoiser.parameters():
         # What begins as zero would leave the face as it is.
         parameter.data += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
     pipeline.denoiser.eval()
-    sound = np.random.default_rng(0).normal(0, 0.1, int(16_000 * seconds)).astype(np.float32)
-    count = int(np.ceil(seconds * 25))
+    sound = np.random.default_rng(0).normal(0, 0.1, int(16_000 * 0.21)).astype(np.float32)
 
     def said(of: np.ndarray) -> np.ndarray:
         return pipeline(face, of, generator=torch.Generator().manual_seed(3)).frames
 
     frames = said(sound)
-    assert frames.shape == (count, *face.shape) and frames.dtype == np.uint8
+    assert frames.shape == (6, *face.shape) and frames.dtype == np.uint8
     assert (frames == said(sound)).all() and (frames != said(sound[::-1].copy())).any()
-    stream = pipeline.stream(face, sound, generator=torch.Generator().manual_seed(3), block=5)
+    stream = pipeline.stream(face, sound, generator=torch.Generator().manual_seed(3), block=4)
     assert (np.concatenate(list(stream)) == frames).all()
     assert pipeline.at_rest(face).shape == face.shape
     assert config.latent_size == encode_frames(pipeline.autoencoder, face[None]).shape[-1]
@@ -221,7 +165,7 @@ def test_a_run_releases_and_loads_it(pipeline: TalkingHeadPipeline, config: Trai
     trainer.load(vector, None)
     trainer.model.eval()
     pipeline.register_modules(denoiser=trainer.model)
-    face, sound = picture(pipeline), np.random.default_rng(0).normal(0, 0.1, 8000).astype(np.float32)
+    face, sound = picture(pipeline), np.random.default_rng(0).normal(0, 0.1, 5000).astype(np.float32)
     run = RunFolder(tmp_path / "run")
     expected = pipeline(face, sound, generator=torch.Generator().manual_seed(0)).frames
     release_model(run, 3, pipeline, trainer.model, "adapter")
@@ -234,28 +178,7 @@ def test_a_run_releases_and_loads_it(pipeline: TalkingHeadPipeline, config: Trai
     assert fit.speech == bare_denoiser(pipeline.denoiser).config.speech
 
 
-def test_a_client_can_score_itself(pipeline: TalkingHeadPipeline) -> None:
-    found = score_client(
-        pipeline.denoiser, pipeline.scheduler, windows(pipeline, 2, 4), torch.zeros(1, 1, 1, 1), None, 0.5, seed=0
-    )
-    assert 0 <= found.score <= 1 and found.id_sim is None
-
-
-def test_phases_that_it_knows_nothing_of_are_refused_before_anything_is_taught(
-    pipeline: TalkingHeadPipeline, make_config: Callable[..., TrainConfig]
-) -> None:
-    config = make_config(phases=["units", "speech", "faces", "calibration"])
-    kind = type(pipeline.denoiser).__name__
-    if kind not in ("MuseTalkDenoiser", "PlainDenoiser"):
-        ResidentModel(pipeline, config)
-        return
-    with pytest.raises(RunError, match=rf"^phases: units, speech, calibration: a {kind} is taught by the phase"):
-        ResidentModel(pipeline, config)
-
-
-def test_the_held_out_loss_is_that_of_its_windows_one_by_one(
-    pipeline: TalkingHeadPipeline, config: TrainConfig
-) -> None:
+def test_the_held_out_loss_is_that_of_its_windows_one_by_one(pipeline, config) -> None:
     """Where nothing is drawn it is the mean of each window's own, and one draw says all."""
     trainer, batch = LocalTrainer(pipeline, config), windows(pipeline, 3, 2)
     if bare_denoiser(pipeline.denoiser).taught_on == "pixels":
@@ -268,20 +191,7 @@ def test_the_held_out_loss_is_that_of_its_windows_one_by_one(
         assert trainer.held_out_loss(batch, seed=3, draws=2) == pytest.approx(np.mean(one), rel=1e-5)
 
 
-def test_shards_of_another_framing_are_refused(pipeline: TalkingHeadPipeline, make_shards, tmp_path: Path) -> None:
-    from fedtalk_ray.training.backbone import check_fits
-
-    manifest = make_shards(tmp_path / "shards", {"s1": [30, 30]})
-    manifest.framing = "musetalk" if pipeline.framing.name == "aligned" else "aligned"
-    with pytest.raises(
-        ShardError, match=r"^shards hold \w+ crops, but models/x takes \w+ ones: prepare the shards again"
-    ):
-        check_fits(manifest, pipeline, "models/x")
-
-
-def test_who_has_another_decoder_has_another_backbone_where_the_loss_goes_through_it(
-    pipeline: TalkingHeadPipeline, config: TrainConfig
-) -> None:
+def test_who_has_another_decoder_has_another_backbone_where_the_loss_goes_through_it(pipeline, config) -> None:
     trainer = LocalTrainer(pipeline, config)
     before = trainer.frozen_digest()
     next(pipeline.autoencoder.decoder.parameters()).data += 1.0
@@ -289,11 +199,15 @@ def test_who_has_another_decoder_has_another_backbone_where_the_loss_goes_throug
     assert (trainer.frozen_digest() != before) == (taught_on == "pixels")
 
 
-def test_a_loss_that_says_nothing_of_it_is_refused(
-    pipeline: TalkingHeadPipeline, make_config: Callable[..., TrainConfig]
-) -> None:
+def test_what_it_knows_nothing_of_is_refused_before_anything_is_taught(pipeline, make_config) -> None:
+    base, config = pipeline.denoiser, make_config(phases=["units", "speech", "faces", "calibration"])
+    kind = type(base).__name__
+    if kind != "MuseTalkDenoiser":
+        ResidentModel(pipeline, config)
+    else:
+        with pytest.raises(RunError, match=rf"^phases: units, speech, calibration: a {kind} is taught by the phase"):
+            ResidentModel(pipeline, config)
     config = make_config(phases=["faces"], local={"loss": {"motion": 1.0}})
-    base = bare_denoiser(pipeline.denoiser)
     if base.taught_on == "latents":
         ResidentModel(pipeline, config)
         if not isinstance(base, TalkingHeadDenoiser):

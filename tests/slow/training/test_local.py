@@ -14,6 +14,8 @@ from fedtalk_ray.training.local import LocalTrainer, batches_needed
 from fedtalk_ray.training.losses import window_loss
 from fedtalk_ray.training.phases.phase import Fitted
 
+UNITS_AND_CALIBRATION = {"reference_mean", "reference_std", "residual_std", "lip_axes", "lip_mean", "lip_std"}
+UNITS_AND_CALIBRATION |= {"certainty", "detail", "liveliness"}
 KINDS = {"adapter": {}, "backbone": {"shared": "backbone", "aggregation": "plain"}}
 
 
@@ -21,7 +23,7 @@ KINDS = {"adapter": {}, "backbone": {"shared": "backbone", "aggregation": "plain
 def make_trainer(make_pipeline, make_config):
     def make(local: dict[str, Any] | None = None, prediction: str = "sample", **config: Any) -> LocalTrainer:
         pipeline = make_pipeline(prediction_type=prediction)
-        return LocalTrainer(pipeline, make_config(local=local or {}, **config))
+        return LocalTrainer(pipeline, make_config(local={"steps": 2, "identity_steps": 1} | (local or {}), **config))
 
     return make
 
@@ -61,30 +63,15 @@ def test_the_update_is_the_trained_minus_the_received_parameters(make_trainer, f
     trainer = make_trainer(**KINDS[kind])
     start = first_parameters(trainer)
     start.flags.writeable = False  # as it comes out of Ray's object store
-    before = start.copy()
+    before, frozen = start.copy(), backbone_of(trainer)
     result = fit(trainer, shared=start)
     assert result.update.dtype == np.float32 and result.update.shape == start.shape
     assert (np.abs(result.update) > 0).mean() > 0.9
     np.testing.assert_array_equal(adapters.to_vector(trainer.shared()) - start, result.update)
     assert adapters.to_vector(trainer.identity()).tobytes() == result.identity.tobytes()
     assert start.tobytes() == before.tobytes()
-
-
-def test_with_a_shared_adapter_the_backbone_stays_bit_identical(make_trainer, fit) -> None:
-    trainer = make_trainer()
-    before = backbone_of(trainer)
-    fit(trainer)
-    assert backbone_of(trainer) == before
-
-
-def test_with_a_shared_backbone_only_its_units_and_its_calibration_stay(make_trainer, fit) -> None:
-    trainer = make_trainer(**KINDS["backbone"])
-    before = backbone_of(trainer)
-    fit(trainer)
-    after = backbone_of(trainer)
-    stayed = {name for name in before if before[name] == after[name]}
-    units, calibration = {"reference_mean", "reference_std", "residual_std"}, {"certainty", "detail", "liveliness"}
-    assert stayed == units | {"lip_axes", "lip_mean", "lip_std"} | calibration
+    stayed = {name for name, value in backbone_of(trainer).items() if frozen[name] == value}
+    assert stayed == (UNITS_AND_CALIBRATION if kind == "backbone" else frozen.keys())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -109,14 +96,6 @@ def test_the_rate_follows_the_pace_it_is_given(make_trainer, fit) -> None:
     assert np.abs(full).max() > 1e-4 and not none.any()
     over = Pace(0.2, before=10, total=10)
     assert np.abs(fit(make_trainer(local), pace=over).update).max() < 1e-6, "a phase's last step is at its end"
-
-
-def test_weights_decay_by_the_rate(make_trainer, fit) -> None:
-    """AdamW's first step: rate * decay of each weight beside the step itself."""
-    local = {"steps": 1, "identity_steps": 0}
-    plain, decayed = (fit(make_trainer(local | {"weight_decay": decay})) for decay in (0.0, 0.5))
-    start = first_parameters(make_trainer(local))
-    np.testing.assert_allclose(decayed.update - plain.update, -0.01 * 0.5 * start, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -153,13 +132,9 @@ def test_a_new_client_starts_from_an_adapter_without_effect(make_trainer, fit) -
     result = fit(trainer := make_trainer({"identity_steps": 0}))
     for name, parameter in trainer.identity():
         assert bool(parameter.any()) == (".lora_A." in name)
-    assert fit(trainer, seed=8).identity.tobytes() != result.identity.tobytes()
-
-
-def test_a_known_client_goes_on_from_its_own_adapter(make_trainer, fit) -> None:
-    first = fit(make_trainer())
-    kept = fit(make_trainer({"identity_steps": 0}), identity=first.identity)
-    assert kept.identity.tobytes() == first.identity.tobytes()
+    other = fit(trainer, seed=8).identity
+    assert other.tobytes() != result.identity.tobytes()
+    assert fit(trainer, identity=other).identity.tobytes() == other.tobytes(), "a known client goes on from its own"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -173,19 +148,10 @@ def test_the_own_adapter_of_a_known_client_acts_while_the_shared_part_is_trained
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_seed_means_the_same_fit(make_trainer, fit, kind: str) -> None:
-    results = []
-    for outside, seed in ((0, 7), (1, 7), (0, 8)):
-        torch.manual_seed(outside)
-        results.append(fit(make_trainer(**KINDS[kind]), seed=seed))
-    assert same(results[0], results[1])
-    assert results[0].update.tobytes() != results[2].update.tobytes()
-
-
-@pytest.mark.parametrize("kind", KINDS)
 def test_a_client_leaves_nothing_behind_for_the_next(make_trainer, fit, kind: str) -> None:
     """Whoever a slot worked for before, the next client's update, adapter, losses and score are the same to the bit."""
     alone = fit(make_trainer(**KINDS[kind]), client=2, seed=9)
+    torch.manual_seed(1)
     used = make_trainer(**KINDS[kind])
     start = first_parameters(used)
     fit(used, client=1, shared=start, seed=3, proximal=0.5)
@@ -193,6 +159,7 @@ def test_a_client_leaves_nothing_behind_for_the_next(make_trainer, fit, kind: st
         WindowBatch(*(torch.randn(shape) for shape in ((1, 4, 4, 8, 8), (1, 4, 44, 40), (1, 4, 8, 8)))), 0
     )
     assert same(alone, fit(used, client=2, shared=start, seed=9))
+    assert not same(alone, fit(used, client=2, shared=start, seed=8))
 
 
 def plain_loop(trainer: LocalTrainer, batches: list[WindowBatch], seed: int, mu: float) -> tuple[np.ndarray, dict]:
@@ -204,7 +171,7 @@ def plain_loop(trainer: LocalTrainer, batches: list[WindowBatch], seed: int, mu:
     for parameter in parameters:
         parameter.requires_grad_(True)
     start = [parameter.detach().clone() for parameter in parameters]
-    optimiser = torch.optim.AdamW(parameters, lr=local.learning_rate, weight_decay=0.0)
+    optimiser = torch.optim.AdamW(parameters, lr=local.learning_rate, weight_decay=local.weight_decay)
     if local.optimizer == "sgd":
         optimiser = torch.optim.SGD(parameters, lr=local.learning_rate)
     source, history = iter(batches), []
@@ -232,19 +199,17 @@ def plain_loop(trainer: LocalTrainer, batches: list[WindowBatch], seed: int, mu:
     ("kind", "mu", "local"),
     [
         pytest.param("adapter", 0.0, {}, id="adapter"),
-        pytest.param("backbone", 0.0, {}, id="backbone"),
-        pytest.param("adapter", 20.0, {}, id="fedprox"),
         pytest.param("backbone", 20.0, {}, id="fedprox-backbone"),
-        pytest.param("adapter", 0.0, {"accumulate": 2}, id="accumulate"),
+        pytest.param("adapter", 0.0, {"accumulate": 2, "weight_decay": 0.5}, id="accumulate"),
         pytest.param("adapter", 0.0, {"clip_norm": 1e-3}, id="clip"),
         pytest.param("adapter", 0.0, {"optimizer": "sgd", "learning_rate": 1.0}, id="sgd"),
         pytest.param("adapter", 0.0, {"loss": {"identity": 0.5, "perceptual": 0.5, "tdc": 0.0}}, id="critic"),
     ],
 )
 def test_a_fit_is_the_plain_training_loop(make_trainer, make_windows, fit, kind: str, mu: float, local: dict) -> None:
-    trainer = make_trainer({"identity_steps": 0, "steps": 4} | local, **KINDS[kind])
+    trainer = make_trainer({"identity_steps": 0, "steps": 3} | local, **KINDS[kind])
     result = fit(trainer, proximal=mu)
-    start = first_parameters(other := make_trainer({"identity_steps": 0, "steps": 4} | local, **KINDS[kind]))
+    start = first_parameters(other := make_trainer({"identity_steps": 0, "steps": 3} | local, **KINDS[kind]))
     other.load(start, None, 7)
     batches = [make_windows(2, number) for number in range(batches_needed(other._config.local))]
     update, losses = plain_loop(other, batches, 7, mu)
@@ -252,32 +217,6 @@ def test_a_fit_is_the_plain_training_loop(make_trainer, make_windows, fit, kind:
     assert np.abs(result.update - update).max() < 0.05 * np.abs(update).max()
     assert np.abs(result.update - update).mean() < 2e-3 * np.abs(update).mean()
     assert result.losses == pytest.approx(losses, rel=1e-3)
-
-
-def test_the_proximal_term_holds_a_client_near_the_rounds_model(make_trainer, fit) -> None:
-    free, held = (
-        np.linalg.norm(fit(make_trainer({"steps": 6, "clip_norm": 1e9}), proximal=mu).update) for mu in (0.0, 30.0)
-    )
-    assert held < free / 3
-
-
-def test_gradient_checkpointing_changes_nothing_but_memory(make_trainer, fit) -> None:
-    plain, checkpointed = (
-        fit(make_trainer({"gradient_checkpointing": on, "identity_steps": 0})) for on in (False, True)
-    )
-    assert make_trainer({"gradient_checkpointing": True}).model.get_base_model().gradient_checkpointing
-    np.testing.assert_allclose(checkpointed.update, plain.update, atol=1e-5)
-    assert checkpointed.losses == pytest.approx(plain.losses, rel=1e-5)
-
-
-def test_training_lowers_the_held_out_loss_on_what_was_trained(make_trainer, make_windows) -> None:
-    trainer = make_trainer({"steps": 25, "identity_steps": 0, "learning_rate": 0.005})
-    windows = make_windows(2, 3)
-    start = adapters.to_vector(trainer.shared())
-    trainer.load(start, None)
-    before = trainer.held_out_loss(windows, seed=0)
-    trainer.fit(start, None, itertools.repeat(windows), seed=1)
-    assert trainer.held_out_loss(windows, seed=0) < 0.9 * before
 
 
 @pytest.mark.parametrize("prediction", ["sample", "epsilon"])
@@ -310,47 +249,19 @@ def test_personalising_changes_the_identity_adapter_alone(make_trainer, make_win
     assert len(ticks) == 5 and all("total" in terms for terms in ticks)
 
 
-def test_every_slot_starts_from_the_same_adapters(make_trainer) -> None:
-    vectors = []
-    for outside, seed in ((0, 0), (1, 0), (0, 1)):
-        torch.manual_seed(outside)
-        state = torch.get_rng_state()
-        vectors.append(adapters.to_vector(make_trainer(seed=seed).shared()))
-        assert torch.equal(torch.get_rng_state(), state)
-    assert vectors[0].tobytes() == vectors[1].tobytes() != vectors[2].tobytes()
-
-
-@pytest.mark.parametrize(("steps", "identity", "accumulate", "needed"), [(3, 2, 1, 5), (3, 0, 1, 3), (3, 2, 4, 20)])
-def test_batches_needed(make_config, steps: int, identity: int, accumulate: int, needed: int) -> None:
-    config = make_config(local={"steps": steps, "identity_steps": identity, "accumulate": accumulate})
-    assert batches_needed(config.local) == needed
-
-
-def test_a_stream_that_ends_early_is_an_error_and_not_a_shorter_fit(make_trainer, make_windows) -> None:
-    trainer = make_trainer()
-    batches = [make_windows(2, number) for number in range(2)]
-    with pytest.raises(ValueError, match="the stream ended after 2 of 3 steps"):
-        trainer.fit(first_parameters(trainer), None, batches, seed=0)
-
-
-def test_an_update_that_is_not_finite_does_not_leave_the_client(make_trainer, fit) -> None:
-    with pytest.raises(ValueError, match=r"not finite; lower local\.learning_rate"):
+def test_what_is_not_finite_or_cut_short_does_not_leave_the_client(make_trainer, make_windows, fit) -> None:
+    """Nor is an identity adapter kept: written down, it would spoil this client's every later round."""
+    with pytest.raises(ValueError, match=r"update holds values that are not finite; lower local\.learning_rate"):
         fit(make_trainer({"learning_rate": 1e30}))
-
-
-def test_an_identity_adapter_that_is_not_finite_is_not_kept(make_trainer, make_windows) -> None:
-    """Written down, it would spoil this client's every later round."""
-    trainer = make_trainer()
-    batches = [make_windows(2, number) for number in range(3)]
-    broken = make_windows(2, 9)
+    trainer, good, broken = make_trainer(), [make_windows(2, number) for number in range(2)], make_windows(2, 9)
     broken.latents.fill_(torch.nan)
-    with pytest.raises(ValueError, match="not finite"):
-        trainer.fit(
-            first_parameters(trainer),
-            None,
-            [*batches, broken, broken],
-            seed=0,
-        )
+    for batches, message in (
+        ([*good, broken], "adapter .* not finite"),
+        (good[:1], "ended after 1 of 2 steps"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            trainer.fit(first_parameters(trainer), None, batches, seed=0)
+    assert batches_needed(make_trainer({"accumulate": 4})._config.local) == 12
 
 
 @pytest.mark.parametrize(("factors", "index", "moved"), [("svd", 1, "B"), ("alternate", 0, "B"), ("alternate", 3, "A")])
@@ -363,14 +274,3 @@ def test_only_the_rounds_own_factors_are_trained(make_trainer, fit, factors: str
         assert bool(part.any()) == (f".lora_{moved}." in name), name
         begin += parameter.numel()
     assert begin == len(update)
-
-
-def test_bf16_where_the_device_has_it_changes_a_fit_by_rounding_alone(make_trainer, fit, monkeypatch) -> None:
-    """On every CPU: torch emulates what this one may not have."""
-    exact = fit(make_trainer()).update
-    for native, same_to_the_bit in ((False, True), (True, False)):
-        monkeypatch.setattr("fedtalk_ray.model.device.has_bf16", lambda _, native=native: native)
-        found = fit(make_trainer({"autocast": True})).update
-        assert found.dtype == np.float32 and (found.tobytes() == exact.tobytes()) == same_to_the_bit
-        # Adam's first steps are signs: those of gradients near zero may turn, no others do.
-        assert np.corrcoef(found, exact)[0, 1] > 0.9

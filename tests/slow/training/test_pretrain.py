@@ -22,8 +22,16 @@ from fedtalk_ray.training import pretrain as pretraining
 from fedtalk_ray.training.backbone import untrained_pipeline
 from fedtalk_ray.training.phases import calibration
 from fedtalk_ray.training.phases.phase import Fitted, Task
-from fedtalk_ray.training.pretrain import federation_of_one, pretrain, run_phase, seconds_of, until
+from fedtalk_ray.training.pretrain import Pretrained, federation_of_one, pretrain, run_phase, until
 from fedtalk_ray.training.resident import ResidentModel
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small() -> Iterator[None]:
+    """Networks of a size that no preset has."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretraining, "sizes", lambda _: {"widths": (16, 32), "window": 4})
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -33,39 +41,34 @@ def shards(make_shards, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_all_parts_together_are_repeatable_and_load_by_diffusers_alone(shards: Path, tmp_path: Path) -> None:
-    results, weights = [], []
-    for name in ("one", "other"):
-        results.append(pretrain(shards, tmp_path / name, minutes=9, steps=2, seed=3))
-        loaded = TalkingHeadPipeline.from_pretrained(str(tmp_path / name))
-        weights.append(torch.cat([value.flatten() for value in loaded.denoiser.state_dict().values()]))
-    assert results[0] == results[1] and torch.equal(*weights)
-    assert results[0].steps == 2 and results[0].psnr_after > 28 and np.isfinite(results[0].loss)
+@pytest.fixture(scope="module")
+def made(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pretrained, Path]:
+    """What two steps reach, and the pipeline."""
+    out = tmp_path_factory.mktemp("made") / "pipeline"
+    return pretrain(shards, out, minutes=9, steps=2, seed=3), out
+
+
+def weights(folder: Path, *names: str) -> torch.Tensor:
+    state = TalkingHeadPipeline.from_pretrained(str(folder)).denoiser.state_dict()
+    return torch.cat([value.flatten() for name, value in state.items() if all(part in name for part in names)])
+
+
+def test_all_parts_together_are_repeatable_and_load_by_diffusers_alone(shards, made, tmp_path) -> None:
+    first, folder = made
+    assert pretrain(shards, tmp_path / "other", minutes=9, steps=2, seed=3) == first
+    assert torch.equal(weights(tmp_path / "other"), weights(folder))
+    assert first.steps == 2 and first.psnr_after > 28 and np.isfinite(first.loss)
+    loaded = TalkingHeadPipeline.from_pretrained(str(folder))
     assert encoder_fingerprint(loaded.autoencoder) == load_manifest(shards).autoencoder_fingerprint
     assert loaded.identity_encoder is not None
 
 
-def test_it_goes_on_from_another_pipeline(shards: Path, tmp_path: Path) -> None:
+def test_it_goes_on_from_another_pipeline(shards: Path, made: tuple[Pretrained, Path], tmp_path: Path) -> None:
     """One step from given weights leaves most of them near where they were; from random ones it cannot."""
-    for name, start in (("first", None), ("second", str(tmp_path / "first"))):
-        pretrain(shards, tmp_path / name, minutes=9, steps=1, seed=len(name), start=start)
-    one, other = (
-        torch.cat(
-            [
-                value.flatten()
-                for name, value in TalkingHeadPipeline.from_pretrained(str(tmp_path / each)).denoiser.named_parameters()
-                if name.endswith("conv1.weight") and "block" in name
-            ]
-        )
-        for each in ("first", "second")
-    )
-    assert torch.corrcoef(torch.stack([one, other]))[0, 1] > 0.99
-    assert "--from" in (tmp_path / "second" / "README.md").read_text()
-
-
-def test_a_size_beside_a_start_is_refused(shards: Path, tmp_path: Path) -> None:
-    with pytest.raises(PresetError, match="preset 'base' cannot be chosen beside a start: fedtalk-tiny has a size"):
-        pretrain(shards, tmp_path / "out", minutes=1, size="base", start="fedtalk-tiny")
+    pretrain(shards, tmp_path / "next", minutes=9, steps=1, seed=4, start=str(made[1]))
+    both = [weights(folder, "block", "conv1.weight") for folder in (made[1], tmp_path / "next")]
+    assert torch.corrcoef(torch.stack(both))[0, 1] > 0.99 and not torch.equal(*both)
+    assert "--from" in (tmp_path / "next" / "README.md").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -99,47 +102,28 @@ def test_a_phase_alone_changes_what_it_fits_and_nothing_else(bent_shards: Path, 
     assert float(maps[1.0].max()) > 0
 
 
-@pytest.mark.parametrize("name", ["units", "sync", "speech", "mouths", "faces", "sharpness"])
-def test_each_phase_can_be_gone_through_alone(name: PhaseName, bent_shards: Path, taught: str, tmp_path: Path) -> None:
-    done = pretrain(bent_shards, tmp_path / "out", minutes=9, steps=1, start=taught, only=[name])
-    assert (done.steps == 1) == (name == "faces")
-    assert load_pipeline(str(tmp_path / "out")).denoiser.takes_bent()
-
-
-def test_a_phase_alone_needs_a_start_that_it_can_teach(bent_shards: Path, taught: str, tmp_path: Path) -> None:
-    with pytest.raises(PresetError, match="phase 'calibration' alone needs a network that was taught the others"):
-        pretrain(bent_shards, tmp_path / "out", minutes=1, only=["calibration"])
-    with pytest.raises(ShardError, match=r"phase 'hearing' has nothing to teach .*pipeline from shards"):
-        pretrain(bent_shards, tmp_path / "out", minutes=1, only=["hearing"], start=taught)
-    assert not (tmp_path / "out").exists()
-
-
-def test_what_is_set_of_a_phase_that_is_not_gone_through_is_refused(
-    bent_shards: Path, taught: str, tmp_path: Path
+def test_what_cannot_be_is_refused_and_nothing_is_written(
+    shards: Path, bent_shards: Path, taught: str, make_shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(PresetError, match=r"dropout 0 is that of phase 'speech', which is not .*\(calibration\)"):
-        pretrain(bent_shards, tmp_path / "out", minutes=1, only=["calibration"], start=taught, dropout=0.0)
-    with pytest.raises(PresetError, match=r"shown 0\.5 is that of phase 'calibration', which is not .*\(speech\)"):
-        pretrain(bent_shards, tmp_path / "out", minutes=1, only=["speech"], start=taught, shown=0.5)
-    assert not (tmp_path / "out").exists()
+    few, out, start = tmp_path / "few", tmp_path / "out", {"start": taught}
+    make_shards(few, {"s1": [30], "s2": [30]})
+    for where, error, message, asked in (
+        (shards, PresetError, "'base' cannot be chosen beside a start: x has", {"size": "base", "start": "x"}),
+        (bent_shards, PresetError, "phase 'calibration' alone needs a network", {"only": ["calibration"]}),
+        (bent_shards, ShardError, "phase 'hearing' has nothing to teach .* from", {"only": ["hearing"]} | start),
+        (bent_shards, PresetError, "dropout 0 is .*'speech'", {"only": ["faces"], "dropout": 0.0} | start),
+        (bent_shards, PresetError, "shown 0.5 is .*'calibration'", {"only": ["speech"], "shown": 0.5} | start),
+        (few, ShardError, "hold no training clip; an identity needs two clips", {}),
+        (shards, ShardError, r"reaches \d+\.\d dB .* at least 70 dB are needed", {}),
+    ):
+        if "dB" in message:
+            monkeypatch.setattr(pretraining, "MIN_PSNR", 70.0)
+        with pytest.raises(error, match=message):
+            pretrain(where, out, minutes=1, steps=1, **asked)
+        assert not out.exists()
 
 
-@pytest.mark.parametrize(
-    ("phases", "seconds"),
-    [
-        (["speech"], {"speech": 300}),
-        (["speech", "calibration"], {"speech": 300, "calibration": 300}),
-        (["speech", "faces"], {"speech": pytest.approx(39), "faces": 300}),
-    ],
-)
-def test_the_command_sets_dropout_and_time(
-    phases: list[str],
-    seconds: dict[str, float],
-    bent_shards: Path,
-    taught: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_command_sets_dropout_and_time(bent_shards, taught, tmp_path, monkeypatch) -> None:
     seen: dict[str, float | None] = {}
     dropouts: set[float] = set()
 
@@ -151,16 +135,14 @@ def test_the_command_sets_dropout_and_time(
         yield 1, {"diffusion": 0.5}
 
     monkeypatch.setattr(pretraining, "run_phase", record)
-    asked = [each for name in phases for each in ("--phase", name)]
     given = ["--shards", str(bent_shards), "--from", taught, "--out", str(tmp_path / "out"), "--minutes", "5"]
     with pytest.raises(SystemExit) as end:
-        main(["pretrain", *given, "--dropout", "0", *asked])
-    assert not end.value.code and seen == seconds and dropouts == {0}
+        main(["pretrain", *given, "--dropout", "0", "--phase", "speech", "--phase", "faces"])
+    assert not end.value.code and dropouts == {0}
+    assert seen == {"speech": pytest.approx(39), "faces": 300}
 
 
-def test_clips_are_kept_aside_where_the_shards_keep_none(
-    make_shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_clips_are_kept_aside_where_the_shards_keep_none(make_shards, tmp_path, monkeypatch) -> None:
     """Of 13 clips the twelfth judges and calibrates, in all three rounds; nothing trains on it."""
     calibrated, predict = [], calibration.predict
 
@@ -176,28 +158,6 @@ def test_clips_are_kept_aside_where_the_shards_keep_none(
     assert trained == [f"s{n:02}" for n in range(13) if n != 11]
     assert pretrain(folder, tmp_path / "out", minutes=9, steps=1).steps == 1
     assert calibrated == ["s11"] * 3
-
-
-def test_shards_of_too_few_clips_to_keep_any_aside_are_pretrained_on(make_shards, tmp_path: Path) -> None:
-    """Nothing is left to calibrate by, and all that can be learned is."""
-    make_shards(tmp_path / "shards", {f"s{n}": [16] for n in range(3)}, unseen=())
-    assert pretrain(tmp_path / "shards", tmp_path / "out", minutes=9, steps=1).steps == 1
-
-
-def test_shards_without_a_training_clip_are_refused(make_shards, tmp_path: Path) -> None:
-    make_shards(tmp_path / "shards", {"s1": [30], "s2": [30]})
-    with pytest.raises(ShardError, match=r"hold no training clip; an identity needs two clips"):
-        pretrain(tmp_path / "shards", tmp_path / "out", minutes=1, steps=1)
-    assert not (tmp_path / "out").exists()
-
-
-def test_an_autoencoder_too_poor_to_build_on_is_refused_and_nothing_is_written(
-    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("fedtalk_ray.training.pretrain.MIN_PSNR", 70.0)
-    with pytest.raises(ShardError, match=r"reaches \d+\.\d dB .* at least 70 dB are needed"):
-        pretrain(shards, tmp_path / "out", minutes=1, steps=1)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_rounds_and_steps_are_shared_out_among_the_phases(shards: Path, tmp_path: Path) -> None:
@@ -218,16 +178,11 @@ def test_phases_that_cannot_be_are_left_out(shards: Path, make_shards, tmp_path:
     # However large its only client, no cluster is looked for; only where reads wait for a network Ray Data reads ahead.
     assert federation_of_one(manifest, shards, tmp_path).stream.reader == "direct"
     assert federation_of_one(manifest, "s3://bucket/shards", tmp_path).stream.reader == "auto"
+    make_shards(tmp_path / "few", {f"s{n}": [16] for n in range(3)}, unseen=())
+    few = federation_of_one(load_manifest(tmp_path / "few"), tmp_path / "few", tmp_path)
+    assert "calibration" not in few.phases and "calibration" in federation_of_one(manifest, shards, tmp_path).phases
     make_shards(tmp_path / "one", {"s1": [16, 16]})
     assert "identity" not in federation_of_one(load_manifest(tmp_path / "one"), tmp_path / "one", tmp_path).phases
-
-
-def test_the_time_of_each_phase() -> None:
-    """A share of the denoiser's, and no more than what taught anything; all of it for a phase alone."""
-    assert seconds_of("faces", 5.0) == 300
-    assert seconds_of("speech", 5.0) == pytest.approx(39) and seconds_of("speech", 600.0) == 200
-    assert seconds_of("speech", 5.0, alone=True) == 300
-    assert seconds_of("sync", 10.0) == pytest.approx(60) and seconds_of("decoder", 10.0) == pytest.approx(42)
 
 
 class Clock:
@@ -256,24 +211,6 @@ def test_even_rounds_fill_their_time_and_know_their_count(clock: Clock) -> None:
     assert [index for index, _ in seen] == list(range(10))
     assert seen[0][1] == pretraining.GUESS and {count for _, count in seen[1:]} == {10}
     assert clock.now == 140.0
-
-
-def test_rounds_that_get_slower_keep_to_the_time(clock: Clock) -> None:
-    """The count follows, and is never below the rounds that were."""
-    seen = []
-    for index, count in until(60.0, "test"):
-        assert index < count
-        seen.append(count)
-        clock.now += 2.0 + index
-    # 2, 5, 9, 14, 20, 27, 35, 44, 54, 65 seconds: the tenth is begun in time and ends a little after it.
-    assert len(seen) in (9, 10) and clock.now - 100.0 <= 65.0
-    assert seen[1:] == sorted(seen[1:], reverse=True)
-
-
-def test_a_first_round_longer_than_the_time_is_the_only_one(clock: Clock) -> None:
-    for index, _ in until(10.0, "test"):
-        assert index == 0
-        clock.now += 1000.0
 
 
 class Climbing:
@@ -316,30 +253,21 @@ def climb(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return run
 
 
-def test_a_phase_ends_with_its_last_round(climb: Run) -> None:
-    """10, then 11, 13, 16: each round begins where the one before ended, and tells its losses."""
-    phase, told = climb({}, 3)
-    assert phase.end == [16, 0] and told == [(1, {"total": 10}), (2, {"total": 11}), (3, {"total": 13})]
+@pytest.mark.parametrize(
+    ("server", "rounds", "end"),
+    [({}, 3, 16), ({"average": 3}, 4, 49 / 3), ({"average": 5}, 2, 12), ({"learning_rate": 0.5}, 3, 13)],
+)
+def test_a_phase_ends_with_the_servers_step_and_the_mean_of_its_last_rounds(climb, server, rounds, end) -> None:
+    """From 10 to 11, 13, 16, 20, and at rate 0.5 to 10.5, 11.5, 13: each round begins where the one before ended, and
+    tells its losses. What a phase began with is no round to average."""
+    phase, told = climb(server, rounds)
+    assert phase.end == pytest.approx([end, 0])
+    if not server:
+        assert told == [(1, {"total": 10}), (2, {"total": 11}), (3, {"total": 13})]
     assert [(task.client, task.index, task.phase.count) for task in phase.tasks] == [
-        ("everybody", index, 3) for index in range(3)
+        ("everybody", index, rounds) for index in range(rounds)
     ]
-    assert len({task.seed for task in phase.tasks}) == 3
-
-
-def test_a_phase_ends_with_the_mean_of_the_last_rounds(climb: Run) -> None:
-    """Of 11, 13, 16, 20 the last three: 49 / 3. The rounds themselves go on from the last."""
-    phase, told = climb({"average": 3}, 4)
-    assert phase.end == pytest.approx([49 / 3, 0]) and told[-1][1] == {"total": 16}
-
-
-def test_what_a_phase_began_with_is_no_round_to_average(climb: Run) -> None:
-    """As in a federation (`runs.checkpoints.mean_parameters`): of two rounds, 11 and 13, the mean is 12."""
-    assert climb({"average": 5}, 2)[0].end == pytest.approx([12, 0])
-
-
-def test_the_servers_step_is_that_of_a_federated_run(climb: Run) -> None:
-    """At rate 0.5: 10.5, 11.5, 13."""
-    assert climb({"learning_rate": 0.5}, 3)[0].end == [13, 0]
+    assert len({task.seed for task in phase.tasks}) == rounds
 
 
 def test_statistics_are_added_as_they_are_in_all_their_rounds(climb: Run, clock: Clock) -> None:

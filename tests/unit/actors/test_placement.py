@@ -1,8 +1,6 @@
 """Where slots go, by hand-worked arithmetic, without Ray."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from fedtalk_ray.actors.placement import Node, bundles, check_fits, next_nodes, nodes_of, room_on, rooms
 from fedtalk_ray.errors import ClusterError
@@ -53,9 +51,7 @@ def test_slots_that_can_never_be_placed_are_refused_with_the_arithmetic(slots: d
     with pytest.raises(ClusterError, match=says) as refused:
         check_fits(SlotConfig(**slots), [ONE])
     assert "\n" not in str(refused.value)
-
-
-def test_a_pool_that_may_grow_needs_room_only_for_its_beginning() -> None:
+    # One that may grow needs room only for its beginning.
     check_fits(SlotConfig(count=8, at_least=2, num_gpus=1), [ONE])
     with pytest.raises(ClusterError, match="3 slots"):
         check_fits(SlotConfig(count=8, at_least=3, num_gpus=1), [ONE])
@@ -72,31 +68,6 @@ def test_slots_spread_over_nodes_and_fill_what_is_left() -> None:
         "no reservation: spread evenly"
     )
     assert next_nodes(1, [], [], slots) == []
-
-
-@given(
-    gpus=st.lists(st.integers(0, 3), min_size=1, max_size=4),
-    cpus=st.integers(0, 4),
-    fraction=st.sampled_from([0, 0.25, 0.3, 0.5, 0.6, 1, 2]),
-    reserved=st.sampled_from([0, 0.5, 1]),
-    wanted=st.integers(0, 20),
-)
-def test_no_slot_is_sent_where_it_would_wait_for_ever(
-    gpus: list[int], cpus: int, fraction: float, reserved: float, wanted: int
-) -> None:
-    nodes = [Node(f"n{k}", count, cpus, GIB) for k, count in enumerate(gpus)]
-    chosen = next_nodes(wanted, [], nodes, SlotConfig(count=20, num_gpus=fraction, num_cpus=reserved))
-    assert len(chosen) <= wanted
-    for node in nodes:
-        held = chosen.count(node.name)
-        assert held * reserved <= node.cpus + 1e-9
-        # Packed by hand: a GPU takes slots until the next one would not fit.
-        if 0 < fraction <= 1:
-            assert held <= node.gpus * int(1 / fraction + 1e-9)
-        else:
-            assert held * fraction <= node.gpus
-    if reserved:
-        assert not chosen or sum(n.cpus for n in nodes) - reserved * len(chosen) >= 1
 
 
 def test_what_an_autoscaler_is_asked_for() -> None:

@@ -14,7 +14,7 @@ from fedtalk_ray.messages import Answers, FitReport
 
 def test_the_deadline_holds_while_no_slot_is_up(make_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The only slot died and another one starts without an end: the round closes on time, and the run does not end."""
-    config = make_config(failures={"deadline_s": 0.3}, slots={"count": 1, "placement_timeout_s": 60})
+    config = make_config(failures={"deadline_s": 0.1}, slots={"count": 1, "placement_timeout_s": 60})
     # Made without `__init__`, which starts real slots.
     pool = SlotPool.__new__(SlotPool)
     starting = SimpleNamespace(starting=object())

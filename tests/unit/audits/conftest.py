@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from fedtalk_ray.audits.attack import Round
+from fedtalk_ray.audits.attacks import lying_server
 from fedtalk_ray.privacy import graph
 from fedtalk_ray.privacy.protocol import Limits
 from fedtalk_ray.settings import TrainConfig
 
 CLIENTS, VALUES = 9, 3000
 
-LARGE, DRAWN = 24, 8
+LARGE, DRAWN = 16, 6
 """The smallest cohort on a sparse graph in `sparse`, and how many holders each then has."""
 
 
@@ -52,5 +53,6 @@ def skellam() -> dict[str, Any]:
 def sparse(make_round: Callable[..., Round], monkeypatch: pytest.MonkeyPatch) -> Round:
     """A run whose cohorts have sparse graphs, of whose clients nine are audited."""
     monkeypatch.setattr(graph, "SPARSE", DRAWN)
+    monkeypatch.setattr(lying_server, "LIED_TO", LARGE)
     monkeypatch.setattr(Limits.__init__, "__defaults__", (8, LARGE - 1))
     return make_round(cohort={"size": LARGE})

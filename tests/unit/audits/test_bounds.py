@@ -1,8 +1,6 @@
 """Areas, rates and bounds by hand; what two attackers hold of one update; nearest enrolments; the one-shot estimate."""
 
-import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ from fedtalk_ray.audits import bounds
 from fedtalk_ray.audits.attack import NotFinite, Round
 from fedtalk_ray.audits.attacks import one_shot
 from fedtalk_ray.audits.attacks.reidentification import nearest
-from fedtalk_ray.audits.subject import as_it_is_now, check_can_be_audited, mode, spread
+from fedtalk_ray.audits.subject import check_can_be_audited, mode
 from fedtalk_ray.audits.views import ALL_BUT_ONE, SERVER, Views
 from fedtalk_ray.errors import RunError
 
@@ -32,38 +30,15 @@ def test_the_area_is_the_share_of_pairs_in_the_right_order() -> None:
     assert rate.value == pytest.approx(0.5, abs=0.02)
     perfect, _ = bounds.separation([2.0, 3.0], [0.0, 1.0], "loss")
     assert perfect.value == 1.0
-
-
-def test_chance_is_what_scores_that_mean_nothing_reach() -> None:
-    """Near one half for many people, well above it for few, as the curve's hull has it."""
-    rng = np.random.default_rng(1)
-    many, few = (bounds.separation(*rng.normal(size=(2, size)), "loss")[0] for size in (2000, 6))
-    assert many.chance is not None and few.chance is not None
-    assert 0.5 < many.chance < 0.53 and abs(many.value - many.chance) < 0.03
-    assert 0.6 < few.chance < 0.8
+    for scores in (([1.0, float("nan")], [0.0]), ([1.0], [float("inf")]), ([], [0.0])):
+        with pytest.raises(NotFinite):
+            bounds.separation(*scores, "loss")
 
 
 def test_a_share_of_hits_has_its_exact_interval() -> None:
     figure = bounds.proportion("rank-1", 0, 10, 0.1)
     # Nothing out of n: the upper limit is 1 - (alpha / 2)^(1 / n).
     assert (figure.value, figure.low) == (0.0, 0.0) and figure.high == pytest.approx(1 - 0.025 ** (1 / 10))
-
-
-@pytest.mark.parametrize("scores", [([1.0, float("nan")], [0.0]), ([1.0], [float("inf")]), ([], [0.0])])
-def test_scores_that_are_no_numbers_are_refused(scores: tuple[list[float], list[float]]) -> None:
-    with pytest.raises(NotFinite):
-        bounds.separation(*scores, "loss")
-
-
-def test_the_bounds_come_without_jax_and_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    bounds.auditing()
-    assert "jax" not in sys.modules
-    bounds.auditing.cache_clear()
-    monkeypatch.setattr(bounds.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(RunError, match=r"pip install 'fedtalk-ray\[audit\]'"):
-        bounds.auditing()
-    monkeypatch.undo()
-    bounds.auditing.cache_clear()
 
 
 PRIVACY = {"mechanism": "skellam", "noise_multiplier": 2.0, "clip_norm": 0.1, "samples_cap": 300}
@@ -118,40 +93,12 @@ def test_the_one_shot_estimate_is_near_the_gaussian_epsilon(make_round: Make) ->
     assert outcome.failures() == [] and figure.claim is not None
     exact = dp_accounting.get_epsilon_gaussian(0.6, 1e-5)
     assert 0.5 * exact < figure.value < 1.2 * exact and figure.value < 1.2 * figure.claim
-    clear = one_shot.estimate(make_round(12, aggregation="plain"))
-    assert clear.figures[0].value > 5 * exact and clear.figures[0].claim is None
 
 
 def test_a_simulated_cohort_has_no_claim_to_be_held_to(make_round: Make, tmp_path: Path) -> None:
     config = make_round(privacy=PRIVACY | {"simulated_cohort": 200, "simulated_population": 2000}).config
     with pytest.raises(RunError, match="simulates a cohort of 200: its clients get less privacy"):
         check_can_be_audited(tmp_path, config)
-    random = make_round(aggregation="plain", pretrained=None, shared="backbone", phases=["units", "faces"]).config
-    with pytest.raises(RunError, match="began from random weights"):
-        check_can_be_audited(tmp_path, random)
-    several = make_round(phases=["speech", "faces"]).config
-    with pytest.raises(RunError, match="has the phases speech, faces; an audit asks"):
-        check_can_be_audited(tmp_path, several)
     varied = make_round(local={"vary": True}).config
     with pytest.raises(RunError, match="varies pictures"):
         check_can_be_audited(tmp_path, varied)
-
-
-def test_an_adapted_clip_norm_is_the_one_that_is_attacked(make_round: Make) -> None:
-    adaptive = {"clipping": "adaptive", "clip_norm": 1.0, "mechanism": "skellam", "noise_multiplier": 1.0}
-    config = make_round(privacy=adaptive, cohort={"size": 64}).config
-    now = as_it_is_now(config, 0.25).privacy
-    assert (now.clipping, now.clip_norm) == ("fixed", 0.25)
-
-
-def test_a_weight_above_one_counts_as_one_where_it_is_sent(make_round: Make) -> None:
-    """Without noise the codec sends at most 1; whoever takes off the others' parts must reckon with that."""
-    audited = make_round(aggregation="secure")
-    heavy = replace(audited, weights={name: 3 * weight for name, weight in audited.weights.items()})
-    seen = Views(heavy, np.random.default_rng(0))
-    left = seen.of("s3")[ALL_BUT_ONE] - seen.exact["s3"]
-    assert np.linalg.norm(left) < 1e-3 * np.linalg.norm(seen.exact["s3"])
-
-
-def test_people_are_taken_evenly() -> None:
-    assert spread(list("abcdef"), 3) == ["a", "c", "e"] and spread(list("ab"), 3) == ["a", "b"]

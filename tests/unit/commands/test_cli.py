@@ -38,41 +38,47 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
     assert f"fedtalk {command}" in " ".join(result.output.split())
 
 
-def test_a_missing_corpus_is_named(refused: Callable[..., str], tmp_path: Path) -> None:
-    line = refused("prepare", "--corpus", "grid", "--root", tmp_path / "none", "--out", tmp_path / "shards")
-    assert f"corpus folder {tmp_path / 'none'} does not exist" in line
-    assert not list(tmp_path.iterdir())
+OUT = ("--out", "{0}/out")
+CLIP = ("--reference", "a.png", "--audio", "a.wav", "--out", "{0}/o.mp4")
 
 
-def test_an_empty_corpus_is_named(refused: Callable[..., str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("prepare", "--corpus", "grid", "--root", "{0}/none", *OUT), "corpus folder {0}/none does not exist"),
+        (("prepare", "--corpus", "folder", "--root", "{0}/corpus", *OUT), "holds no <identity>/<clip>"),
+        (("prepare", "--corpus", "grid", *OUT), "needs --root"),
+        (("prepare", "--corpus", "grit", *OUT), "known: crema-d, folder, grid"),
+        (("prepare", "--corpus", "ravdess", "--root", "{0}/Actor_01", *OUT), "but {0} does: give --root {0}"),
+        (
+            ("prepare", "--corpus", "synthetic", "--identities", "2", "--only", "id0007", *OUT),
+            "--only id0007: no such identity; the corpus has id0000, id0001",
+        ),
+        (("train", "{0}/wrong.yaml"), "unknown key 'local.stepz'; the nearest valid key is 'steps'"),
+        (("train", "{0}/c.yaml"), "fedtalk prepare"),
+        (("pretrain", "--shards", "{0}/none", *OUT), "fedtalk prepare"),
+        (("pretrain", "--shards", "{0}/none", *OUT, "--loss", "snyc=1"), "loss: unknown key 'snyc'; the nearest"),
+        (("pretrain", "--shards", "{0}/none", *OUT, "--loss", "tdc=-1"), "loss: tdc is -1: "),
+        (("pretrain", "--shards", "{0}/none", *OUT, "--preset", "bse"), "unknown preset 'bse'"),
+        (("personalize", "--run", "{0}/none", "--client", "s1"), "is no run folder"),
+        (("generate", "--run", "{0}/none", *CLIP), "does not exist"),
+        (("evaluate", "--run", "{0}/none", "--shards", "{0}/none", *OUT), "does not exist"),
+        (("evaluate", "--run", "r", "--shards", "s", *OUT, "--split", "train"), "known: val, test, held-out"),
+        (("demo", "--out", "{0}"), "already exists"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    refused: Callable[..., str], tmp_path: Path, arguments: tuple[str, ...], said: str
+) -> None:
     (tmp_path / "corpus" / "a").mkdir(parents=True)
-    line = refused("prepare", "--corpus", "folder", "--root", tmp_path / "corpus", "--out", tmp_path / "shards")
-    assert "holds no <identity>/<clip>" in line
-
-
-def test_a_corpus_without_a_root_and_an_unknown_one_are_refused(refused: Callable[..., str], tmp_path: Path) -> None:
-    assert "needs --root" in refused("prepare", "--corpus", "grid", "--out", tmp_path / "shards")
-    assert "known: crema-d, folder, grid" in refused("prepare", "--corpus", "grit", "--out", tmp_path / "shards")
-
-
-def test_an_unknown_key_is_answered_with_the_nearest(refused: Callable[..., str], tmp_path: Path) -> None:
-    (tmp_path / "c.yaml").write_text("run: r\nshards: s\npretrained: p\nlocal: {stepz: 3}\n")
-    assert "unknown key 'local.stepz'; the nearest valid key is 'steps'" in refused("train", tmp_path / "c.yaml")
-
-
-def test_missing_shards_are_named_with_the_command_that_makes_them(refused: Callable[..., str], tmp_path: Path) -> None:
-    (tmp_path / "c.yaml").write_text(f"run: {tmp_path}/r\nshards: {tmp_path}/none\npretrained: p\n")
-    assert "fedtalk prepare" in refused("train", tmp_path / "c.yaml")
-    assert "fedtalk prepare" in refused("pretrain", "--shards", tmp_path / "none", "--out", tmp_path / "m")
-    assert [path.name for path in tmp_path.iterdir()] == ["c.yaml"]
-
-
-def test_a_run_that_does_not_exist_is_named(refused: Callable[..., str], tmp_path: Path) -> None:
-    none = tmp_path / "none"
-    assert "is no run folder" in refused("personalize", "--run", none, "--client", "s1")
-    clip = ("--reference", "a.png", "--audio", "a.wav", "--out", tmp_path / "o.mp4")
-    assert "does not exist" in refused("generate", "--run", none, *clip)
-    assert "does not exist" in refused("evaluate", "--run", none, "--shards", none, "--out", tmp_path / "m.json")
+    (tmp_path / "Actor_01").mkdir()
+    (tmp_path / "Actor_01" / "01-01-03-01-02-01-01.mp4").touch()
+    places = f"run: {tmp_path}/r\nshards: {tmp_path}/none\npretrained: p\n"
+    (tmp_path / "c.yaml").write_text(places)
+    (tmp_path / "wrong.yaml").write_text(f"{places}local: {{stepz: 3}}\n")
+    before = sorted(tmp_path.rglob("*"))
+    assert said.format(tmp_path) in refused(*(each.format(tmp_path) for each in arguments))
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_runs_pipeline_alone_is_not_taken_for_the_run(refused: Callable[..., str], tmp_path: Path) -> None:
@@ -81,45 +87,8 @@ def test_a_runs_pipeline_alone_is_not_taken_for_the_run(refused: Callable[..., s
     for name in ("config.yaml", "pipeline/model_index.json"):
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).write_text("")
-    shards, sound, face = tmp_path / "none", tmp_path / "said.wav", tmp_path / "face.png"
-    sound.write_bytes(b"")
-    face.write_bytes(b"")
-    for command in (
-        ("evaluate", "--shards", shards, "--out", tmp_path / "m.json"),
-        ("generate", "--reference", face, "--audio", sound, "--out", tmp_path / "o.mp4"),
-    ):
-        line = refused(*command, "--run", run / "pipeline")
-        assert f"{run / 'pipeline'} is only a part of the run" in line and line.endswith(f"give {run}")
-
-
-def test_a_demo_folder_in_use_is_refused_before_any_work(refused: Callable[..., str], tmp_path: Path) -> None:
-    (tmp_path / "mine.txt").write_text("keep")
-    assert "already exists" in refused("demo", "--out", tmp_path)
-    assert (tmp_path / "mine.txt").read_text() == "keep"
-
-
-def test_one_bad_split_is_refused(refused: Callable[..., str], tmp_path: Path) -> None:
-    line = refused("evaluate", "--run", "r", "--shards", "s", "--out", tmp_path / "m.json", "--split", "train")
-    assert "known: val, test, held-out" in line
-
-
-def test_a_size_that_does_not_divide_is_refused(tmp_path: Path) -> None:
-    from diffusers import AutoencoderTiny
-
-    from fedtalk_ray.corpora.listing import CorpusError, list_synthetic
-    from fedtalk_ray.shards.prepare import prepare
-
-    eighth = AutoencoderTiny(encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4)
-    eighth.save_pretrained(tmp_path / "eighth")
-    cases = (("patch", 50, 16), ("lower-face", 64, 48), ("lower-face", 48, 48), (str(tmp_path / "eighth"), 144, 32))
-    for encoder, size, step in cases:
-        with pytest.raises(CorpusError, match=f"--size {size}: must be a multiple of {step}, at least {2 * step}"):
-            prepare("synthetic", list_synthetic(2, 2, 0), tmp_path / "shards", size=size, autoencoder=encoder)
-
-
-def test_an_identity_that_the_corpus_lacks_is_named(refused: Callable[..., str], tmp_path: Path) -> None:
-    line = refused("prepare", "--corpus", "synthetic", "--identities", 2, "--only", "id0007", "--out", tmp_path / "out")
-    assert "--only id0007: no such identity; the corpus has id0000, id0001" in line
+    line = refused("evaluate", "--shards", tmp_path, "--out", tmp_path / "m.json", "--run", run / "pipeline")
+    assert f"{run / 'pipeline'} is only a part of the run" in line and line.endswith(f"give {run}")
 
 
 def test_unseen_is_a_name_where_the_corpus_has_it_and_else_a_number() -> None:
@@ -134,13 +103,6 @@ def test_unseen_is_a_name_where_the_corpus_has_it_and_else_a_number() -> None:
     assert parse_unseen("", people) == [] and unseen_names([], people) == set()
     # B19: a test set can be prepared alone.
     assert unseen_names(91, people) == unseen_names(people, people) == set(people)
-
-
-def test_pretraining_names_a_wrong_loss_and_a_wrong_preset(refused: Callable[..., str], tmp_path: Path) -> None:
-    arguments = ("pretrain", "--shards", tmp_path / "none", "--out", tmp_path / "out")
-    assert "loss: unknown key 'snyc'; the nearest valid key is 'sync'" in refused(*arguments, "--loss", "snyc=1")
-    assert "loss: tdc is -1: " in refused(*arguments, "--loss", "tdc=-1")
-    assert "unknown preset 'bse'" in refused(*arguments, "--preset", "bse")
 
 
 def test_a_corpus_with_a_test_set_of_its_own_says_who_is_unseen(
@@ -161,24 +123,18 @@ def test_a_corpus_with_a_test_set_of_its_own_says_who_is_unseen(
     monkeypatch.setattr(prepare, "prepare", stop)
     monkeypatch.setattr("fedtalk_ray.actors.connection.connect", lambda address: None)
     command = ["prepare", "--corpus", "lrs3", "--root", str(tmp_path / "lrs3"), "--out", str(tmp_path / "shards")]
-    for more in ([], ["--unseen", "abd", "--max-clips", "1"], ["--unseen", "0"]):
+    for more in ([], ["--unseen", "abd", "--max-clips", "1"]):
         with pytest.raises(SystemExit):
             main([*command, *more])
     # The corpus's own set is the default of `prepare` itself, so nothing is handed over for it.
-    assert asked == [
-        (["50001", "50002", "50001", "00001"], None),
-        (["50001", "50001", "00001"], ["abd"]),
-        (["50001", "50002", "50001", "00001"], 0),
-    ]
-    printed = capsys.readouterr().out.splitlines()
-    assert printed == ["unseen: the 1 identities of lrs3's own test set (--unseen says otherwise)"]
+    assert asked == [(["50001", "50002", "50001", "00001"], None), (["50001", "50001", "00001"], ["abd"])]
+    assert capsys.readouterr().out.count("unseen: the 1 identities of lrs3's own test set") == 1
 
 
-def test_a_corpus_folder_one_level_off_is_answered_with_the_right_one(
-    refused: Callable[..., str], tmp_path: Path
-) -> None:
-    (tmp_path / "Actor_01").mkdir()
-    (tmp_path / "Actor_01" / "01-01-03-01-02-01-01.mp4").write_bytes(b"")
-    wrong = tmp_path / "Actor_01"
-    line = refused("prepare", "--corpus", "ravdess", "--root", wrong, "--out", tmp_path / "shards")
-    assert line.endswith(f"but {tmp_path} does: give --root {tmp_path}")
+def test_a_size_that_does_not_divide_is_refused(tmp_path: Path) -> None:
+    from fedtalk_ray.corpora.listing import CorpusError, list_synthetic
+    from fedtalk_ray.shards.prepare import prepare
+
+    for encoder, size, step in (("patch", 50, 16), ("lower-face", 64, 48), ("lower-face", 48, 48)):
+        with pytest.raises(CorpusError, match=f"--size {size}: must be a multiple of {step}, at least {2 * step}"):
+            prepare("synthetic", list_synthetic(2, 2, 0), tmp_path / "shards", size=size, autoencoder=encoder)

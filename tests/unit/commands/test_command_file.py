@@ -27,12 +27,6 @@ def test_keys_become_options_and_the_command_line_comes_after(tmp_path: Path) ->
     ]
 
 
-def test_commands_with_a_file_of_their_own_and_other_arguments_are_left_alone() -> None:
-    for arguments in (["train", "c.yaml", "rounds=3"], ["compare", "c.yaml"], ["prepare", "--out", "x"], ["prepare"]):
-        assert expanded(GROUP, arguments) == arguments
-    assert expanded(GROUP, []) == [] and expanded(GROUP, ["nothing", "c.yaml"]) == ["nothing", "c.yaml"]
-
-
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -54,21 +48,3 @@ def test_the_command_reads_its_recipe(tmp_path: Path, capsys: pytest.CaptureFixt
     with pytest.raises(SystemExit):
         main(["prepare", str(tmp_path / "r.yaml")])
     assert f"corpus folder {tmp_path / 'none'} does not exist" in capsys.readouterr().err
-
-
-def test_every_shipped_recipe_is_taken_by_its_command(repository: Path) -> None:
-    """As the first line of the file says it; the options that it leaves open are on that line."""
-    found = {}
-    for file in sorted((repository / "jobs" / "configs").glob("*.yaml")):
-        _, python, script, *arguments = file.read_text().splitlines()[0].split()
-        task = Path(script).stem
-        assert python == "python" and (repository / script).is_file()
-        if task in ("train", "serve"):
-            # The file is a run's configuration, and no list of options.
-            GROUP.commands[task].make_context(task, list(arguments))
-            continue
-        assert arguments[0] == f"jobs/configs/{file.name}"
-        _, *options = expanded(GROUP, [task, str(file), *arguments[1:]])
-        found[task] = GROUP.commands[task].make_context(task, options).params
-    assert set(found) == {"prepare"}
-    assert found["prepare"]["unseen"] == "s2,s9,s20,s22,s34,s6,s7,s8,s14,s17,s24,s32,sU1"

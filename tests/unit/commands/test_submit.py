@@ -3,7 +3,9 @@
 import asyncio
 import io
 import json
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
@@ -51,7 +53,7 @@ def serve() -> Iterator[Serve]:
                 """Nothing: the test's output is not the place."""
 
         server = HTTPServer(("127.0.0.1", 0), Handler)
-        Thread(target=server.serve_forever, daemon=True).start()
+        Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         servers.append(server)
         return f"http://127.0.0.1:{server.server_port}"
 
@@ -65,25 +67,14 @@ def version(number: str) -> dict[str, tuple[int, Any]]:
     return {"/api/version": (200, {"version": "4", "ray_version": number, "ray_commit": "x", "session_name": "s"})}
 
 
-def test_a_cluster_of_another_version_is_named_with_both(serve: Serve) -> None:
+def test_a_dashboard_that_takes_no_jobs_from_here_is_one_line(serve: Serve) -> None:
     with pytest.raises(ClusterError, match=rf"runs Ray 2\.9\.1, this is Ray {ray.__version__}.*install ray==2\.9\.1"):
         connect_jobs(serve(version("2.9.1")))
 
-
-@pytest.mark.parametrize(("code", "says"), [(401, "refused the token"), (403, "refused the token")])
-def test_a_token_that_is_missing_or_wrong_is_told(serve: Serve, code: int, says: str) -> None:
-    with pytest.raises(ClusterError, match=f"{says}.*RAY_AUTH_MODE=token") as caught:
-        connect_jobs(serve({"/api/version": (code, "Forbidden")}))
-    assert "\n" not in str(caught.value)
-
-
-def test_nobody_at_the_address_and_an_address_of_another_kind_are_told(serve: Serve) -> None:
-    with pytest.raises(ClusterError, match=r"no Ray dashboard answers at http://127\.0\.0\.1:9"):
-        connect_jobs("http://127.0.0.1:9")
-    with pytest.raises(
-        ClusterError, match=r"127\.0\.0\.1:6379 is no dashboard's address; give one as http://HEAD:8265"
-    ):
-        connect_jobs("127.0.0.1:6379")
+    for code in (401, 403):
+        with pytest.raises(ClusterError, match=r"refused the token.*RAY_AUTH_MODE=token") as caught:
+            connect_jobs(serve({"/api/version": (code, "Forbidden")}))
+        assert "\n" not in str(caught.value)
     with pytest.raises(ClusterError, match="does not take jobs"):
         connect_jobs(serve({}))
 
@@ -117,83 +108,58 @@ def test_a_job_is_the_command_with_this_package_and_what_it_needs(serve: Serve, 
     assert SENT[-1]["runtime_env"]["working_dir"] != before
 
 
-def test_a_working_directory_that_is_too_large_is_told_with_what_fills_it(serve: Serve, tmp_path: Path) -> None:
-    (tmp_path / "clips").mkdir()
-    (tmp_path / "clips" / "a.mp4").write_bytes(bytes(3 << 20))
-    (tmp_path / "c.yaml").write_text("run: x")
-    size = "Traceback ...\nValueError: Package size (600.00MiB) exceeds the maximum size of 500.00MiB. To exclude ..."
-    client = connect_jobs(serve(version(ray.__version__) | {"/api/packages/": (500, size)}))
-    with pytest.raises(ClusterError) as caught:
-        submit(client, "train", ["c.yaml"], tmp_path)
-    assert "Package size (600.00MiB) exceeds the maximum size of 500.00MiB. " in str(caught.value)
-    assert "Its largest entries: clips 3 MiB, c.yaml 0 MiB. Name what" in str(caught.value)
+FILES = {
+    "c.yaml": "run: runs/a\nshards: /nfs/shards\npretrained: fedtalk-tiny\n",
+    "wrong.yaml": "run: /nfs/a\nshards: /nfs/s\npretrained: p\nlocal: {stepz: 3}\n",
+    "local.yaml": "run: /nfs/a\nshards: /nfs/s\npretrained: p\naddress: local\n",
+    "prepare.yaml": "corpus: grid\nroot: data/grid\nout: /nfs/shards\n",
+    "e.yaml": (Path(__file__).parents[3] / "jobs/configs/compare/methods.yaml").read_text(),
+}
 
 
-def checked(folder: Path, task: str, *arguments: str) -> None:
-    """As `fedtalk submit` does it: the command's own parser first."""
-    _, *options = expanded(GROUP, [task, *arguments], folder)
-    check_arguments(task, GROUP.commands[task].make_context(task, options).params, folder)
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("train c.yaml", "run is 'runs/a': a job runs in a copy"),
+        ("train c.yaml run=/nfs/a shards=s3://bucket/shards --resume", None),
+        ("train c.yaml run=/nfs/a shards=here", "shards is 'here'"),
+        ("train c.yaml run=/nfs/a pretrained=someone/on-the-hub", None),
+        ("train wrong.yaml", "the nearest valid key is 'steps'"),
+        ("train ../c.yaml", "../c.yaml is not in the working directory"),
+        ("train local.yaml", "address is 'local'"),
+        ("prepare --corpus grid --out shards/grid", "--out is 'shards/grid'"),
+        ("prepare --corpus grid --root /nfs/grid --out=/nfs/shards", None),
+        ("prepare prepare.yaml", "--root is 'data/grid'"),
+        ("prepare prepare.yaml --root /nfs/grid", None),
+        ("report --client s1 runs/grid", "--run is 'runs/grid'"),
+        ("compare e.yaml --out=/nfs/e", "shards is 'shards/"),
+        ("compare e.yaml shards=/nfs/shards --out=/nfs/e", None),
+    ],
+)
+def test_places_that_a_job_would_lose_are_refused(tmp_path: Path, arguments: str, said: str | None) -> None:
+    """As `fedtalk submit` does it: the command's own parser first. What the cluster alone has is left to it."""
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError, match=re.escape(said)) if said else nullcontext():
+        task, *options = expanded(GROUP, arguments.split(), tmp_path)
+        check_arguments(task, GROUP.commands[task].make_context(task, options).params, tmp_path)
 
 
-def test_places_that_a_job_would_lose_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "c.yaml").write_text("run: runs/a\nshards: /nfs/shards\npretrained: fedtalk-tiny\n")
-    with pytest.raises(ConfigError, match=r"run is 'runs/a': a job runs in a copy .* absolute path"):
-        checked(tmp_path, "train", "c.yaml")
-    checked(tmp_path, "train", "c.yaml", "run=/nfs/a", "shards=s3://bucket/shards", "--resume")
-    with pytest.raises(ConfigError, match="shards is 'here'"):
-        checked(tmp_path, "train", "c.yaml", "run=/nfs/a", "shards=here")
-    (tmp_path / "models").mkdir()
-    with pytest.raises(ConfigError, match="pretrained is 'models'"):
-        checked(tmp_path, "train", "c.yaml", "run=/nfs/a", "pretrained=models")
-    checked(tmp_path, "train", "c.yaml", "run=/nfs/a", "pretrained=someone/on-the-hub")
-    with pytest.raises(ConfigError, match="--out is 'shards/grid'"):
-        checked(tmp_path, "prepare", "--corpus", "grid", "--out", "shards/grid")
-    checked(tmp_path, "prepare", "--corpus", "grid", "--root", "/nfs/grid", "--out=/nfs/shards")
-    with pytest.raises(ConfigError, match="--run is 'runs/grid'"):
-        checked(tmp_path, "report", "--client", "s1", "runs/grid")
-    checked(tmp_path, "report", "--client", "s1", "/nfs/runs/grid")
+class Job:
+    """One that has ended with this code, None where it never ran; or whose log breaks off, as Ctrl-C does it or not."""
 
-
-def test_a_recipe_is_the_one_in_the_working_directory(tmp_path: Path) -> None:
-    (tmp_path / "prepare.yaml").write_text("corpus: grid\nroot: data/grid\nout: /nfs/shards\n")
-    with pytest.raises(ConfigError, match="--root is 'data/grid'"):
-        checked(tmp_path, "prepare", "prepare.yaml")
-    # What follows the file wins.
-    checked(tmp_path, "prepare", "prepare.yaml", "--root", "/nfs/grid")
-
-
-def test_experiments_are_looked_into(tmp_path: Path) -> None:
-    shipped = Path(__file__).parents[3] / "jobs/configs/compare/methods.yaml"
-    (tmp_path / "e.yaml").write_text(shipped.read_text())
-    with pytest.raises(ConfigError, match="out is 'runs/"):
-        checked(tmp_path, "compare", "e.yaml")
-    with pytest.raises(ConfigError, match="shards is 'shards/"):
-        checked(tmp_path, "compare", "e.yaml", "--out=/nfs/e")
-    checked(tmp_path, "compare", "e.yaml", "shards=/nfs/shards", "--out=/nfs/e")
-
-
-def test_configurations_are_read_before_anything_is_sent(tmp_path: Path) -> None:
-    (tmp_path / "c.yaml").write_text("run: /nfs/a\nshards: /nfs/s\npretrained: p\nlocal: {stepz: 3}\n")
-    with pytest.raises(ConfigError, match="the nearest valid key is 'steps'"):
-        checked(tmp_path, "train", "c.yaml")
-    with pytest.raises(ConfigError, match=r"\.\./c\.yaml is not in the working directory"):
-        checked(tmp_path, "train", "../c.yaml")
-    (tmp_path / "l.yaml").write_text("run: /nfs/a\nshards: /nfs/s\npretrained: p\naddress: local\n")
-    with pytest.raises(ConfigError, match="address is 'local'"):
-        checked(tmp_path, "train", "l.yaml")
-    # One that only the cluster has is left to it.
-    checked(tmp_path, "train", "/nfs/elsewhere.yaml")
-
-
-class Interrupted:
-    """A job whose user presses Ctrl-C while its log runs."""
-
-    def __init__(self) -> None:
+    def __init__(self, code: int | None = None, error: BaseException | None = None, cancelled: bool = False) -> None:
+        self._code, self._error, self._cancelled = code, error, cancelled
         self.stopped: list[str] = []
 
     async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
-        yield "train: 1 of 10\n"
-        raise KeyboardInterrupt
+        yield "log\n"
+        try:
+            if self._cancelled:
+                raise asyncio.CancelledError
+        finally:
+            if self._error:
+                raise self._error
 
     def get_address(self) -> str:
         return "http://head"
@@ -201,76 +167,43 @@ class Interrupted:
     def stop_job(self, job: str) -> None:
         self.stopped.append(job)
 
-
-class FailsAtTheEnd(Interrupted):
-    """Ctrl-C ends the connection, and the connection breaks over it."""
-
-    def __init__(self, error: BaseException) -> None:
-        super().__init__()
-        self.error = error
-
-    async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
-        yield "train: 1 of 10\n"
-        try:
-            raise asyncio.CancelledError
-        except asyncio.CancelledError:
-            raise self.error  # noqa: B904
-
-
-@pytest.mark.parametrize("error", [RuntimeError("closed with code 1006"), asyncio.CancelledError()])
-def test_a_connection_that_breaks_over_ctrl_c_is_no_lost_connection(error: BaseException) -> None:
-    client = FailsAtTheEnd(error)
-    assert follow(client, "mine", lambda _: True, io.StringIO()) == 130  # type: ignore[arg-type]
-    assert client.stopped == ["mine"]
-
-
-@pytest.mark.parametrize(("answer", "stopped"), [(True, ["mine"]), (False, []), (None, [])])
-def test_who_lets_go_of_a_job_is_asked_whether_to_stop_it(answer: bool | None, stopped: list[str]) -> None:
-    """None: there is nobody to ask, and the job goes on."""
-    client, out, asked = Interrupted(), io.StringIO(), []
-
-    def ask(question: str) -> bool:
-        asked.append(question)
-        return bool(answer)
-
-    code = follow(client, "mine", None if answer is None else ask, out)  # type: ignore[arg-type]
-    assert (code, client.stopped, out.getvalue()) == (130, stopped, "train: 1 of 10\n")
-    assert asked == ([] if answer is None else ["stop job mine?"])
-
-
-class Ended:
-    """A job that has ended."""
-
-    def __init__(self, code: int | None) -> None:
-        self._code = code
-
-    async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
-        yield "log\n"
-
-    def get_address(self) -> str:
-        return "http://head"
-
     def get_job_info(self, job: str) -> Any:
         status = JobStatus.SUCCEEDED if self._code == 0 else JobStatus.FAILED
         return SimpleNamespace(status=status, driver_exit_code=self._code, message="Job entrypoint failed")
 
 
-@pytest.mark.parametrize(("code", "ends"), [(0, 0), (3, 3), (None, 1)])
-def test_the_exit_code_is_the_commands_own(code: int | None, ends: int) -> None:
-    """None: the command never ran."""
-    assert follow(Ended(code), "mine", None, io.StringIO()) == ends  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("job", "answer", "code", "stopped"),
+    [
+        (Job(0), None, 0, []),
+        (Job(3), None, 3, []),
+        (Job(None), None, 1, []),
+        (Job(error=KeyboardInterrupt()), True, 130, ["mine"]),
+        (Job(error=KeyboardInterrupt()), False, 130, []),
+        (Job(error=KeyboardInterrupt()), None, 130, []),
+        # A connection that breaks over Ctrl-C is no lost connection.
+        (Job(error=RuntimeError("closed with code 1006"), cancelled=True), True, 130, ["mine"]),
+    ],
+)
+def test_how_following_a_job_ends(job: Any, answer: bool | None, code: int, stopped: list[str]) -> None:
+    """Who lets go of it is asked whether to stop it. None: there is nobody to ask, and it goes on."""
+    out, asked = io.StringIO(), []
+
+    def ask(question: str) -> bool:
+        asked.append(question)
+        return bool(answer)
+
+    assert follow(job, "mine", None if answer is None else ask, out) == code
+    assert (job.stopped, out.getvalue()) == (stopped, "log\n")
+    assert asked == ([] if answer is None else ["stop job mine?"])
 
 
 def test_a_lost_connection_is_told_and_the_job_goes_on() -> None:
-    class Lost(Ended):
-        async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
-            yield "log\n"
-            raise RuntimeError("WebSocket connection closed unexpectedly with close code 1006")
-
-    with pytest.raises(
-        ClusterError, match=r"lost \(RuntimeError\).*the job goes on; .*--follow mine --address http://head"
-    ):
-        follow(Lost(0), "mine", None, io.StringIO())  # type: ignore[arg-type]
+    job: Any = Job(error=RuntimeError("WebSocket connection closed unexpectedly with close code 1006"))
+    said = r"lost \(RuntimeError\).*the job goes on; .*--follow mine --address http://head"
+    with pytest.raises(ClusterError, match=said):
+        follow(job, "mine", None, io.StringIO())
+    assert job.stopped == []
 
 
 def test_the_command_says_it_in_one_line(
@@ -286,3 +219,15 @@ def test_the_command_says_it_in_one_line(
         printed.err.startswith("fedtalk: no Ray dashboard answers at http://127.0.0.1:9")
         and printed.err.count("\n") == 1
     )
+
+
+def test_a_working_directory_that_is_too_large_is_told_with_what_fills_it(serve: Serve, tmp_path: Path) -> None:
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "a.mp4").write_bytes(bytes(3 << 20))
+    (tmp_path / "c.yaml").write_text("run: x")
+    size = "Traceback ...\nValueError: Package size (600.00MiB) exceeds the maximum size of 500.00MiB. To exclude ..."
+    client = connect_jobs(serve(version(ray.__version__) | {"/api/packages/": (500, size)}))
+    with pytest.raises(ClusterError) as caught:
+        submit(client, "train", ["c.yaml"], tmp_path)
+    assert "Package size (600.00MiB) exceeds the maximum size of 500.00MiB. " in str(caught.value)
+    assert "Its largest entries: clips 3 MiB, c.yaml 0 MiB. Name what" in str(caught.value)

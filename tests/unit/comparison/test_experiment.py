@@ -1,8 +1,5 @@
 """Experiments: what wins over what, who is left out, one clear line for a mistake, and the shipped files."""
 
-import re
-import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,28 +9,19 @@ import yaml
 
 from fedtalk_ray.comparison.experiment import Planned, load_experiment, plan
 from fedtalk_ray.errors import ConfigError, ShardError
-from fedtalk_ray.model.embedded import EMBEDDED
 from fedtalk_ray.shards.format import Manifest, ShardWriter
 from fedtalk_ray.shards.unreliable import corrupt_shards
-
-SHIPPED = ("clients", "gains", "methods", "noise", "participation", "privacy", "tdc", "unreliable", "unreliable-grid")
-
-
-GRID = ("s1", "s23", "s26", "s3", "s31", "s4", "s5")
-"""Speakers of the GRID recipe who are clients."""
+from tests.conftest import REPOSITORY
 
 
 def shards(folder: Path, identities: int, clips: int, unseen: int) -> None:
-    """Shards with one frame a clip: enough to plan with."""
-    names = [f"id{who:04d}" for who in range(identities)]
-    people(folder, names, names[identities - unseen :], clips)
-
-
-def people(folder: Path, names: Sequence[str], unseen: Sequence[str], clips: int) -> None:
+    """Shards with one frame a clip."""
     folder.mkdir(parents=True)
+    names = [f"id{who:04d}" for who in range(identities)]
     shapes = {"frames": [1, 1, 3], "latents": [1, 1, 1], "speech": [1, 1], "waveform": []}
-    manifest = Manifest("synthetic", 1, 25, 25, "patch", "x", shapes)
-    writer = ShardWriter(folder, manifest, set(unseen))
+    writer = ShardWriter(
+        folder, Manifest("synthetic", 1, 25, 25, "patch", "x", shapes), set(names[identities - unseen :])
+    )
     for name in names:
         for clip in range(clips):
             writer.add(name, f"clip{clip}", {array: np.ones([1, *shape]) for array, shape in shapes.items()})
@@ -79,13 +67,6 @@ def test_methods_win_over_populations_and_those_over_the_command_and_the_base(he
     assert by_label["plain/a/seed3"].strategy.name == "isfa", "b's settings must not leak into a"
 
 
-def test_the_base_may_be_a_configuration_file_and_out_may_be_replaced(here: Path) -> None:
-    Path("c.yaml").write_text("run: r\nshards: shards/ten\npretrained: p\nrounds: 17\nlocal: {steps: 5}\n")
-    [run] = plan(load_experiment(write({"base": "c.yaml", "seeds": [0]}), out="elsewhere"))
-    assert (run.config.rounds, run.config.local.steps) == (17, 5)
-    assert run.config.run.startswith("elsewhere")
-
-
 def test_participation_is_a_share_of_the_clients(here: Path) -> None:
     shares = {f"s{share}": {"participation": share} for share in (0.1, 0.25, 0.5, 0.01, 1)}
     sizes = [run.config.cohort.size for run in planned(populations=shares, seeds=[0])]
@@ -104,9 +85,8 @@ def test_corrupted_clients_are_left_out_of_the_whole_pair_and_seeds_name_shards(
     assert [run.excluded for run in planned(seeds=[0])] == [()]
     with pytest.raises(ConfigError, match="exclude names 's99', who is not in shards/ten"):
         planned(exclude=["s99"])
-    left_out = {name: tuple(sorted({*victims[0], "id0000"})) for name in ("clean", "bad")}
-    runs = planned(methods={"clean": {}, "bad": {"shards": "shards/bad{seed}"}}, seeds=[0], exclude=["id0000"])
-    assert {run.method: run.excluded for run in runs} == left_out
+    methods = {"bad": {"shards": "shards/bad{seed}"}}
+    assert set(planned(methods=methods, seeds=[0], exclude=["id0000"])[0].excluded) == victims[0] | {"id0000"}
 
 
 @pytest.mark.parametrize(
@@ -117,13 +97,10 @@ def test_corrupted_clients_are_left_out_of_the_whole_pair_and_seeds_name_shards(
         ({"metods": 1}, "unknown key 'metods'; the nearest valid key is 'methods'"),
         ({"populations": {"x": {"share": 1}}}, "unknown key 'populations.x.share'"),
         ({"methods": {"a": {"local.stepz": 1}}}, "try, all/a: unknown key 'local.stepz'; the nearest valid key is"),
-        ({"methods": {"a": ["rounds"]}}, "'rounds' is not of the form key=value"),
         ({"methods": {"a": {"seed": 3}}}, "'seed' cannot be set"),
         ({"methods": {"a": {"rounds.x": 3}}, "base": {"shards": "shards/ten", "rounds": 1}}, "rounds is a value"),
-        ({"methods": {"a/b": {}}}, "methods"),
         ({"methods": {}}, "methods"),
         ({"seeds": [1, 1]}, "name one twice"),
-        ({"baseline": "c"}, "'c' is no method; there are a"),
         ({"won_back": {"clean": "a", "harmed": "x", "rescued": "a"}}, "'x' is no method"),
         ({"metrics": ["unseen.losss"]}, "metric 'unseen.losss' is unknown; give held_out_loss"),
         ({"populations": {"x": {"participation": 1.5}}}, "participation is 1.5"),
@@ -146,38 +123,7 @@ def test_missing_shards_and_files_are_named(here: Path) -> None:
         load_experiment("e.yaml")
 
 
-@pytest.mark.parametrize("name", SHIPPED)
-def test_a_shipped_experiment_runs_on_what_its_head_prepares(
-    name: str, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Follows the commands of the head: the same folders and people, with clips of one frame."""
-    path = repository / "jobs" / "configs" / "compare" / f"{name}.yaml"
-    lines = path.read_text(encoding="utf-8").splitlines()
-    assert lines[0] == f"# fedtalk compare jobs/configs/compare/{name}.yaml"
-    monkeypatch.chdir(tmp_path)
-    Path("jobs").symlink_to(repository / "jobs")
-    prepared = set()
-    for line in lines:
-        for command in re.findall(r"fedtalk (prepare|pretrain|corrupt) ([^;]*)", line):
-            words = shlex.split(command[1])
-            options = dict(zip(words[::2], words[1::2], strict=True))
-            if options.get("--corpus") == "grid":
-                unseen = options["--unseen"].split(",")
-                people(Path(options["--out"]), [*GRID, *unseen], unseen, clips=20)
-            elif command[0] == "prepare":
-                counts = (int(options.get(f"--{key}", 0)) for key in ("identities", "clips", "unseen"))
-                shards(Path(options["--out"]), *counts)
-            elif command[0] == "corrupt":
-                for seed in range(3):
-                    place = options["--out"].replace("$k", str(seed))
-                    who = options["--who"].split(",") if "--who" in options else None
-                    corrupt_shards(options["--shards"], place, who=who, seed=seed)
-            prepared.add(options["--out"])
-    runs = plan(load_experiment(path))
-    assert len({run.config.run for run in runs}) == len(runs) >= 6
-    assert {run.config.pretrained for run in runs} <= {*prepared, EMBEDDED}
-    assert {run.seed for run in runs} == {0, 1, 2}
-
-
-def test_the_shipped_experiments_are_these(repository: Path) -> None:
-    assert {path.stem for path in (repository / "jobs" / "configs" / "compare").iterdir()} == set(SHIPPED)
+def test_shipped_experiments_are_read() -> None:
+    for path in (REPOSITORY / "jobs" / "configs" / "compare").iterdir():
+        shipped = load_experiment(path, out="elsewhere")
+        assert shipped.seeds == [0, 1, 2] and shipped.out == "elsewhere", path

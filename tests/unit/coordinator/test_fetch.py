@@ -6,18 +6,11 @@ from pathlib import Path
 import pytest
 import requests
 
-from fedtalk_ray.commands.cli import main
 from fedtalk_ray.coordinator import readers
-from fedtalk_ray.coordinator.gate import GateAway
 from fedtalk_ray.enrolment.authority import Authority
-from fedtalk_ray.enrolment.membership import EnrolmentError
 from fedtalk_ray.enrolment.token import Token
-from fedtalk_ray.outputs import OutputError
 from fedtalk_ray.runs.folder import RunFolder
-from fedtalk_ray.sites import connection
-from fedtalk_ray.sites.connection import ConnectionRefused
-from fedtalk_ray.sites.fetching import fetch_released
-from tests.unit.coordinator.conftest import Standing, refused
+from tests.unit.coordinator.conftest import Command, Standing
 
 
 @pytest.fixture
@@ -45,13 +38,11 @@ def get(standing: Standing, path: str, code: str) -> requests.Response:
 
 
 def test_the_model_comes_whole_and_nothing_else(
-    standing: Standing, released: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    standing: Standing, released: dict[str, bytes], tmp_path: Path, told: Command
 ) -> None:
     code = standing.authority.token("museum").code()
-    with pytest.raises(SystemExit) as ended:
-        main(["fetch", standing.address, "--token", code, "--out", str(tmp_path / "model")])
-    assert not ended.value.code
-    assert capsys.readouterr().out.startswith(f"model: {tmp_path / 'model'}; it speaks by: fedtalk generate")
+    printed = told("fetch", standing.address, "--token", code, "--out", tmp_path / "model")
+    assert printed.startswith(f"model: {tmp_path / 'model'}; it speaks by: fedtalk generate")
     found = {
         path.relative_to(tmp_path / "model").as_posix(): path.read_bytes()
         for path in (tmp_path / "model").rglob("*")
@@ -86,83 +77,39 @@ def test_who_has_no_token_gets_nothing(standing: Standing, released: dict[str, b
 
 
 def test_what_is_refused_is_one_line_and_leaves_nothing(
-    standing: Standing, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    standing: Standing, tmp_path: Path, refused: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(readers, "ASKED_AGAIN_S", 0.0)
     token, out = standing.authority.token("museum"), tmp_path / "model"
     other = Authority.create(tmp_path / "other", ["localhost"]).token("museum")
     forged = Token("museum", token.secret, token.authority, "2099-01-01", token.grant)
 
     def said(code: str, address: str = standing.address) -> str:
-        return refused(["fetch", address, "--token", code, "--out", str(out)], capsys)
+        return refused("fetch", address, "--token", code, "--out", out)
 
     assert "no model is released there yet" in said(token.code())
     assert "is no whole token" in said("museum:abc")
     assert "belongs to another authority" in said(other.code())
     assert "not one that this federation's authority printed" in said(forged.code())
     assert "is no coordinator's address" in said(token.code(), "http://localhost:1")
+    (tmp_path / "empty").mkdir()
+    standing.ask(standing.gate.release(str(tmp_path / "empty"))).result()
+    assert "a model without a file" in said(token.code())
     standing.authority.revoke("museum")
     assert "the token was revoked (HTTP 403)" in said(token.code())
     assert not out.exists() and not list(tmp_path.glob(".model*"))
 
 
-def test_a_folder_in_use_stays_as_it_is(standing: Standing, released: dict[str, bytes], tmp_path: Path) -> None:
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "mine").write_text("mine")
-    with pytest.raises(OutputError, match="already exists"):
-        fetch_released(standing.address, standing.authority.token("museum"), tmp_path / "model")
-    assert (tmp_path / "model" / "mine").read_text() == "mine"
-
-
-def test_a_refusal_is_not_tried_again(standing: Standing, tmp_path: Path) -> None:
-    token = standing.authority.token("museum")
-    standing.authority.revoke("museum")
-    with pytest.raises(ConnectionRefused):
-        fetch_released(standing.address, token, tmp_path / "model")
-
-
-def test_a_token_asks_no_more_often_than_a_member_and_the_gate_once_a_second(
+def test_the_gate_is_asked_for_the_model_once_a_second(
     standing: Standing, released: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = []
-    honest = standing.gate.released
-    monkeypatch.setattr("fedtalk_ray.coordinator.quota.MOST_A_MINUTE", 20)
     monkeypatch.setattr(readers, "ASKED_AGAIN_S", 60.0)
-    code, other = (standing.authority.token(name).code() for name in ("museum", "archive"))
+    asked = []
 
     async def counted() -> bytes | None:
         asked.append(1)
-        return await honest()
+        return await standing.gate.released()
 
     held = readers.Readers(counted)
     assert asyncio.run(held.order()) == asyncio.run(held.order()) != b""
     assert len(asked) == 1
-    # Within one minute by the door's clock; should it turn over on the way, a second pass is within the next.
-    codes = [get(standing, "/v1/released", code).status_code for _ in range(42)]
-    assert 429 in codes and codes[0] == 200
-    assert get(standing, "/v1/released", other).status_code == 200
-
-
-def test_a_release_without_a_file_is_no_model(standing: Standing, tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    standing.ask(standing.gate.release(str(tmp_path / "empty"))).result()
-    with pytest.raises(EnrolmentError, match="a model without a file"):
-        fetch_released(standing.address, standing.authority.token("museum"), tmp_path / "model")
-
-
-def test_an_address_that_the_certificate_does_not_name_is_told_at_once(standing: Standing, tmp_path: Path) -> None:
-    address = standing.address.replace("localhost", "127.0.0.1")
-    with pytest.raises(EnrolmentError, match="has no certificate of its authority"):
-        fetch_released(address, standing.authority.token("museum"), tmp_path / "model")
-
-
-def test_who_does_not_answer_is_not_waited_for_without_end(
-    standing: Standing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def away() -> bytes | None:
-        raise GateAway
-
-    monkeypatch.setattr(connection, "PATIENCE_S", 1.0)
-    monkeypatch.setattr(standing.gate, "released", away)
-    monkeypatch.setattr(readers.Readers, "order", lambda self: away())
-    with pytest.raises(EnrolmentError, match="did not answer for 1 s"):
-        fetch_released(standing.address, standing.authority.token("museum"), tmp_path / "model")

@@ -3,8 +3,6 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from fedtalk_ray.enrolment.authority import Authority
 from fedtalk_ray.enrolment.invite import Invite
@@ -25,28 +23,11 @@ def test_a_token_survives_being_read() -> None:
     token = Token.new("museum", b"certificate", DAY, key)
     read = Token.parse(token.code())
     assert read == token
+    assert repr(token.secret) not in repr(token) and repr(token.grant) not in repr(token)
     read.check(key.public)
     read.check(key.public, DAY)
     with pytest.raises(EnrolmentError, match=f"ran out on {DAY}"):
         read.check(key.public, "2027-04-01")
-
-
-@given(place=st.integers(7, 140), letter=st.sampled_from("AZaz09-_"))
-def test_no_letter_can_be_changed(place: int, letter: str) -> None:
-    key = SigningKey.generate()
-    token = Token.new("museum", b"certificate", DAY, key)
-    code = token.code()
-    changed = code[:place] + letter + code[place + 1 :]
-    try:
-        other = Token.parse(changed)
-        other.check(key.public)
-    except EnrolmentError as error:
-        assert changed[8:] not in str(error), "a token is a secret"
-    else:
-        # What the signature does not cover is the authority that it names, and that is looked at before it is shown.
-        assert (other.name, other.secret, other.until, other.grant) == (
-            *(token.name, token.secret, token.until, token.grant),
-        )
 
 
 def test_a_token_is_no_invite_and_an_invite_no_token() -> None:
@@ -57,12 +38,6 @@ def test_a_token_is_no_invite_and_an_invite_no_token() -> None:
         Invite.parse(Token.new("s1", b"certificate", DAY, key).code()).check(key.public)
     with pytest.raises(EnrolmentError, match="not one that"):
         Token.new("museum", b"certificate", DAY, SigningKey.generate()).check(key.public)
-
-
-@pytest.mark.parametrize("name", ["", "a/b", "..", "a" * 200])
-def test_no_name_is_a_path(authority: Authority, name: str) -> None:
-    with pytest.raises(EnrolmentError):
-        authority.token(name)
 
 
 def test_a_name_is_given_once(authority: Authority) -> None:
@@ -80,8 +55,3 @@ def test_a_name_is_given_once(authority: Authority) -> None:
     # As a site of that name it would be off the list of the revoked, and the token taken again.
     with pytest.raises(EnrolmentError, match="is the name of a token"):
         authority.invite("museum")
-
-
-def test_a_token_is_not_repeated_where_it_is_printed() -> None:
-    token = Token.new("museum", b"certificate", DAY, SigningKey.generate())
-    assert repr(token.secret) not in repr(token) and repr(token.grant) not in repr(token)

@@ -57,12 +57,6 @@ def test_no_offset_of_a_still_of_a_contrary_or_of_a_short_series() -> None:
     assert lip_offset(LIPS[: 2 * MAX_OFFSET + 1], LIPS[: 2 * MAX_OFFSET + 1]) == 0
 
 
-def test_likeness_is_the_mean_over_all_pairs() -> None:
-    """(1, 0) with (1, 0) and (0, 1): 1 and 0; (3, 4) with them: 0.6 and 0.8."""
-    assert likeness(np.array([[1.0, 0], [3, 4]]), np.array([[1.0, 0], [0, 1]])) == pytest.approx(2.4 / 4)
-    assert likeness(np.array([[1.0, 0]]), None) is None
-
-
 def test_identity_is_measured_against_this_clip_and_against_another() -> None:
     """Red and green at the judged moments. Generated swaps them: unlike this clip, as like another one as the truth."""
     judge: Any = ColourJudge()
@@ -86,6 +80,8 @@ def test_what_cannot_be_known_is_none_and_what_was_not_asked_is_absent() -> None
     assert not {"identity", "identity_other_clip", "l1"} & measure(frames, bare).keys()
     l1 = PerceptualDistance("l1", lambda a, b: (a - b).abs().mean())
     assert measure(frames, bare, None, l1)["l1"] == 0
+    # (1, 0) with (1, 0) and (0, 1): 1 and 0; (3, 4) with them: 0.6 and 0.8.
+    assert likeness(np.array([[1.0, 0], [3, 4]]), np.array([[1.0, 0], [0, 1]])) == pytest.approx(2.4 / 4)
 
 
 def test_the_truth_is_perfect_and_a_still_follows_nothing() -> None:

@@ -1,5 +1,3 @@
-import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +7,6 @@ from fedtalk_ray.evaluation.judge import FEATURE_FILE, IdentityJudge, embed_clip
 from fedtalk_ray.media.dlib_models import MissingModelError
 from fedtalk_ray.media.face_template import LEFT_EYE, RIGHT_EYE
 from fedtalk_ray.media.face_view import arcface_view
-from fedtalk_ray.media.faces import crop_faces, face_transforms
-from fedtalk_ray.media.video import read_video
 from tests.unit.onnx_files import write_network
 
 WEIGHT = np.random.default_rng(0).normal(size=(3, 512)).astype(np.float32)
@@ -48,10 +44,9 @@ def test_a_clip_is_judged_every_fifteenth_frame_without_the_first(judge: Identit
     assert embed_clip(judge, frames[:3]) == pytest.approx(judge.embed(frames[2])[None])
 
 
-@pytest.mark.parametrize("side", [64, 90, 256])
-def test_arcface_view_puts_the_eyes_on_arcfaces_points(side: int) -> None:
+def test_arcface_view_puts_the_eyes_on_arcfaces_points() -> None:
     """insightface's template has the eyes at (38.29, 51.70) and (73.53, 51.50) of 112 x 112 pixels."""
-    ticks = (np.arange(side) + 0.5) / side
+    ticks = (np.arange(90) + 0.5) / 90
     for (x, y), (to_x, to_y) in ((LEFT_EYE, (38.29, 51.70)), (RIGHT_EYE, (73.53, 51.50))):
         spot = np.exp(-((ticks[None] - x) ** 2 + (ticks[:, None] - y) ** 2) / (2 * 0.04**2))
         frame = np.repeat((spot * 255).round().astype(np.uint8)[..., None], 3, axis=2)
@@ -62,34 +57,12 @@ def test_arcface_view_puts_the_eyes_on_arcfaces_points(side: int) -> None:
         assert (view.sum(axis=1) @ centres) / view.sum() == pytest.approx(to_y, abs=0.4)
 
 
-def test_missing_files_and_wrong_frames_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_and_damaged_files_and_wrong_frames_are_named(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
     with pytest.raises(MissingModelError, match=rf"{FEATURE_FILE} in {tmp_path}, which has no such file"):
         IdentityJudge(tmp_path)
     with pytest.raises(ValueError, match=r"square crop, got uint8 \[64, 48, 3\]"):
         arcface_view(np.zeros((64, 48, 3), np.uint8))
-    (tmp_path / FEATURE_FILE).write_bytes(b"")
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # as if it were not installed
-    with pytest.raises(MissingModelError, match="pip install onnxruntime"):
-        IdentityJudge(tmp_path)
-
-
-def test_a_damaged_file_is_named(tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
     (tmp_path / FEATURE_FILE).write_bytes(b"no network")
     with pytest.raises(MissingModelError, match=rf"{tmp_path}/{FEATURE_FILE} cannot be read as an ONNX network"):
         IdentityJudge(tmp_path)
-
-
-@pytest.mark.grid
-def test_real_people_are_told_apart(grid_root: Path) -> None:
-    """Needs the judge's files as well: in $FEDTALK_JUDGE, else models/faceplugin two folders above the clips."""
-    folder = Path(os.environ.get("FEDTALK_JUDGE") or grid_root.parents[1] / "models" / "faceplugin")
-    if not (folder / FEATURE_FILE).is_file():
-        pytest.skip(f"no {FEATURE_FILE} in {folder}; name its folder in FEDTALK_JUDGE")
-    real = IdentityJudge(folder)
-    clips = ("s1/bbaf2n.mpg", "s1/lrwz5a.mpg", "s4/bgim8s.mpg", "s23/priazn.mpg")
-    pictures = [read_video(grid_root / clip).frames[:1] for clip in clips]
-    crops = [next(crop_faces(picture, face_transforms(picture), 64)) for picture in pictures]
-    first, again, *others = [real.embed(crop) for crop in crops]
-    assert similarity(first, again) > 0.6
-    assert max(similarity(first, other) for other in others) < 0.45

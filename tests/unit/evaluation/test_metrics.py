@@ -2,7 +2,6 @@ import math
 
 import numpy as np
 import pytest
-import torch
 
 from fedtalk_ray.evaluation import metrics
 from fedtalk_ray.media.compositing import mask_of
@@ -18,20 +17,13 @@ def flat(*levels: int, side: int = 16) -> np.ndarray:
     return np.stack([np.full((side, side, 3), level, np.uint8) for level in levels])
 
 
-def test_psnr_of_a_constant_offset() -> None:
+def test_psnr_of_a_constant_offset_and_of_equal_clips() -> None:
+    """Uniform rounding error on [-1/2, 1/2] has variance 1/12: 10 log10(12 * 255^2) = 58.92 dB."""
     a = noise((3, 16, 20, 3)) // 2
     assert metrics.psnr(a, a + 10) == pytest.approx(20 * math.log10(255 / 10), abs=1e-4)
-
-
-def test_psnr_is_the_mean_over_frames_and_not_that_of_the_mean_error() -> None:
-    a, b = flat(100, 100), flat(101, 200)
-    assert metrics.psnr(a, b) == pytest.approx((20 * math.log10(255) + 20 * math.log10(2.55)) / 2, abs=1e-4)
-
-
-def test_psnr_of_equal_clips_is_the_cost_of_rounding() -> None:
-    """Uniform rounding error on [-1/2, 1/2] has variance 1/12: 10 log10(12 * 255^2) = 58.92 dB."""
-    a = noise((2, 16, 16, 3))
     assert metrics.psnr(a, a) == pytest.approx(58.9227, abs=1e-4)
+    mean_of_frames = (20 * math.log10(255) + 20 * math.log10(2.55)) / 2
+    assert metrics.psnr(flat(100, 100), flat(101, 200)) == pytest.approx(mean_of_frames, abs=1e-4)
 
 
 def test_mouth_psnr_sees_the_mouth_and_nothing_else() -> None:
@@ -48,11 +40,6 @@ def test_mouth_psnr_sees_the_mouth_and_nothing_else() -> None:
     assert metrics.psnr(a, inside) == pytest.approx(20 * math.log10(255 / 5) - 10 * math.log10(area), abs=1e-4)
 
 
-def test_ssim_of_equal_clips_is_one() -> None:
-    a = noise((20, 16, 16, 3))
-    assert metrics.ssim(a, a) == pytest.approx(1.0, abs=1e-6)
-
-
 def test_ssim_of_plain_frames_by_its_formula() -> None:
     """Without variance SSIM is (2 m n + c1) / (m^2 + n^2 + c1), c1 = 0.01^2."""
     levels = [10 * index for index in range(17)]
@@ -60,24 +47,7 @@ def test_ssim_of_plain_frames_by_its_formula() -> None:
     pairs = [(level / 255, (level + 60) / 255) for level in levels]
     expected = np.mean([(2 * m * n + c1) / (m * m + n * n + c1) for m, n in pairs])
     assert metrics.ssim(flat(*levels), flat(*[level + 60 for level in levels])) == pytest.approx(expected, abs=5e-4)
-
-
-def test_ssim_does_not_lose_precision_to_autocast() -> None:
-    a = noise((2, 32, 32, 3)) // 8 + 100
-    b = np.clip(a.astype(int) + noise(a.shape, 1) // 32, 0, 255).astype(np.uint8)
-    plain = metrics.ssim(a, b)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert metrics.ssim(a, b) == plain
-    assert 0.9 < plain < 0.99
-
-
-def test_sharpness_of_stripes_by_hand() -> None:
-    """Columns of 100 + d and 100 in turn have a Laplacian of 2d: at twice the contrast four times the energy."""
-    weak, strong = flat(100, 100), flat(100, 100)
-    weak[:, :, ::2], strong[:, :, ::2] = 110, 120
-    assert metrics.sharpness_ratio(strong, weak) == pytest.approx(4)
-    assert metrics.sharpness_ratio(weak, strong) == pytest.approx(0.25)
-    assert metrics.sharpness_ratio(weak + 50, weak) == pytest.approx(1)
+    assert metrics.ssim(noise((2, 16, 16, 3)), noise((2, 16, 16, 3))) == pytest.approx(1.0, abs=1e-6)
 
 
 def test_a_seam_is_what_is_steeper_across_the_border_than_the_truth() -> None:
@@ -87,12 +57,6 @@ def test_a_seam_is_what_is_steeper_across_the_border_than_the_truth() -> None:
     soft, steep = (np.repeat((20 + rise * mask).round().astype(np.uint8), 3, -1) for rise in (60, 180))
     assert metrics.seam_ratio(steep, soft) == pytest.approx(3, rel=0.03)
     assert metrics.seam_ratio(soft, soft) == 1 and metrics.seam_ratio(soft + 70, soft) == 1
-    elsewhere = soft.copy()
-    inside, outside = mask_of(side) == 1, mask_of(side) == 0
-    elsewhere[:, inside] = 255
-    elsewhere[:, outside] = 0
-    pasted = np.where(mask > 0.5, elsewhere, soft)
-    assert metrics.seam_ratio(pasted, soft) > 1
     # A row of pixels that crosses no border changes nothing.
     far = soft.copy()
     far[:, :8] = noise((1, 8, side, 3))
@@ -107,25 +71,22 @@ def test_sharpness_is_the_mouths_alone_and_of_a_blank_it_is_one_or_endless() -> 
     elsewhere = noise((2, side, side, 3), seed=1)
     elsewhere[:, top - 1 : bottom + 1, left - 1 : right + 1] = truth[:, top - 1 : bottom + 1, left - 1 : right + 1]
     assert metrics.sharpness_ratio(elsewhere, truth) == pytest.approx(1)
+    # Columns of 100 + d and 100 in turn have a Laplacian of 2d: at twice the contrast four times the energy.
+    weak, strong = flat(100, 100), flat(100, 100)
+    weak[:, :, ::2], strong[:, :, ::2] = 110, 120
+    assert metrics.sharpness_ratio(strong, weak) == pytest.approx(4)
     assert metrics.sharpness_ratio(flat(3, 3), flat(9, 9)) == 1
     assert metrics.sharpness_ratio(noise((2, 16, 16, 3)), flat(9, 9)) == math.inf
-    with pytest.raises(ValueError, match="must have one shape"):
-        metrics.sharpness_ratio(flat(1), flat(1, 1))
     with pytest.raises(ValueError, match="known in square crops only; these frames are 20x16"):
         metrics.sharpness_ratio(noise((2, 16, 20, 3)), noise((2, 16, 20, 3)))
 
 
-def test_jitter_of_a_ramp() -> None:
+def test_jitter_of_a_ramp_and_its_ratio() -> None:
     assert metrics.temporal_jitter(flat(0, 5, 10, 15)) == pytest.approx(5 / 255)
     assert metrics.temporal_jitter(flat(0, 255, 0)) == 1.0
-    assert metrics.temporal_jitter(flat(7, 7)) == 0.0
-
-
-def test_jitter_ratio() -> None:
     assert metrics.jitter_ratio(flat(10, 40, 10), flat(50, 70)) == pytest.approx(1.5)
     assert metrics.jitter_ratio(flat(10, 10), flat(50, 70)) == 0.0
     assert metrics.jitter_ratio(flat(10, 20), flat(50, 50)) == math.inf
-    assert metrics.jitter_ratio(flat(10, 10), flat(50, 50)) == 1.0
 
 
 def test_correlation_agrees_with_numpy() -> None:
@@ -136,34 +97,21 @@ def test_correlation_agrees_with_numpy() -> None:
     assert metrics.correlation(a, -3 * a + 1) == pytest.approx(-1.0)
 
 
-ROUNDED = np.array([0.1] * 8 + [np.nextafter(0.1, 1)])
-
-
-@pytest.mark.parametrize("constant", [np.zeros(9), np.full(9, 0.1, np.float32), ROUNDED, np.full(9, np.nan)])
-def test_a_constant_series_follows_nothing(constant: np.ndarray) -> None:
-    assert metrics.correlation(constant, np.arange(9.0)) == 0.0
-    assert metrics.correlation(np.arange(9.0), constant) == 0.0
-
-
 def test_correlation_leaves_out_what_is_not_finite() -> None:
     a = np.array([1.0, np.nan, 2.0, 4.0, 9.0])
     b = np.array([2.0, 50.0, 1.0, np.inf, 5.0])
     assert metrics.correlation(a, b) == pytest.approx(np.corrcoef([1, 2, 9], [2, 1, 5])[0, 1])
-    assert metrics.correlation(np.array([1.0]), np.array([2.0])) == 0.0
+    for constant in (np.array([1.0]), np.full(5, 0.1), np.full(5, np.nan)):
+        assert (
+            metrics.correlation(constant, b[: len(constant)]) == metrics.correlation(b[: len(constant)], constant) == 0
+        )
 
 
 @pytest.mark.parametrize("late", [-4, -1, 0, 3])
 def test_best_lag_finds_a_shift(late: int) -> None:
     source = np.random.default_rng(2).normal(size=60)
     a, b = source[10:50], source[10 - late : 50 - late]  # b[t] = a[t - late]
-    lag, value = metrics.best_lag(a, b, 5)
-    assert lag == late
-    assert value == pytest.approx(1.0)
-
-
-def test_best_lag_beyond_reach_and_of_a_constant() -> None:
-    a = np.sin(np.arange(40.0) / 5)
-    assert metrics.best_lag(a, np.roll(a, 3), 1)[0] == 1
+    assert metrics.best_lag(a, b, 5) == (late, pytest.approx(1.0))
     assert metrics.best_lag(a, np.ones(40), 5) == (0, 0.0)
 
 
@@ -172,13 +120,11 @@ def test_best_lag_beyond_reach_and_of_a_constant() -> None:
     [
         (lambda: metrics.psnr(flat(1), flat(1, 2)), r"one shape, got \[1, 16, 16, 3\] and \[2, 16, 16, 3\]"),
         (lambda: metrics.psnr(flat(1) / 255, flat(1)), "got float64"),
-        (lambda: metrics.ssim(flat(1)[0], flat(1)[0]), r"got uint8 \[16, 16, 3\]"),
         (lambda: metrics.ssim(flat(1, side=8), flat(1, side=8)), "11 pixels wide; these frames are 8x8"),
         (lambda: metrics.mouth_psnr(flat(1)[:, :8], flat(1)[:, :8]), "these frames are 16x8"),
         (lambda: metrics.temporal_jitter(flat(1)), "T >= 2"),
         (lambda: metrics.correlation(np.zeros(3), np.zeros(4)), r"\(3,\) and \(4,\)"),
         (lambda: metrics.best_lag(np.zeros(5), np.zeros(5), 4), "max_lag is 4; a series of 5 values allows 0 to 3"),
-        (lambda: metrics.best_lag(np.zeros(5), np.zeros(6), 1), r"\(5,\) and \(6,\)"),
     ],
 )
 def test_bad_input_is_named(call, says: str) -> None:

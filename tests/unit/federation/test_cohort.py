@@ -13,15 +13,7 @@ from fedtalk_ray.privacy.noise import system_rng
 TEN = [f"s{index}" for index in range(10)]
 
 
-def test_seed_and_round_decide_and_nothing_else() -> None:
-    first = [sample_cohort(TEN, 3, 5, number) for number in range(1, 31)]
-    backwards = [sample_cohort(TEN, 3, 5, number) for number in range(30, 0, -1)]
-    assert first == backwards[::-1]
-    assert len({tuple(cohort) for cohort in first}) > 15
-    assert first != [sample_cohort(TEN, 3, 6, number) for number in range(1, 31)]
-
-
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(1, 12), st.integers(1, 15), st.integers(0, 2**40), st.integers(1, 10**6))
 def test_nobody_twice_nobody_from_outside_in_order(people: int, size: int, seed: int, number: int) -> None:
     population = [f"s{index}" for index in range(people)]
@@ -30,24 +22,19 @@ def test_nobody_twice_nobody_from_outside_in_order(people: int, size: int, seed:
     assert cohort == sorted(set(cohort)) and set(cohort) <= set(population)
 
 
-def test_everybody_takes_part_when_there_are_not_more() -> None:
-    assert sample_cohort(["c", "a", "b"], 3, 0, 1) == sample_cohort(["c", "a", "b"], 9, 0, 1) == ["a", "b", "c"]
-
-
 def test_everybody_is_drawn_equally_often_and_so_is_every_pair() -> None:
     """Chi-square against equal shares; the 0.1% points for 9 and 44 degrees of freedom are 27.9 and 78.7."""
     rounds = 2000
     cohorts = [sample_cohort(TEN, 3, 11, number) for number in range(1, rounds + 1)]
     share = 3 / 10
     alone = [sum(client in cohort for cohort in cohorts) for client in TEN]
-    # Without replacement the counts of one round are tied: their variance is share * (1 - share), times 10 / 9.
     assert sum((n - rounds * share) ** 2 for n in alone) / (rounds * share * (1 - share) * 10 / 9) < 27.9
     expected = rounds * 3 / 45
     pairs = [sum({a, b} <= set(cohort) for cohort in cohorts) for a, b in combinations(TEN, 2)]
     assert sum((n - expected) ** 2 for n in pairs) / expected < 78.7
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(0, 20), st.integers(1, 8))
 def test_chunks_hold_everybody_once_and_are_even(count: int, slots: int) -> None:
     cohort = [f"s{index:02d}" for index in range(count)]
@@ -55,10 +42,7 @@ def test_chunks_hold_everybody_once_and_are_even(count: int, slots: int) -> None
     assert sorted(client for chunk in chunks for client in chunk) == cohort
     assert len(chunks) == min(slots, count) and all(chunks)
     assert not chunks or max(map(len, chunks)) - min(map(len, chunks)) <= 1
-
-
-def test_clients_are_dealt_round_robin() -> None:
-    assert into_chunks(["a", "b", "c", "d", "e"], 2) == [["a", "c", "e"], ["b", "d"]]
+    assert into_chunks(["a", "b", "c", "d", "e"], 2) == [["a", "c", "e"], ["b", "d"]], "dealt round robin"
 
 
 def test_poisson_cohorts_take_everybody_by_a_coin_of_their_own() -> None:
@@ -70,14 +54,7 @@ def test_poisson_cohorts_take_everybody_by_a_coin_of_their_own() -> None:
     sizes = np.array([len(cohort) for cohort in cohorts])
     assert 0.6 < sizes.var() / (50 * 0.3 * 0.7) < 1.6
     assert all(cohort == sorted(cohort) for cohort in cohorts)
-
-
-def test_no_seed_repeats_a_poisson_cohort() -> None:
-    population = [f"c{index}" for index in range(60)]
-    np.random.seed(0)
-    first = poisson_cohort(population, 0.5, {}, None, system_rng())
-    np.random.seed(0)
-    assert poisson_cohort(population, 0.5, {}, None, system_rng()) != first
+    assert len({tuple(cohort) for cohort in cohorts}) > 390
 
 
 def test_who_reached_the_participation_cap_stays_out() -> None:

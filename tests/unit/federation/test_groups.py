@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedtalk_ray.config import parse_config
@@ -69,51 +69,28 @@ class Run:
         return None
 
 
-PARTS = [NAMES[:3], NAMES[3:6], NAMES[6:]]
-
-
-def test_the_update_is_the_median_of_the_groups_averages(tmp_path: Path) -> None:
-    """Averages 1, 2 and, with a client that lies, 9: a mean of all would be 4."""
-    run = Run(tmp_path)
-    updates = dict.fromkeys(NAMES[:3], 1.0) | dict.fromkeys(NAMES[3:6], 2.0) | {"c06": 1.0, "c07": 1.0, "c08": 14.0}
-    for place, members in enumerate(PARTS):
-        assert run.server.set_aside(1, run.group(members, updates), place == 0) is None
-    figures = run.server.finish(1, groups=3)
-    assert figures["survivors"] == 9 and figures["groups"] == 3
-    assert figures["update_norm"] == pytest.approx(4, rel=1e-4)
-    assert run.server.shared() == pytest.approx(np.full(VALUES, 2.0), abs=1e-3)
-
-
 @pytest.mark.parametrize(("groups", "lost", "opened"), [(4, 1, True), (3, 1, False), (4, 2, False)])
 def test_groups_that_are_lost_are_left_out_while_three_and_most_are_there(
     tmp_path: Path, groups: int, lost: int, opened: bool
 ) -> None:
-    """Of two the median is the mean, which one bad group moves as it likes; of four it stays between the others."""
+    """The averages are -30, 1, 2 and 3, of which the last are lost; the median of two would be their mean."""
     run = Run(tmp_path, groups)
     parts = [run.names[3 * place : 3 * place + 3] for place in range(groups)]
-    updates = dict.fromkeys(run.names, 1.0) | dict.fromkeys(parts[0], -30.0)
+    averages = (-30.0, 1.0, 2.0, 3.0)
+    updates = {name: averages[place] for place, members in enumerate(parts) for name in members}
     for place, members in enumerate(parts):
         run.server.set_aside(1, run.group(members, updates, silent=place >= groups - lost), place == 0)
     figures = run.server.finish(1, groups=groups)
     assert run.server.round() == 1
     if opened:
-        assert figures["survivors"] == 9
+        assert figures["survivors"] == 9 and figures["groups"] == 3
+        assert figures["update_norm"] == pytest.approx(VALUES**0.5, rel=1e-3)
         assert run.server.shared() == pytest.approx(np.ones(VALUES), abs=1e-3)
     else:
         assert figures["aborted"] == Code.TOO_FEW and not run.server.shared().any()
 
 
-def test_a_server_that_came_back_between_two_groups_says_so(tmp_path: Path) -> None:
-    run = Run(tmp_path)
-    updates = dict.fromkeys(NAMES, 1.0)
-    run.server.set_aside(1, run.group(PARTS[0], updates), True)
-    run.server = ParameterServer(str(tmp_path), run.config)
-    for members in PARTS[1:]:
-        run.server.set_aside(1, run.group(members, updates), False)
-    assert run.server.finish(1, groups=3)["aborted"] == Code.LOST
-    assert run.server.round() == 0
-
-
+@settings(max_examples=25)
 @given(count=st.integers(1, 40), groups=st.integers(1, 6), seed=st.integers(0, 2**32))
 def test_everybody_is_dealt_to_one_group(count: int, groups: int, seed: int) -> None:
     cohort = [f"c{number:02}" for number in range(count)]
@@ -123,13 +100,7 @@ def test_everybody_is_dealt_to_one_group(count: int, groups: int, seed: int) -> 
     assert all(part == sorted(part) for part in parts)
 
 
-def test_who_is_with_whom_is_chance() -> None:
-    cohort = [f"c{number}" for number in range(9)]
-    together = sum(any({"c0", "c1"} <= set(part) for part in dealt(cohort, 3, system_rng())) for _ in range(2000))
-    # Two of nine are in one of three groups with chance 2 / 8.
-    assert abs(together / 2000 - 0.25) < 5 * (0.25 * 0.75 / 2000) ** 0.5
-
-
+@settings(max_examples=25)
 @given(
     right=st.lists(st.floats(-1, 1), min_size=3, max_size=3),
     wrong=st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=2),
@@ -140,25 +111,19 @@ def test_a_minority_of_groups_stays_within_the_others(right: list[float], wrong:
 
 
 @pytest.mark.parametrize(
-    ("settings", "says"),
+    ("chosen", "says"),
     [
         ({"groups": 2, "size": 24, "floor": None}, r"strategy.groups 2: three or more.*of 8.*set 3 to 3"),
         ({"groups": 4, "size": 24, "floor": None}, r"strategy.groups 4: .*of a cohort of 24; set 3 to 3"),
-        ({"groups": 3, "size": 16, "floor": None}, r"set 1, or a cohort of 24"),
         ({"aggregation": "plain", "floor": None}, r"under aggregation: secure without noise; set 1"),
         ({"cohort": {"size": 9, "over_select": 0.5}}, r"fixed size"),
-        ({"cohort": {"size": 9, "sampling": "poisson"}}, r"fixed size"),
         (
             {"privacy": {"mechanism": "skellam", "epsilon": 8, "clip_norm": 1.0, "insecure_min_survivors": 3}},
             r"without noise; set 1",
         ),
     ],
 )
-def test_groups_that_cannot_be_are_one_line(settings: dict[str, Any], says: str) -> None:
+def test_groups_that_cannot_be_are_one_line(chosen: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        check_cohorts(config(**settings), 100)
-
-
-def test_groups_that_can_be_pass() -> None:
+        check_cohorts(config(**chosen), 100)
     check_cohorts(config(groups=3, size=24, floor=None), 100)
-    check_cohorts(config(groups=1, size=24, floor=None), 100)

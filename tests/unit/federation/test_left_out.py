@@ -14,13 +14,9 @@ def left_out(tmp_path: Path) -> LeftOut:
     return LeftOut(tmp_path / "left_out.json")
 
 
-def test_who_has_done_nothing_is_in(left_out: LeftOut, tmp_path: Path) -> None:
-    left_out.after(1, {}, lost=True)
-    assert left_out.of(2, 10) == [] and left_out.for_good() == ()
-    assert not (tmp_path / "left_out.json").exists()
-
-
 def test_a_proven_fault_is_for_good_whether_or_not_a_round_was_lost(left_out: LeftOut, tmp_path: Path) -> None:
+    left_out.after(1, {"ana": Fault.SILENT, "bob": Fault.UNANSWERED}, lost=False)
+    assert left_out.of(2, 5) == [] and left_out.for_good() == ()
     left_out.after(3, {"eve": Fault.KEPT_BACK}, lost=False)
     again = LeftOut(tmp_path / "left_out.json")
     assert again.of(4, 0) == again.of(4000, 0) == ["eve"]
@@ -37,21 +33,6 @@ def test_a_suspected_one_sits_out_twice_as_long_each_time(left_out: LeftOut) -> 
     assert out == [2, 4, 5, 7, 8, 9, 10, 12, 13, 14, 15, 16, 17, 18, 19]
     assert left_out.for_good() == ()
     assert left_out.of(1000, 5) == []
-
-
-def test_silence_in_a_round_that_went_well_costs_nothing(left_out: LeftOut) -> None:
-    left_out.after(1, {"ana": Fault.SILENT, "bob": Fault.UNANSWERED}, lost=False)
-    assert left_out.of(2, 5) == []
-
-
-@pytest.mark.parametrize("rounds", [10, 100, 1000])
-def test_whoever_can_spoil_a_round_spoils_few(left_out: LeftOut, rounds: int) -> None:
-    spoilt = 0
-    for number in range(1, rounds + 1):
-        if "eve" not in left_out.of(number, 1):
-            spoilt += 1
-            left_out.after(number, {"eve": Fault.UNANSWERED}, lost=True)
-    assert spoilt <= rounds.bit_length()
 
 
 def test_cohorts_stay_as_large_as_they_were(left_out: LeftOut) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fedtalk_ray.config import parse_config
 from fedtalk_ray.errors import ConfigError
-from fedtalk_ray.federation.lora_factors import Pair, orthogonal, places, settled, trains, without_untrained
+from fedtalk_ray.federation.lora_factors import Pair, orthogonal, places, trains, without_untrained
 from fedtalk_ray.federation.server import ParameterServer
 from fedtalk_ray.messages import PlainUpdate
 from fedtalk_ray.model import adapters
@@ -52,7 +52,7 @@ def test_noise_on_what_nobody_trained_is_dropped(factors: str, index: int, dropp
     assert (update == vector()).all(), "the sum itself stays as it is"
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     st.integers(1, 7),
     st.integers(1, 4),
@@ -79,23 +79,7 @@ def test_a_new_a_is_orthonormal_and_the_product_stays(
     assert new_a.dtype == new_b.dtype == np.float32 and new_b.shape == b.shape
     sizes = np.linalg.norm(new_b, axis=0)[: min(rank, outputs, inputs)]
     assert (np.diff(sizes) <= 1e-5).all(), "largest first"
-    rows = np.linalg.svd(b.astype(float) @ a)[2][: len(sizes)]
-    if (np.abs(np.diff(sizes, append=0)) > 1e-2).all():
-        np.testing.assert_allclose(np.abs((new_a[: len(sizes)] @ rows.T).diagonal()), 1, atol=1e-3)
-
-
-def test_only_svd_changes_what_a_round_ends_with() -> None:
-    values = vector()
-    assert settled(values, PAIRS, "alternate") is values
-    made = settled(values, PAIRS, "svd")
-    assert not np.allclose(made, values)
-    for new, old in zip(products(made), products(values), strict=True):
-        np.testing.assert_allclose(new, old, atol=1e-5)
-
-
-def test_pairs_that_do_not_fill_the_vector_are_refused() -> None:
-    with pytest.raises(ValueError, match="LoRA pairs of 36 values do not fit a vector of 35"):
-        list(places(35, PAIRS))
+    np.testing.assert_allclose(sizes, np.linalg.svd(b.astype(float) @ a)[1][: len(sizes)], atol=1e-4)
 
 
 def test_the_models_pairs_are_where_its_vector_has_them(make_pipeline, make_config) -> None:
@@ -144,8 +128,7 @@ def test_factors_that_turn_are_not_averaged_over_rounds(server: dict) -> None:
     with pytest.raises(ConfigError, match="lora_aggregation: svd turns the factors"):
         config("svd", server=server)
     config("alternate", server=server)
-
-
-def test_a_backbone_has_no_factors() -> None:
     with pytest.raises(ConfigError, match="lora_aggregation is of shared: adapter"):
         config("ffa", shared="backbone")
+    with pytest.raises(ValueError, match="LoRA pairs of 36 values do not fit a vector of 35"):
+        list(places(35, PAIRS))

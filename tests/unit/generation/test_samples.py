@@ -33,17 +33,6 @@ def test_every_frame_lies_where_the_docstring_says() -> None:
             assert (sheet[y + 12 : y + 12 + GAP, x : x + 18] == BACKGROUND).all()
 
 
-def test_names_are_written_in_the_strip_above_their_row() -> None:
-    frames = numbered(4, 40, 40)
-    row = LABEL_HEIGHT + 80 + GAP
-    named, other = (contact_sheet([("", frames), (name, frames)]) for name in ("generated", "ground truth"))
-    assert (named[:LABEL_HEIGHT] == BACKGROUND).all()  # the empty name
-    strip = named[row : row + LABEL_HEIGHT]
-    assert (strip.max(axis=2) > 150).sum() > 50
-    assert (strip != other[row : row + LABEL_HEIGHT]).any()
-    assert (named[row + LABEL_HEIGHT :] == other[row + LABEL_HEIGHT :]).all()
-
-
 def test_short_videos_show_each_frame_once_and_rows_share_instants() -> None:
     sheet = contact_sheet([("long", numbered(50)), ("short", numbered(3))], columns=12, scale=1)
     assert sheet.shape[1] == 3 * (6 + GAP) - GAP
@@ -57,29 +46,21 @@ def test_short_videos_show_each_frame_once_and_rows_share_instants() -> None:
         ([], "at least one video"),
         ([("a", numbered(3)), ("b", numbered(3, 8))], "b: frames are 6x8, those of a are 6x4"),
         ([("a", numbered(3)[:0])], r"a: must be .* got uint8 \[0, 4, 6, 3\]"),
-        ([("a", numbered(3) / 255)], "got float64"),
     ],
 )
 def test_bad_rows_are_named(rows: list[tuple[str, np.ndarray]], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         contact_sheet(rows)
-    with pytest.raises(ValueError, match="at least 1, got 0 and 2"):
-        contact_sheet([("a", numbered(3))], columns=0)
 
 
-def test_png_is_whole_and_alone(tmp_path: Path) -> None:
+def test_a_png_is_whole_and_alone_or_not_there(tmp_path: Path) -> None:
     image = contact_sheet([("a", numbered(5))])
     target = tmp_path / "samples" / "sheet.png"
     write_png(target, image)
     write_png(target, image)
     assert (np.array(Image.open(target)) == image).all()
-    assert [file.name for file in target.parent.iterdir()] == ["sheet.png"]
-
-
-def test_png_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
     with pytest.raises(OutputError, match="cannot write"):
-        write_png(tmp_path / "file" / "sheet.png", np.zeros((4, 4, 3), np.uint8))
+        write_png(target / "sheet.png", image)
     with pytest.raises(TypeError):
-        write_png(tmp_path / "sheet.png", np.zeros((4, 4, 3), np.complex64))
-    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+        write_png(target.parent / "b.png", np.zeros((4, 4, 3), np.complex64))
+    assert [file.name for file in target.parent.iterdir()] == ["sheet.png"]

@@ -24,11 +24,8 @@ def life(picture) -> StillLife:
     return StillLife(place.landmarks, place.transform, picture.shape[:2], Fraction(25))
 
 
-def test_open_eyes_leave_the_picture_as_it_is(picture, life) -> None:
-    assert life.blinked(picture, 0.0) is picture
-
-
 def test_a_blink_covers_the_eyes_and_nothing_else(picture, life) -> None:
+    assert life.blinked(picture, 0.0) is picture
     shut = life.blinked(picture, 1.0)
     changed = np.argwhere((shut != picture).any(-1))
     assert len(changed) > 50

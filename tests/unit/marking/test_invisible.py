@@ -5,8 +5,6 @@ import io
 import av
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy.fft import dctn
 
 from fedtalk_ray.marking import invisible
@@ -24,15 +22,10 @@ def scenery(height: int = 288, width: int = 360, seed: int = 0) -> np.ndarray:
     return np.clip(120 + 40 * picture / picture.std(), 0, 255).astype(np.uint8)
 
 
-def filmed(slides: bool, count: int = 50, height: int = 288, width: int = 360, seed: int = 0) -> np.ndarray:
-    """A scenery before which something moves, or that slides as a whole, with a camera's noise."""
-    large, rng = scenery(height + 40, width + 40, seed), np.random.default_rng(seed + 1)
-    if slides:
-        frames = [large[i // 4 : i // 4 + height, i // 3 : i // 3 + width] for i in range(count)]
-    else:
-        frames = [large[:height, :width].copy() for _ in range(count)]
-        for i, frame in enumerate(frames):
-            frame[100:200, 120 + i // 2 : 220 + i // 2] = scenery(100, 100, seed + 2)
+def filmed(count: int = 50, height: int = 288, width: int = 360) -> np.ndarray:
+    """A scenery that slides, with a camera's noise."""
+    large, rng = scenery(height + 40, width + 40), np.random.default_rng(1)
+    frames = [large[i // 4 : i // 4 + height, i // 3 : i // 3 + width] for i in range(count)]
     return np.clip(np.stack(frames) + rng.normal(scale=2, size=(count, height, width, 3)), 0, 255).astype(np.uint8)
 
 
@@ -66,76 +59,29 @@ def test_sums_are_those_of_the_cosine_transform() -> None:
     np.testing.assert_allclose(sums(picture), expected, atol=1e-3)
 
 
-@given(st.integers(0, 65535))
-@settings(max_examples=20, deadline=None)
+@pytest.mark.parametrize("number", [0, 1, 4711, 65535])
 def test_every_number_is_read_from_one_picture(number: int) -> None:
     found = read([mark(scenery(), number)])
     assert found is not None and found.number == number and found.right > 0.95
 
 
-@pytest.mark.parametrize(
-    ("slides", "crf", "scale"),
-    [(True, 23, 1.0), (True, 28, 1.0), (True, 23, 0.75), (False, 28, 1.0), (False, 28, 0.75)],
-)
-def test_mark_outlives_coding_and_scaling(slides: bool, crf: int, scale: float) -> None:
-    """In two seconds."""
-    frames = filmed(slides)
+def test_mark_outlives_coding_and_scaling_in_two_seconds() -> None:
+    frames = filmed()
     number = nearest_number(frames[0])
     frames = np.concatenate(list(marked([frames], number)))
-    found = read(coded(coded(frames, 18), crf, scale))
+    found = read(coded(coded(frames, 18), 23, 0.75))
     assert found is not None and found.number == number
 
 
 def test_nothing_is_found_where_nothing_was_put() -> None:
-    assert [read([scenery(seed=seed)]) for seed in range(30)] == [None] * 30
-    assert read(coded(filmed(True), 23)) is None
+    assert [read([scenery(seed=seed)]) for seed in range(10)] == [None] * 10
+    assert read(coded(filmed(10), 23)) is None
     assert read([]) is None
 
 
-@pytest.mark.parametrize("level", [0, 128, 255])
-def test_plain_pictures_carry_no_mark_and_take_one(level: int) -> None:
-    """At the ends of the scale half of each wave is cut off."""
-    plain = np.full((288, 360, 3), level, np.uint8)
-    assert read([plain]) is None
-    found = read([mark(plain, 4711)])
-    assert found is not None and found.number == 4711
-
-
-def test_mark_is_not_seen() -> None:
-    picture = scenery()
-    change = mark(picture, nearest_number(picture)).astype(float) - picture
+def test_mark_is_not_seen_and_the_nearest_number_changes_the_picture_least() -> None:
+    picture = scenery(seed=5)
+    change, *others = (mark(picture, n).astype(float) - picture for n in (nearest_number(picture), 1, 4711))
     assert 10 * np.log10(255**2 / np.mean(change**2)) > 43
     assert abs(change).max() <= 12
-
-
-def test_mark_stretches_with_the_picture() -> None:
-    """Read from a picture of another size and shape, as a player may show it."""
-    whole = mark(scenery(), 99)
-    half = av.VideoFrame.from_ndarray(whole, format="rgb24").reformat(width=200, height=240).to_ndarray(format="rgb24")
-    found = read([half])
-    assert found is not None and found.number == 99
-
-
-def test_nearest_number_changes_the_picture_least() -> None:
-    picture = scenery(seed=5)
-    nearest = nearest_number(picture)
-
-    def change(number: int) -> float:
-        return float(np.mean((mark(picture, number).astype(float) - picture) ** 2))
-
-    assert change(nearest) < 0.7 * min(change(number) for number in (1, 99, 4711, 65535))
-
-
-def test_large_pictures_carry_it_as_small_ones_do() -> None:
-    large = mark(scenery(1080, 1920), 1234)
-    small = av.VideoFrame.from_ndarray(large, format="rgb24").reformat(width=640, height=360).to_ndarray(format="rgb24")
-    for picture in (large, small):
-        found = read([picture])
-        assert found is not None and found.number == 1234
-
-
-def test_smooth_places_are_changed_less() -> None:
-    picture = scenery()
-    picture[:, :180] = 120
-    change = np.abs(mark(picture, 77).astype(float) - picture).mean(-1)
-    assert change[:, :160].mean() < 0.5 * change[:, 200:].mean()
+    assert np.mean(change**2) < 0.7 * min(np.mean(other**2) for other in others)

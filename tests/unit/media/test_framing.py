@@ -4,15 +4,7 @@ import numpy as np
 import pytest
 
 from fedtalk_ray.media.faces import similarity_transforms, warp
-from fedtalk_ray.media.framing import (
-    ALIGNED,
-    FRAMINGS,
-    MUSETALK,
-    aligned_crops,
-    in_crop,
-    musetalk_boxes,
-    to_aligned,
-)
+from fedtalk_ray.media.framing import MUSETALK, aligned_crops, in_crop, musetalk_boxes, to_aligned
 
 
 @pytest.fixture
@@ -21,7 +13,6 @@ def landmarks() -> np.ndarray:
     rng = np.random.default_rng(0)
     points = rng.uniform((90, 110), (150, 190), (68, 2))
     points[0], points[16], points[8] = (60, 120), (180, 118), (121, 220)
-    points[29] = (120, 130)
     points[36:42] = rng.normal((95, 105), 2, (6, 2))
     points[42:48] = rng.normal((145, 105), 2, (6, 2))
     points[27:31, 0] = 120
@@ -35,8 +26,6 @@ def test_musetalks_box_by_hand(landmarks: np.ndarray) -> None:
     pixels more below the chin."""
     expected = [60, 130 - (220 - 130), 180, 220 + 10]
     assert musetalk_boxes(landmarks[None]).tolist() == [expected]
-    moved = landmarks + np.array([7, -3])
-    np.testing.assert_allclose(musetalk_boxes(moved[None]), [np.add(expected, (7, -3, 7, -3))])
 
 
 def test_a_crop_shows_the_box_each_side_stretched_and_nothing_turned(landmarks: np.ndarray) -> None:
@@ -47,24 +36,6 @@ def test_a_crop_shows_the_box_each_side_stretched_and_nothing_turned(landmarks: 
     np.testing.assert_allclose(transform @ (1, 0, 1), (right, top))
     # Half the height is the middle of the box: what MuseTalk hides begins there.
     assert (transform @ (0, 0.5, 1))[1] == pytest.approx((top + bottom) / 2)
-    picture = np.zeros((260, 240, 3), np.uint8)
-    picture[int(top) - 1 : int(bottom) + 1, int(left) - 1 : int(right) + 1] = 200
-    assert (warp(picture, transform, 64, 4) == 200).all()
-    # And not a pixel less.
-    picture[int(top) : int(top) + 2] = picture[:, int(right) - 2 : int(right)] = 0
-    crop = warp(picture, transform, 64, 4)
-    assert (crop[0] < 200).all() and (crop[:, -1] < 200).all() and (crop[2:, :-2] == 200).all()
-
-
-def test_landmarks_lie_in_the_crop_where_they_lie_in_the_picture(landmarks: np.ndarray) -> None:
-    places = MUSETALK.transforms(landmarks[None])
-    found = in_crop(landmarks[None], places)
-    assert found.dtype == np.float32
-    assert found[0, :, 0].min() == pytest.approx(0, abs=1e-6) and found[0, :, 0].max() == pytest.approx(1)
-    assert found[0, 8, 1] == pytest.approx((220 - 40) / (230 - 40))
-    np.testing.assert_allclose(
-        np.einsum("ij,nj->ni", places[0, :, :2], found[0]) + places[0, :, 2], landmarks, atol=1e-4
-    )
 
 
 def test_only_the_lower_half_is_put_back_and_its_border_is_soft() -> None:
@@ -98,7 +69,3 @@ def test_crops_become_aligned_ones(landmarks: np.ndarray) -> None:
     inside = ((place > 0.02) & (place < 0.98)).all(-1)
     assert inside.mean() > 0.3
     assert np.abs(made.astype(int) - true)[inside].mean() < 3
-
-
-def test_every_framing_has_a_name_of_its_own() -> None:
-    assert FRAMINGS == {"aligned": ALIGNED, "musetalk": MUSETALK}

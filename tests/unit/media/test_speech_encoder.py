@@ -4,25 +4,22 @@ The models are small and random, but they are the libraries' own classes, saved 
 """
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from fedtalk_ray.errors import UserError
-from fedtalk_ray.media.speech import load_speech_features, speech_windows
-from fedtalk_ray.media.speech_encoder import SpeechError, blended, receptive_field
+from fedtalk_ray.media.speech import load_speech_features
+from fedtalk_ray.media.speech_encoder import SpeechError, blended
 
 CONVOLUTIONAL = {
     "hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
     "conv_dim": [32] * 7, "num_conv_pos_embeddings": 1, "num_conv_pos_embedding_groups": 2,
     "feat_extract_norm": "layer", "do_stable_layer_norm": True,
 }  # fmt: skip
-KINDS = ("whisper", "wav2vec2", "hubert", "wavlm")
 
 
 @pytest.fixture(scope="session")
@@ -60,29 +57,6 @@ def burst(seconds: float, begin: float, length: float) -> np.ndarray:
     return audio
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_frame_k_hears_220_ms_before_and_after_its_own_middle(models: dict[str, Path], kind: str) -> None:
-    """What a click in the middle of frame 20 moves lies around step 10.5 of its window, 12.5 of the one before."""
-    features = load_speech_features(str(models[kind]))
-    assert features.source == str(models[kind]) and features.shape == (22, 16 if kind == "whisper" else 24)
-    audio = np.full(40 * 640, 1e-3, np.float32) * np.resize([1, -1], 40 * 640)
-    clicked = audio.copy()
-    clicked[20 * 640 + 316 : 20 * 640 + 324] += 0.02
-    moved = np.abs(features.windows(clicked, 40) - features.windows(audio, 40)).sum(axis=2)
-    moved = np.maximum(0, moved - 2 * np.median(moved))  # attention carries a little of the click to everywhere
-    middles = [moved[frame] @ np.arange(22) / moved[frame].sum() for frame in (19, 20, 21)]
-    assert middles == pytest.approx([12.5, 10.5, 8.5], abs=0.25)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_sound_that_comes_40_ms_later_is_heard_a_frame_later(models: dict[str, Path], kind: str) -> None:
-    features = load_speech_features(str(models[kind]))
-    early, late = (features.windows(burst(2.0, begin, 0.4), 50) for begin in (0.8, 0.84))
-    spread = early[10:40].std()
-    assert np.abs(late[11:40] - early[10:39]).max() < 0.02 * spread
-    assert np.abs(late[10:40] - early[10:40]).max() > 0.5 * spread
-
-
 def test_whisper_hears_as_its_own_encoder_does(models: dict[str, Path]) -> None:
     """The library's own way, on sound that begins 190 ms late: its vector j is centred on 20 j ms."""
     import transformers as t
@@ -97,55 +71,17 @@ def test_whisper_hears_as_its_own_encoder_does(models: dict[str, Path]) -> None:
         assert windows[frame] == pytest.approx(hidden[2 * frame : 2 * frame + 22], abs=1e-4)
 
 
-@pytest.fixture(scope="session")
-def converted(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same Whisper, written by CTranslate2's own converter; its words do not matter to the encoder."""
-    import ctranslate2
-    import transformers as t
-
-    loader = ctranslate2.converters.transformers.WhisperLoader()
-    spec = loader.get_model_spec(t.WhisperForConditionalGeneration.from_pretrained(models["whisper"]))
-    spec.register_vocabulary([f"word{index}" for index in range(60)])
-    spec.validate()
-    folder = tmp_path_factory.mktemp("converted") / "whisper"
-    folder.mkdir()
-    spec.save(str(folder))
-    return folder
-
-
-@pytest.mark.parametrize("seconds", [3.0, 33.0])
-def test_whisper_hears_the_same_in_ctranslate2s_format(
-    models: dict[str, Path], converted: Path, seconds: float
-) -> None:
-    audio = burst(seconds, 0.2, seconds - 0.5)
-    here, there = (load_speech_features(str(folder)) for folder in (models["whisper"], converted))
-    assert here.shape == there.shape
-    frames = round(25 * seconds)
-    assert there.windows(audio, frames) == pytest.approx(here.windows(audio, frames), abs=1e-4)
-
-
-def test_a_damaged_ctranslate2_folder_is_one_line(converted: Path, tmp_path: Path) -> None:
-    (tmp_path / "model.bin").write_bytes((converted / "model.bin").read_bytes()[:1000])
-    with pytest.raises(SpeechError, match=r"cannot be loaded as CTranslate2's Whisper") as caught:
-        load_speech_features(str(tmp_path))
-    assert "\n" not in str(caught.value)
-
-
-def test_without_ctranslate2_its_format_says_what_to_install(converted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "ctranslate2", None)  # as if it were not installed
-    with pytest.raises(SpeechError, match=r"CTranslate2's format .*: pip install 'fedtalk-ray\[ctranslate2\]'"):
-        load_speech_features(str(converted))
-
-
-@pytest.mark.parametrize("normalised", [True, False])
-def test_wav2vec2_hears_as_the_model_does(models: dict[str, Path], tmp_path: Path, normalised: bool) -> None:
+@pytest.mark.parametrize(
+    ("kind", "normalised"), [("wav2vec2", True), ("wav2vec2", False), ("hubert", False), ("wavlm", True)]
+)
+def test_wav2vec2_and_its_kin_hear_as_the_model_does(models, tmp_path: Path, kind: str, normalised: bool) -> None:
     """200 ms of silence and 40 samples more before the sound (a vector sees 400 samples and moves on by 320).
 
     Whether the level is taken out is the model's own saying, in preprocessor_config.json.
     """
     import transformers as t
 
-    model = t.Wav2Vec2Model.from_pretrained(models["wav2vec2"]).eval()
+    model = t.AutoModel.from_pretrained(models[kind]).eval()
     model.save_pretrained(tmp_path)
     t.Wav2Vec2FeatureExtractor(do_normalize=normalised).save_pretrained(tmp_path)
     audio = burst(1.0, 0.0, 1.0) + 0.05
@@ -158,8 +94,10 @@ def test_wav2vec2_hears_as_the_model_does(models: dict[str, Path], tmp_path: Pat
         assert windows[frame] == pytest.approx(hidden[2 * frame : 2 * frame + 22], abs=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["whisper", "wav2vec2"])
-@pytest.mark.parametrize(("samples", "frames"), [(0, 1), (1, 2), (1600, 3), (1600, 0), (65 * 16_000, 65 * 25)])
+@pytest.mark.parametrize(
+    ("kind", "samples", "frames"),
+    [("whisper", 0, 1), ("wav2vec2", 1, 2), ("whisper", 1600, 0), ("wav2vec2", 512_000, 800)],
+)
 def test_sound_of_any_length_gives_a_window_a_frame(models, kind: str, samples: int, frames: int) -> None:
     features = load_speech_features(str(models[kind]))
     windows = features.windows(burst(samples / 16_000, 0.0, samples / 16_000), frames)
@@ -168,37 +106,12 @@ def test_sound_of_any_length_gives_a_window_a_frame(models, kind: str, samples: 
     assert (windows[1:, :20] == windows[:-1, 2:]).all()
 
 
-@settings(max_examples=60, deadline=None)
-@given(steps=st.integers(1, 400), piece=st.integers(8, 90), overlap=st.integers(1, 7))
-def test_what_pieces_agree_on_survives_blending_and_no_piece_is_too_long(steps: int, piece: int, overlap: int) -> None:
-    asked = []
-
-    def run(begin: int, end: int) -> torch.Tensor:
-        asked.append(end - begin)
-        return torch.arange(begin, end)[:, None] * torch.tensor([[1.0, -2.0]])
-
-    joined = blended(run, steps, piece, overlap)
-    assert joined.numpy() == pytest.approx(np.arange(steps)[:, None] * np.array([1.0, -2.0]), rel=1e-5)
-    assert set(asked) == {min(steps, piece)}
-
-
 def test_where_pieces_differ_one_fades_into_the_other() -> None:
     """Pieces say 0 and 1. Ten steps of ten and four shared: weights 4 3 2 1 against 1 2 3 4, so 1/5 2/5 3/5 4/5."""
     joined = blended(lambda begin, end: torch.full((end - begin, 1), float(begin > 0)), 16, 10, 4)
     assert joined[:, 0].tolist() == pytest.approx([0] * 6 + [0.2, 0.4, 0.6, 0.8] + [1] * 6)
-
-
-def test_receptive_field() -> None:
-    assert receptive_field([10, 3, 3, 3, 3, 2, 2], [5, 2, 2, 2, 2, 2, 2]) == 400, "25 ms, as wav2vec 2.0's paper says"
-    assert receptive_field([3], [2]) == 3
-    assert receptive_field([3, 3], [2, 1]) == 7
-
-
-def test_log_mel_is_the_default() -> None:
-    features = load_speech_features()
-    audio = burst(1.0, 0.2, 0.3)
-    assert (features.source, features.shape) == ("log-mel", (44, 40))
-    assert (features.windows(audio, 25) == speech_windows(audio, 25)).all()
+    joined = blended(lambda begin, end: torch.arange(begin, end)[:, None] + 1.0, 37, 10, 4)
+    assert joined[:, 0].tolist() == pytest.approx(range(1, 38))
 
 
 def refusal(source: object) -> str:
@@ -208,29 +121,17 @@ def refusal(source: object) -> str:
     return str(caught.value)
 
 
-def test_what_is_no_speech_model_is_named(models: dict[str, Path], tmp_path: Path) -> None:
+def test_what_is_no_speech_model_and_another_sample_rate_or_step_are_named(models, tmp_path: Path) -> None:
     assert refusal(tmp_path / "none").startswith(f"speech source '{tmp_path / 'none'}' is no folder; give \"log-mel\"")
     assert f"speech source '{tmp_path}' cannot be loaded (" in refusal(tmp_path)
-    assert "speech source 'no such model' cannot be loaded (" in refusal("no such model")
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     assert "is a model of type 'bert'; usable: whisper, wav2vec2, hubert, wavlm" in refusal(tmp_path)
-    (tmp_path / "config.json").write_text((models["whisper"] / "config.json").read_text())
-    assert "cannot be loaded (" in refusal(tmp_path), "a configuration without weights"
-    (tmp_path / "model.safetensors").write_bytes(b"no weights")
-    assert "cannot be loaded (" in refusal(tmp_path)
-
-
-def test_weights_that_do_not_fit_are_not_replaced_by_random_ones(models: dict[str, Path], tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
+    # Weights that do not fit are not replaced by random ones.
     weights = load_file(models["wav2vec2"] / "model.safetensors")
     kept = {name: value for name, value in weights.items() if "feature_extractor.conv_layers.2" not in name}
     save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
     (tmp_path / "config.json").write_text((models["wav2vec2"] / "config.json").read_text())
     assert "lacks weights of its wav2vec2: feature_extractor.conv_layers.2." in refusal(tmp_path)
-
-
-def test_another_sample_rate_or_step_is_refused(models: dict[str, Path], tmp_path: Path) -> None:
     import transformers as t
 
     t.Wav2Vec2Model.from_pretrained(models["wav2vec2"]).save_pretrained(tmp_path)
@@ -240,8 +141,3 @@ def test_another_sample_rate_or_step_is_refused(models: dict[str, Path], tmp_pat
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"conv_stride": [3, 2, 2, 2, 2, 2, 2]}))
     assert "gives a vector every 192 samples; a video frame's 640 must be a multiple" in refusal(tmp_path)
-
-
-def test_without_transformers_the_way_to_get_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "transformers", None)  # as if it were not installed
-    assert refusal("openai/whisper-tiny").endswith("pip install transformers")

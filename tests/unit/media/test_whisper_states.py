@@ -39,6 +39,8 @@ def test_a_frame_hears_ten_steps_of_five_states_and_zeros_beyond_the_ends(whispe
     features = load_speech_features(f"musetalk:{whisper}")
     windows = features.windows(sound, 25)
     assert features.shape == (10, 1920) and windows.shape == (25, 10, 1920) and windows.dtype == np.float32
+    none = features.windows(sound[:0], 20)
+    assert none.shape == (20, 10, 1920) and not none[3:].any()
     own = states(whisper, sound)
     assert len(own) == 50
     for frame in (0, 1, 7, 23, 24):
@@ -59,14 +61,6 @@ def test_long_sound_is_heard_in_pieces_of_thirty_seconds(whisper: Path) -> None:
     np.testing.assert_allclose(windows[750, 4:].reshape(6, 5, 384), second[:6], atol=1e-5)
 
 
-@pytest.mark.parametrize("seconds", [0.0, 0.01, 0.5])
-def test_sound_of_any_length_gives_every_frame_its_window(whisper: Path, seconds: float) -> None:
-    windows = load_speech_features(f"musetalk:{whisper}").windows(noise(seconds), 20)
-    assert windows.shape == (20, 10, 1920) and np.isfinite(windows).all()
-    heard = int(seconds * 50)
-    assert not windows[(heard + 4) // 2 + 1 :].any()
-
-
 def test_another_whisper_is_refused_in_one_line(tmp_path: Path) -> None:
     tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 3, "vocab_size": 20}
     heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
@@ -77,9 +71,3 @@ def test_another_whisper_is_refused_in_one_line(tmp_path: Path) -> None:
         load_speech_features(f"musetalk:{tmp_path / 'small'}")
     with pytest.raises(SpeechError, match=r"^speech source '/no/such' is no folder; MuseTalk needs openai/w"):
         load_speech_features("musetalk:/no/such")
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    (broken / "config.json").write_text("{")
-    with pytest.raises(SpeechError, match=r"broken' cannot be loaded: .*") as told:
-        load_speech_features(f"musetalk:{broken}")
-    assert "\n" not in str(told.value)

@@ -1,14 +1,11 @@
-"""Drives the secure protocol stage by stage, and lets a test stand between its two sides.
-
-Frames are plain bytes on their way, so a test may hold, alter, drop, repeat, reorder or forge them; `Exchange` only
-does what an undisturbed network and an honest caller would do.
-"""
+"""Drives the secure protocol stage by stage, and lets a test stand between its two sides: frames are plain bytes."""
 
 from __future__ import annotations
 
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from copy import copy
 from dataclasses import replace
 from functools import cache, cached_property, lru_cache
 from typing import Any
@@ -46,11 +43,10 @@ class People:
 
 
 class Exchange:
-    """One exchange between a server and `people.names`.
+    """One exchange between a server, whatever has the methods of a `SecureServer`, and `people.names`.
 
-    server: whatever has the methods of a `SecureServer`. inbox: what the server sent last, for each client that is
-    still there. sent, heard: every answer of a client and what it answered to, by stage and name; `ask` fails the test
-    when a stage is answered twice.
+    inbox: what the server sent last, for each client that is still there. sent, heard: every answer of a client and
+    what it answered to, by stage and name.
     """
 
     def __init__(
@@ -66,8 +62,6 @@ class Exchange:
         self.sent: dict[tuple[str, str], bytes] = {}
         self.heard: dict[tuple[str, str], bytes] = {}
         self.questions: Counter[tuple[str, str]] = Counter()
-
-    # The honest way.
 
     def ask(self, name: str, frame: bytes | None = None, stage: str | None = None) -> bytes:
         """A client's answer to a frame (the one in its inbox) for a stage (the open one). Raises `Aborted`."""
@@ -134,8 +128,6 @@ class Exchange:
         plain = sum(self.vectors[name].astype(np.uint64) for name in self.server.survivors) % np.uint64(2**32)
         assert self.server.total().tolist() == plain.tolist()
 
-    # What a test needs to get in between.
-
     @staticmethod
     def opened(frame: bytes) -> Any:
         """The message in a frame, whoever signed it."""
@@ -175,6 +167,16 @@ class Exchange:
         self.check_silent(name)
         return caught.value.code
 
+    def abort_of_twin(self, name: str, frame: bytes, stage: str | None = None) -> Code:
+        """The same of a copy of the client, which itself goes on as if it had heard nothing."""
+        client = self.clients[name]
+        twin = self.clients[name] = copy(client)
+        vars(twin).update({key: value.copy() for key, value in vars(client).items() if isinstance(value, dict | set)})
+        try:
+            return self.abort_of(name, frame, stage)
+        finally:
+            self.clients[name] = client
+
     def check_silent(self, name: str) -> None:
         """A client that is through with an exchange answers no stage, whatever frame of any client it is shown."""
         frames = {*self.inbox.values(), *self.heard.values(), b""}
@@ -186,19 +188,21 @@ class Exchange:
                 assert answer is None
 
 
+@contextlib.contextmanager
+def aborts(code: Code) -> Iterator[None]:
+    """What is done in here ends the exchange, for that reason."""
+    with pytest.raises(Aborted) as caught:
+        yield
+    assert caught.value.code == code
+
+
 @pytest.fixture(scope="module")
 def same_frames_are_read_once() -> Iterator[None]:
-    """Of a frame that many clients get, its message and whether its signature holds are found out once. Both follow
-    from the bytes alone, and took half of the time."""
+    """Of a frame that many clients get, its message and whether its signature holds are found out once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(protocol, "read_frame", lru_cache(2**12)(protocol.read_frame))
         patch.setattr(protocol, "verify", lru_cache(2**12)(protocol.verify))
         yield
-
-
-@pytest.fixture(scope="session")
-def make_people() -> Callable[[int], People]:
-    return people_of
 
 
 @pytest.fixture(scope="session")
@@ -222,11 +226,7 @@ def exchange_of(
     plan: Plan | None = None,
     **planned: Any,
 ) -> Exchange:
-    """An exchange of `count` clients with vectors over the whole ring.
-
-    people: to meet the same ones again. server: one that is there already, for its `plan`. planned: what differs from a
-    plan of zeros.
-    """
+    """An exchange of `count` clients with vectors over the whole ring. planned: what differs from a plan of zeros."""
     people = people or people_of(count)
     if plan is None:
         plan = replace(Plan("run", number, number, bytes(32), bytes(32), bytes(32), 1.0, people.names), **planned)

@@ -1,15 +1,13 @@
 """A server that does anything, with some of the clients, against the others' state machines: what can they open?
 
-`Conspiracy` holds all that the server sees and all secrets of the clients in league with it. It asks honest clients,
-each once and in order as they insist on, whatever a `Story` says, keeps their answers, and at the end really takes off
-every mask that it can make. What is left bare is a sum over some honest clients; the policy says how many they must be.
+`Conspiracy` asks honest clients whatever a `Story` says, and at the end really takes off every mask that it can make.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,11 +54,6 @@ class Story:
     heard: who advertised. absent: who is no partner of it, and whose shares do not arrive. strangers: who is said to be
     one besides. survivors: who is to be confirmed as having survived. again: the same once more. garbled: owner -> whom
     no usable share of its seed reaches. forged: of whom it gets round keys that the server made and signed.
-
-    Of an exchange before: stale: at a stage, of whom it is told what was said then. replayed: the stage at which it is
-    sent the frame of then as it was.
-
-    signs: whether the slots of clients are asked to let them sign what the server likes.
     """
 
     heard: Mapping[str, frozenset[str]] = field(default_factory=dict)
@@ -70,17 +63,6 @@ class Story:
     again: Mapping[str, frozenset[str]] = field(default_factory=dict)
     garbled: Mapping[str, frozenset[str]] = field(default_factory=dict)
     forged: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    stale: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    replayed: Mapping[str, str] = field(default_factory=dict)
-    signs: bool = False
-
-
-@dataclass
-class Known:
-    """Secrets of honest clients that came out in any exchange. keys: by the public one."""
-
-    keys: dict[bytes, bytes] = field(default_factory=dict)
-    seeds: set[bytes] = field(default_factory=set)
 
 
 class Conspiracy:
@@ -93,23 +75,18 @@ class Conspiracy:
         limits: Limits,
         colluders: frozenset[str],
         client: Callable[..., Any] = SecureClient,
-        vectors: Mapping[str, np.ndarray] | None = None,
-        before: Sequence[Conspiracy] = (),
-        known: Known | None = None,
     ) -> None:
-        """client: what the honest ones run. before, known: the exchanges before, and what came out in them."""
+        """client: what the honest ones run."""
         self.people, self.plan, self.limits, self.colluders = people, plan, limits, colluders
         self.context = protocol.context_of(plan, people.roster)
         self.honest = tuple(name for name in plan.cohort if name not in colluders)
         self.clients = {name: client(name, people.keys[name], people.roster, plan, limits) for name in self.honest}
         rng = np.random.default_rng(len(plan.cohort))
-        self.vectors = vectors or {name: rng.integers(0, 2**32, LENGTH, dtype=np.uint32) for name in self.honest}
-        self.before, self.known = before, known or Known()
+        self.vectors = {name: rng.integers(0, 2**32, LENGTH, dtype=np.uint32) for name in self.honest}
         self.own = defaultdict[str, tuple[ExchangeKey, ExchangeKey]](
             lambda: (ExchangeKey.generate(), ExchangeKey.generate())
         )
         """The server's own round keys: of its clients, and such as it forges of the others."""
-        # What the server sees of each honest client, and what its clients read.
         self.advertised: dict[str, bytes] = {}
         self.session: dict[str, bytes] = {}
         self.keys: dict[str, dict[str, tuple[bytes, bytes]]] = {}
@@ -118,25 +95,15 @@ class Conspiracy:
         """What honest clients sealed, of keys and of seeds: owner -> holder -> share."""
         self.commitments: dict[str, bytes] = {}
         self.masked: dict[str, np.ndarray] = {}
-        self.own_masks: dict[str, bytes] = {}
-        """Seeds of self masks, which no server sees: they tell which masks of two exchanges are the same."""
         self.partners: dict[str, frozenset[str]] = {}
         self.shares: dict[tuple[str, str], dict[str, bytes]] = {}
         """(owner, "seed" or "key") -> holder -> share."""
-        self.confirmed: dict[str, bytes] = {}
         self.made_up: dict[bytes, tuple[bytes, ...]] = {}
-        self.told: dict[tuple[str, str], bytes] = {}
-        """(stage, name) -> the frame that a client was sent."""
+        self.opened: list[frozenset[str]] = []
+        """At the end: of which honest clients the sum lies open, after every mask that can be made is off."""
 
     def run(self, story: Story) -> Conspiracy:
         """The whole exchange as the story goes; clients who refuse fall silent."""
-        for _ in self.steps(story):
-            pass
-        self.found = self._bare_sums()
-        return self
-
-    def steps(self, story: Story) -> Generator[str]:
-        """The same, with a pause after each stage."""
         everybody, self.story = frozenset(self.plan.cohort), story
         for name in self.honest:
             with contextlib.suppress(Aborted):
@@ -144,18 +111,16 @@ class Conspiracy:
         for name in self.colluders & everybody:
             encryption, masking = self.own[name]
             self.advertised[name] = self._by(name, Advertisement(name, encryption.public, masking.public))
-        yield "advertise"
         for name in self.honest:
             self._share(name, story.heard.get(name, everybody))
-        yield "share"
         for name in tuple(self.sealed):
             self._mask(name, story)
-        yield "mask"
         silent = frozenset(self.honest) - self.masked.keys()
         self._open({name: story.survivors.get(name, frozenset(self.keys[name]) - silent) for name in self.masked})
-        yield "unmask"
         if story.again:
             self._open({name: story.again[name] for name in self.masked if name in story.again})
+        self.opened = self._bare_sums()
+        return self
 
     def _open(self, told: Mapping[str, frozenset[str]]) -> None:
         """The last two stages. told: whom each client is to confirm."""
@@ -164,13 +129,11 @@ class Conspiracy:
             message = Survivors(tuple(sorted(survivors)), tuple(self._seeds_for(name)))
             if (answer := self._try(name, "confirm", message)) is not None:
                 confirmed[name] = answer
-        self.confirmed |= confirmed
         for name in confirmed:
             self._unmask(name, told[name], tuple(confirmed.values()))
 
     def _share(self, name: str, heard: frozenset[str]) -> None:
-        said = self.advertised | self._stale("share", lambda other: other.advertised)
-        said |= {other: self._forged(other) for other in self._servers(name) - self.colluders}
+        said = self.advertised | {other: self._forged(other) for other in self._servers(name) - self.colluders}
         frames = tuple(said[other] for other in sorted(heard & said.keys()))
         answer = self._try(name, "share", Advertised(frames))
         if answer is None:
@@ -186,35 +149,28 @@ class Conspiracy:
         usual |= self.sealed.keys() & self.sealed[name].keys() | self._servers(name)
         partners = usual - story.absent.get(name, frozenset()) | story.strangers.get(name, frozenset())
         partners = partners & self.keys[name].keys() - {name}
-        parts, sealed = [], self.sealed | self._stale("mask", lambda other: other.sealed)
+        parts = []
         for owner in sorted(partners):
             if owner in self._servers(name):
                 cipher = self._cipher("key", owner, owner, name, name)
                 made_up = cipher.encrypt(bytes(12), bytes(shamir.SHARE_BYTES), self._associated(owner, name, name))
                 parts.append(SealedFrom(owner, made_up, bytes(32)))
-            elif name in sealed.get(owner, {}):
-                share = sealed[owner][name]
+            elif name in self.sealed.get(owner, {}):
+                share = self.sealed[owner][name]
                 parts.append(SealedFrom(owner, share.ciphertext, share.commitment))
         answer = self._try(name, "mask", Delivered(tuple(sorted(partners)), tuple(parts)), self.vectors[name])
         if answer is not None:
             message = Exchange.opened(answer)
             self.masked[name] = message.vector
-            self.own_masks[name] = self.clients[name]._seed
             self.partners[name] = frozenset(partners)
             self.seeds[name] = self._read("seed", name, message.shares)
             self.commitments[name] = message.seed_commitment
 
     def _unmask(self, name: str, told: frozenset[str], confirmed: tuple[bytes, ...]) -> None:
         hashed = protocol.survivors_hash(self.session[name], tuple(sorted(told)))
-        # The server's own complain of everybody.
         everybody = tuple(range(1, len(self.keys[name]) + 1))
         forged = tuple(self._by(other, Consistency(other, hashed, everybody)) for other in self.colluders)
-        if self.story.signs:
-            signed = [self.clients[other].sign(Consistency(other, hashed, ())) for other in self.honest]
-            forged += tuple(frame for frame in signed if frame)
         forged += self._forged_confirmations(hashed)
-        forged += tuple(self._stale("unmask", lambda other: other.confirmed).values())
-        # Every signature twice, in case somebody counts them.
         answer = self._try(name, "unmask", UnmaskRequest(2 * (*confirmed, *forged)))
         if answer is None:
             return
@@ -228,17 +184,11 @@ class Conspiracy:
 
     def _seeds_for(self, name: str) -> Iterator[SealedFrom]:
         """The seed shares that it holds; of those of `garbled` something that it cannot use, so that it complains."""
-        for owner, shares in (self.seeds | self._stale("confirm", lambda other: other.seeds)).items():
+        for owner, shares in self.seeds.items():
             if name in shares:
                 spoilt = name in self.story.garbled.get(owner, ())
                 ciphertext = bytes(49) if spoilt else shares[name].ciphertext
                 yield SealedFrom(owner, ciphertext, shares[name].commitment)
-
-    def _stale(self, stage: str, said: Callable[[Conspiracy], Mapping[str, Any]]) -> dict[str, Any]:
-        """What some said in the exchange before."""
-        if not self.before:
-            return {}
-        return {name: what for name, what in said(self.before[-1]).items() if name in self.story.stale.get(stage, ())}
 
     def _read(self, kind: str, owner: str, shares: tuple[SealedShare, ...]) -> dict[str, SealedShare]:
         """Who got what of a client; what was sealed for keys of the server's is opened and kept."""
@@ -249,47 +199,41 @@ class Conspiracy:
                 self.shares.setdefault((owner, kind), {})[share.holder] = plain
         return {share.holder: share for share in shares}
 
-    # What they can make of it.
-
     def cohort_of(self, name: str) -> int:
         """The number that a client takes its limits from."""
         return len(self.clients[name]._cohort)
 
     def secret(self, name: str, kind: str) -> bytes | None:
-        """A client's self-mask seed or masking key: if enough shares came together that give it, or if it came out in
-        another exchange."""
-        public = self.keys[name][name][1]
-        if kind == "key" and public in self.known.keys:
-            return self.known.keys[public]
-        if kind == "seed" and (seed := next((each for each in self.known.seeds if self._commits(name, each)), None)):
-            return seed
+        """A client's self-mask seed or masking key, if enough shares came together that give it."""
         candidates = []
         shares, points = self.shares.get((name, kind), {}), protocol.points(self.keys[name])
-        # As many as the protocol asks for, or, should a client have asked for fewer, all that there are.
         for count in (self.limits.threshold(self.cohort_of(name)), len(shares)):
             with contextlib.suppress(ValueError):
                 candidates.append(shamir.reconstruct({points[each]: shares[each] for each in sorted(shares)[:count]}))
         for secret in candidates:
-            if kind == "key" and ExchangeKey(secret).public == public:
-                self.known.keys[public] = secret
+            if kind == "key" and ExchangeKey(secret).public == self.keys[name][name][1]:
                 return secret
-            if kind == "seed" and self._commits(name, secret):
-                self.known.seeds.add(secret)
+            committed = protocol.seed_commitment(self.session[name], name, secret)
+            if kind == "seed" and committed == self.commitments[name]:
                 return secret
         return None
 
-    def _commits(self, name: str, seed: bytes) -> bool:
-        return protocol.seed_commitment(self.session[name], name, seed) == self.commitments[name]
-
-    def opened(self) -> list[frozenset[str]]:
-        """The sets of honest clients of whom the sum lies open, after every mask that can be made is off."""
-        return self.found
-
     def _bare_sums(self) -> list[frozenset[str]]:
         """Raises `AssertionError` where no plain sum is left without masks: then this bookkeeping is wrong."""
-        left = self.left([name for name in self.masked if self.secret(name, "seed") is not None])
-        bare = {name: rest for name, (rest, _, _) in left.items()}
-        tied = {name: partners for name, (_, _, partners) in left.items()}
+        keys = {name: self.secret(name, "key") for name in self.session}
+        bare: dict[str, np.ndarray] = {}
+        tied: dict[str, set[str]] = {}
+        for name, masked in self.masked.items():
+            if (seed := self.secret(name, "seed")) is None:
+                continue
+            rest, stream, tied[name] = masked.copy(), Mask(LENGTH), set()
+            stream.subtract(rest, seed)
+            for partner in self.partners[name]:
+                if (mask := self._pair(name, partner, keys)) is None:
+                    tied[name].add(partner)
+                else:
+                    (stream.subtract if name < partner else stream.add)(rest, mask)
+            bare[name] = rest
         found = set()
         for name in bare:
             group, todo = set[str](), [name]
@@ -306,36 +250,19 @@ class Conspiracy:
                 found.add(frozenset(group))
         return sorted(found, key=sorted)
 
-    def left(self, names: Iterable[str]) -> dict[str, tuple[np.ndarray, bool, set[str]]]:
-        """What is left of masked vectors when every mask that can be made is off them, whether its own is, and whose
-        are still on it."""
-        keys = {name: self.secret(name, "key") for name in self.session}
-        found = {}
-        for name in names:
-            rest, stream, tied = self.masked[name].copy(), Mask(LENGTH), set[str]()
-            if (seed := self.secret(name, "seed")) is not None:
-                stream.subtract(rest, seed)
-            for partner in self.partners[name]:
-                mask = self._pair(name, partner, keys)
-                if mask is None:
-                    tied.add(partner)
-                else:
-                    (stream.subtract if name < partner else stream.add)(rest, mask)
-            found[name] = rest, seed is not None, tied
-        return found
-
     def too_small(self) -> list[frozenset[str]]:
         """Opened sums of fewer clients than the policy allows, those in league counted as taking part."""
         least = self.limits.opened(len(self.plan.cohort)) - len(self.colluders)
-        return [group for group in self.opened() if len(group) < least]
+        return [group for group in self.opened if len(group) < least]
 
     def _pair(self, name: str, partner: str, keys: Mapping[str, bytes | None]) -> bytes | None:
         """The key of the mask between two clients in the first one's session; None where nobody told it."""
         mine, theirs = self.keys[name][name][1], self.keys[name][partner][1]
         first, second = sorted((name, partner))
-        made: Callable[[ExchangeKey, bytes], bytes] = lambda own, other: own.derive(  # noqa: E731
-            other, self.session[name], "mask", first, second
-        )
+
+        def made(own: ExchangeKey, other: bytes) -> bytes:
+            return own.derive(other, self.session[name], "mask", first, second)
+
         if partner in self._servers(name):
             return made(self.own[partner][1], mine)
         for secret, other in ((keys.get(name), theirs), (keys.get(partner), mine)):
@@ -343,13 +270,8 @@ class Conspiracy:
                 return made(ExchangeKey(secret), other)
         return None
 
-    # How they speak.
-
     def _try(self, name: str, stage: str, message: Any, *more: Any) -> bytes | None:
         frame = self._signed_by_server(message)
-        if self.before and self.story.replayed.get(name) == stage:
-            frame = self.before[-1].told.get((stage, name), frame)
-        self.told[stage, name] = frame
         with contextlib.suppress(Aborted):
             return bytes(getattr(self.clients[name], stage)(frame, *more))
         return None

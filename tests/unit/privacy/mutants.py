@@ -14,18 +14,25 @@ Change = tuple[str, str]
 
 def altered(*changes: Change) -> type[SecureClient]:
     """A client with some rules taken out or put back as they were."""
-    found: type[SecureClient] = remade(secure_client, *changes).SecureClient
-    return found
-
-
-def remade(module: ModuleType, *changes: Change, **put: object) -> ModuleType:
-    """A module whose source is changed. put: names in it that stand for something else."""
-    path = Path(str(module.__file__))
+    path = Path(str(secure_client.__file__))
     source = path.read_text()
     for old, new in changes:
         assert source.count(old) == 1, old
         source = source.replace(old, new)
     made = ModuleType("altered")
     exec(compile(source, str(path), "exec", dont_inherit=True), vars(made))
-    vars(made).update(put)
-    return made
+    found: type[SecureClient] = made.SecureClient
+    return found
+
+
+def read_rules(text: str) -> dict[str, tuple[list[str], list[Change]]]:
+    """Rules as `name | attack; attack` and below each, indented, what is changed: `old => new`."""
+    rules: dict[str, tuple[list[str], list[Change]]] = {}
+    for line in filter(str.strip, text.splitlines()):
+        if not line.startswith(" "):
+            name, _, attacks = line.partition(" | ")
+            rules[name] = [each for each in attacks.split("; ") if each], []
+        else:
+            old, _, new = line.strip().replace("\\n", "\n").partition(" => ")
+            rules[name][1].append((old, new))
+    return rules

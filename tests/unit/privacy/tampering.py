@@ -1,40 +1,25 @@
-"""How messages of the protocol are altered on their way, and what the server must say of each.
-
-Shared by the files that test the protocol.
-"""
+"""How messages of the protocol are altered on their way, and what the server must say of each."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
 
-from fedtalk_ray.messages import (
-    Advertisement,
-    Consistency,
-    MaskedInput,
-    Share,
-)
+from fedtalk_ray.messages import Advertisement, Consistency, Share
 from fedtalk_ray.privacy import protocol, wire
 from fedtalk_ray.privacy.keys import ExchangeKey, SigningKey
 from fedtalk_ray.privacy.protocol import STAGES, Aborted, Code, Frame
-
-if TYPE_CHECKING:
-    from tests.unit.privacy.conftest import Exchange
+from tests.unit.privacy.conftest import OUTSIDER, Exchange
 
 Make = Callable[..., "Exchange"]
 Tamper = Callable[["Exchange", str, bytes], bytes]
 
 OFFENDER, OTHER = "c01", "c04"
-OUTSIDER = "z-outsider"
-
-IMPROBABLE = 1e-8
-"""Below this p-value masked values are not uniform. With some forty such tests a right implementation fails less than
-once in a million runs; a wrong one has p = 0."""
 
 
 def flipped(data: bytes) -> bytes:
@@ -47,10 +32,7 @@ def subsets(names: Iterable[str], size: int) -> Iterable[tuple[str, ...]]:
 
 
 def changed(key: Callable[[Exchange, str], SigningKey] | None = None, **fields: Any) -> Tamper:
-    """The message with other fields, signed again by its sender, or with another key.
-
-    A field is a value, or a function of the exchange and the message.
-    """
+    """The message with other fields, signed again by its sender, or with another key."""
 
     def make(exchange: Exchange, name: str, frame: bytes) -> bytes:
         message = exchange.opened(frame)
@@ -113,20 +95,12 @@ def servers_key(exchange: Exchange, name: str) -> SigningKey:
     return exchange.people.server
 
 
-def fresh_key(exchange: Exchange, name: str) -> SigningKey:
-    return SigningKey.generate()
-
-
-def as_dtype(dtype: str) -> Tamper:
+def as_float64(exchange: Exchange, name: str, frame: bytes) -> bytes:
     """A vector whose bytes are those of another dtype, under a header of as many values."""
-
-    def make(exchange: Exchange, name: str, outer: Frame) -> Frame:
-        message = wire.decode(MaskedInput, outer.body)
-        head = wire.encode(replace(message, vector=message.vector[:0]))[:-4]
-        body = head + len(message.vector).to_bytes(4, "big") + message.vector.astype(dtype).tobytes()
-        return Frame(outer.kind, body, exchange.people.keys[name].sign(exchange.context, outer.kind, body))
-
-    return reframed(make)
+    message = exchange.opened(frame)
+    head = wire.encode(replace(message, vector=message.vector[:0]))[:-4]
+    body = head + len(message.vector).to_bytes(4, "big") + message.vector.astype("<f8").tobytes()
+    return wire.encode(Frame("MaskedInput", body, own_key(exchange, name).sign(exchange.context, "MaskedInput", body)))
 
 
 def for_holder(holder: str) -> Tamper:
@@ -139,26 +113,17 @@ def advertised_by(exchange: Exchange, name: str) -> Any:
 
 ANY_STAGE: dict[Code, dict[str, Tamper]] = {
     Code.MALFORMED: {
-        "nothing": lambda exchange, name, good: b"",
         "one byte too few": lambda exchange, name, good: good[:-1],
         "one byte too many": lambda exchange, name, good: good + b"\0",
-        "half of it": lambda exchange, name, good: good[: len(good) // 2],
-        "noise": lambda exchange, name, good: bytes(range(256)),
-        "a length of 4 GB": lambda exchange, name, good: b"\xff\xff\xff\xff" + good[4:],
         "no text where a name is": lambda exchange, name, good: good.replace(name.encode(), b"\xff\xff\xff"),
     },
     Code.BAD_SIGNATURE: {
         "a bit of the signature flipped": lambda exchange, name, good: exchange.flipped(good, -1),
-        "a signature cut short": reframed(lambda _, name, outer: replace(outer, signature=outer.signature[:-1])),
-        "no signature": reframed(lambda _, name, outer: replace(outer, signature=b"")),
         "changed on its way": reframed(without_its_key),
         "signed as another type": reframed(as_another_type),
         "signed by another client": changed(others_key),
-        "signed by the server": changed(servers_key),
-        "signed by a fresh key": changed(fresh_key),
         "in another client's name": changed(own_key, client=OTHER),
         "of another run": in_context_of(run="another run"),
-        "of another model": in_context_of(shared=b"1" * 32),
     },
     Code.UNKNOWN_CLIENT: {
         "of an enrolled client outside the cohort": changed(client=OUTSIDER),
@@ -189,21 +154,18 @@ WRONG_SHARES: dict[str, Tamper] = {
 ONE_STAGE: dict[tuple[str, Code], dict[str, Tamper]] = {
     ("advertise", Code.BAD_KEYS): {
         "a short key": changed(masking_key=bytes(31)),
-        "no key": changed(encryption_key=b""),
         "one key for both": changed(masking_key=lambda _, own: own.encryption_key),
         "another's key": changed(masking_key=lambda exchange, _: advertised_by(exchange, "c00").masking_key),
-        "another's other key": changed(masking_key=lambda exchange, _: advertised_by(exchange, "c00").encryption_key),
+        "a key of small order": changed(masking_key=bytes(32)),
     },
     ("share", Code.WRONG_SHARES): WRONG_SHARES,
     ("mask", Code.WRONG_SHARES): WRONG_SHARES,
     ("mask", Code.WRONG_LENGTH): {
         "a value too few": changed(vector=lambda _, message: message.vector[:-1]),
         "a value too many": changed(vector=lambda _, message: np.append(message.vector, message.vector[:1])),
-        "no value": changed(vector=np.zeros(0, np.uint32)),
     },
-    ("mask", Code.MALFORMED): {"float64": as_dtype("<f8"), "uint16": as_dtype("<u2"), "bytes": as_dtype("u1")},
+    ("mask", Code.MALFORMED): {"float64": as_float64},
     ("confirm", Code.INCONSISTENT): {
-        "no set of survivors": changed(survivors=b""),
         "another set of survivors": changed(
             survivors=lambda exchange, _: protocol.survivors_hash(exchange.server.session, exchange.plan.cohort[1:])
         ),
@@ -211,21 +173,23 @@ ONE_STAGE: dict[tuple[str, Code], dict[str, Tamper]] = {
 }
 
 
-def rows(
+Case = tuple[str, Tamper, Code]
+
+
+def by_stage(
     any_stage: dict[Code, dict[str, Tamper]],
     stages: Iterable[str],
     one_stage: dict[tuple[str, Code], dict[str, Tamper]],
-) -> list[Any]:
-    """Parameters (stage, tamper, code) of both tables."""
-    everywhere = {(stage, code): table for code, table in any_stage.items() for stage in stages}
-    return [
-        pytest.param(stage, tamper, code, id=f"{stage}-{what}")
-        for (stage, code), table in (*everywhere.items(), *one_stage.items())
-        for what, tamper in table.items()
-    ]
+) -> dict[str, list[Case]]:
+    """Both tables as cases (what, tamper, code) of each stage."""
+    found: dict[str, list[Case]] = {stage: [] for stage in stages}
+    everywhere = [((stage, code), table) for code, table in any_stage.items() for stage in found]
+    for (stage, code), table in (*everywhere, *one_stage.items()):
+        found[stage] += [(what, tamper, code) for what, tamper in table.items()]
+    return found
 
 
-ROWS = rows(ANY_STAGE, STAGES, ONE_STAGE)
+CASES = by_stage(ANY_STAGE, STAGES, ONE_STAGE)
 
 
 def survivors_without(stage: str) -> set[str]:
@@ -243,9 +207,6 @@ def each_share(change: Callable[[Share], Share]) -> Tamper:
 
 CORRUPT_SHARES: dict[str, Tamper] = {
     "a bit flipped": each_share(lambda share: replace(share, value=flipped(share.value))),
-    "cut short": each_share(lambda share: replace(share, value=share.value[:-1])),
-    "empty": each_share(lambda share: replace(share, value=b"")),
-    "beyond the field": each_share(lambda share: replace(share, value=b"\xff" * 33)),
     "of an owner nobody knows": each_share(lambda share: replace(share, owner="nobody")),
     "of the wrong owner": each_share(lambda share: replace(share, owner="c00" if share.owner != "c00" else "c02")),
     "of the wrong kind": changed(
@@ -255,11 +216,8 @@ CORRUPT_SHARES: dict[str, Tamper] = {
     "none at all": changed(self_mask_shares=(), masking_key_shares=()),
 }
 
-
 SKELLAM = {"mechanism": "skellam", "noise_multiplier": 1.0, "clip_norm": 1.0}
-
 EVERYBODY = tuple(f"c{place:02}" for place in range(7))
-
 
 SMALL_ORDER = bytes(32)
 """A point with which X25519 gives the same secret to everybody."""

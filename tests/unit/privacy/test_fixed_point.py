@@ -8,21 +8,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from fedtalk_ray.privacy.fixed_point import (
-    SCALE_BITS,
-    check_range,
-    from_ring,
-    rounded_norm,
-    to_integers,
-    to_ring,
-)
+from fedtalk_ray.privacy.fixed_point import SCALE_BITS, check_range, from_ring, rounded_norm, to_integers, to_ring
 from fedtalk_ray.privacy.protocol import Aborted, Code
+from tests.unit.privacy.conftest import aborts
 
 NAN, INF = float("nan"), float("inf")
 
 
 def test_rounding_is_unbiased() -> None:
-    """20,000 draws of each value: the mean's deviation is at most 0.5 / sqrt(20000) steps."""
+    """The mean's deviation is at most 0.5 / sqrt(20000) steps."""
     values = np.array([0.0, 1.0, 0.1, -0.1, 0.5, -0.5, 2.75, -3.999, 1000.001])
     draws = to_integers(np.repeat(values, 20_000), 1.0, np.random.default_rng(0)).reshape(len(values), -1)
     assert np.abs(draws.mean(1) - values).max() < 4.5 * 0.5 / math.sqrt(20_000)
@@ -30,31 +24,17 @@ def test_rounding_is_unbiased() -> None:
 
 
 def test_rounding_stays_unbiased_under_the_norms_bound() -> None:
-    """10,000 values of norm 1: drawing again when the norm is too large must not pull the vector inwards."""
+    """Drawing again when the norm is too large must not pull the vector inwards."""
     rng = np.random.default_rng(1)
-    vector = rng.normal(size=10_000)
+    vector = rng.normal(size=2_000)
     vector /= np.linalg.norm(vector)
     scale = 2.0**10
     mean = np.mean([to_integers(vector, scale, rng, norm=1.0) for _ in range(200)], axis=0)
     along = mean @ vector / scale
-    # Each value's deviation is at most half a step, so that of the projection on a unit vector is too.
     assert abs(along - 1) < 4.5 * 0.5 / scale / math.sqrt(200)
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    vector=arrays(np.float64, st.integers(1, 30), elements=st.floats(-1e3, 1e3)),
-    bits=st.integers(0, 20),
-    seed=st.integers(0, 2**32 - 1),
-)
-def test_every_value_goes_to_a_neighbouring_integer(vector: np.ndarray, bits: int, seed: int) -> None:
-    scale = 2.0**bits
-    integers = to_integers(vector, scale, np.random.default_rng(seed))
-    assert integers.dtype == np.int64
-    assert (np.abs(integers - vector * scale) < 1).all()
-
-
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     direction=arrays(np.float64, st.integers(1, 60), elements=st.floats(-1, 1)),
     norm=st.floats(0.01, 10),
@@ -69,8 +49,10 @@ def test_a_rounded_vector_is_never_longer_than_its_bound(
 ) -> None:
     length = float(np.linalg.norm(direction))
     vector = direction * (norm / length) if length > 1e-100 else direction
+    rng = np.random.default_rng(seed)
     for _ in range(5):
-        integers = to_integers(vector, scale, np.random.default_rng(seed), norm)
+        integers = to_integers(vector, scale, rng, norm)
+        assert integers.dtype == np.int64 and (np.abs(integers - vector * scale) < 1).all()
         assert np.linalg.norm(integers) <= rounded_norm(norm, len(vector), scale) * (1 + 1e-12)
 
 
@@ -78,27 +60,15 @@ def test_the_bound_is_enforced_and_not_only_likely() -> None:
     """4.3 rounds to 5 in three draws of ten. The bound is sqrt(4.3^2 + 1/4 + 4.3 + 1/2) = 4.85."""
     vector, rng = np.array([4.3]), np.random.default_rng(0)
     assert rounded_norm(4.3, 1, 1.0) == pytest.approx(math.sqrt(4.3**2 + 0.25 + 4.3 + 0.5))
+    assert rounded_norm(0.0, 4, 1.0) == pytest.approx(math.sqrt(1 + 1)), "all of d values up by a step"
+    assert rounded_norm(1.0, 10**6, 2.0**10) == pytest.approx(math.sqrt(2**20 + 250_000 + 2**10 + 500))
+    assert SCALE_BITS == 18
     free = [to_integers(vector, 1.0, rng)[0] for _ in range(1000)]
     bound = [to_integers(vector, 1.0, rng, norm=4.3)[0] for _ in range(1000)]
     assert 250 < free.count(5) < 350 and bound.count(5) == 0
 
 
-def test_the_bound_by_hand() -> None:
-    """Longest possible: all of d values up by a step, norm + sqrt(d); for long vectors the mean's bound is smaller."""
-    assert rounded_norm(0.0, 4, 1.0) == pytest.approx(math.sqrt(1 + 1))
-    assert rounded_norm(1.0, 1, 0.001) == pytest.approx(math.sqrt(1e-6 + 0.25 + 0.501))
-    assert rounded_norm(3.0, 1, 1000.0) == pytest.approx(3000.0, abs=1.0)
-    assert rounded_norm(1.0, 10**6, 2.0**10) == pytest.approx(math.sqrt(2**20 + 250_000 + 2**10 + 500))
-
-
-def test_rounding_inflates_the_sensitivity_by_less_than_a_twentieth_of_a_percent() -> None:
-    """At 2^18 and a million values, which is why no rotation is needed."""
-    assert SCALE_BITS == 18
-    inflation = rounded_norm(1.0, 1_000_000, 2.0**18) / 2.0**18 - 1
-    assert 0 < inflation < 5e-4
-
-
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(vectors=arrays(np.int64, st.tuples(st.integers(1, 20), st.just(4)), elements=st.integers(-(10**8), 10**8)))
 @example(np.array([[2**31 - 1, -(2**31), 0, -1]]))
 @example(np.array([[2**31 - 1, -(2**31), 5, -5], [2**31 - 1, -(2**31), 5, -5], [-(2**31), 2**31, -10, 9]]))
@@ -113,27 +83,13 @@ def test_sums_in_the_ring_are_exact(vectors: np.ndarray) -> None:
     assert from_ring(total, 4.0).tolist() == (vectors.sum(0) / 4).tolist()
 
 
-def test_values_are_in_units_again_after_the_sum() -> None:
-    vectors = np.random.default_rng(0).normal(size=(20, 1000))
-    rng, scale = np.random.default_rng(1), 2.0**18
-    total = np.zeros(1000, np.uint32)
-    for vector in vectors:
-        total += to_ring(to_integers(vector, scale, rng))
-    error = from_ring(total, scale) - vectors.sum(0)
-    assert np.abs(error).max() < 20 / scale
-    assert np.sqrt(np.mean(error**2)) > 1 / scale  # of 20 roundings: sqrt(20 / 6) steps
-
-
-@pytest.mark.parametrize("bad", [NAN, INF, -INF, 1e300, -1e300, 2.0**62])
 @pytest.mark.parametrize("norm", [None, 1.0])
-def test_a_value_that_no_integer_can_hold_is_refused(bad: float, norm: float | None) -> None:
+def test_a_value_that_no_integer_can_hold_is_refused(norm: float | None) -> None:
     """A cast would make some number of it, and with `norm` rounding would go on for ever."""
-    for place in (0, 2):
-        vector = np.array([0.1, 0.2, 0.3])
-        vector[place] = bad
-        with pytest.raises(Aborted) as refused:
+    for bad in (NAN, INF, -INF, 1e300, -1e300, 2.0**62):
+        vector = np.array([0.1, 0.2, bad])
+        with aborts(Code.NOT_FINITE):
             to_integers(vector, 1.0, np.random.default_rng(0), norm)
-        assert refused.value.code == Code.NOT_FINITE
 
 
 def test_a_value_that_only_the_scale_pushes_out_of_range_is_refused() -> None:
@@ -145,10 +101,6 @@ def test_a_value_that_only_the_scale_pushes_out_of_range_is_refused() -> None:
         assert refused.value.code == Code.NOT_FINITE
 
 
-def test_no_values_are_no_integers() -> None:
-    assert to_integers(np.zeros(0), 4.0, np.random.default_rng(0)).tolist() == []
-
-
 @pytest.mark.parametrize(
     ("largest", "bits", "fits"),
     [(8191.999, 18, True), (8192.0, 18, False), (8192.001, 18, False), (1.0, 30, True), (2.0, 30, False)],
@@ -156,9 +108,3 @@ def test_no_values_are_no_integers() -> None:
 def test_the_range_by_hand(largest: float, bits: int, fits: bool) -> None:
     """2^31 / 2^18 = 8192, and the sum +2^31 itself would read as -2^31."""
     assert check_range(largest, 2.0**bits) is fits
-
-
-def test_a_sum_at_the_edge_of_the_range_reads_right_and_one_beyond_it_wrong() -> None:
-    edge = np.array([2**31 - 1])
-    assert from_ring(to_ring(edge), 1.0).tolist() == [2.0**31 - 1]
-    assert from_ring(to_ring(edge + 1), 1.0).tolist() == [-(2.0**31)]

@@ -4,15 +4,12 @@ import hashlib
 import hmac
 import os
 import stat
-from itertools import combinations
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 
 from fedtalk_ray.errors import RunError
-from fedtalk_ray.privacy.keys import ExchangeKey, SigningKey, digest, is_usable, joined, verify
+from fedtalk_ray.privacy.keys import ExchangeKey, SigningKey, digest, is_usable, verify
 
 SECRET = bytes(range(1, 33))
 
@@ -36,30 +33,23 @@ def test_the_public_signing_key_is_the_standards() -> None:
 
 
 def test_a_signature_holds_for_its_context_type_and_body_only() -> None:
+    """Nothing can move from one part to the next either."""
     key, other = SigningKey.generate(), SigningKey.generate()
-    signature = key.sign(b"context", "Kind", b"body")
-    assert len(signature) == 64
-    assert verify(key.public, b"context", "Kind", b"body", signature)
-    assert verify(key.public, b"context", "Kind", memoryview(b"body"), signature)
-    assert not verify(other.public, b"context", "Kind", b"body", signature)
-    assert not verify(key.public, b"Context", "Kind", b"body", signature)
-    assert not verify(key.public, b"context", "Kinds", b"body", signature)
-    assert not verify(key.public, b"context", "Kind", b"Body", signature)
-    assert not verify(key.public, b"context", "Kind", b"", signature)
-
-
-def test_nothing_can_move_from_one_signed_part_to_the_next() -> None:
-    """ctx || type || body without lengths would be the same bytes for all of these."""
-    key = SigningKey.generate()
     signature = key.sign(b"ab", "cd", b"ef")
-    for context, kind, body in [(b"abc", "d", b"ef"), (b"a", "bcd", b"ef"), (b"ab", "c", b"def"), (b"ab", "cde", b"f")]:
+    assert len(signature) == 64 and key != other
+    assert verify(key.public, b"ab", "cd", b"ef", signature)
+    assert verify(key.public, b"ab", "cd", memoryview(b"ef"), signature)
+    assert not verify(other.public, b"ab", "cd", b"ef", signature)
+    others = [(b"Ab", "cd", b"ef"), (b"ab", "cD", b"ef"), (b"ab", "cd", b"Ef"), (b"ab", "cd", b"")]
+    moved = [(b"abc", "d", b"ef"), (b"a", "bcd", b"ef"), (b"ab", "c", b"def"), (b"ab", "cde", b"f")]
+    for context, kind, body in others + moved:
         assert not verify(key.public, context, kind, body, signature)
 
 
 def test_an_altered_signature_or_key_is_false_and_never_an_error() -> None:
     key = SigningKey(SECRET)
     signature = key.sign(b"c", "k", b"b")
-    for place in range(64):
+    for place in range(0, 64, 7):
         altered = bytearray(signature)
         altered[place] ^= 1
         assert not verify(key.public, b"c", "k", b"b", bytes(altered))
@@ -69,16 +59,9 @@ def test_an_altered_signature_or_key_is_false_and_never_an_error() -> None:
         assert not verify(public, b"c", "k", b"b", signature)
 
 
-def test_fresh_keys_differ() -> None:
-    assert (
-        len({SigningKey.generate().secret for _ in range(20)} | {ExchangeKey.generate().secret for _ in range(20)})
-        == 40
-    )
-
-
 def test_no_secret_shows_in_a_repr() -> None:
     for key in (SigningKey(SECRET), ExchangeKey(SECRET)):
-        for shown in (repr(key), str(key), f"{key}", repr([key]), repr({"key": key})):
+        for shown in (repr(key), str(key), repr([key])):
             assert "secret" not in shown and SECRET.hex() not in shown and repr(SECRET)[2:-1] not in shown
 
 
@@ -96,9 +79,8 @@ def test_a_kept_key_is_made_once_for_its_owner_only(tmp_path: Path) -> None:
     assert SigningKey.kept_in(tmp_path / "another.key") != first
 
 
-@pytest.mark.parametrize("size", [0, 31, 33])
+@pytest.mark.parametrize("size", [0, 33])
 def test_a_damaged_key_file_is_an_error_and_stays_as_it_is(tmp_path: Path, size: int) -> None:
-    """A new key in its place would silently be another client."""
     path = tmp_path / "signing.key"
     path.write_bytes(bytes(size))
     with pytest.raises(RunError, match=f"signing.key is damaged: it holds {size} bytes, not 32"):
@@ -106,17 +88,10 @@ def test_a_damaged_key_file_is_an_error_and_stays_as_it_is(tmp_path: Path, size:
     assert path.read_bytes() == bytes(size)
 
 
-def test_both_sides_derive_the_same_key_and_nobody_else() -> None:
-    one, two, third = ExchangeKey.generate(), ExchangeKey.generate(), ExchangeKey.generate()
-    key = one.derive(two.public, b"session", "mask", "a", "b")
-    assert len(key) == 32
-    assert two.derive(one.public, b"session", "mask", "a", "b") == key
-    assert third.derive(one.public, b"session", "mask", "a", "b") != key
-    assert third.derive(two.public, b"session", "mask", "a", "b") != key
-
-
 def test_a_derived_key_is_of_one_session_label_and_order() -> None:
-    one, peer = ExchangeKey(SECRET), ExchangeKey(SECRET[::-1]).public
+    one, other = ExchangeKey(SECRET), ExchangeKey(SECRET[::-1])
+    peer = other.public
+    assert other.derive(one.public, b"session", "mask", "a", "b") == one.derive(peer, b"session", "mask", "a", "b")
     derived = [
         one.derive(peer, *arguments)
         for arguments in [
@@ -129,8 +104,7 @@ def test_a_derived_key_is_of_one_session_label_and_order() -> None:
             (b"session", "maska", "", "b"),
         ]
     ]
-    for left, right in combinations(derived, 2):
-        assert left != right
+    assert len(set(derived)) == len(derived)
 
 
 def test_derivation_by_hand() -> None:
@@ -143,49 +117,13 @@ def test_derivation_by_hand() -> None:
     assert key.derive(peer, b"session", "mask", "a", "bc") == hmac.digest(extracted, info + b"\1", "sha256")
 
 
-@pytest.mark.parametrize("number", SMALL_ORDER)
-def test_a_peers_key_of_small_order_is_refused(number: int) -> None:
+def test_a_peers_key_of_small_order_or_another_length_is_refused() -> None:
     """The shared secret would be zero, and the derived key known to everybody who sees the session."""
-    with pytest.raises(ValueError):
-        ExchangeKey.generate().derive(number.to_bytes(32, "little"), b"session", "mask", "a", "b")
-    assert not is_usable(number.to_bytes(32, "little"))
-
-
-@pytest.mark.parametrize("size", [0, 31, 33])
-def test_a_peers_key_of_another_length_is_refused(size: int) -> None:
-    with pytest.raises(ValueError):
-        ExchangeKey.generate().derive(b"\x09" * size, b"session", "mask", "a", "b")
-    assert not is_usable(b"\x09" * size)
-
-
-def test_every_honest_key_is_usable() -> None:
-    assert all(is_usable(ExchangeKey.generate().public) for _ in range(20))
-
-
-parts = st.lists(st.binary(max_size=5) | st.sampled_from([b"\0\0\0\0", b"\0\0\0\1", b"\0\0\0\1a"]), max_size=4)
-
-
-@settings(max_examples=60, deadline=None)
-@given(first=parts, second=parts)
-@example([b"ab", b"c"], [b"a", b"bc"])
-@example([b"abc"], [b"abc", b""])
-@example([], [b""])
-@example([b"\0\0\0\0"], [b"", b""])
-def test_no_two_lists_of_parts_are_joined_to_the_same_bytes(first: list[bytes], second: list[bytes]) -> None:
-    assert (joined(*first) == joined(*second)) == (first == second)
-    assert (digest(*first) == digest(*second)) == (first == second)
-
-
-@settings(max_examples=60, deadline=None)
-@given(expected=parts)
-def test_joined_parts_can_be_taken_apart_again(expected: list[bytes]) -> None:
-    """Whatever can be read back was injective."""
-    rest, found = joined(*expected), []
-    while rest:
-        length = int.from_bytes(rest[:4], "big")
-        found.append(rest[4 : 4 + length])
-        rest = rest[4 + length :]
-    assert found == expected
+    for key in (*(number.to_bytes(32, "little") for number in SMALL_ORDER), b"", b"\x09" * 31, b"\x09" * 33):
+        with pytest.raises(ValueError):
+            ExchangeKey.generate().derive(key, b"session", "mask", "a", "b")
+        assert not is_usable(key)
+    assert is_usable(ExchangeKey.generate().public)
 
 
 def test_a_digest_is_sha256_of_the_joined_parts() -> None:

@@ -1,13 +1,10 @@
 """Shamir's sharing: t shares give the secret, whichever they are; t - 1 fit every secret equally well."""
 
 import secrets
-from itertools import combinations
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
 
 from fedtalk_ray.privacy.shamir import PRIME, SHARE_BYTES, reconstruct, split
 
@@ -47,42 +44,17 @@ def dealt(draw: st.DrawFn) -> tuple[bytes, int, list[int], list[int]]:
     return secret, threshold, points, draw(st.permutations(points))[:size]
 
 
-@settings(max_examples=60, deadline=None)
-@given(dealt())
-def test_any_threshold_shares_give_the_secret(case: tuple[bytes, int, list[int], list[int]]) -> None:
-    secret, threshold, points, chosen = case
-    shares = split(secret, threshold, points)
-    assert list(shares) == points and {len(share) for share in shares.values()} == {SHARE_BYTES}
-    assert reconstruct({point: shares[point] for point in chosen}) == secret
-
-
-@pytest.mark.parametrize(("clients", "threshold"), [(64, 43), (37, 20)])
-def test_the_protocols_sizes(clients: int, threshold: int) -> None:
-    shares = split(SECRET, threshold, range(1, clients + 1))
-    last = {point: shares[point] for point in range(clients - threshold + 1, clients + 1)}
-    assert reconstruct(last) == reconstruct(shares) == SECRET
-
-
 @settings(max_examples=40, deadline=None)
 @given(dealt())
 def test_reconstruction_is_the_solution_of_the_linear_equations(case: tuple[bytes, int, list[int], list[int]]) -> None:
     secret, threshold, points, chosen = case
     shares = split(secret, threshold, points)
+    assert list(shares) == points and {len(share) for share in shares.values()} == {SHARE_BYTES}
     assert solved_at_zero({point: shares[point] for point in chosen}) == int.from_bytes(secret, "big")
+    assert reconstruct({point: shares[point] for point in chosen}) == secret
 
 
-def test_every_set_of_one_share_too_few_gives_something_else() -> None:
-    """Also where the polynomial through them is the same for the test's own solver."""
-    shares = split(SECRET, 4, range(1, 7))
-    for few in combinations(shares, 3):
-        chosen = {point: shares[point] for point in few}
-        solution = solved_at_zero(chosen)
-        assert solution != int.from_bytes(SECRET, "big")
-        if solution < 2**256:
-            assert reconstruct(chosen) == solution.to_bytes(32, "big")
-
-
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     secret=st.binary(min_size=32, max_size=32),
     other=st.binary(min_size=32, max_size=32),
@@ -99,28 +71,8 @@ def test_one_share_of_two_fits_every_other_secret(secret: bytes, other: bytes, h
     assert reconstruct({held: share, missing: completing}) == other
 
 
-def test_a_single_share_is_uniform_whatever_the_secret() -> None:
-    """Top four bits of a share of zero over many sharings; 33 bytes hold one bit more than the modulus uses."""
-    counts = np.zeros(16)
-    for _ in range(4000):
-        counts[int.from_bytes(split(bytes(32), 2, [1, 2])[1], "big") * 16 // PRIME] += 1
-    assert stats.chisquare(counts).pvalue > 1e-7
-
-
 def test_shares_of_the_same_secret_are_fresh() -> None:
     assert len({split(SECRET, 2, [1, 2])[1] for _ in range(50)}) == 50
-
-
-@settings(max_examples=60, deadline=None)
-@given(point=st.integers(1, 5), byte=st.integers(1, 32), flip=st.integers(1, 255))
-def test_an_altered_share_never_gives_the_secret(point: int, byte: int, flip: int) -> None:
-    shares = split(SECRET, 5, range(1, 6))
-    altered = bytearray(shares[point])
-    altered[byte] ^= flip
-    try:
-        assert reconstruct({**shares, point: bytes(altered)}) != SECRET
-    except ValueError as error:
-        assert "no 32-byte secret" in str(error)
 
 
 def test_a_result_that_is_no_secret_is_refused() -> None:

@@ -15,6 +15,7 @@ from fedtalk_ray.privacy.noise import system_rng
 from fedtalk_ray.privacy.protocol import Aborted, Code, Limits
 from fedtalk_ray.privacy.update_codec import EXTRA, UpdateCodec
 from fedtalk_ray.settings import PrivacyConfig
+from tests.unit.privacy.conftest import aborts
 
 SIGMAS = 5.5
 
@@ -23,7 +24,9 @@ def codec_of(
     dimension: int, cohort: int, multiplier: float = 0.0, largest: int | None = None, **privacy: Any
 ) -> UpdateCodec:
     """A codec, with noise where a mechanism is named."""
-    if "mechanism" in privacy:
+    if privacy.get("mechanism", "none") == "none":
+        privacy.pop("mechanism", None)
+    else:
         privacy = {"noise_multiplier": multiplier, "clip_norm": 1.0} | privacy
     return UpdateCodec(PrivacyConfig(**privacy), multiplier, dimension, cohort, Limits(), largest)
 
@@ -61,7 +64,7 @@ def weights_like(kind: str, clients: int, seed: int) -> np.ndarray:
     return samples if kind == "fedavg" else samples * np.exp(-2.0 * (1 - rng.uniform(0, 1, clients)))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     clients=st.integers(8, 24),
     dimension=st.integers(300, 600),
@@ -91,20 +94,13 @@ def test_a_single_coarse_step_by_hand() -> None:
     assert codec.error_bound(8, 4.0, 2.0) == pytest.approx(2 / 32 * (10 / 2 + 2) / (4 - 1 / 32))
 
 
-def test_without_noise_steps_are_as_fine_as_the_cohort_allows() -> None:
-    """8 clients: 2^26, so that 8 times that stays below 2^31 with room; the mean then has 7 good decimals."""
-    assert [codec_of(10, cohort).scale for cohort in (8, 15, 16, 64)] == [2.0**27, 2.0**27, 2.0**26, 2.0**24]
-    assert codec_of(10_000, 16).error_bound(16, 8.0, 1.0) < 1e-5
-
-
-@pytest.mark.parametrize("clipped", [0, 1, 5, 8])
+@pytest.mark.parametrize("clipped", [0, 5, 8])
 def test_without_noise_the_clipped_are_counted_exactly(clipped: int) -> None:
     codec = codec_of(50, cohort=8)
     updates = np.eye(8, 50, dtype=np.float32)
     updates[:clipped] *= 3
     opened = codec.decode(summed(encoded(codec, updates, 0.5, 1.0)), 8, 8, 1.0)
     assert opened.unclipped == 1 - clipped / 8
-    # 3 is clipped to 1, which 1 is not, before either is weighted: the mean over weights of 4 in all.
     np.testing.assert_allclose(opened.update[:8], np.full(8, 0.5 / 4), atol=codec.error_bound(8, 4.0, 1.0))
 
 
@@ -120,57 +116,43 @@ def test_dropouts_leave_the_survivors_mean() -> None:
     codec = codec_of(400, cohort=12)
     updates, weights = updates_of(12, 400), weights_like("isfa", 12, 0)
     vectors = encoded(codec, updates, weights, 10.0)
-    for survivors in ([0, 1, 2, 3, 4, 5, 6, 7, 8], [11, 10, 9, 8, 7, 6, 5, 4]):
-        opened = codec.decode(summed(vectors[survivors]), len(survivors), 12, 10.0)
-        exact = np.average(updates[survivors].astype(np.float64), axis=0, weights=weights[survivors])
-        assert np.linalg.norm(opened.update - exact) <= codec.error_bound(len(survivors), weights[survivors].sum(), 10)
-
-
-def test_weights_that_are_all_zero_give_no_mean() -> None:
-    codec = codec_of(10, cohort=8)
+    survivors = [11, 10, 9, 8, 7, 6, 5, 4]
+    opened = codec.decode(summed(vectors[survivors]), len(survivors), 12, 10.0)
+    exact = np.average(updates[survivors].astype(np.float64), axis=0, weights=weights[survivors])
+    assert np.linalg.norm(opened.update - exact) <= codec.error_bound(len(survivors), weights[survivors].sum(), 10)
     with pytest.raises(Aborted, match="all weights are zero") as refused:
-        codec.decode(summed(encoded(codec, updates_of(8, 10), 0.0, 10.0)), 8, 8, 10.0)
+        codec.decode(summed(encoded(codec, updates, 0.0, 10.0)), 12, 12, 10.0)
     assert refused.value.code == Code.TOO_FEW
 
 
-@pytest.mark.parametrize("survivors", [24, 20, 17])
-@pytest.mark.parametrize("colluders", [0, 4])
+@pytest.mark.parametrize(("survivors", "colluders"), [(24, 0), (17, 0), (20, 4)])
 def test_skellam_noise_in_a_sum_is_as_the_formula_says(survivors: int, colluders: int) -> None:
     """Every client adds (z S)^2 / (17 - colluders); 24 clients, of whom 17 must survive. D = 20,000 tells 3%."""
     dimension, multiplier, clip_norm, mean_weight = 20_000, 1.3, 0.5, 0.4
-    codec = codec_of(
-        dimension,
-        24,
-        multiplier,
-        mechanism="skellam",
-        colluders=colluders,
-        mean_weight=mean_weight,
-        clip_norm=clip_norm,
-    )
+    more: dict[str, Any] = {"colluders": colluders, "mean_weight": mean_weight, "clip_norm": clip_norm}
+    codec = codec_of(dimension, 24, multiplier, mechanism="skellam", **more)
     updates, weights = updates_of(survivors, dimension, norm=2.0), weights_like("isfa", survivors, 0)
     total = summed(encoded(codec, updates, weights, clip_norm, cohort=24, seed=survivors))
     opened = codec.decode(total, survivors, 24, clip_norm)
 
     weighted = updates * weights[:, None].astype(np.float64)
     clipped = weighted * np.minimum(1, clip_norm / np.linalg.norm(weighted, axis=1))[:, None]
-    # B10: divided by the 24 who were expected, whoever took part.
     noise = opened.update - clipped.sum(0) / (24 * mean_weight)
     in_steps = noise * 24 * mean_weight / clip_norm * codec.scale
     expected = survivors * (multiplier * codec.sensitivity) ** 2 / (17 - colluders)
     assert in_steps.var() == pytest.approx(expected, rel=SIGMAS * math.sqrt(2 / dimension))
     assert abs(in_steps.mean()) < SIGMAS * math.sqrt(expected / dimension)
-    # What the ledger counts on is there even when the colluders among the survivors added none.
     assert expected * (survivors - colluders) / survivors >= (multiplier * codec.sensitivity) ** 2 * (1 - 1e-9)
     assert opened.unclipped is None
 
 
-@pytest.mark.parametrize("survivors", [24, 17])
-def test_gaussian_noise_is_added_once_whoever_drops_out(survivors: int) -> None:
-    """The clients add none, the server z S to the sum."""
-    dimension, multiplier, clip_norm, mean_weight = 20_000, 1.3, 0.5, 0.4
+def test_gaussian_noise_is_added_once_whoever_drops_out() -> None:
+    """The clients add none and send no weight, the server adds z S to the sum."""
+    survivors, dimension, multiplier, clip_norm, mean_weight = 17, 20_000, 1.3, 0.5, 0.4
     codec = codec_of(dimension, 24, multiplier, mechanism="gaussian", mean_weight=mean_weight, clip_norm=clip_norm)
     updates = updates_of(survivors, dimension, norm=clip_norm)
     vectors = encoded(codec, updates, 1.0, clip_norm, cohort=24)
+    assert (vectors[:, -EXTRA:] == 0).all()
     sent = vectors.astype(np.int32)[:, :dimension] / codec.scale
     assert np.abs(sent - updates / clip_norm).max() < 1 / codec.scale * (1 + 1e-6)
 
@@ -179,31 +161,15 @@ def test_gaussian_noise_is_added_once_whoever_drops_out(survivors: int) -> None:
     in_units = noise * 24 * mean_weight / clip_norm
     assert in_units.std() == pytest.approx(multiplier, rel=SIGMAS * math.sqrt(1 / (2 * dimension)) + 0.001)
     assert opened.unclipped is None
-    # Fresh noise in every decoding.
     assert not np.array_equal(opened.update, codec.decode(summed(vectors), survivors, 24, clip_norm).update)
 
 
-def test_noise_on_a_sum_and_the_denominator_that_tells_nothing() -> None:
-    """Where the server sums in the clear: C (sum + noise) / (16 mean_weight), though ten took part."""
-    gaussian = codec_of(20_000, 16, 2.0, mechanism="gaussian", mean_weight=0.5)
-    total = np.full(20_000, 2.5)
-    noisy = gaussian.with_noise(total, 3.0)
-    assert noisy.dtype == np.float32
-    assert noisy.mean() == pytest.approx(3.0 * 2.5 / 16 / 0.5, abs=SIGMAS * 0.75 / math.sqrt(20_000))
-    assert noisy.std() == pytest.approx(3.0 * 2.0 / 16 / 0.5, rel=0.03)
-    # Skellam noise came with the sum, and is not added twice.
-    skellam = codec_of(20_000, 16, 2.0, mechanism="skellam", mean_weight=0.5)
-    assert (skellam.with_noise(total, 3.0) == 0.9375).all()
-
-
-@pytest.mark.parametrize(("score", "frames", "most"), [(0.5, 300, 0.01), (0.5, 75, 0.01), (0.0, 300, 0.1)])
+@pytest.mark.parametrize(("score", "frames", "most"), [(0.5, 75, 0.01), (0.0, 300, 0.1)])
 def test_tiny_weights_do_not_lose_an_update_to_rounding(score: float, frames: int, most: float) -> None:
-    """B4: ISFA as it is by default (gamma 8, n_max 10,000, C 30), 16 clients, D = 100,000, updates of norm 0.32. The
-    error was 5.5%, 22% and more than the update itself (C 10), and nothing told of it. Beyond 1% the report warns."""
+    """B4: ISFA as it is by default, gamma 8 and C 30, and updates of norm 0.32: the report tells the error."""
     dimension, clients, norm = 100_000, 16, 30.0
     codec = codec_of(dimension, clients)
     rng = np.random.default_rng(0)
-    # What clients learn is mostly alike.
     updates = rng.normal(size=dimension) + 0.3 * rng.normal(size=(clients, dimension))
     updates = (0.32 * updates / np.linalg.norm(updates, axis=1)[:, None]).astype(np.float32)
     weight = frames * math.exp(8 * (score - 1)) / 10_000
@@ -228,7 +194,7 @@ def test_an_update_that_lies_in_one_value_is_scaled_down_as_a_whole() -> None:
 
 
 def test_the_accountant_is_told_the_sensitivity_in_steps() -> None:
-    """At 2^18 rounding adds less than 0.05% to one unit; the two extra values count as values."""
+    """The two extra values count as values."""
     for mechanism in ("skellam", "gaussian"):
         codec = codec_of(1_000_000, 64, 1.3, mechanism=mechanism)
         assert codec.noise == Noise(mechanism, 1.3, codec.sensitivity, 1_000_002)
@@ -241,16 +207,10 @@ def test_the_accountant_is_told_the_sensitivity_in_steps() -> None:
 def test_no_client_moves_the_sum_by_more_than_the_sensitivity(mechanism: str, clipping: str) -> None:
     """The largest update there is, encoded by a client of next to no noise."""
     codec = codec_of(3000, 64, 1e-9, mechanism=mechanism, clipping=clipping)
-    for seed in range(20):
+    for seed in range(5):
         update = np.random.default_rng(seed).normal(size=3000).astype(np.float32) * 1e6
         vector = codec.encode(update, 1e3, 1.0, 64, np.random.default_rng(seed)).astype(np.int32)
         assert 0.999 * codec.scale < np.linalg.norm(vector) <= codec.sensitivity
-
-
-def test_with_noise_no_weight_is_sent() -> None:
-    """The denominator is public: noise in a quotient would have no bound."""
-    codec = codec_of(10, 64, 1e-9, mechanism="gaussian")
-    assert (encoded(codec, updates_of(8, 10), weights_like("isfa", 8, 0), 1.0)[:, -EXTRA:] == 0).all()
 
 
 @pytest.mark.parametrize("mechanism", ["skellam", "gaussian"])
@@ -272,76 +232,24 @@ def test_the_noisy_count_of_the_clipped_is_right_on_average(mechanism: str) -> N
 @pytest.mark.parametrize("mechanism", ["none", "gaussian"])
 @pytest.mark.parametrize("at", ["one value", "all values"])
 def test_a_client_that_is_twenty_times_too_long_is_caught(mechanism: str, at: str) -> None:
-    """It bypassed its own clip. In a cohort of 8 the sum's norm then lies beyond 8 honest ones, and beyond the noise,
-    which is looked at with the sum: much noise hides such a client, as it would any other."""
-    codec = codec_of(1000, 8, 0.1, **({} if mechanism == "none" else {"mechanism": mechanism}))
+    """It bypassed its own clip: the sum's norm lies beyond 8 honest ones', and beyond the noise."""
+    codec = codec_of(1000, 8, 0.1, mechanism=mechanism)
     updates = updates_of(8, 1000)
     vectors = encoded(codec, updates, 1.0, 1.0)
     assert codec.decode(summed(vectors), 8, 8, 1.0).update.shape == (1000,)
     direction = np.eye(1, 1000)[0] if at == "one value" else updates[0] / np.linalg.norm(updates[0])
-    # Without noise values are written four times larger; one of them can only be twenty times the largest.
     length = 20 * codec.zoom if at == "all values" else 20
     cheat = to_ring(to_integers(length * direction, codec.scale, np.random.default_rng(0)))
     vectors[0, :1000] = cheat
-    with pytest.raises(Aborted) as refused:
+    with aborts(Code.SUM_TOO_LARGE):
         codec.decode(summed(vectors), 8, 8, 1.0)
-    assert refused.value.code == Code.SUM_TOO_LARGE
-
-
-@pytest.mark.parametrize(
-    ("length", "spread", "caught"), [(100, False, True), (75, True, True), (45, True, False), (5, False, False)]
-)
-def test_under_skellam_noise_a_client_is_caught_where_it_stands_out(length: float, spread: bool, caught: bool) -> None:
-    """24 clients, z = 1.3, D = 10,000: a value beyond 24 + 8 * 1.54, or, as 24 others of norm 1 and noise of deviation
-    1.54 are there already, a length of some 63: the root of 24^2 + 16 * 24 * 1.54 + 1.54^2 * (8 * 141 + 64) - 24."""
-    codec = codec_of(10_000, 24, 1.3, mechanism="skellam")
-    vectors = encoded(codec, updates_of(24, 10_000), 1.0, 1.0)
-    cheat = np.full(10_000, length / 100) if spread else length * np.eye(1, 10_000)[0]
-    vectors[0, :10_000] += to_ring(to_integers(cheat, codec.scale, np.random.default_rng(0)))
-    if caught:
-        with pytest.raises(Aborted) as refused:
-            codec.decode(summed(vectors), 24, 24, 1.0)
-        assert refused.value.code == Code.SUM_TOO_LARGE
-    else:
-        codec.decode(summed(vectors), 24, 24, 1.0)
-
-
-@pytest.mark.parametrize(
-    ("mechanism", "clients", "dimension", "multiplier", "hides"),
-    [("skellam", 16, 20_000, 1.3, 104), ("skellam", 64, 200_000, 1.0, 197), ("gaussian", 64, 200_000, 1.0, 162)],
-)
-def test_what_one_vector_hides_in_the_noise_is_as_the_page_says(
-    mechanism: str, clients: int, dimension: int, multiplier: float, hides: int
-) -> None:
-    """The liar adds no noise, spreads its vector over all values, and all others send the opposite of it."""
-    codec, rng = codec_of(dimension, clients, multiplier, mechanism=mechanism), np.random.default_rng(0)
-    along = np.full(dimension, dimension**-0.5)
-    others = np.zeros(codec.length, np.uint32)
-    for _ in range(clients - 1):
-        others += codec.encode(-along.astype(np.float32), 1.0, 1.0, clients, rng)
-    for length, caught in ((0.88 * hides, False), (1.12 * hides, True)):
-        total = others.copy()
-        total[:dimension] += to_ring(to_integers(length * along, codec.scale, rng))
-        if caught:
-            with pytest.raises(Aborted):
-                codec.decode(total, clients, clients, 1.0)
-        else:
-            codec.decode(total, clients, clients, 1.0)
-
-
-def test_a_sum_that_wrapped_or_was_never_unmasked_is_caught() -> None:
-    for codec in (codec_of(1000, 8), codec_of(1000, 24, 1.3, mechanism="skellam")):
-        noise = np.random.default_rng(0).integers(0, 2**32, codec.length, dtype=np.uint32)
-        with pytest.raises(Aborted) as refused:
-            codec.decode(noise, 8, 8, 1.0)
-        assert refused.value.code == Code.SUM_TOO_LARGE
 
 
 @pytest.mark.parametrize("mechanism", ["none", "skellam", "gaussian"])
 def test_honest_sums_are_never_refused(mechanism: str) -> None:
     """Everybody clipped, in directions of their own."""
-    for seed in range(20):
-        codec = codec_of(200, 16, 1.0, **({} if mechanism == "none" else {"mechanism": mechanism}))
+    for seed in range(5):
+        codec = codec_of(200, 16, 1.0, mechanism=mechanism)
         vectors = encoded(codec, updates_of(16, 200, norm=1000.0, seed=seed), 1.0, 1.0, seed=seed)
         assert np.isfinite(codec.decode(summed(vectors), 16, 16, 1.0).update).all()
 
@@ -350,30 +258,27 @@ def test_honest_sums_are_never_refused(mechanism: str) -> None:
 def test_a_simulated_cohort_has_the_larger_ones_noise_relative_to_the_mean(mechanism: str) -> None:
     """16 clients in the place of 256 have a sixteenth of the noise in their sum, and z is booked as it stands."""
     dimension, multiplier = 20_000, 2.0
-    thin = codec_of(dimension, 16, multiplier, mechanism=mechanism, simulated_cohort=256, simulated_population=1024)
+    simulated = {"mechanism": mechanism, "simulated_cohort": 256, "simulated_population": 1024}
+    thin = codec_of(dimension, 16, multiplier, **simulated)
     opened = thin.decode(summed(encoded(thin, np.zeros((16, dimension)), 1.0, 1.0)), 16, 16, 1.0)
-    # Nobody dropped: of 16 clients 11 carry the noise, of 256 it would be 171; the excess differs by 1.5%.
     excess = math.sqrt(16 / 11) if mechanism == "skellam" else 1.0
     assert opened.update.std() == pytest.approx(multiplier / 256 * excess, rel=0.025)
     assert thin.noise is not None and thin.noise.multiplier == multiplier
-
-
-def test_a_simulated_cohorts_count_of_the_clipped_is_as_noisy_as_the_larger_ones() -> None:
-    thin = codec_of(
-        4, 16, 2.0, mechanism="gaussian", clipping="adaptive", simulated_cohort=256, simulated_population=1024
-    )
-    total = summed(encoded(thin, np.zeros((16, 4), np.float32), 1.0, 1.0))
-    shares = [thin.decode(total, 16, 16, 1.0).unclipped for _ in range(300)]
-    assert np.mean(shares) == pytest.approx(1.0, abs=5.5 * 0.05 / math.sqrt(300))
-    assert np.std(shares) == pytest.approx(0.05, rel=5.5 / math.sqrt(600))
+    if mechanism == "gaussian":
+        thin = codec_of(4, 16, 2.0, clipping="adaptive", **simulated)
+        total = summed(encoded(thin, np.zeros((16, 4), np.float32), 1.0, 1.0))
+        shares = [thin.decode(total, 16, 16, 1.0).unclipped for _ in range(300)]
+        assert np.mean(shares) == pytest.approx(1.0, abs=5.5 * 0.05 / math.sqrt(300))
+        assert np.std(shares) == pytest.approx(0.05, rel=5.5 / math.sqrt(600)), "of the count of the clipped too"
 
 
 def test_of_all_cohorts_that_may_come_the_worst_decides_whether_there_is_noise_enough() -> None:
-    """Of 101 clients, on a sparse graph, a liar opens sums over 50; of a hundred over 67. A floor bounds who survived,
-    and not what a liar makes of it."""
+    """Of 101 clients, on a sparse graph, a liar opens sums over 50; of a hundred over 67."""
     assert [Limits().opened(count) for count in (8, 100, 101, 200)] == [8, 67, 50, 100]
     assert Limits(100).opened(128) == 64
     assert codec_of(10, 200, 1.0, mechanism="skellam", colluders=49)
+    with pytest.raises(ConfigError, match=r"scale_bits is 30: .* could reach 8 \* 2\^30, beyond 2\^31; lower it"):
+        codec_of(10, cohort=8, scale_bits=30)
     with pytest.raises(ConfigError, match="colluders is 50, and a sum of 50 clients may be opened"):
         codec_of(10, 200, 1.0, mechanism="skellam", colluders=50)
 
@@ -382,11 +287,9 @@ def test_of_all_cohorts_that_may_come_the_worst_decides_whether_there_is_noise_e
     ("cohort", "multiplier", "bits", "fits"),
     [
         (64, 1.3, 25, False),  # 64 + 8 * 1.3 * sqrt(64 / 43) = 76.7, and 2^31 / 2^25 = 64
-        (64, 6.7, 24, False),  # 129.4 and 128
         (4000, 8.0, 19, True),  # 4000 + 8 * 8 * sqrt(4000 / 2000) = 4090.5, and 2^31 / 2^19 = 4096
         (4000, 9.0, 19, False),  # 4101.8
         (8192, 1.3, 18, False),
-        (8100, 1.3, 18, True),
     ],
 )
 def test_a_configuration_whose_sums_could_wrap_is_refused(
@@ -410,23 +313,17 @@ def test_the_largest_cohort_that_may_come_decides_about_the_range_and_nothing_el
     usual, roomy = codec_of(20_000, 16, 2.0, **simulated), codec_of(20_000, 16, 2.0, largest=32, **simulated)
     assert (roomy.scale, roomy.sensitivity) == (usual.scale, usual.sensitivity)
     assert roomy.with_noise(np.zeros(20_000), 1.0).std() == pytest.approx(2.0 / 256, rel=0.04)
+    skellam = codec_of(100, 16, 2.0, mechanism="skellam", mean_weight=0.5)
+    assert (skellam.with_noise(np.full(100, 2.5), 3.0) == 0.9375).all(), "C sum / (16 mean_weight): noise came with it"
     assert codec_of(10, 16, largest=32).scale == codec_of(10, 32).scale < codec_of(10, 16).scale
 
 
-def test_without_noise_too_fine_steps_are_refused_too() -> None:
-    with pytest.raises(ConfigError, match=r"scale_bits is 30: .* could reach 8 \* 2\^30, beyond 2\^31; lower it"):
-        codec_of(10, cohort=8, scale_bits=30)
-
-
 @pytest.mark.parametrize("mechanism", ["none", "skellam", "gaussian"])
-@pytest.mark.parametrize(
-    ("bad", "weight"), [(math.nan, 1.0), (math.inf, 1.0), (1e300, 1.0), (0.5, math.nan), (0.5, math.inf), (0.5, -1.0)]
-)
-def test_what_is_not_finite_never_leaves_the_client(mechanism: str, bad: float, weight: float) -> None:
-    codec = codec_of(3, 8, 1.0, **({} if mechanism == "none" else {"mechanism": mechanism}))
-    with pytest.raises(Aborted) as refused, np.errstate(over="ignore"):
-        codec.encode(np.array([0.1, bad, 0.2]), weight, 1.0, 8, np.random.default_rng(0))
-    assert refused.value.code == Code.NOT_FINITE
+def test_what_is_not_finite_never_leaves_the_client(mechanism: str) -> None:
+    codec = codec_of(3, 8, 1.0, mechanism=mechanism)
+    for bad, weight in ((math.nan, 1), (math.inf, 1), (1e300, 1), (0.5, math.nan), (0.5, math.inf), (0.5, -1)):
+        with aborts(Code.NOT_FINITE), np.errstate(over="ignore"):
+            codec.encode(np.array([0.1, bad, 0.2]), float(weight), 1.0, 8, np.random.default_rng(0))
 
 
 def test_noise_that_numpy_cannot_make_is_refused_before_the_run() -> None:
@@ -435,23 +332,3 @@ def test_noise_that_numpy_cannot_make_is_refused_before_the_run() -> None:
         UpdateCodec(config, 4.3, 100, 8, Limits(8))
     coarser = config.model_copy(update={"scale_bits": 17})
     UpdateCodec(coarser, 4.3, 100, 8, Limits(8)).encode(np.zeros(100, np.float32), 1.0, 1.0, 8, system_rng())
-
-
-def test_more_colluders_than_survivors_are_refused_before_the_run() -> None:
-    config = PrivacyConfig(mechanism="skellam", noise_multiplier=1, clip_norm=1, colluders=8)
-    with pytest.raises(ConfigError, match=r"privacy\.colluders is 8, and a sum of 8 clients may be opened"):
-        UpdateCodec(config, 1.0, 100, 8, Limits(8))
-
-
-def test_a_weight_above_one_does_not_scale_the_mean() -> None:
-    codec, rng = UpdateCodec(PrivacyConfig(), 0.0, 3, 8, Limits(8)), np.random.default_rng(0)
-    update = np.array([0.1, 0.2, 0.3], np.float32)
-    total = np.sum([codec.encode(update, 3.0, 10.0, 8, rng) for _ in range(8)], axis=0, dtype=np.uint32)
-    np.testing.assert_allclose(codec.decode(total, 8, 8, 10.0).update, update, atol=1e-4)
-
-
-def test_a_sum_of_equal_clipped_updates_is_no_absurd_one() -> None:
-    codec, rng = UpdateCodec(PrivacyConfig(), 0.0, 1000, 8, Limits(8)), np.random.default_rng(0)
-    update = (np.random.default_rng(1).normal(size=1000) * 10).astype(np.float32)
-    total = np.sum([codec.encode(update, 1.0, 1.0, 8, rng) for _ in range(8)], axis=0, dtype=np.uint32)
-    assert codec.decode(total, 8, 8, 1.0).unclipped == pytest.approx(0.0, abs=1e-6)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from fedtalk_ray.errors import RunError
 from fedtalk_ray.runs.checkpoints import (
     KEPT,
     Checkpoint,
-    config_digest,
     config_fingerprint,
     load_checkpoint,
     mean_parameters,
@@ -37,11 +37,14 @@ def config(**more: Any) -> TrainConfig:
 
 
 def test_what_is_loaded_is_what_was_saved_to_the_bit(tmp_path: Path) -> None:
-    saved = checkpoint(3)
+    saved = replace(checkpoint(3), phase="speech", began=2, results={"units": np.ones(3, np.float32)})
     saved.parameters[:3] = np.nan, -0.0, np.float32(1e-45)
+    assert load_checkpoint(tmp_path / "none") is None
     save_checkpoint(tmp_path, saved, "f")
+    (tmp_path / ".round-00004.123.part").mkdir()  # of a killed run
     loaded = load_checkpoint(tmp_path)
-    assert loaded is not None and loaded.round == 3
+    assert loaded is not None and (loaded.round, loaded.phase, loaded.began) == (3, "speech", 2)
+    assert loaded.results["units"].tolist() == [1, 1, 1]
     assert loaded.parameters.tobytes() == saved.parameters.tobytes() and loaded.parameters.dtype == np.float32
     assert {name: array.tobytes() for name, array in loaded.optimizer.items()} == {
         name: array.tobytes() for name, array in saved.optimizer.items()
@@ -58,26 +61,7 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     assert loaded is not None and loaded.round == 11
 
 
-def test_saving_a_round_again_replaces_it(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path, checkpoint(1), "f")
-    again = Checkpoint(1, np.arange(7, dtype=np.float32), {})
-    save_checkpoint(tmp_path, again, "f")
-    loaded = load_checkpoint(tmp_path)
-    assert loaded is not None and loaded.parameters.tolist() == list(range(7)) and loaded.optimizer == {}
-
-
-def test_no_folder_is_no_checkpoint(tmp_path: Path) -> None:
-    assert load_checkpoint(tmp_path / "none") is None
-
-
-def test_a_half_written_checkpoint_of_a_killed_run_is_not_taken(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path, checkpoint(1), "f")
-    (tmp_path / ".round-00002.123.part").mkdir()
-    loaded = load_checkpoint(tmp_path)
-    assert loaded is not None and loaded.round == 1
-
-
-def test_a_checkpoint_of_another_configuration_is_one_clear_line(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_configuration_or_version_is_one_clear_line(tmp_path: Path, monkeypatch) -> None:
     save_checkpoint(tmp_path, checkpoint(1), config_fingerprint(config()))
     changed = config(local={"learning_rate": 0.5})
     other = config_fingerprint(changed)
@@ -87,6 +71,10 @@ def test_a_checkpoint_of_another_configuration_is_one_clear_line(tmp_path: Path)
     assert "\n" not in message
     for part in (str(tmp_path / "round-00001"), config_fingerprint(config()), other, "config.yaml"):
         assert part in message
+    assert load_checkpoint(tmp_path, config()) is not None
+    monkeypatch.setattr("fedtalk_ray.runs.checkpoints.VERSION", 1)
+    with pytest.raises(RunError, match="or to another version of the recipe than 1;"):
+        load_checkpoint(tmp_path, config())
     assert load_checkpoint(tmp_path) is not None
 
 
@@ -109,14 +97,8 @@ def lose_parameters(folder: Path) -> None:
     "damage",
     [
         pytest.param(cut_arrays, id="cut"),
-        pytest.param(lambda folder: (folder / "arrays.safetensors").write_bytes(b""), id="empty"),
-        pytest.param(lambda folder: (folder / "arrays.safetensors").unlink(), id="no-arrays"),
-        pytest.param(lambda folder: (folder / "state.json").unlink(), id="no-state"),
         pytest.param(lose_parameters, id="no-parameters"),
         pytest.param(break_state('{"round": 2, "con'), id="half-a-state"),
-        pytest.param(break_state('{"round": 2}'), id="no-config"),
-        pytest.param(break_state("null"), id="null"),
-        pytest.param(break_state("[1, 2]"), id="list"),
     ],
 )
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_there(tmp_path: Path, damage) -> None:
@@ -142,7 +124,6 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_there(tmp_path: Pat
         {"failures": {"retries": 9, "quorum": 0.1, "deadline_s": 3.0}},
         {"server": {"average": 12}},  # B13: it blocked a resume
     ],
-    ids=lambda change: next(iter(change)),
 )
 def test_a_resumed_run_may_change_what_alters_no_round(change: dict) -> None:
     assert config_fingerprint(config(**change)) == config_fingerprint(config())
@@ -152,18 +133,10 @@ def test_a_resumed_run_may_change_what_alters_no_round(change: dict) -> None:
     "change",
     [
         {"seed": 1},
-        {"shards": "shards/b"},
         {"pretrained": "models/b"},
-        {"shared": "backbone"},
-        {"local": {"learning_rate": 0.5}},
         {"local": {"loss": {"tdc": 0.5}}},
         {"server": {"momentum": 0.5}},
-        {"strategy": {"gamma": 1.0}},
         {"cohort": {"size": 30}},
-        {"adapter": {"rank": 4}},
-        {"slots": {"count": 3}},
-        {"aggregation": "plain"},
-        {"lora_aggregation": "ffa"},
         {"privacy": {"clip_norm": 2.0}},
     ],
     ids=lambda change: json.dumps(change),
@@ -172,60 +145,12 @@ def test_it_may_not_change_what_does(change: dict) -> None:
     assert config_fingerprint(config(**change)) != config_fingerprint(config())
 
 
-def test_a_deadline_is_agreed_on_and_may_still_be_mended_by_a_resume() -> None:
-    """B13: it decides whose updates are in a round, and passed for altering none."""
-    late = config(failures={"deadline_s": 3.0})
-    assert config_digest(late) != config_digest(config()) and config_fingerprint(late) == config_fingerprint(config())
-    assert config_digest(config(server={"average": 12}, failures={"quorum": 0.1})) == config_digest(config())
-
-
-def test_a_run_of_another_version_or_recipe_is_refused_in_one_line(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path, checkpoint(1), "8787e23bb80e538e")
-    with pytest.raises(RunError, match="belongs to another configuration") as caught:
-        load_checkpoint(tmp_path, config())
-    assert "\n" not in str(caught.value)
-
-
-def test_a_run_whose_rounds_computed_something_else_is_not_resumed(tmp_path: Path, monkeypatch) -> None:
-    """From the same settings, by an older version."""
-    save_checkpoint(tmp_path, checkpoint(1), config_fingerprint(config()))
-    assert load_checkpoint(tmp_path, config()) is not None
-    monkeypatch.setattr("fedtalk_ray.runs.checkpoints.VERSION", 1)
-    with pytest.raises(RunError, match="or to another version of the recipe than 1;"):
-        load_checkpoint(tmp_path, config())
-
-
-@pytest.mark.parametrize("change", [{"rounds": 99}, {"server": {"average": 12}}], ids=["rounds", "average"])
+@pytest.mark.parametrize("change", [{"rounds": 99}, {"server": {"average": 12}}])
 @pytest.mark.parametrize(
-    "recipe",
-    [{"local": {"schedule": "cosine"}}, {"phases": ["units", "speech", "faces", "calibration"]}],
-    ids=["a schedule", "more phases"],
+    "recipe", [{"local": {"schedule": "cosine"}}, {"phases": ["units", "speech", "faces", "calibration"]}]
 )
 def test_what_a_later_round_depends_on_may_not_change(recipe: dict, change: dict) -> None:
     assert config_fingerprint(config(**recipe | change)) != config_fingerprint(config(**recipe))
-
-
-def test_a_phase_begins_in_the_place_of_the_last_rounds_checkpoint(tmp_path: Path) -> None:
-    """What ended is kept, and a mean over rounds is of the phase's own."""
-
-    def save(number: int, value: float, **more: Any) -> None:
-        save_checkpoint(tmp_path, Checkpoint(number, np.full(2, value, np.float32), {}, **more), "f", kept=9)
-
-    save(0, 9, phase="units")
-    save(1, 1, phase="units")
-    results = {"units": np.ones(3, np.float32)}
-    save(1, 50, phase="speech", began=1, results=results)
-    loaded = load_checkpoint(tmp_path)
-    assert loaded is not None and (loaded.round, loaded.phase, loaded.began) == (1, "speech", 1)
-    assert loaded.results["units"].tolist() == [1, 1, 1] and loaded.parameters.tolist() == [50, 50]
-    assert mean_parameters(tmp_path, 3, began=1).tolist() == [50, 50]
-    for number, value in ((2, 2), (3, 4)):
-        save(number, value, phase="speech", began=1, results=results)
-    assert mean_parameters(tmp_path, 3, began=1).tolist() == [3, 3]
-
-
-def test_the_fingerprint_is_that_of_values_and_not_of_how_they_were_written() -> None:
-    assert config_fingerprint(config(local={"learning_rate": 1e-3})) == config_fingerprint(config())
 
 
 def test_the_mean_is_of_the_newest_rounds_and_never_of_what_the_run_began_with(tmp_path: Path) -> None:
@@ -241,6 +166,7 @@ def test_the_mean_is_of_the_newest_rounds_and_never_of_what_the_run_began_with(t
     save(3, 5, -1)
     save(4, 4, 2)
     assert mean_parameters(tmp_path, 3).tolist() == [4, 1] and mean_parameters(tmp_path, 2).tolist() == [4.5, 0.5]
+    assert mean_parameters(tmp_path, 3, began=3).tolist() == [4, 2]
     assert mean_parameters(tmp_path, 3).dtype == np.float32
 
 

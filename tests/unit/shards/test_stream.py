@@ -9,14 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from fedtalk_ray.errors import ShardError
 from fedtalk_ray.shards import stream as streaming
 from fedtalk_ray.shards.format import Manifest, ShardWriter, load_manifest
 from fedtalk_ray.shards.population import Portion
-from fedtalk_ray.shards.reader import GroupReader, list_groups, read_pieces
+from fedtalk_ray.shards.reader import list_groups, read_pieces
 from fedtalk_ray.shards.stream import shuffled, stream_batches
 from fedtalk_ray.slot_settings import StreamConfig
 from tests.unit.shards.random_clips import SHAPES, clip, new_manifest
@@ -67,9 +65,6 @@ def places(root: Path, **options) -> list[int]:
 def test_every_piece_gives_the_same_number_of_windows_and_only_of_its_own_frames(shards: Path) -> None:
     found = Counter(places(shards))
     assert found == dict.fromkeys(range(24), 2)
-
-
-def test_a_client_of_some_pieces_sees_no_other(shards: Path) -> None:
     assert set(places(shards, pieces=frozenset({3, 4, 17}), windows=30)) == {3, 4, 17}
 
 
@@ -87,35 +82,9 @@ def test_the_seed_fixes_the_batches(shards: Path) -> None:
     assert all_of(1) == all_of(1) != all_of(2)
 
 
-def test_who_needs_few_windows_reads_few_groups(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[int] = []
-    reading = GroupReader.read
-
-    def counted(self, group):
-        read.append(group.group)
-        return reading(self, group)
-
-    monkeypatch.setattr(GroupReader, "read", counted)
-    groups = list_groups(shards, load_manifest(shards), "s1", "train")
-    assert len(groups) >= 6
-    source = batches(shards, windows=1, shuffle_windows=4)
-    next(source)
-    source.close()
-    assert len(read) <= 3 < len(groups)
-
-
 def test_a_budget_that_cannot_be_held_is_refused_with_the_arithmetic(shards: Path) -> None:
     with pytest.raises(ShardError, match=r"stream.memory_mb is 16, and \d+ are needed .* lower stream.shuffle_windows"):
         next(batches(shards, memory_mb=16, shuffle_windows=1_000_000))
-
-
-def test_a_piece_shorter_than_a_window_is_named(tmp_path: Path) -> None:
-    writer = ShardWriter(tmp_path, new_manifest(), None)
-    for number in range(3):
-        writer.add("s1", f"c{number}", clip(3, number))
-    writer.close()
-    with pytest.raises(ShardError, match=r"000\.parquet: piece 0 of row group 0 has 3 frames, and a window takes 4"):
-        next(batches(tmp_path))
 
 
 def test_the_reader_is_chosen_by_place_and_size(shards: Path) -> None:
@@ -136,9 +105,8 @@ def test_shards_behind_a_uri_are_read_like_local_ones(shards: Path) -> None:
     assert near == far
 
 
-@settings(max_examples=50, deadline=None)
-@given(count=st.integers(0, 60), held=st.integers(1, 20), seed=st.integers(0, 5))
-def test_shuffling_loses_and_repeats_nothing_and_holds_a_few(count: int, held: int, seed: int) -> None:
+@pytest.mark.parametrize(("count", "held"), [(0, 3), (5, 20), (60, 7), (9, 1)])
+def test_shuffling_loses_and_repeats_nothing_and_holds_a_few(count: int, held: int) -> None:
     drawn = 0
 
     def source():
@@ -148,17 +116,10 @@ def test_shuffling_loses_and_repeats_nothing_and_holds_a_few(count: int, held: i
             yield {"n": np.array(number)}
 
     given_out = []
-    for window in shuffled(source(), held, np.random.default_rng(seed)):
+    for window in shuffled(source(), held, np.random.default_rng(0)):
         assert drawn - len(given_out) <= held + 1
         given_out.append(int(window["n"]))
     assert sorted(given_out) == list(range(count))
-
-
-def spoil(file: Path, place: int) -> None:
-    """Flips a byte, size and footer as they were."""
-    data = bytearray(file.read_bytes())
-    data[place] ^= 0xFF
-    file.write_bytes(data)
 
 
 def test_a_shard_that_was_cut_replaced_or_damaged_is_named(tmp_path: Path) -> None:
@@ -179,18 +140,10 @@ def test_a_shard_that_was_cut_replaced_or_damaged_is_named(tmp_path: Path) -> No
     size = file.stat().st_size
     file.write_bytes(file.read_bytes()[:-100])
     assert refusal(tmp_path / "a").startswith(f"shard {file} has {size - 100:,} bytes and its manifest says {size:,}:")
-    _, file = fresh("bb")
-    _, other = fresh("ccc")
-    assert other.stat().st_size == file.stat().st_size, "the same shape, other pictures"
-    spoil(file, size - 20)
-    assert refusal(tmp_path / "bb").startswith(f"shard {file} has changed since its manifest was written")
-    # A byte of the data: the footer is the same, the page's checksum is not.
-    spoil(other, size // 2)
-    assert refusal(tmp_path / "ccc").startswith(f"shard {other} cannot be read: ")
-    # After it was read, and its footer kept.
-    _, file = fresh("dddd")
-    list(read_pieces(tmp_path / "dddd", load_manifest(tmp_path / "dddd"), "s1", "train"))
-    spoil(file, file.stat().st_size - 20)
-    assert refusal(tmp_path / "dddd").startswith(f"shard {file} has changed since its manifest was written")
-    file.write_bytes(file.read_bytes()[:-100])
-    assert refusal(tmp_path / "dddd").startswith(f"shard {file} has ")
+    # A byte of the footer, and one of the data, whose page has a checksum.
+    for name, place, says in (("bb", size - 20, "has changed since"), ("ccc", size // 2, "cannot be read: ")):
+        _, file = fresh(name)
+        data = bytearray(file.read_bytes())
+        data[place] ^= 0xFF
+        file.write_bytes(data)
+        assert refusal(tmp_path / name).startswith(f"shard {file} {says}")

@@ -103,25 +103,18 @@ def test_a_second_run_over_the_same_clips_is_the_owner_s_to_allow(
     )
 
 
-def test_a_damaged_ledger_is_one_line(site: SiteFolder, offer: Callable[..., Offer]) -> None:
+def test_an_offer_that_is_none_is_one_line(site: SiteFolder, offer: Callable[..., Offer]) -> None:
+    good = offer()
+    for text in ("[]", "{}", "nonsense", "3", '{"frame_size": "wide"}', "[" * 5000):
+        for bad in (Offer(good.nonce, text, (), good.conditions), Offer(good.nonce, good.config, (), text)):
+            with pytest.raises(ConfigError):
+                read_offer(bad, site, Policy())
+    with pytest.raises(RunError, match="no place in a model's folder"):
+        read_offer(offer(start=(Part("../x.json", b"1" * 32, 1),)), site, Policy())
     site.ledgers.mkdir()
     site.ledger.write_text("{")
     with pytest.raises(RunError, match=r"s1\.json"):
         read_offer(offer(), site, Policy())
-
-
-@pytest.mark.parametrize("text", ["[]", "{}", "nonsense", "3", '{"frame_size": "wide"}', "[" * 5000])
-def test_an_offer_that_is_none_is_one_line(site: SiteFolder, offer: Callable[..., Offer], text: str) -> None:
-    good = offer()
-    for bad in (Offer(good.nonce, text, (), good.conditions), Offer(good.nonce, good.config, (), text)):
-        with pytest.raises(ConfigError):
-            read_offer(bad, site, Policy())
-
-
-@pytest.mark.parametrize("name", ["../x.json", "/etc/x.json", "x.bin", "weights.pt"])
-def test_no_file_leads_out_of_the_model_or_is_code(site: SiteFolder, offer: Callable[..., Offer], name: str) -> None:
-    with pytest.raises(RunError, match="no place in a model's folder"):
-        read_offer(offer(start=(Part(name, b"1" * 32, 1),)), site, Policy())
 
 
 class Dead:
@@ -140,14 +133,10 @@ def test_whatever_an_order_does_the_site_stays(site: SiteFolder, offer: Callable
     assert "KeyError" in heard[0]
     assert here._answer(Order(1, "share", b"garbage"), config).refused == Code.WRONG_STAGE
     assert here._answer(Order(1, "explode", b""), config).refused == Code.WRONG_STAGE
-
-
-@pytest.mark.parametrize("parts", [(Part("shared", bytes(32), 5 << 30),), (Part("shared", bytes(32), 4),) * 20])
-def test_no_order_fills_the_disk(site: SiteFolder, offer: Callable[..., Offer], parts: tuple[Part, ...]) -> None:
-    """Refused before a byte is asked for: the line would end the test."""
-    here = Site(site, Dead(), Policy())  # type: ignore[arg-type]
-    with pytest.raises(EnrolmentError, match="more vectors than the run has phases"):
-        here._vectors(parts, read_offer(offer(), site, Policy()).config)
+    # No order fills the disk: it is refused before a byte is asked for.
+    for parts in ((Part("shared", bytes(32), 5 << 30),), (Part("shared", bytes(32), 4),) * 20):
+        with pytest.raises(EnrolmentError, match="more vectors than the run has phases"):
+            here._vectors(parts, config)
 
 
 def test_a_model_half_put_in_place_is_put_there_again(site: SiteFolder, tmp_path: Path) -> None:

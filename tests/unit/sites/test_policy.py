@@ -14,14 +14,10 @@ SECURE: dict[str, Any] = {"aggregation": "secure", "cohort": {"size": 8}, "priva
 NOISE = {"mechanism": "skellam", "noise_multiplier": 1.0, "clip_norm": 1.0, "view": "server"}
 
 
-def test_the_defaults_take_part_in_a_secure_run(make_config: Callable[..., TrainConfig]) -> None:
-    assert load_policy(None) == Policy()
-    assert Policy().refusal(make_config(**SECURE), "fedtalk-tiny") == ""
-
-
 @pytest.mark.parametrize(
     ("policy", "changes", "said"),
     [
+        ({}, {}, ""),
         ({}, {"aggregation": "plain"}, "aggregation is not secure"),
         ({}, {"privacy": {"insecure_min_survivors": 2}}, "fewest survivors is 2, this site asks for 8"),
         ({"fewest_survivors": 16}, {}, "fewest survivors is 8, this site asks for 16"),
@@ -35,7 +31,8 @@ def test_the_defaults_take_part_in_a_secure_run(make_config: Callable[..., Train
 def test_what_goes_beyond_it_is_refused(
     make_config: Callable[..., TrainConfig], policy: dict[str, Any], changes: dict[str, Any], said: str
 ) -> None:
-    assert said in Policy(**policy).refusal(make_config(**SECURE | changes), "0123")
+    refusal = Policy(**policy).refusal(make_config(**SECURE | changes), "0123")
+    assert said in refusal and bool(said) == bool(refusal)
 
 
 def test_a_run_with_noise_and_a_known_configuration_passes(make_config: Callable[..., TrainConfig]) -> None:
@@ -48,6 +45,7 @@ def test_a_run_with_noise_and_a_known_configuration_passes(make_config: Callable
 
 
 def test_what_its_ledger_is_held_to(tmp_path: Path) -> None:
+    assert load_policy(None) == Policy()
     agreement = Policy(epsilon=8.0, rounds=5, delta=1e-6).agreement(tmp_path)
     assert (agreement.epsilon, agreement.rounds, agreement.delta) == (8.0, 5, 1e-6)
     assert agreement.ledgers == str(tmp_path)
@@ -73,7 +71,6 @@ def test_hours(hours: str | None, open_at: set[int]) -> None:
         ("epsilonn: 8\n", "unknown key 'epsilonn'"),
         ("fewest_survivors: 1\n", "fewest_survivors"),
         ("hours: evening\n", "two full hours, as in 22-6"),
-        ("hours: 9-25\n", "two full hours"),
         ("- 1\n", "must hold `key: value` lines"),
         ("a: [\n", "is not YAML"),
     ],

@@ -5,9 +5,6 @@ from typing import Any
 import pytest
 import torch
 
-from fedtalk_ray.actors.slot import SlotProcess
-from fedtalk_ray.config import parse_config
-from fedtalk_ray.settings import TrainConfig
 from fedtalk_ray.tracking import prometheus as ray_metrics
 from fedtalk_ray.tracking.prometheus import METRICS, RoundMetrics, SlotMemory
 
@@ -60,61 +57,31 @@ def test_a_plain_round_is_told(seen: Seen) -> None:
     assert at(seen, "fedtalk_stage_seconds", stage="evaluate") == 0, "round 3 did not evaluate"
     assert {name for name, _ in seen} <= set(METRICS)
     assert "ann" not in repr(seen), "no figure is about a single client"
-
-
-def test_sites_on_line_are_told_where_there_are_sites(seen: Seen) -> None:
-    metrics = RoundMetrics("runs/grid")
-    metrics.after_round({"round": 1}, slots=1)
     assert at(seen, "fedtalk_sites_on_line") is None
     metrics.after_round({"round": 2, "sites": {"on_line": 12, "members": 14}}, slots=1)
     assert at(seen, "fedtalk_sites_on_line") == 12
+    seen.clear()
+    metrics.after_round(record | {"clients": [{"client": "ann"}]}, slots=1)
+    assert at(seen, "fedtalk_loss", term="tdc") is None, "the mean over one client is hers"
 
 
-def test_the_mean_over_one_client_is_not_told(seen: Seen) -> None:
-    record = {"round": 1, "loss": {"tdc": 0.5}, "clients": [{"client": "ann"}]}
-    RoundMetrics("runs/grid").after_round(record, slots=1)
-    assert at(seen, "fedtalk_loss", term="tdc") is None and at(seen, "fedtalk_survivors") == 1
-
-
-def test_a_slots_process_knows_its_name(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever class it is told to hold by name."""
+def test_a_slots_process_tells_its_gpu_memory_by_its_name(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    SlotMemory("runs/grid", "grid.slot-1").observe()
+    assert not seen
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 1 << 20)
-    config = parse_config({"run": "runs/grid", "shards": "s", "pretrained": "p"}, "test")
-    SlotProcess("tests.unit.tracking.test_prometheus:Held", config, "grid.slot-7").call("work")
+    SlotMemory("runs/grid", "grid.slot-7").observe()
     assert at(seen, "fedtalk_slot_gpu_bytes", slot="grid.slot-7") == 1 << 20
 
 
-class Held:
-    ASKED = frozenset({"work"})
-
-    def __init__(self, config: TrainConfig) -> None:
-        self.config = config
-
-    def work(self) -> None:
-        pass
-
-
-def test_a_private_round_tells_what_was_spent(seen: Seen) -> None:
+def test_a_private_round_tells_what_was_spent_and_whether_it_is_simulated(seen: Seen) -> None:
     record = {"round": 3, "counts": {"cohort": 9, "trained": 9, "mask": 8}, "survivors": 8}
     RoundMetrics("runs/grid").after_round(record | {"epsilon": 1.5, "epsilon_server": 4.0, "bytes_up": 0}, slots=1)
     assert at(seen, "fedtalk_survivors") == 8 and at(seen, "fedtalk_bytes_up_total") is None
     assert at(seen, "fedtalk_epsilon", view="release") == 1.5 and at(seen, "fedtalk_epsilon", view="server") == 4.0
-
-
-def test_an_epsilon_of_a_simulated_cohort_is_labelled_so(seen: Seen) -> None:
+    seen.clear()
     RoundMetrics("runs/grid").after_round({"round": 3, "epsilon": 1.5, "epsilon_server": 4.0, "simulation": True}, 1)
     assert at(seen, "fedtalk_epsilon", view="release (SIMULATION)") == 1.5
     assert at(seen, "fedtalk_epsilon", view="server (SIMULATION)") == 4.0
     assert at(seen, "fedtalk_epsilon", view="release") is None
-
-
-def test_a_slot_tells_its_gpu_memory_and_nothing_without_a_gpu(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
-    memory = SlotMemory("runs/grid", "grid.slot-1")
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
-    memory.observe()
-    assert not seen
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 1 << 20)
-    memory.observe()
-    assert at(seen, "fedtalk_slot_gpu_bytes", slot="grid.slot-1") == 1 << 20

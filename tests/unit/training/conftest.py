@@ -57,3 +57,13 @@ def make_task() -> Callable[..., Task]:
 @pytest.fixture(scope="session")
 def all_rounds() -> Callable[..., list[Fitted]]:
     return run_all_rounds
+
+
+@pytest.fixture(scope="session")
+def pieces(make_shards: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> list[Piece]:
+    """What each of three people trains on: one clip."""
+    from fedtalk_ray.shards.people import People
+
+    folder, names = tmp_path_factory.mktemp("pieces") / "shards", ("s1", "s2", "s3")
+    people = People(folder, make_shards(folder, {name: [30, 30] for name in names}))
+    return [piece for name in names for piece in people.pieces(name, "train")]

@@ -39,23 +39,11 @@ def tdc_by_loops(predicted: torch.Tensor, target: torch.Tensor) -> float:
     return float(np.mean(steps))
 
 
-def test_tdc_against_a_loop() -> None:
-    assert temporal_denoising_consistency(*pair()).item() == pytest.approx(tdc_by_loops(*pair()), rel=1e-12)
-
-
 def test_tdc_by_hand() -> None:
     """One cell over three frames: p = 1, 4, 2 and y = 0, 1, 1 move by (3, -2) and (1, 0): (|2| + |-2|) / 2."""
     predicted, target = (torch.tensor(v)[None, :, None, None, None] for v in ([1.0, 4.0, 2.0], [0.0, 1.0, 1.0]))
     assert temporal_denoising_consistency(predicted, target).item() == 2.0
-
-
-def test_an_error_that_does_not_change_over_time_costs_nothing() -> None:
-    _, target = pair()
-    assert temporal_denoising_consistency(target, target).item() == 0
-    constant = target + torch.randn(2, 1, 3, 4, 4, generator=seeded(1), dtype=torch.double)
-    assert temporal_denoising_consistency(constant, target).item() == pytest.approx(0, abs=1e-12)
-    flicker = target + torch.tensor([1.0, -1, 1, -1, 1])[:, None, None, None]
-    assert temporal_denoising_consistency(flicker, target).item() == pytest.approx(2)
+    assert temporal_denoising_consistency(*pair()).item() == pytest.approx(tdc_by_loops(*pair()), rel=1e-12)
 
 
 @pytest.mark.parametrize("timestep", [50, 500, 950])
@@ -171,40 +159,11 @@ def test_every_term_by_its_formula(make_denoiser, make_windows, kind: str) -> No
     frames = x0 * denoiser.residual_std[:, None, None] + batch.reference[:, None]
     assert torch.allclose(generated, frames[:, frame], atol=1e-3)
     expected["sync"] = out_of_step(frames, batch.speech, batch.reference)
+    found = terms.floats()
     for name, value in expected.items():
-        assert terms.floats()[name] == pytest.approx(value.item(), rel=1e-4), name
-
-
-def test_the_total_is_the_weighted_sum(make_denoiser, make_windows) -> None:
-    config = LossConfig(tdc=0.5, motion=0.7, identity=0.3, perceptual=0.2, sync=0.1)
-    terms = window_loss(
-        make_denoiser(), make_scheduler("sample"), make_windows(), config, seeded(), Distances(), out_of_step
-    ).floats()
-    expected = terms["diffusion"] + sum(getattr(config, name) * terms[name] for name in TERMS[1:])
-    assert terms["total"] == pytest.approx(expected, rel=1e-6)
-    assert all(value > 0 for value in terms.values())
-
-
-@pytest.mark.parametrize("off", TERMS[1:])
-def test_a_term_of_weight_0_stays_0_and_leaves_the_others_as_they_were(make_denoiser, make_windows, off) -> None:
-    weights = dict.fromkeys(TERMS[1:], 0.5)
-    terms, without = (
-        window_loss(
-            make_denoiser(),
-            make_scheduler("sample"),
-            make_windows(),
-            LossConfig(**chosen),
-            seeded(),
-            Distances(),
-            out_of_step,
-        ).floats()
-        for chosen in (weights, weights | {off: 0.0})
-    )
-    if off in ("tdc", "motion", "sync"):
-        assert without[off] == 0 and terms[off] > 0
-    assert without["total"] == pytest.approx(terms["total"] - 0.5 * terms[off], rel=1e-5)
-    for name in set(TERMS) - {off}:
-        assert without[name] == terms[name]
+        assert found[name] == pytest.approx(value.item(), rel=1e-4), name
+    total = found["diffusion"] + sum(getattr(config, name) * found[name] for name in TERMS[1:])
+    assert found["total"] == pytest.approx(total, rel=1e-6) and all(value > 0 for value in found.values())
 
 
 def test_terms_of_weight_0_are_not_computed(make_denoiser, make_windows) -> None:
@@ -215,12 +174,6 @@ def test_terms_of_weight_0_are_not_computed(make_denoiser, make_windows) -> None
         denoiser, make_scheduler("sample"), make_windows(), config, seeded(), NoCritic(), NoCritic()
     ).floats()
     assert [terms[name] for name in TERMS[1:]] == [0, 0, 0, 0, 0] and terms["total"] == terms["diffusion"] > 0
-
-
-def test_without_a_critic_its_terms_are_0(make_denoiser, make_windows) -> None:
-    config = LossConfig(identity=1, perceptual=1, sync=1)
-    terms = window_loss(make_denoiser(), make_scheduler("sample"), make_windows(), config, seeded()).floats()
-    assert terms["identity"] == terms["perceptual"] == terms["sync"] == 0
 
 
 def test_a_seed_means_the_same_loss_and_torchs_own_generator_is_left_alone(make_denoiser, make_windows) -> None:

@@ -24,14 +24,3 @@ def test_it_says_what_made_the_weights_and_what_was_reached() -> None:
 
 def test_steps_that_were_asked_for_stand_in_place_of_minutes() -> None:
     assert "--preset tiny --steps 300 --seed 7`" in card(steps=300) and "--minutes" not in card(steps=300)
-
-
-def test_what_was_asked_of_phases_is_said() -> None:
-    asked = "--minutes 20 --phase speech --phase calibration --shown 0.5 --dropout 0 --seed 7`"
-    assert asked in card(only=["speech", "calibration"], shown=0.5, dropout=0.0)
-    assert not any(name in card() for name in ("--phase", "--shown", "--dropout"))
-
-
-def test_a_start_stands_in_place_of_a_size() -> None:
-    text = card(start="fedtalk-tiny")
-    assert "--shards s --from fedtalk-tiny --minutes 20" in text and "# A fine-tuned talking-head backbone" in text

@@ -7,13 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedtalk_ray.recipe import Pace, cosine
+from fedtalk_ray.recipe import Pace
 from fedtalk_ray.training.optimise import Loss, descend
-
-
-def test_the_cosine_falls_from_1_to_0() -> None:
-    assert [cosine(done) for done in (0, 0.5, 1)] == pytest.approx([1, 0.5, 0])
-    assert cosine(0.3) == pytest.approx((1 + cos(0.3 * pi)) / 2)
 
 
 def test_the_rate_warms_up_over_a_twentieth_and_falls_with_a_cosine() -> None:
@@ -27,10 +22,8 @@ def test_the_rate_warms_up_over_a_twentieth_and_falls_with_a_cosine() -> None:
 
 
 def test_the_rate_is_constant_without_a_total() -> None:
+    """And a phase shorter than a warm-up begins at its highest."""
     assert [Pace(0.3, before).rate(step) for before in (0, 40) for step in (0, 7)] == [0.3] * 4
-
-
-def test_a_phase_shorter_than_a_warm_up_begins_at_its_highest() -> None:
     assert Pace(1.0, total=3).rate(0) == 1.0
 
 
@@ -88,19 +81,6 @@ def test_adamws_first_step_is_the_rate_and_decay_shrinks_by_rate_times_weight() 
     parameter = torch.nn.Parameter(torch.ones(2))
     descend([parameter], pull(parameter, (0.01, 0.0)), 1, lambda _: 0.1, weight_decay=0.5)
     assert parameter.tolist() == pytest.approx([0.85, 0.95], abs=1e-5)
-
-
-def test_losses_are_made_one_by_one_as_steps_ask_for_them() -> None:
-    """A stream may go on for ever, and each loss is of the parameters as they are."""
-    parameter, seen = torch.nn.Parameter(torch.tensor([1.0])), []
-
-    def endless() -> Iterator[Loss]:
-        while True:
-            seen.append(parameter.item())
-            yield parameter.square().sum() / 2, {}
-
-    descend([parameter], endless(), 3, lambda _: 0.5, optimizer="sgd")
-    assert seen == pytest.approx([1, 0.5, 0.25])
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

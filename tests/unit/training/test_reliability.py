@@ -9,7 +9,6 @@ import torch
 from fedtalk_ray.media.lips import LIP_MOTION
 from fedtalk_ray.model.pipeline import make_critic
 from fedtalk_ray.model.sampling import sample_clip
-from fedtalk_ray.shards.windows import WindowBatch
 from fedtalk_ray.training.reliability import (
     CHANCE_AGREEMENT,
     CHANCE_SIMILARITY,
@@ -32,23 +31,24 @@ def test_the_score_by_hand(id_sim: float | None, temp_stab: float, alpha: float,
     assert (combined.id_sim, combined.temp_stab) == (id_sim, temp_stab)
 
 
-def test_rounding_above_1_is_cut_off() -> None:
-    assert combine(1.00005, 1.00001, 0.5).score == 1.0
-
-
-@pytest.mark.parametrize(("id_sim", "temp_stab"), [(math.nan, 0.5), (0.5, math.nan), (None, math.nan), (2.0, 0.9)])
+@pytest.mark.parametrize(("id_sim", "temp_stab"), [(math.nan, 0.5), (0.5, math.nan), (None, -0.1), (2.0, 0.9)])
 def test_a_score_that_is_no_share_is_refused(id_sim: float | None, temp_stab: float) -> None:
-    with pytest.raises(
-        ValueError, match=r"^the reliability score is no number in \[0, 1\]; [a-z ]+local\.learning_rate$"
-    ):
+    with pytest.raises(ValueError, match=r"^the reliability score is no number in \[0, 1\]; .*local\.learning_rate$"):
         combine(id_sim, temp_stab, 0.5)
+    assert combine(1.00005, 1.00001, 0.5).score == 1.0, "rounding is cut off"
+    assert math.isnan(saturated(math.nan, 0.3))
 
 
-def test_a_negative_score_is_refused() -> None:
-    with pytest.raises(
-        ValueError, match=r"^the reliability score is no number in \[0, 1\]; [a-z ]+local\.learning_rate$"
-    ):
-        combine(-0.1, 0.5, 1.0)
+def test_what_broke_gets_no_score(make_pipeline, make_windows) -> None:
+    """Sound that is no number, and lips, whatever the generated motion says."""
+    pipeline, unheard, unseen = make_pipeline(), make_windows(), make_windows(4)
+    unheard.speech *= math.nan
+    unseen.lips = torch.randn(4, unseen.latents.shape[1], LIP_MOTION)
+    unseen.lips[1, 2] = math.nan
+    for broken in (unheard, unseen):
+        given = pipeline.denoiser, pipeline.scheduler, broken, broken.reference, None
+        with pytest.raises(ValueError, match=r"the reliability score is no number in \[0, 1\]"):
+            score_client(*given, 0.5, seed=0)
 
 
 def motions(seed: int = 0, windows: int = 12, frames: int = 8, numbers: int = 5) -> torch.Tensor:
@@ -86,22 +86,6 @@ def test_how_far_and_from_where_something_moves_is_no_agreement() -> None:
     assert beyond_chance(motions(3)[:, :1].expand_as(true), true) == 0
 
 
-@pytest.mark.parametrize("share", [0.35, 1.0])
-def test_weak_motion_that_follows_the_truth_scores_as_sound_and_any_other_does_not(share: float) -> None:
-    """Over many clients: whose mouth is told by a third of what moves in it, and whose frames or sound are not hers."""
-    sound, shuffled, foreign = [], [], []
-    for seed in range(40):
-        true, noise = motions(3 * seed), motions(3 * seed + 1)
-        made, rng = share * true + noise, torch.Generator().manual_seed(seed)
-        order = torch.randperm(96, generator=rng)
-        sound.append(saturated(beyond_chance(made, true), CHANCE_AGREEMENT))
-        shuffled.append(saturated(beyond_chance(made, true.flatten(0, 1)[order].view_as(true)), CHANCE_AGREEMENT))
-        foreign.append(saturated(beyond_chance(made, motions(3 * seed + 2)), CHANCE_AGREEMENT))
-    assert np.median(sound) > 0.9 and np.mean(sound) > 0.8
-    assert np.median(shuffled) < 0.1 > np.median(foreign)
-    assert np.mean(shuffled) < 0.3 > np.mean(foreign)
-
-
 def test_what_is_heard_counts_where_the_lips_are_known(make_denoiser, make_windows) -> None:
     """The speech encoder's first numbers against the true shapes."""
     denoiser = make_denoiser(lip_numbers=3)
@@ -123,10 +107,6 @@ def test_what_is_heard_counts_where_the_lips_are_known(make_denoiser, make_windo
 @pytest.mark.parametrize(("value", "score"), [(-0.5, 0), (0, 0), (0.15, 1 / 17), (0.3, 0.5), (0.6, 16 / 17)])
 def test_the_score_saturates(value: float, score: float) -> None:
     assert saturated(value, 0.3) == pytest.approx(score)
-
-
-def test_a_score_of_nothing_stays_none() -> None:
-    assert math.isnan(saturated(math.nan, 0.3))
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
@@ -161,49 +141,7 @@ def test_id_sim_is_by_the_mean_cosine_of_generated_frames_and_other_clips(make_p
     assert found.id_sim == pytest.approx(saturated(sum(similarities) / 24, CHANCE_SIMILARITY), abs=1e-5)
 
 
-def test_a_face_unlike_the_other_clips_scores_0_and_never_less(make_windows, make_pipeline) -> None:
-    pipeline, windows = make_pipeline(), make_windows(2)
-
-    class Critic:
-        def embed(self, latents: torch.Tensor) -> torch.Tensor:
-            """Generated frames one way, the two enrolled ones the other."""
-            return torch.full((len(latents), 1), -1.0 if len(latents) == 2 else 1.0)
-
-    found = score_client(pipeline.denoiser, pipeline.scheduler, windows, windows.reference, Critic(), 1.0, seed=0)
-    assert found.score == found.id_sim == 0
-
-
-def test_scores_are_repeatable_and_depend_on_nothing_outside(make_pipeline, make_windows) -> None:
-    pipeline, windows = make_pipeline(), make_windows()
-    parts = (pipeline.denoiser, pipeline.scheduler, windows, windows.reference, make_critic(pipeline), 0.5)
-    found = []
-    for outside in (0, 1):
-        torch.manual_seed(outside)
-        state = torch.get_rng_state()
-        found.append(score_client(*parts, seed=3))
-        assert torch.equal(torch.get_rng_state(), state)
-    assert found[0] == found[1] and 0 <= found[0].score <= 1
-
-
 def test_without_an_identity_encoder_the_score_is_stability_alone(make_pipeline, make_windows) -> None:
     pipeline, windows = make_pipeline(identity=False), make_windows()
     found = score_client(pipeline.denoiser, pipeline.scheduler, windows, windows.reference, None, 0.9, seed=0)
     assert found.id_sim is None and found.score == found.temp_stab
-
-
-def test_a_client_whose_model_broke_gets_no_score(make_pipeline, make_windows) -> None:
-    pipeline, windows = make_pipeline(), make_windows()
-    broken = WindowBatch(windows.latents, windows.speech * math.nan, windows.reference)
-    with pytest.raises(ValueError, match=r"the reliability score is no number in \[0, 1\]"):
-        score_client(
-            pipeline.denoiser, pipeline.scheduler, broken, windows.reference, make_critic(pipeline), 0.5, seed=0
-        )
-
-
-def test_lips_that_are_no_numbers_are_no_score(make_pipeline, make_windows) -> None:
-    """Whatever the generated motion says, which does not need them."""
-    pipeline, windows = make_pipeline(), make_windows(4)
-    windows.lips = torch.randn(4, windows.latents.shape[1], LIP_MOTION)
-    windows.lips[1, 2] = math.nan
-    with pytest.raises(ValueError, match=r"the reliability score is no number in \[0, 1\]"):
-        score_client(pipeline.denoiser, pipeline.scheduler, windows, windows.reference, None, 0.5, seed=0)

@@ -7,9 +7,7 @@ import json
 import math
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -110,50 +108,17 @@ def shared(clients: SecureClients, server: ParameterServer, frame: bytes) -> dic
     return frames
 
 
-@pytest.mark.parametrize(
-    ("phase", "number", "fits"),
-    [
-        ("units", 1, True),
-        ("faces", 1, False),
-        ("units", 2, False),
-        ("faces", 2, True),
-        ("faces", 4, True),
-        ("faces", 5, False),
-        ("units", 0, False),
-    ],
-)
-def test_the_number_of_the_plan_decides_the_phase(
-    config: TrainConfig, slot: Callable[..., SecureClients], phase: str, number: int, fits: bool
-) -> None:
+def test_the_number_of_the_plan_decides_the_phase(config: TrainConfig, slot: Callable[..., SecureClients]) -> None:
     """Statistics do not change from call to call: a second sum of them over other clients would tell who was left out.
     There is one number for them, and what has a number is answered once."""
-    clients = slot(phase)
-    frame = Liar(config).plan(number)[1]
-    if fits:
-        assert clients.open_round(frame).round == number
-    else:
-        refused(Code.NOT_PINNED, lambda: clients.open_round(frame))
+    for phase, fitting, others in (("units", (1,), (0, 2)), ("faces", (2, 4), (1, 5))):
+        for number in fitting:
+            assert slot(phase).open_round(Liar(config).plan(number)[1]).round == number
+        for number in others:
+            refused(Code.NOT_PINNED, partial(slot(phase).open_round, Liar(config).plan(number)[1]))
 
 
-def test_a_client_trains_for_the_number_that_it_remembers() -> None:
-    """A call that named another round than the plan trained the same update for a second sum."""
-    assert list(signature(ClientSlot.train).parameters) == ["self", "clients", "shared", "plan", "call"]
-
-
-def test_two_slots_that_take_up_one_client_do_not_both_answer(
-    config: TrainConfig, slot: Callable[..., SecureClients]
-) -> None:
-    """Both join before either answers, as a lying driver can have it."""
-    _, frame = Liar(config).plan(2)
-    one, other = joined(slot(), frame), joined(slot(), frame)
-    assert one.answer("advertise", {"c0": b""})[0].clients == ("c0",)
-    answers, payload = other.answer("advertise", {"c0": b""})
-    assert (answers.clients, answers.refused, payload) == ((), {str(Code.OLD_ROUND): 1}, [])
-
-
-def test_two_exchanges_over_one_round_get_one_masked_update(
-    config: TrainConfig, slot: Callable[..., SecureClients]
-) -> None:
+def test_two_exchanges_over_one_round_get_one_masked_update(config, slot) -> None:
     """The second exchange begins before the first has the client's update; their sums would differ by a client."""
     masked = []
     runs = []
@@ -173,14 +138,12 @@ def test_two_exchanges_over_one_round_get_one_masked_update(
     assert masked == [(tuple(COHORT), {}), ((), {str(Code.OLD_ROUND): 8})]
 
 
-@pytest.mark.parametrize("asked", ["_abort", "seal", "__init__", "send", "", "Advertise", "_send"])
-def test_a_slot_answers_the_stages_of_the_protocol_and_nothing_else(
-    config: TrainConfig, slot: Callable[..., SecureClients], asked: str
-) -> None:
+def test_a_slot_answers_the_stages_of_the_protocol_and_nothing_else(config, slot) -> None:
     """Whatever method of a client was named got a signature."""
     clients = joined(slot(), Liar(config).plan(2)[1])
-    with pytest.raises(ValueError, match="is no stage of the protocol"):
-        clients.answer(asked, {"c0": b""})
+    for asked in ("_abort", "seal", "__init__", "", "Advertise"):
+        with pytest.raises(ValueError, match="is no stage of the protocol"):
+            clients.answer(asked, {"c0": b""})
 
 
 def test_a_process_calls_what_a_slot_lists_and_nothing_else(config: TrainConfig) -> None:
@@ -222,81 +185,48 @@ def test_a_record_only_grows_and_survives(tmp_path: Path) -> None:
     assert again.read().charged == 2
 
 
-@pytest.mark.parametrize(
-    "content",
-    ["", "{", "[]", "{}"]
-    + [json.dumps({**vars(Answered()), **wrong}) for wrong in ({"more": 2}, {"roster": 5})]
-    + [json.dumps({**vars(Answered()), "roster": roster}) for roster in (["5", "ab"], [5, 6])]
-    + [json.dumps({**vars(Answered()), name: value}) for name in ("exchange", "masked", "charged") for value in WRONG]
-    + [json.dumps({each: 0 for each in vars(Answered()) if each != name}) for name in vars(Answered())],
-)
-def test_a_client_whose_record_is_damaged_takes_no_part(
-    config: TrainConfig, slot: Callable[..., SecureClients], content: str
-) -> None:
-    clients = slot()
+DAMAGED = [
+    *("", "{", "[]", "{}"),
+    *(json.dumps({**vars(Answered()), **wrong}) for wrong in ({"more": 2}, {"roster": 5})),
+    *(json.dumps({**vars(Answered()), "roster": roster}) for roster in (["5", "ab"], [5, 6])),
+    *(json.dumps({**vars(Answered()), name: each}) for name in ("exchange", "masked", "charged") for each in WRONG),
+    *(json.dumps({each: 0 for each in vars(Answered()) if each != name}) for name in vars(Answered())),
+]
+
+
+def test_a_client_whose_record_is_damaged_takes_no_part(config, slot) -> None:
+    clients, folder = slot(), RunFolder(Path(config.run)).client("c0")
     clients.open_round(Liar(config).plan(2)[1])
-    RunFolder(Path(config.run)).client("c0").protocol_state.write_text(content)
-    refused(Code.RECORD_DAMAGED, lambda: clients.join("c0", MODEL))
+    for content in DAMAGED:
+        folder.protocol_state.write_text(content)
+        refused(Code.RECORD_DAMAGED, lambda: clients.join("c0", MODEL))
     clients.join("c1", MODEL)
     answers, payload = clients.answer("advertise", dict.fromkeys(COHORT, b""))
     assert answers.clients == ("c1",) and len(payload) == 1, "the others' records are their own"
-
-
-def test_a_client_whose_record_is_gone_takes_no_part(config: TrainConfig, slot: Callable[..., SecureClients]) -> None:
-    """It would answer the round that it has answered once more. Who has a key had a record before."""
-    clients, record = slot(), RunFolder(Path(config.run)).client("c0").protocol_state
-    server, frame = Liar(config).plan(2)
-    assert "c0" in clients.answer("mask", shared(clients, server, frame))[0].clients
-    record.unlink()
-    clients.open_round(Liar(config).plan(2)[1])
-    refused(Code.RECORD_DAMAGED, lambda: clients.join("c0", MODEL))
-    slot().enrol(COHORT)
-    refused(Code.RECORD_DAMAGED, lambda: clients.join("c0", MODEL))
-    assert not record.exists()
-
-
-@pytest.mark.parametrize("older", [1, 2, 3])
-@pytest.mark.parametrize("elsewhere", [False, True], ids=["in the run", "over all runs"])
-def test_where_a_record_was_put_back_the_ledger_knows_the_rounds(tmp_path: Path, older: int, elsewhere: bool) -> None:
-    """A round would be answered, and charged, twice, the last one above all."""
-    config = agreeing(tmp_path) if elsewhere else alone(tmp_path)
-    enrolled(config)
-    ledger = ClientLedger(tmp_path / ("ledgers/c0.json" if elsewhere else "run.clients/c0/ledger.json"))
-    record, kept = RunFolder(Path(config.run)).client("c0").protocol_state, []
-    for number in (1, 2, 3):
-        slot = SecureClients(config, "faces", len(MODEL), BACKBONE)
-        server, frame = Liar(config).plan(number)
-        kept.append(record.read_text())
-        assert "c0" in slot.answer("mask", shared(slot, server, frame))[0].clients
-    spent = ledger.read()
-    assert sum(spent.rounds.values()) == 3
-    record.write_text(kept[-older])
-    for number in (1, 2, 3):
-        slot = SecureClients(config, "faces", len(MODEL), BACKBONE)
-        slot.open_round(Liar(config).plan(number)[1])
-        refused(Code.OLD_ROUND, partial(slot.join, "c0", MODEL))
-    assert ledger.read() == spent
+    folder.signing_key.write_bytes(b"half")
+    assert list(slot().enrol(COHORT)) == COHORT[1:]
 
 
 @pytest.mark.parametrize(
-    ("book", "trouble", "answered", "new"),
+    ("elsewhere", "book", "trouble", "answered", "new"),
     [
-        ("ledger", "deleted", Code.OLD_ROUND, Code.RECORD_DAMAGED),
-        ("ledger", "cut short", Code.OLD_ROUND, Code.RECORD_DAMAGED),
-        ("ledger", "put back", Code.OLD_ROUND, Code.RECORD_DAMAGED),
-        ("protocol_state", "deleted", Code.RECORD_DAMAGED, Code.RECORD_DAMAGED),
-        ("protocol_state", "cut short", Code.RECORD_DAMAGED, Code.RECORD_DAMAGED),
-        ("protocol_state", "put back", Code.OLD_ROUND, None),
+        (False, "ledger", "deleted", Code.OLD_ROUND, Code.RECORD_DAMAGED),
+        (False, "ledger", "cut short", Code.OLD_ROUND, Code.RECORD_DAMAGED),
+        (False, "ledger", "put back", Code.OLD_ROUND, Code.RECORD_DAMAGED),
+        (False, "protocol_state", "deleted", Code.RECORD_DAMAGED, Code.RECORD_DAMAGED),
+        (False, "protocol_state", "cut short", Code.RECORD_DAMAGED, Code.RECORD_DAMAGED),
+        (False, "protocol_state", "put back", Code.OLD_ROUND, None),
+        (True, "protocol_state", "put back", Code.OLD_ROUND, None),
     ],
 )
 def test_a_client_one_of_whose_books_lost_something_answers_no_round_twice(
-    tmp_path: Path, book: str, trouble: str, answered: Code, new: Code | None
+    tmp_path: Path, elsewhere: bool, book: str, trouble: str, answered: Code, new: Code | None
 ) -> None:
-    """As settings are by default. answered: how a round is refused that it answered before; new: another one."""
-    config = alone(tmp_path)
+    """answered: how a round is refused that it answered before; new: another one. elsewhere: with ledgers over runs."""
+    config = agreeing(tmp_path) if elsewhere else alone(tmp_path)
     enrolled(config)
     path, first = getattr(RunFolder(Path(config.run)).client("c0"), book), ""
-    for number in (1, 2, 3):
+    for number in (1, 2):
         slot = SecureClients(config, "faces", len(MODEL), BACKBONE)
         assert len(slot.answer("mask", shared(slot, *Liar(config).plan(number)))[0].clients) == 8
         first = first or path.read_text()
@@ -304,12 +234,13 @@ def test_a_client_one_of_whose_books_lost_something_answers_no_round_twice(
         path.unlink()
     else:
         path.write_text(first if trouble == "put back" else first[:-5])
-    for number, code in ((1, answered), (2, answered), (3, answered), (4, new)):
+    SecureClients(config, "faces", len(MODEL), BACKBONE).enrol(COHORT)  # who has a key had its books before
+    for number, code in ((1, answered), (2, answered), (3, new)):
         slot = SecureClients(config, "faces", len(MODEL), BACKBONE)
         slot.open_round(Liar(config).plan(number)[1])
         if code is not None:
             refused(code, partial(slot.join, "c0", MODEL))
-        slot.join("c1", MODEL) if number == 4 else None
+        slot.join("c1", MODEL) if number == 3 else None
     left = path.read_text() if path.exists() else None
     assert left == {"deleted": None, "cut short": first[:-5], "put back": first}[trouble]
 
@@ -369,31 +300,6 @@ def test_a_client_whose_key_is_gone_makes_no_other(config: TrainConfig, slot: Ca
     assert not key.exists()
 
 
-def test_where_ledgers_lie_does_not_hang_on_where_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A relative folder was another one from elsewhere, and what was agreed to was spent there once more."""
-    monkeypatch.chdir(tmp_path)
-    assert alone(tmp_path, agreement={"ledgers": "ledgers"}).agreement.ledgers == str(tmp_path / "ledgers")
-
-
-def test_a_client_whose_key_is_damaged_is_not_enrolled_and_the_others_are(
-    config: TrainConfig, slot: Callable[..., SecureClients]
-) -> None:
-    RunFolder(Path(config.run)).client("c0").signing_key.write_bytes(b"half")
-    assert list(slot().enrol(COHORT)) == COHORT[1:]
-
-
-def test_who_has_no_update_to_mask_is_silent_and_the_others_answer(
-    config: TrainConfig, slot: Callable[..., SecureClients]
-) -> None:
-    """A stage that is asked for twice took the slot's other clients with it."""
-    server, frame = Liar(config).plan(2)
-    clients = slot()
-    frames = shared(clients, server, frame)
-    assert clients.answer("mask", {"c0": frames["c0"]})[0].clients == ("c0",)
-    answers, _ = clients.answer("mask", frames)
-    assert answers.clients == tuple(COHORT[1:]) and answers.refused == {str(Code.WRONG_STAGE): 1}
-
-
 def test_over_all_runs_a_client_answers_as_often_as_it_agreed_to(tmp_path: Path) -> None:
     """The second run's server knows nothing of the first, and the client's ledger does."""
     ledgers = tmp_path / "ledgers"
@@ -438,25 +344,3 @@ def test_a_ledger_stays_where_it_was_in_a_run(tmp_path: Path) -> None:
     other = SecureClients(there, "faces", len(MODEL), BACKBONE)
     other.open_round(Liar(there).plan(2)[1])
     refused(Code.RECORD_DAMAGED, lambda: other.join("c0", MODEL))
-
-
-def test_two_slots_that_mask_one_round_at_once_charge_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both had looked at the record before either wrote to it: two rounds were charged, and one was masked."""
-    config = agreeing(tmp_path)
-    enrolled(config)
-    slots = [SecureClients(config, "faces", len(MODEL), BACKBONE) for _ in range(2)]
-    one, other = ((slot, shared(slot, *Liar(config).plan(1))) for slot in slots)
-    charge, later = ClientLedger.charge, []
-
-    def charged(self: ClientLedger, *arguments: object, **more: object) -> int:
-        if not later:
-            later.append(pool.submit(other[0].answer, "mask", {"c0": other[1]["c0"]}))
-            wait(later, 0.5)
-        return charge(self, *arguments, **more)
-
-    monkeypatch.setattr(ClientLedger, "charge", charged)
-    with ThreadPoolExecutor(1) as pool:
-        first, _ = one[0].answer("mask", {"c0": one[1]["c0"]})
-    second, _ = later[0].result()
-    assert (first.clients, second.clients) == (("c0",), ()) and second.refused == {str(Code.OLD_ROUND): 1}
-    assert sum(ClientLedger(tmp_path / "ledgers" / "c0.json").read().rounds.values()) == 1

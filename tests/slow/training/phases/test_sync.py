@@ -12,14 +12,12 @@ import torch
 
 from fedtalk_ray.errors import NothingToGive
 from fedtalk_ray.model.autoencoder import encode_frames, frames_to_pixels, load_autoencoder
-from fedtalk_ray.model.sync import SyncNetwork, find_offset
+from fedtalk_ray.model.sync import SyncNetwork
 from fedtalk_ray.recipe import SyncConfig
 from fedtalk_ray.shards.format import Piece, load_manifest
 from fedtalk_ray.shards.reader import read_pieces
-from fedtalk_ray.training.phases import sync
 from fedtalk_ray.training.phases.module_steps import ModuleSteps
 from fedtalk_ray.training.phases.sync import (
-    COPIES,
     FRAMES,
     SyncAccuracy,
     pair_loss,
@@ -34,8 +32,8 @@ def new_network(seed: int = 0) -> SyncNetwork:
     return SyncNetwork(latent_size=8, width=16, dimensions=16).eval()
 
 
-def phase_of(network: SyncNetwork, rounds: int = 1, steps: int = 2) -> ModuleSteps:
-    return sync_phase(network, load_autoencoder("patch"), SyncConfig(rounds=rounds, steps=steps))
+def phase_of(network: SyncNetwork, rounds: int = 1, steps: int = 2, rate: float = 1e-3) -> ModuleSteps:
+    return sync_phase(network, load_autoencoder("patch"), SyncConfig(rounds=rounds, steps=steps, learning_rate=rate))
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +55,7 @@ def trained(splits: tuple[list[Piece], list[Piece]], all_rounds: Any) -> SyncNet
     network = new_network()
     moved = np.concatenate([piece.latents.astype(float) - piece.latents[:1] for piece in splits[0]])
     network.residual_std.copy_(torch.from_numpy(np.sqrt((moved**2).mean((0, 2, 3)))))
-    all_rounds(phase_of(network, 4, 30), splits[0], 4)
+    all_rounds(phase_of(network, 3, 16, 3e-3), splits[0], 3)
     return network
 
 
@@ -67,31 +65,6 @@ def test_held_out_clips_are_told_apart_after_training(splits, trained: SyncNetwo
     assert after.pairwise > 0.75 and after.within_1 >= max(0.8, before.within_1 + 0.3)
     assert not trained.training
     assert not any(parameter.requires_grad for parameter in trained.parameters())
-
-
-@pytest.mark.parametrize("late", [-3, 2])
-def test_a_trained_network_finds_the_shift_of_held_out_clips(splits, trained: SyncNetwork, late: int) -> None:
-    """Late lips: the sound's first frames are cut off, and the picture's last ones."""
-    found = []
-    for piece in splits[1]:
-        latents, speech = (torch.from_numpy(part.astype(np.float32)) for part in (piece.latents, piece.speech))
-        keep = len(latents) - abs(late)
-        begin_lips, begin_sound = max(0, -late), max(0, late)
-        offset, _ = find_offset(
-            trained, latents[begin_lips : begin_lips + keep], speech[begin_sound : begin_sound + keep], latents[0]
-        )
-        found.append(offset)
-    assert np.median([offset for offset in found if offset is not None]) == late
-
-
-def test_a_seed_repeats_it(splits, all_rounds) -> None:
-    weights = [flat(new_network())]
-    for outside in range(2):
-        network = new_network()
-        torch.manual_seed(outside)
-        all_rounds(phase_of(network), splits[0], seed=1)
-        weights.append(flat(network))
-    assert torch.equal(weights[1], weights[2]) and not torch.equal(weights[0], weights[1])
 
 
 def flat(network: SyncNetwork) -> torch.Tensor:
@@ -148,38 +121,6 @@ def test_one_clip_is_enough_and_shorter_ones_are_left_out(splits, all_rounds) ->
         all_rounds(phase_of(network), [])
 
 
-@pytest.mark.parametrize("short", [0, 5])
-def test_every_clip_has_as_many_varied_copies(splits, short: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also beside clips that are too short to be used, which have none."""
-    made: list[str] = []
-
-    def counted(pieces: list[Piece], *rest: Any) -> list[Piece]:
-        made.extend(f"{piece.client} {piece.clip}" for piece in pieces)
-        return vary_clips(pieces, *rest)
-
-    monkeypatch.setattr(sync, "vary_clips", counted)
-    usable = splits[0][:2]
-    cut = [replace(piece, latents=piece.latents[:4], speech=piece.speech[:4]) for piece in splits[0][2 : 2 + short]]
-    rng = np.random.default_rng(0)
-    next(sync.sync_losses(new_network(), load_autoencoder("patch"), 4, "cpu", [*cut, *usable], rng))
-    assert {name: made.count(name) for name in made} == {f"{piece.client} {piece.clip}": COPIES for piece in usable}
-
-
-def test_many_clips_are_varied_less(splits, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twelve clips and at most 40 copies: three of each."""
-    made: list[int] = []
-
-    def counted(pieces: list[Piece], *rest: Any) -> list[Piece]:
-        made.append(len(pieces))
-        return pieces
-
-    monkeypatch.setattr(sync, "vary_clips", counted)
-    monkeypatch.setattr(sync, "MOST_CLIPS", 40)
-    assert len(splits[0]) == 12
-    next(sync.sync_losses(new_network(), load_autoencoder("patch"), 4, "cpu", splits[0], np.random.default_rng(0)))
-    assert made == [12, 12, 12]
-
-
 def test_accuracy_counts_what_it_says(splits, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three clips of 12 windows, found 1 off, 2 off and not at all.
 
@@ -192,14 +133,6 @@ def test_accuracy_counts_what_it_says(splits, monkeypatch: pytest.MonkeyPatch) -
     table[0, 0] = 0
     network: Any = SimpleNamespace(embed_mouth=lambda *_: table[None], embed_speech=lambda _: torch.eye(12)[None])
     assert sync_accuracy(network, splits[1][:3]) == SyncAccuracy(1 / 3, 2 / 3, 49 / 56)
-
-
-def test_accuracy_of_nothing_or_of_less_than_a_window_is_refused(splits) -> None:
-    with pytest.raises(ValueError, match=r"0 clips to measure sync accuracy on"):
-        sync_accuracy(new_network(), [])
-    piece = splits[1][0]
-    with pytest.raises(ValueError, match=r"latents of 4 frames"):
-        sync_accuracy(new_network(), [replace(piece, latents=piece.latents[:4], speech=piece.speech[:4])])
 
 
 def test_varied_clips_are_the_same_clips_seen_differently(splits, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,29 +1,12 @@
 """The decoder gains detail; the latents that shards hold stay valid."""
 
-from pathlib import Path
-from typing import Any
-
 import numpy as np
-import pytest
 import torch
 
-from fedtalk_ray.errors import TrainingError
 from fedtalk_ray.model.autoencoder import PatchAutoencoder, encode_frames, encoder_fingerprint
 from fedtalk_ray.recipe import DecoderConfig
 from fedtalk_ray.shards.format import Piece
-from fedtalk_ray.shards.people import People
 from fedtalk_ray.training.phases.decoder import autoencoder_psnr, decoder_phase, random_frames
-
-
-@pytest.fixture(scope="module")
-def people(make_shards: Any, tmp_path_factory: pytest.TempPathFactory) -> People:
-    folder: Path = tmp_path_factory.mktemp("decoder") / "shards"
-    return People(folder, make_shards(folder, {"s1": [30, 30], "s2": [30, 30], "s3": [30, 30]}))
-
-
-@pytest.fixture(scope="module")
-def pieces(people: People) -> list[Piece]:
-    return [piece for name in ("s1", "s2", "s3") for piece in people.pieces(name, "train")]
 
 
 def new_autoencoder() -> PatchAutoencoder:
@@ -56,28 +39,3 @@ def test_the_decoder_alone_is_federated(pieces: list[Piece], make_task) -> None:
     assert phase.initial().tobytes() == shared.tobytes(), "what it learnt is in the update alone"
     phase.finish(shared + update)
     np.testing.assert_array_equal(phase.initial() - shared, update)
-
-
-def test_a_client_trains_on_her_own_clips_alone(people: People, pieces: list[Piece], make_task) -> None:
-    """By name among everybody's shards it is the same as with nothing but these clips."""
-    phase = decoder_phase(new_autoencoder(), DecoderConfig(steps=2))
-    shared = phase.initial()
-    named = phase.fit(make_task(people, shared, client="s2")).update
-    assert named.tobytes() == phase.fit(make_task([pieces[1]], shared)).update.tobytes()
-    assert named.tobytes() != phase.fit(make_task(people, shared, client="s3")).update.tobytes()
-
-
-def test_an_update_that_is_not_finite_does_not_leave_the_client(pieces: list[Piece], make_task) -> None:
-    phase = decoder_phase(new_autoencoder(), DecoderConfig(steps=2))
-    shared = phase.initial()
-    shared[7] = np.inf
-    with pytest.raises(TrainingError, match=r"not finite; lower decoder\.learning_rate"):
-        phase.fit(make_task(pieces, shared))
-
-
-def test_the_psnr_of_an_autoencoder_by_its_formula(pieces: list[Piece]) -> None:
-    autoencoder = PatchAutoencoder(luma_coefficients=1, chroma_coefficients=1).eval()
-    frames = pieces[0].frames[:3]
-    means = frames.reshape(3, 8, 4, 8, 4, 3).astype(float).mean((2, 4)).repeat(4, 1).repeat(4, 2)
-    expected = 10 * np.log10(255**2 / ((means.round() - frames) ** 2).mean())
-    assert autoencoder_psnr(autoencoder, frames) == pytest.approx(expected, abs=0.01)
