@@ -33,25 +33,26 @@ smoke: $(INSTALLED)  ## the main job at its smallest: drawn clips, one secure ro
 	$(BIN)/fedtalk verify $(SMOKE)/talk.mp4
 
 unit: $(INSTALLED)  ## the tests to run while you work: no Ray, no training, a minute
-	$(TEST_ENV) $(BIN)/python -m pytest tests/unit -n 2 $(ARGS)
+	$(TEST_ENV) $(BIN)/python -m pytest tests/unit -n 2 --dist loadfile $(ARGS)
 
 # Tests on Ray wait for processes to start much of the time, so the others run beside them, behind: those on Ray have
 # deadlines to meet. The last lines name what failed, so of tests on Ray that passed only the count is shown. pytest
 # leaves with 5 where ARGS selects nothing.
 test: $(INSTALLED)  ## all tests but the nightly ones (narrow it: make test ARGS="-k tdc")
 	@mkdir -p build; $(TEST_ENV) $(BIN)/python -m pytest tests/ray $(ARGS) >build/tests-on-ray.log 2>&1 & ray=$$!; \
-	$(TEST_ENV) nice -n 5 $(BIN)/python -m pytest tests/unit tests/slow -n 2 $(ARGS); others=$$?; \
+	$(TEST_ENV) nice -n 5 $(BIN)/python -m pytest tests/unit tests/slow -n 2 --dist loadfile $(ARGS); others=$$?; \
 	echo "tests/ray, begun beside these, is at work"; wait $$ray; ray=$$?; \
 	case $$ray in 0|5) tail -n 1 build/tests-on-ray.log ;; *) cat build/tests-on-ray.log ;; esac; \
 	for left in $$ray $$others; do case $$left in 0|5) ;; *) exit $$left ;; esac; done
 
 # FEDTALK_CASES=20000 and FEDTALK_LONG=1, for whom half a night is not too long: the numbers that docs/ tell of.
 nightly: $(INSTALLED)  ## the long tests, and many more cases of the secure protocol
-	$(TEST_ENV) FEDTALK_CASES=$${FEDTALK_CASES:-2000} $(BIN)/python -m pytest -n 2 --timeout 7200 \
-		tests/slow/privacy/test_protocol_properties.py tests/slow/coordinator/test_fuzzed_replies.py \
-		tests/slow/privacy/test_lying_server.py
-	$(TEST_ENV) FEDTALK_EVERYWHERE=1 $(BIN)/python -m pytest tests/ray/test_phases.py
-	$(TEST_ENV) $(BIN)/python -m pytest tests/nightly $(ARGS)
+	$(TEST_ENV) FEDTALK_CASES=$${FEDTALK_CASES:-1000} $(BIN)/python -m pytest -n 2 --timeout 7200 -m "nightly or not nightly" \
+		tests/slow/privacy/test_protocol_properties.py tests/slow/privacy/test_lying_server.py \
+		tests/slow/coordinator/test_fuzzed_replies.py tests/slow/coordinator/test_silent_connections.py
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -m nightly tests/unit tests/slow --deselect tests/slow/privacy
+	$(TEST_ENV) $(BIN)/python -m pytest -m "nightly or not nightly" tests/nightly $(ARGS)
+	$(TEST_ENV) $(BIN)/python -m pytest -m nightly tests/ray
 
 lint: $(INSTALLED)  ## ruff, format and types, then the commit hooks; changes no file
 	$(BIN)/python -m ruff check .

@@ -30,9 +30,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
-def dashboard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def dashboard(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A local cluster of 4 CPUs and 2 logical GPUs (no device is needed), shut down after the last test; the address of
-    its dashboard.
+    its dashboard, which is there for tests/nightly alone: it takes seconds.
 
     Workers run in this folder and import the installed package, and nothing is packed.
     """
@@ -44,7 +44,7 @@ def dashboard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             num_cpus=4,
             num_gpus=2,
             object_store_memory=256 * 1024**2,
-            include_dashboard=True,
+            include_dashboard=any(item.path.parent.name == "nightly" for item in request.session.items),
             _system_config={"metrics_report_interval_ms": 2000},
             log_to_driver=False,
             logging_level=logging.WARNING,

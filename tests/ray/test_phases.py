@@ -1,9 +1,6 @@
-"""All phases of a training on real Ray actors: central training as a federation of one, with stops and deaths.
+"""All phases of a training on real Ray actors: central training as a federation of one, with stops and deaths; nightly
+also with an autoencoder that sees the reference, from clips to sharpness."""
 
-FEDTALK_EVERYWHERE=1, as in `make nightly`, also has an autoencoder that sees the reference, from clips to sharpness.
-"""
-
-import os
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +19,7 @@ from fedtalk_ray.shards.prepare import prepare
 from fedtalk_ray.training.backbone import untrained_pipeline
 from fedtalk_ray.training.pretrain import federation_of_one, pretrain
 
-AUTOENCODERS = ["patch", *(["lower-face"] if os.environ.get("FEDTALK_EVERYWHERE") == "1" else [])]
+AUTOENCODERS = ["patch", "lower-face"]
 
 
 def weights_of(folder: Path) -> dict[str, np.ndarray]:
@@ -57,6 +54,7 @@ class Stopped(Exception):
     """Stands for the end of the driver."""
 
 
+@pytest.mark.nightly
 def test_training_with_one_client_is_pretraining_to_the_bit(
     start: tuple[Path, Path, dict[str, bool]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

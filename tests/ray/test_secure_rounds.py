@@ -187,6 +187,7 @@ def test_a_secure_round_is_the_plain_one_for_fedavg(recorded: dict[str, Any], tm
     assert recorded["figures"]["clip_fraction"] == 0.0
 
 
+@pytest.mark.nightly
 def test_groups_have_sums_of_their_own_in_every_phase_and_nothing_central_is_needed(
     make_config: Make, tmp_path: Path
 ) -> None:

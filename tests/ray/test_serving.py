@@ -32,6 +32,8 @@ from fedtalk_ray.service.making import Wish
 from tests.served import TOKEN, Served, form, frames_of, own_adapter, png, run_of, until, wav
 from tests.unit.conftest import tiny_pipeline
 
+pytestmark = pytest.mark.nightly
+
 NAMES = ["", "c0", "c1"]
 LASTING = {"files": form(sound=wav(1.9)), "data": {"steps": 20}}
 """Long enough to die over."""

@@ -223,6 +223,7 @@ def test_docstrings_become_markdown() -> None:
     assert docstrings.as_markdown("Layout:\n\n    A/b\n\nEnd.") == "Layout:\n\n```text\n    A/b\n```\n\nEnd."
 
 
+@pytest.mark.nightly
 def test_the_site_is_built_without_a_warning_and_asks_nobody(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)}

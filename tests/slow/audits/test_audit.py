@@ -185,6 +185,7 @@ def test_likelihood_ratios_are_deviations_above_the_shadows() -> None:
         membership.likelihood_ratio({"b": 1.0}, shadows[1:], under[1:])
 
 
+@pytest.mark.nightly
 def test_shadow_runs_leave_everybody_out_of_half_of_them(plain_run: Path) -> None:
     audited = Subject(RunFolder(plain_run), FAST)
     shadows = train_shadows(audited, replace(FAST, shadows=2, shadow_rounds=1))

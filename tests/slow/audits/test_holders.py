@@ -14,6 +14,7 @@ from tests.slow.audits.test_server_saw import audit, figures
 from tests.unit.audits.conftest import DRAWN, LARGE
 
 
+@pytest.mark.nightly
 def test_a_sound_exchange_on_a_sparse_graph_stands_it(sparse: Round, monkeypatch: pytest.MonkeyPatch) -> None:
     # A guess that hits one client's draw by chance names nothing.
     monkeypatch.setattr(holders, "is_foretold", lambda view, owner, drawn: owner == min(view.holders))

@@ -132,6 +132,7 @@ def test_the_report_holds_every_run_and_the_share_won_back(tmp_path: Path) -> No
     assert {path.name for path in (tmp_path / "plots").iterdir()} == {"held_out_loss.png", "bars.png"}
 
 
+@pytest.mark.nightly
 def test_a_model_that_no_run_made_is_measured_once_beside_every_seed(run: Planned, tmp_path: Path, monkeypatch) -> None:
     """Its row is of the same clips as the methods', and methods are compared with it as with one another."""
     models = {"before": run.config.run, "other": str(Path(run.config.run) / "pipeline")}

@@ -12,6 +12,7 @@ from fedtalk_ray.media.face_template import LEFT_EYE, RIGHT_EYE
 from fedtalk_ray.shards.reading import read_parts
 
 
+@pytest.mark.nightly
 def test_who_reads_clips_loads_no_networks() -> None:
     """A cluster starts several such processes, and each would take seconds and hundreds of megabytes."""
     look = "import sys, fedtalk_ray.shards.reading; print({'diffusers', 'peft', 'transformers'} & set(sys.modules))"

@@ -27,6 +27,7 @@ def speech_of(identity: int) -> Speech:
     return speak(voice_traits(np.random.default_rng([5, identity])), 75, np.random.default_rng([6, identity]))
 
 
+@pytest.mark.nightly
 def test_same_arguments_give_the_same_clip_in_another_process():
     here = digest(synthetic.render_clip(3, 5, seed=7, size=16, seconds=0.4))
     program = (

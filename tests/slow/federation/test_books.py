@@ -71,6 +71,7 @@ def test_the_books_are_never_low(
 
 
 @pytest.mark.parametrize(("clients", "cohort", "rounds", "cap"), [(64, 32, 6, 2), (12, 12, 5, 5)])
+@pytest.mark.nightly
 def test_a_capped_run_goes_as_far_as_its_plan_and_its_books_are_never_low(
     tmp_path: Path, clients: int, cohort: int, rounds: int, cap: int
 ) -> None:

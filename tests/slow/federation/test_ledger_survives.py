@@ -271,3 +271,14 @@ def test_the_clip_norm_follows_the_cohort_and_outlives_a_restart(tmp_path: Path)
 
     assert planned(first) == pytest.approx(0.905, abs=0.055) and planned(first) != 1.0
     assert planned(run.server()) == planned(first)
+
+
+def test_of_rounds_of_several_phases_the_client_of_the_largest_epsilon_counts(tmp_path: Path) -> None:
+    """Coarse steps cost what their multiplier does not tell: a's two rounds more than b's one, of less noise."""
+    coarse, fine = Noise("skellam", 1.5, 2.0, 10_000), Noise("skellam", 1.0)
+    one, two = (epsilon([Rounds(noise, 1.0, count)], 1e-5) for noise, count in ((fine, 1), (coarse, 2)))
+    assert two > one + 0.4 and 2 / coarse.multiplier**2 < 1 / fine.multiplier**2
+    ledger = Ledger(tmp_path / "ledger.json")
+    for exchange, (noise, clients) in enumerate([(coarse, ("a",)), (coarse, ("a", "c")), (fine, ("b",))], 1):
+        ledger.charge(Charge(exchange, exchange, noise, 0.5, clients))
+    assert ledger.spent(1e-5).server == pytest.approx(two)

@@ -1,5 +1,6 @@
 """MuseTalk's networks: published names and shapes, adapters by hand, a step's memory held to real allocations."""
 
+import pytest
 import torch
 
 from fedtalk_ray.model.held_memory import LiveBytes
@@ -16,6 +17,7 @@ def test_attention_adapters_by_hand() -> None:
     assert all(parameter.dtype == torch.bfloat16 for parameter in step.adapter())
 
 
+@pytest.mark.nightly
 def test_a_step_held_again_holds_less() -> None:
     peaks = []
     for checkpointing in (False, True):

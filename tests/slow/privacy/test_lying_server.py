@@ -36,8 +36,7 @@ from tests.unit.privacy.stories import (
     two_stories,
 )
 
-CASES = int(os.environ.get("FEDTALK_CASES", "35"))
-NIGHTLY = CASES > 1000
+CASES = int(os.environ.get("FEDTALK_CASES", "15"))
 
 pytestmark = pytest.mark.usefixtures("same_frames_are_read_once")
 
@@ -199,7 +198,7 @@ def test_no_deviation_opens_a_small_sum(attack: Attack) -> None:
     assert not attack.play().too_small()
 
 
-@pytest.mark.skipif(not NIGHTLY, reason="a quarter of an hour; make nightly")
+@pytest.mark.nightly
 @settings(
     max_examples=max(1, CASES // 500),
     deadline=None,

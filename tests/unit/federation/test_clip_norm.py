@@ -36,3 +36,10 @@ def test_what_is_configured_stands_and_statistics_have_a_bound_of_their_own() ->
     assert clip_norm_of(config(speech={"steps": 1, "learning_rate": 0.5}), 11, 4) == pytest.approx(
         2 * Pace(0.5, 9, 20).rate(0), rel=1e-5
     )
+
+
+def test_a_constant_rate_and_sgd() -> None:
+    """Two steps of 0.001 reach 0.002 a value and a little more; sgd goes 2 * 0.001 * 3, as gradients are cut to 3."""
+    constant = {"learning_rate": 1e-3, "steps": 2, "schedule": "constant"}
+    assert clip_norm_of(config(local=constant), 25, 10_000) == pytest.approx(0.1 * (1 + RISING), rel=1e-5)
+    assert clip_norm_of(config(local=constant | {"optimizer": "sgd", "clip_norm": 3.0}), 25, 10_000) == 0.006

@@ -76,3 +76,29 @@ def test_residuals_by_hand_and_back(make_denoiser) -> None:
     residual = denoiser.to_residual(latents, reference)
     assert residual[0, 1, :, 0, 0].tolist() == [2.0, 1.0, 0.5, 4.0]
     assert torch.equal(denoiser.from_residual(residual, reference), latents)
+
+
+def test_without_hearing_the_sound_does_not_matter(make_denoiser, make_windows) -> None:
+    denoiser, batch, other = make_denoiser(), make_windows(), make_windows()
+    other.speech.add_(1)
+    deaf, hearing = torch.tensor([False, False]), torch.tensor([True, True])
+    assert torch.equal(run(denoiser, batch, deaf), run(denoiser, other, deaf))
+    assert torch.equal(run(denoiser, batch, hearing), run(denoiser, batch))
+    mixed = run(denoiser, batch, torch.tensor([True, False]))
+    assert torch.allclose(mixed[0], run(denoiser, batch)[0], atol=1e-6)
+    assert torch.allclose(mixed[1], run(denoiser, batch, deaf)[1], atol=1e-6)
+    assert (run(denoiser, batch) - run(denoiser, batch, deaf)).abs().max() > 1e-3
+
+
+def test_a_lip_shape_by_hand(make_denoiser) -> None:
+    """The aperture, then displacements along the axes, each in its own units."""
+    denoiser = make_denoiser(lip_numbers=3)
+    assert not denoiser.knows_lips()
+    denoiser.lip_axes[0, 0], denoiser.lip_axes[1, 39] = 1, -1
+    denoiser.lip_mean.copy_(torch.tensor([0.1, 0, 0]))
+    denoiser.lip_std.copy_(torch.tensor([0.05, 0.01, 0.02]))
+    motion = torch.zeros(2, 41)
+    motion[:, 0] = 0.2
+    motion[1, 1], motion[1, 40] = 0.03, 0.04
+    assert torch.allclose(denoiser.lip_shape(motion), torch.tensor([[2.0, 0, 0], [2, 3, -2]]), atol=1e-5)
+    assert denoiser.knows_lips()

@@ -125,3 +125,21 @@ def test_no_offset_of_a_still_of_a_contrary_or_of_a_short_clip(network: SyncNetw
     assert np.isfinite(find_offset(network, latents, speech, latents[0])[1]).all()
     with pytest.raises(ValueError, match=r"at least 5 are needed"):
         find_offset(network, latents[:4], speech[:4], latents[0])
+
+
+@pytest.mark.parametrize("late", [-5, -3, 0, 1, 4])
+def test_the_offset_is_the_delay_that_was_put_in(late: int) -> None:
+    """Every moment has a direction of its own: sound[i] is moment 10 + i, the lips run `late`."""
+    moments = directions(60)
+    offset, cosines = find_offset(spelled_out(), moments[10 - late : 50 - late], moments[10:50], torch.zeros(()))
+    assert offset == late
+    assert cosines.shape == (2 * MAX_OFFSET + 1,) and cosines[late + MAX_OFFSET] == pytest.approx(1, abs=1e-5)
+
+
+def test_the_cosine_at_an_offset_is_the_mean_over_the_same_mouths() -> None:
+    """Six windows, offsets of one frame: mouths 1 to 4, with the sounds one later, the same, and one earlier."""
+    mouth, sound = directions(6, seed=1), directions(6, seed=2)
+    _, cosines = find_offset(spelled_out(), mouth, sound, torch.zeros(()), max_offset=1)
+    table = mouth.double().numpy() @ sound.double().numpy().T
+    expected = [np.mean([table[mouth, mouth - offset] for mouth in range(1, 5)]) for offset in (-1, 0, 1)]
+    np.testing.assert_allclose(cosines, expected, atol=1e-6)
